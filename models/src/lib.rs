@@ -1,0 +1,4 @@
+//! Architectures, tokenizer and audio front end.
+
+pub mod audio;
+pub mod tokenizer;

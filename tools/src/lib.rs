@@ -1,0 +1,1 @@
+//! The subcommands of `tympan` as a library, for the binary and the tests.

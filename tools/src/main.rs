@@ -1,0 +1,3 @@
+//! `tympan`: parses, calls, maps errors to exit codes; nothing else.
+
+fn main() {}
