@@ -1,0 +1,16 @@
+//! Kernels for CPUs: one handle, [`Kernels`], through which everything is called.
+//!
+//! [`scalar`] says what every kernel means; the files of the other instruction sets hold faster versions of some of
+//! them, and `table` joins them. Whoever holds a [`Kernels`] may call any kernel: it exists only for an instruction set
+//! that this CPU has.
+
+mod attention;
+mod isa;
+mod product;
+mod scalar;
+mod table;
+
+pub use self::attention::{Attention, KEY_BLOCK, KvRows};
+pub use self::isa::{ISA_VARIABLE, Isa, UnknownIsa};
+pub use self::product::{Operand, PANEL_ROWS, Product};
+pub use self::table::Kernels;

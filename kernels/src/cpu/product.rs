@@ -1,0 +1,82 @@
+//! What a matrix product is given: [`Product`], and how its activations are laid out: [`Operand`].
+
+use crate::quant::activation::{BlockQ8, BlockQ8_K};
+use crate::quant::{Format, SMALL_BLOCK, SUPER_BLOCK};
+
+/// Rows of activations in one panel of [`Operand::Panels`].
+pub const PANEL_ROWS: usize = 16;
+
+/// How a product wants its activations. `Kernels::operand` chooses, `Kernels::prepare` makes it, panel by panel.
+///
+/// The buffer is counted in `f32`s whatever is in it. Panels lie behind each other; each holds
+/// [`panel_rows`](Self::panel_rows) rows in [`panel_len`](Self::panel_len) `f32`s. The value of a result depends on its
+/// weight row, its activation row and the operand, and on nothing else.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Operand {
+    /// f32 rows as they are: rows that lie without gaps need no preparation.
+    Rows,
+    /// Rows of [`BlockQ8`].
+    Q8,
+    /// Rows of [`BlockQ8_K`].
+    Q8K,
+    /// `[n_panels, k, PANEL_ROWS]` f32: transposed, so that a vector holds one column of 16 rows. Missing rows are 0.
+    Panels,
+}
+
+impl Operand {
+    /// Rows of activations that one panel holds.
+    pub const fn panel_rows(self) -> usize {
+        match self {
+            Self::Rows | Self::Q8 | Self::Q8K => 1,
+            Self::Panels => PANEL_ROWS,
+        }
+    }
+
+    /// `f32`s of one panel of rows of `k` elements.
+    pub const fn panel_len(self, k: usize) -> usize {
+        match self {
+            Self::Rows => k,
+            Self::Q8 => k / SMALL_BLOCK * (size_of::<BlockQ8>() / size_of::<f32>()),
+            Self::Q8K => k / SUPER_BLOCK * (size_of::<BlockQ8_K>() / size_of::<f32>()),
+            Self::Panels => k * PANEL_ROWS,
+        }
+    }
+
+    /// `f32`s of the whole operand: `m` rows of `k` elements.
+    pub const fn len(self, m: usize, k: usize) -> usize {
+        m.div_ceil(self.panel_rows()) * self.panel_len(k)
+    }
+}
+
+/// A tile of a matrix product: some rows of weights with all rows of activations.
+#[derive(Clone, Copy, Debug)]
+pub struct Product<'a> {
+    /// Format of the weights.
+    pub format: Format,
+    /// Rows of weights, `[n_rows, k]`, in `format`, without gaps.
+    pub w: &'a [u8],
+    /// Rows of weights.
+    pub n_rows: usize,
+    /// Elements of a row; a multiple of the format's block.
+    pub k: usize,
+    /// Layout of the activations, as `Kernels::operand` gave it for `format`.
+    pub operand: Operand,
+    /// The prepared activations, `operand.len(m, k)`.
+    pub x: &'a [f32],
+    /// Rows of activations.
+    pub m: usize,
+}
+
+impl<'a> Product<'a> {
+    /// The bytes of weight row `j`.
+    pub(super) fn row(&self, j: usize) -> &'a [u8] {
+        let row_bytes = self.format.row_bytes(self.k);
+        &self.w[j * row_bytes..][..row_bytes]
+    }
+
+    /// Panel `i` of the activations.
+    pub(super) fn panel(&self, i: usize) -> &'a [f32] {
+        let len = self.operand.panel_len(self.k);
+        &self.x[i * len..][..len]
+    }
+}

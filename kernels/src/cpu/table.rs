@@ -1,0 +1,334 @@
+//! One table of function pointers per instruction set, and [`Kernels`], the handle to call them through.
+
+#![allow(unsafe_code, reason = "the one place where kernels of an instruction set are called")]
+
+use half::f16;
+
+use super::attention::Attention;
+use super::isa::{Isa, UnknownIsa};
+use super::product::{Operand, Product};
+use super::scalar;
+use crate::quant::Format;
+
+/// The kernels of one instruction set. Calling an entry is sound on a CPU that has `isa`.
+pub(super) struct Table {
+    pub isa: Isa,
+    pub decode_row: unsafe fn(Format, &[u8], &mut [f32]),
+    pub operand: fn(Format, usize) -> Operand,
+    pub prepare: unsafe fn(Operand, &[f32], usize, usize, usize, &mut [f32]),
+    pub product_scratch_len: fn(Format, Operand, usize, usize, usize) -> usize,
+    pub product: unsafe fn(&Product<'_>, &mut [f32], &mut [f32]),
+    pub attention_scratch_len: fn(usize, usize) -> usize,
+    pub attention: unsafe fn(&Attention<'_>, &mut [f32], &mut [f32]),
+    pub dot_f32: unsafe fn(&[f32], &[f32]) -> f32,
+    pub dot_f16: unsafe fn(&[f16], &[f32]) -> f32,
+    pub axpy_f32: unsafe fn(&mut [f32], f32, &[f32]),
+    pub axpy_f16: unsafe fn(&mut [f32], f32, &[f16]),
+    pub f16_to_f32: unsafe fn(&[f16], &mut [f32]),
+    pub f32_to_f16: unsafe fn(&[f32], &mut [f16]),
+    pub max_of: unsafe fn(&[f32]) -> f32,
+    pub exp_sum: unsafe fn(&mut [f32], f32) -> f32,
+    pub rms_norm: unsafe fn(&mut [f32], &[f32], f32),
+    pub layer_norm: unsafe fn(&mut [f32], &[f32], &[f32], f32),
+    pub add: unsafe fn(&mut [f32], &[f32]),
+    pub mul: unsafe fn(&mut [f32], &[f32]),
+    pub scale: unsafe fn(&mut [f32], f32),
+    pub silu: unsafe fn(&mut [f32]),
+    pub sigmoid: unsafe fn(&mut [f32]),
+    pub gelu: unsafe fn(&mut [f32]),
+    pub gelu_tanh: unsafe fn(&mut [f32]),
+    pub relu: unsafe fn(&mut [f32]),
+    pub silu_mul: unsafe fn(&mut [f32], &[f32]),
+    pub rope_half: unsafe fn(&mut [f32], &[f32], &[f32]),
+    pub rope_interleaved: unsafe fn(&mut [f32], &[f32], &[f32]),
+}
+
+/// Every kernel in plain Rust.
+const SCALAR: Table = Table {
+    isa: Isa::Scalar,
+    decode_row: scalar::decode_row,
+    operand: scalar::operand,
+    prepare: scalar::prepare,
+    product_scratch_len: scalar::product_scratch_len,
+    product: scalar::product,
+    attention_scratch_len: scalar::attention_scratch_len,
+    attention: scalar::attention,
+    dot_f32: scalar::dot_f32::<false>,
+    dot_f16: scalar::dot_f16,
+    axpy_f32: scalar::axpy_f32::<false>,
+    axpy_f16: scalar::axpy_f16,
+    f16_to_f32: scalar::f16_to_f32,
+    f32_to_f16: scalar::f32_to_f16,
+    max_of: scalar::max_of,
+    exp_sum: scalar::exp_sum::<false>,
+    rms_norm: scalar::rms_norm::<false>,
+    layer_norm: scalar::layer_norm::<false>,
+    add: scalar::add,
+    mul: scalar::mul,
+    scale: scalar::scale,
+    silu: scalar::silu::<false>,
+    sigmoid: scalar::sigmoid::<false>,
+    gelu: scalar::gelu::<false>,
+    gelu_tanh: scalar::gelu_tanh::<false>,
+    relu: scalar::relu,
+    silu_mul: scalar::silu_mul::<false>,
+    rope_half: scalar::rope_half,
+    rope_interleaved: scalar::rope_interleaved,
+};
+
+static SCALAR_TABLE: Table = SCALAR;
+
+/// Kernels of one instruction set that this CPU has.
+///
+/// Lengths that do not fit together panic. A kernel with one `&mut` row works in place.
+#[derive(Clone, Copy)]
+pub struct Kernels(&'static Table);
+
+impl std::fmt::Debug for Kernels {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Kernels({})", self.isa())
+    }
+}
+
+impl Kernels {
+    /// The best kernels of this CPU, or those that `TYMPAN_ISA` caps it to.
+    ///
+    /// Errors: the variable names no instruction set.
+    pub fn detect() -> Result<Self, UnknownIsa> {
+        Isa::detect().map(Self::new)
+    }
+
+    /// Every set of kernels that this CPU can run, scalar first.
+    pub fn available() -> impl Iterator<Item = Self> {
+        Isa::ALL.into_iter().filter(|isa| isa.is_supported()).map(Self::new)
+    }
+
+    /// `isa` is one that this CPU has.
+    fn new(isa: Isa) -> Self {
+        assert!(isa.is_supported(), "kernels for a detected instruction set");
+        match isa {
+            Isa::Scalar | Isa::Avx2 | Isa::Avx512 => Self(&SCALAR_TABLE),
+        }
+    }
+
+    /// The instruction set of these kernels.
+    pub fn isa(self) -> Isa {
+        self.0.isa
+    }
+
+    /// Decodes one row of weights; exact. `bytes` is the row of `out.len()` elements.
+    pub fn decode_row(self, format: Format, bytes: &[u8], out: &mut [f32]) {
+        assert_eq!(bytes.len(), format.row_bytes(out.len()), "bytes of a row");
+        // SAFETY: `Kernels` exists only for instruction sets that this CPU has.
+        unsafe { (self.0.decode_row)(format, bytes, out) }
+    }
+
+    /// The layout in which a product of these weights with `m` rows wants its activations.
+    ///
+    /// Small `m`: rows, quantized to 8 bits where the format has an integer dot product. Large `m`: panels.
+    pub fn operand(self, format: Format, m: usize) -> Operand {
+        (self.0.operand)(format, m)
+    }
+
+    /// Makes one panel of an operand from `n_rows` rows of `k` activations, `stride` apart in `x`.
+    ///
+    /// `n_rows` is `operand.panel_rows()`, less only in the last panel; `out` takes `operand.panel_len(k)`.
+    pub fn prepare(self, operand: Operand, x: &[f32], stride: usize, n_rows: usize, k: usize, out: &mut [f32]) {
+        assert!((1..=operand.panel_rows()).contains(&n_rows), "rows of a panel");
+        assert!(n_rows == 1 || stride >= k, "rows apart");
+        assert!(x.len() >= (n_rows - 1) * stride + k, "rows of activations");
+        assert_eq!(out.len(), operand.panel_len(k), "a panel");
+        // SAFETY: `Kernels` exists only for instruction sets that this CPU has.
+        unsafe { (self.0.prepare)(operand, x, stride, n_rows, k, out) }
+    }
+
+    /// `f32`s that [`product`](Self::product) needs to work in, for calls of up to `n_rows` rows of weights.
+    pub fn product_scratch_len(self, format: Format, operand: Operand, n_rows: usize, k: usize, m: usize) -> usize {
+        (self.0.product_scratch_len)(format, operand, n_rows, k, m)
+    }
+
+    /// `out[i, j] = sum over k of w[j, k] x[i, k]`; `out` is `[m, n_rows]`. What `scratch` holds does not matter.
+    ///
+    /// The value of an element does not depend on which other rows are in the call, on either side.
+    pub fn product(self, p: &Product<'_>, out: &mut [f32], scratch: &mut [f32]) {
+        assert_eq!(p.w.len(), p.n_rows * p.format.row_bytes(p.k), "rows of weights");
+        assert_eq!(p.x.len(), p.operand.len(p.m, p.k), "activations");
+        assert_eq!(out.len(), p.m * p.n_rows, "out is [m, n_rows]");
+        assert!(
+            matches!(p.operand, Operand::Rows | Operand::Panels) || p.operand == scalar::small_operand(p.format),
+            "an operand of this format"
+        );
+        let len = self.product_scratch_len(p.format, p.operand, p.n_rows, p.k, p.m);
+        // SAFETY: `Kernels` exists only for instruction sets that this CPU has.
+        unsafe { (self.0.product)(p, out, &mut scratch[..len]) }
+    }
+
+    /// `f32`s that [`attention`](Self::attention) needs to work in.
+    pub fn attention_scratch_len(self, n_q: usize, head_dim: usize) -> usize {
+        (self.0.attention_scratch_len)(n_q, head_dim)
+    }
+
+    /// `out[i] = sum over keys j in range i of softmax_j(scale q_i . k_j) v_j`; `out` is `[n_q, head_dim]`.
+    ///
+    /// A query with an empty range gives zeros. A query's result does not depend on the other queries.
+    pub fn attention(self, a: &Attention<'_>, out: &mut [f32], scratch: &mut [f32]) {
+        let n_q = a.ranges.len();
+        assert_eq!(out.len(), n_q * a.head_dim, "out is [n_q, head_dim]");
+        assert!(a.head_dim > 0, "heads have elements");
+        assert!(n_q == 0 || a.q.len() >= (n_q - 1) * a.q_stride + a.head_dim, "queries");
+        let n_keys = a.ranges.iter().map(|r| r[1] as usize).max().unwrap_or(0);
+        assert!(a.k.holds(n_keys, a.head_dim) && a.v.holds(n_keys, a.head_dim), "keys and values");
+        let len = self.attention_scratch_len(n_q, a.head_dim);
+        // SAFETY: `Kernels` exists only for instruction sets that this CPU has.
+        unsafe { (self.0.attention)(a, out, &mut scratch[..len]) }
+    }
+
+    /// `sum a_i b_i`, close.
+    pub fn dot_f32(self, a: &[f32], b: &[f32]) -> f32 {
+        assert_eq!(a.len(), b.len());
+        // SAFETY: `Kernels` exists only for instruction sets that this CPU has.
+        unsafe { (self.0.dot_f32)(a, b) }
+    }
+
+    /// `sum a_i b_i` with `a` widened, close.
+    pub fn dot_f16(self, a: &[f16], b: &[f32]) -> f32 {
+        assert_eq!(a.len(), b.len());
+        // SAFETY: `Kernels` exists only for instruction sets that this CPU has.
+        unsafe { (self.0.dot_f16)(a, b) }
+    }
+
+    /// `y += s x`.
+    pub fn axpy_f32(self, y: &mut [f32], s: f32, x: &[f32]) {
+        assert_eq!(y.len(), x.len());
+        // SAFETY: `Kernels` exists only for instruction sets that this CPU has.
+        unsafe { (self.0.axpy_f32)(y, s, x) }
+    }
+
+    /// `y += s x` with `x` widened.
+    pub fn axpy_f16(self, y: &mut [f32], s: f32, x: &[f16]) {
+        assert_eq!(y.len(), x.len());
+        // SAFETY: `Kernels` exists only for instruction sets that this CPU has.
+        unsafe { (self.0.axpy_f16)(y, s, x) }
+    }
+
+    /// Widens `x` into `y`; exact.
+    pub fn f16_to_f32(self, x: &[f16], y: &mut [f32]) {
+        assert_eq!(x.len(), y.len());
+        // SAFETY: `Kernels` exists only for instruction sets that this CPU has.
+        unsafe { (self.0.f16_to_f32)(x, y) }
+    }
+
+    /// Rounds `x` to halves, ties to even, into `y`; exact but for the payload of NaN.
+    pub fn f32_to_f16(self, x: &[f32], y: &mut [f16]) {
+        assert_eq!(x.len(), y.len());
+        // SAFETY: `Kernels` exists only for instruction sets that this CPU has.
+        unsafe { (self.0.f32_to_f16)(x, y) }
+    }
+
+    /// The largest element, NaN ignored; minus infinity of nothing.
+    pub fn max_of(self, x: &[f32]) -> f32 {
+        // SAFETY: `Kernels` exists only for instruction sets that this CPU has.
+        unsafe { (self.0.max_of)(x) }
+    }
+
+    /// `x_i = e^(x_i - max)`; returns their sum.
+    pub fn exp_sum(self, x: &mut [f32], max: f32) -> f32 {
+        // SAFETY: `Kernels` exists only for instruction sets that this CPU has.
+        unsafe { (self.0.exp_sum)(x, max) }
+    }
+
+    /// `x = softmax(x)`.
+    pub fn softmax(self, x: &mut [f32]) {
+        let max = self.max_of(x);
+        let sum = self.exp_sum(x, max);
+        self.scale(x, 1.0 / sum);
+    }
+
+    /// `y = y / sqrt(mean(y^2) + eps) * w`.
+    pub fn rms_norm(self, y: &mut [f32], w: &[f32], eps: f32) {
+        assert_eq!(y.len(), w.len());
+        // SAFETY: `Kernels` exists only for instruction sets that this CPU has.
+        unsafe { (self.0.rms_norm)(y, w, eps) }
+    }
+
+    /// `y = (y - mean) / sqrt(variance + eps) * w + b`.
+    pub fn layer_norm(self, y: &mut [f32], w: &[f32], b: &[f32], eps: f32) {
+        assert_eq!(y.len(), w.len());
+        assert_eq!(y.len(), b.len());
+        // SAFETY: `Kernels` exists only for instruction sets that this CPU has.
+        unsafe { (self.0.layer_norm)(y, w, b, eps) }
+    }
+
+    /// `y += x`.
+    pub fn add(self, y: &mut [f32], x: &[f32]) {
+        assert_eq!(y.len(), x.len());
+        // SAFETY: `Kernels` exists only for instruction sets that this CPU has.
+        unsafe { (self.0.add)(y, x) }
+    }
+
+    /// `y *= x`.
+    pub fn mul(self, y: &mut [f32], x: &[f32]) {
+        assert_eq!(y.len(), x.len());
+        // SAFETY: `Kernels` exists only for instruction sets that this CPU has.
+        unsafe { (self.0.mul)(y, x) }
+    }
+
+    /// `y *= s`.
+    pub fn scale(self, y: &mut [f32], s: f32) {
+        // SAFETY: `Kernels` exists only for instruction sets that this CPU has.
+        unsafe { (self.0.scale)(y, s) }
+    }
+
+    /// `y = y * sigmoid(y)`; error as [`crate::math::silu`].
+    pub fn silu(self, y: &mut [f32]) {
+        // SAFETY: `Kernels` exists only for instruction sets that this CPU has.
+        unsafe { (self.0.silu)(y) }
+    }
+
+    /// `y = 1 / (1 + e^-y)`; error as [`crate::math::sigmoid`].
+    pub fn sigmoid(self, y: &mut [f32]) {
+        // SAFETY: `Kernels` exists only for instruction sets that this CPU has.
+        unsafe { (self.0.sigmoid)(y) }
+    }
+
+    /// The exact GELU; error as [`crate::math::gelu`].
+    pub fn gelu(self, y: &mut [f32]) {
+        // SAFETY: `Kernels` exists only for instruction sets that this CPU has.
+        unsafe { (self.0.gelu)(y) }
+    }
+
+    /// The tanh form of GELU; error as [`crate::math::gelu_tanh`].
+    pub fn gelu_tanh(self, y: &mut [f32]) {
+        // SAFETY: `Kernels` exists only for instruction sets that this CPU has.
+        unsafe { (self.0.gelu_tanh)(y) }
+    }
+
+    /// `y = max(y, 0)`; NaN stays.
+    pub fn relu(self, y: &mut [f32]) {
+        // SAFETY: `Kernels` exists only for instruction sets that this CPU has.
+        unsafe { (self.0.relu)(y) }
+    }
+
+    /// `gate = silu(gate) * up`.
+    pub fn silu_mul(self, gate: &mut [f32], up: &[f32]) {
+        assert_eq!(gate.len(), up.len());
+        // SAFETY: `Kernels` exists only for instruction sets that this CPU has.
+        unsafe { (self.0.silu_mul)(gate, up) }
+    }
+
+    /// Half-split rotary embedding: turns the pairs `(x[i], x[i + n])`, n = `cos.len()`; what follows stays.
+    pub fn rope_half(self, x: &mut [f32], cos: &[f32], sin: &[f32]) {
+        assert_eq!(cos.len(), sin.len());
+        assert!(x.len() >= 2 * cos.len());
+        // SAFETY: `Kernels` exists only for instruction sets that this CPU has.
+        unsafe { (self.0.rope_half)(x, cos, sin) }
+    }
+
+    /// Interleaved rotary embedding: turns the pairs `(x[2 i], x[2 i + 1])`; what follows stays.
+    pub fn rope_interleaved(self, x: &mut [f32], cos: &[f32], sin: &[f32]) {
+        assert_eq!(cos.len(), sin.len());
+        assert!(x.len() >= 2 * cos.len());
+        // SAFETY: `Kernels` exists only for instruction sets that this CPU has.
+        unsafe { (self.0.rope_interleaved)(x, cos, sin) }
+    }
+}

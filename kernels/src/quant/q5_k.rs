@@ -1,0 +1,44 @@
+//! Q5_K: 256 levels of 5 bits; 8 groups of 32 with 6-bit scale and minimum.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::{F16Bytes, SUPER_BLOCK, scale_min_k4};
+
+/// Value of a level in a group: `(d * scale) * level - dmin * min`.
+#[allow(non_camel_case_types, reason = "upstream spelling of formats")]
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+pub struct BlockQ5_K {
+    /// Scale of the scales.
+    pub d: F16Bytes,
+    /// Scale of the minima.
+    pub dmin: F16Bytes,
+    /// Eight 6-bit scales and minima; see [`BlockQ5_K::scale_min`].
+    pub scales: [u8; 12],
+    /// Fifth bit of element e: byte `e % 32`, bit `e / 32`.
+    pub qh: [u8; SUPER_BLOCK / 8],
+    /// Low bits of element e: byte `32 * (e / 64) + e % 32`; the low nibble where `e % 64 < 32`.
+    pub qs: [u8; SUPER_BLOCK / 2],
+}
+
+impl BlockQ5_K {
+    /// Scale and minimum of group `j`, six bits each.
+    pub const fn scale_min(&self, j: usize) -> (u8, u8) {
+        scale_min_k4(&self.scales, j)
+    }
+}
+
+/// Decodes whole blocks.
+pub(super) fn decode(blocks: &[BlockQ5_K], out: &mut [[f32; SUPER_BLOCK]]) {
+    for (y, b) in out.iter_mut().zip(blocks) {
+        let (d, dmin) = (b.d.to_f32(), b.dmin.to_f32());
+        for (j, y) in y.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+            let (scale, min) = b.scale_min(j);
+            let (scale, min) = (d * f32::from(scale), dmin * f32::from(min));
+            for ((y, q), h) in y.iter_mut().zip(&b.qs[32 * (j / 2)..]).zip(&b.qh) {
+                let level = q >> (4 * (j % 2)) & 15 | (h >> j & 1) << 4;
+                *y = scale * f32::from(level) - min;
+            }
+        }
+    }
+}

@@ -1,0 +1,37 @@
+//! Q6_K: 256 levels of 6 bits around 32; 16 groups of 16 with an 8-bit scale.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::{F16Bytes, SUPER_BLOCK};
+
+/// Value of a level in a group: `(d * scale) * (level - 32)`.
+#[allow(non_camel_case_types, reason = "upstream spelling of formats")]
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+pub struct BlockQ6_K {
+    /// Low four bits. With h = e / 128, k = e % 128 / 32: byte `64 * h + 32 * (k % 2) + e % 32`, high nibble for k >= 2.
+    pub ql: [u8; SUPER_BLOCK / 2],
+    /// Upper two bits: byte `32 * h + e % 32`, bits from `2 * k`.
+    pub qh: [u8; SUPER_BLOCK / 4],
+    /// Scales of the groups.
+    pub scales: [i8; SUPER_BLOCK / 16],
+    /// Scale of the scales.
+    pub d: F16Bytes,
+}
+
+/// Decodes whole blocks.
+pub(super) fn decode(blocks: &[BlockQ6_K], out: &mut [[f32; SUPER_BLOCK]]) {
+    for (y, b) in out.iter_mut().zip(blocks) {
+        let d = b.d.to_f32();
+        for (j, y) in y.as_chunks_mut::<16>().0.iter_mut().enumerate() {
+            let scale = d * f32::from(b.scales[j]);
+            let e = 16 * j;
+            let (h, k, l) = (e / 128, e % 128 / 32, e % 32);
+            let low = &b.ql[64 * h + 32 * (k % 2) + l..];
+            for ((y, low), high) in y.iter_mut().zip(low).zip(&b.qh[32 * h + l..]) {
+                let level = low >> (4 * (k / 2)) & 15 | (high >> (2 * k) & 3) << 4;
+                *y = scale * f32::from(level as i8 - 32);
+            }
+        }
+    }
+}
