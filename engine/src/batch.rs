@@ -1,0 +1,64 @@
+//! [`Batch`]: the sequences and tokens of one call.
+
+use crate::key::Rows;
+use crate::memory::Slot;
+
+/// What a sequence is fed with.
+#[derive(Clone, Copy, Debug)]
+pub enum Tokens<'a> {
+    /// Token ids.
+    Ids(&'a [u32]),
+    /// Vectors in place of embeddings, `[n_tokens, n_embd]`.
+    Embeddings(&'a [f32]),
+}
+
+/// The next tokens of one sequence.
+#[derive(Clone, Copy, Debug)]
+pub struct Sequence<'a> {
+    /// Where the sequence's memory is.
+    pub slot: Slot,
+    /// At least one token.
+    pub tokens: Tokens<'a>,
+}
+
+/// One call: the next tokens of some sequences, all of the same kind.
+#[derive(Clone, Copy, Debug)]
+pub struct Batch<'a> {
+    /// Sequences in different slots; lengths may differ.
+    pub seqs: &'a [Sequence<'a>],
+    /// Which rows get logits.
+    pub rows: Rows,
+}
+
+/// Features of one clip for the audio encoder.
+#[derive(Clone, Copy, Debug)]
+pub struct Features<'a> {
+    /// Bands per frame.
+    pub n_mels: usize,
+    /// Frames.
+    pub n_frames: usize,
+    /// `[n_mels, n_frames]`.
+    pub values: &'a [f32],
+}
+
+/// Logits of one call; lives until the next one.
+#[derive(Clone, Copy, Debug)]
+pub struct Logits<'a> {
+    pub(crate) values: &'a [f32],
+    pub(crate) n_vocab: usize,
+    /// Rows per sequence in `values`: 1, or the padded number of tokens.
+    pub(crate) stride: usize,
+}
+
+impl<'a> Logits<'a> {
+    /// `[n_vocab]` for the last token of sequence `i_seq`, when the batch asked for [`Rows::Last`].
+    pub fn last(&self, i_seq: usize) -> &'a [f32] {
+        self.row(i_seq, 0)
+    }
+
+    /// `[n_vocab]` for token `i_token` of sequence `i_seq`, when the batch asked for [`Rows::All`].
+    pub fn row(&self, i_seq: usize, i_token: usize) -> &'a [f32] {
+        let at = (i_seq * self.stride + i_token) * self.n_vocab;
+        &self.values[at..at + self.n_vocab]
+    }
+}

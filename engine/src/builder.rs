@@ -1,0 +1,462 @@
+//! [`GraphBuilder`]: one method per op. Shape errors do not interrupt model code: the first one is kept with its
+//! caller's line and returned by [`GraphBuilder::finish`]; until then every method returns a tensor that can be passed on.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::panic::Location;
+
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::graph::{Graph, Node};
+use crate::key::{GraphKey, Rows, Stage};
+use crate::memory::StateSpec;
+use crate::op::{Binary, Op, Rope, Unary, Window};
+use crate::shape::{MAX_RANK, Shape};
+use crate::tensor::{Input, NodeId, Source, State, StateId, Tensor, TensorDesc, TensorId};
+use crate::weights::Weight;
+
+/// Builds one [`Graph`]. Methods take `&self`, so calls nest.
+pub struct GraphBuilder<'a> {
+    states: &'a [StateSpec],
+    n_slots: usize,
+    inner: RefCell<Inner>,
+}
+
+#[derive(Default)]
+struct Inner {
+    graph: Graph,
+    leaves: HashMap<(Source, Shape), TensorId>,
+    error: Option<Error>,
+}
+
+/// The attention cache of one layer: two states.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct KvCache {
+    /// Keys.
+    pub k: State,
+    /// Values.
+    pub v: State,
+}
+
+/// Keys and values after this call's rows were written: what attention reads.
+#[derive(Clone, Copy, Debug)]
+pub struct Kv {
+    k: Tensor,
+    v: Tensor,
+}
+
+impl<'a> GraphBuilder<'a> {
+    /// A builder over states that each have `n_slots` slots.
+    pub fn new(states: &'a [StateSpec], n_slots: usize) -> Self {
+        Self { states, n_slots, inner: RefCell::default() }
+    }
+
+    /// The finished graph, or the first error with the line of the caller that made it.
+    pub fn finish(self) -> Result<Graph> {
+        let inner = self.inner.into_inner();
+        match inner.error {
+            Some(e) => Err(e),
+            None => check_states_written_once(&inner.graph).map(|()| inner.graph),
+        }
+    }
+
+    /// The shape of a tensor.
+    pub fn shape(&self, t: Tensor) -> Shape {
+        self.inner.borrow().graph.tensor(t.0).shape
+    }
+
+    /// What the caller supplies for `input`; asking twice gives the same tensor.
+    #[track_caller]
+    pub fn input(&self, input: Input, shape: impl Into<Shape>) -> Tensor {
+        self.leaf(Source::Input(input), input.dtype(), shape.into())
+    }
+
+    /// A weight as an operand.
+    pub fn weight(&self, w: Weight) -> Tensor {
+        self.leaf(Source::Weight(w.id()), w.dtype(), w.shape())
+    }
+
+    fn state(&self, s: State) -> Tensor {
+        let spec = &self.states[s.0.index()];
+        let dims: Vec<usize> =
+            std::iter::once(self.n_slots).chain(spec.shape.dims().iter().map(|&d| d as usize)).collect();
+        let shape = Shape::new(&dims).expect("memory checked the state's size");
+        self.leaf(Source::State(s.0), spec.dtype, shape)
+    }
+
+    fn leaf(&self, source: Source, dtype: DType, shape: Shape) -> Tensor {
+        let mut inner = self.inner.borrow_mut();
+        if let Some(&id) = inner.leaves.get(&(source, shape)) {
+            return Tensor(id);
+        }
+        let id = inner.push_tensor(TensorDesc::contiguous(dtype, shape, source));
+        inner.leaves.insert((source, shape), id);
+        Tensor(id)
+    }
+
+    #[track_caller]
+    fn push<const N: usize>(&self, op: Op, args: &[Tensor]) -> [Tensor; N] {
+        let mut inner = self.inner.borrow_mut();
+        let ids: Vec<TensorId> = args.iter().map(|t| t.0).collect();
+        let descs: Vec<TensorDesc> = ids.iter().map(|&id| *inner.graph.tensor(id)).collect();
+        let results = match op.infer(&descs) {
+            Ok(results) => results,
+            Err(e) => {
+                inner.fail(op.spec().name, &e.0, Location::caller());
+                return [args[0]; N];
+            }
+        };
+        let node = NodeId(u32::try_from(inner.graph.nodes.len()).expect("graphs have far fewer nodes"));
+        let outs: Vec<TensorId> = (0u8..)
+            .zip(results)
+            .map(|(i, (dtype, shape))| inner.push_tensor(TensorDesc::contiguous(dtype, shape, Source::Node(node, i))))
+            .collect();
+        let tensors = std::array::from_fn(|i| Tensor(outs[i]));
+        inner.graph.nodes.push(Node { op, args: ids, outs });
+        tensors
+    }
+
+    #[track_caller]
+    fn push1(&self, op: Op, args: &[Tensor]) -> Tensor {
+        let [t] = self.push(op, args);
+        t
+    }
+
+    /// Marks a result that the caller reads; the first one is the logits or the embeddings.
+    pub fn output(&self, t: Tensor) {
+        self.inner.borrow_mut().graph.outputs.push(t.0);
+    }
+
+    /// Names a tensor, so that tests and `inspect` can ask for it.
+    pub fn name(&self, t: Tensor, name: &str) -> Tensor {
+        self.inner.borrow_mut().graph.names.insert(name.to_owned(), t.0);
+        t
+    }
+
+    /// [`Op::GetRows`] on a weight.
+    #[track_caller]
+    pub fn get_rows(&self, table: Weight, ids: Tensor) -> Tensor {
+        self.push1(Op::GetRows, &[self.weight(table), ids])
+    }
+
+    /// [`Op::GetRows`] on an activation `[n_rows, n]`.
+    #[track_caller]
+    pub fn select_rows(&self, x: Tensor, ids: Tensor) -> Tensor {
+        self.push1(Op::GetRows, &[x, ids])
+    }
+
+    /// `x . w^T`.
+    #[track_caller]
+    pub fn linear(&self, x: Tensor, w: Weight) -> Tensor {
+        self.push1(Op::Linear { bias: false, act: None }, &[x, self.weight(w)])
+    }
+
+    /// `x . w^T + bias`.
+    #[track_caller]
+    pub fn linear_bias(&self, x: Tensor, w: Weight, bias: Weight) -> Tensor {
+        self.push1(Op::Linear { bias: true, act: None }, &[x, self.weight(w), self.weight(bias)])
+    }
+
+    /// RMS norm over the innermost extent.
+    #[track_caller]
+    pub fn rms_norm(&self, x: Tensor, w: Weight, eps: f32) -> Tensor {
+        self.push1(Op::RmsNorm { eps }, &[x, self.weight(w)])
+    }
+
+    /// Layer norm over the innermost extent.
+    #[track_caller]
+    pub fn layer_norm(&self, x: Tensor, w: Weight, b: Weight, eps: f32) -> Tensor {
+        self.push1(Op::LayerNorm { eps }, &[x, self.weight(w), self.weight(b)])
+    }
+
+    /// `a + b`; `b` is repeated over the outer extents of `a` that it lacks.
+    #[track_caller]
+    pub fn add(&self, a: Tensor, b: Tensor) -> Tensor {
+        self.push1(Op::Binary(Binary::Add), &[a, b])
+    }
+
+    /// `a * b`; `b` is repeated over the outer extents of `a` that it lacks.
+    #[track_caller]
+    pub fn mul(&self, a: Tensor, b: Tensor) -> Tensor {
+        self.push1(Op::Binary(Binary::Mul), &[a, b])
+    }
+
+    /// A pointwise function.
+    #[track_caller]
+    pub fn unary(&self, f: Unary, x: Tensor) -> Tensor {
+        self.push1(Op::Unary(f), &[x])
+    }
+
+    /// `act(gate) * up`.
+    #[track_caller]
+    pub fn glu(&self, act: Unary, gate: Tensor, up: Tensor) -> Tensor {
+        self.push1(Op::Glu(act), &[gate, up])
+    }
+
+    /// Rotary position embedding of `[n_seqs, n_tokens, n_head, head_dim]`.
+    #[track_caller]
+    pub fn rope(&self, x: Tensor, batch: &BatchInputs, rope: Rope) -> Tensor {
+        self.push1(Op::Rope(rope), &[x, batch.positions])
+    }
+
+    /// Stores keys and values of these tokens in their slots.
+    #[track_caller]
+    pub fn kv_write(&self, cache: KvCache, k: Tensor, v: Tensor, batch: &BatchInputs) -> Kv {
+        let write =
+            |x, state| self.push1(Op::KvWrite, &[x, self.state(state), batch.slots, batch.positions, batch.lengths]);
+        Kv { k: write(k, cache.k), v: write(v, cache.v) }
+    }
+
+    /// Causal attention of `q` over the slot's past and these tokens.
+    #[track_caller]
+    pub fn cached_attention(&self, q: Tensor, kv: Kv, batch: &BatchInputs, scale: f32) -> Tensor {
+        self.push1(Op::CachedAttention { scale }, &[q, kv.k, kv.v, batch.slots, batch.positions, batch.lengths])
+    }
+
+    /// Bidirectional attention inside windows.
+    #[track_caller]
+    pub fn attention(&self, [q, k, v]: [Tensor; 3], lengths: Tensor, scale: f32, window: Window) -> Tensor {
+        self.push1(Op::Attention { scale, window }, &[q, k, v, lengths])
+    }
+
+    /// Depthwise convolution over the sequence's own past.
+    #[track_caller]
+    pub fn causal_conv1d(&self, x: Tensor, w: Weight, state: State, batch: &BatchInputs) -> Tensor {
+        let args = [x, self.weight(w), self.state(state), batch.slots, batch.positions, batch.lengths];
+        self.push1(Op::CausalConv1d, &args)
+    }
+
+    /// Two-dimensional convolution, channels innermost.
+    #[track_caller]
+    pub fn conv2d(&self, x: Tensor, w: Weight, bias: Weight, stride: u8, pad: u8) -> Tensor {
+        self.push1(Op::Conv2d { stride, pad, act: None }, &[x, self.weight(w), self.weight(bias)])
+    }
+
+    /// The same elements, stored contiguously.
+    #[track_caller]
+    pub fn copy(&self, x: Tensor) -> Tensor {
+        self.push1(Op::Copy, &[x])
+    }
+
+    /// The rows of `a`, then those of `b`.
+    #[track_caller]
+    pub fn concat(&self, a: Tensor, b: Tensor) -> Tensor {
+        self.push1(Op::Concat, &[a, b])
+    }
+
+    /// The same elements under another shape, as a view. Where that would need a copy it is an error.
+    #[track_caller]
+    pub fn reshape(&self, x: Tensor, shape: impl Into<Shape>) -> Tensor {
+        let (shape, desc) = (shape.into(), self.desc(x));
+        match reshaped_strides(&desc, shape) {
+            Some(strides) => self.view(x, shape, strides, 0),
+            None => self.fail(x, "reshape", format!("{} cannot be seen as {shape}", desc.shape)),
+        }
+    }
+
+    /// Extent `i` of the result is extent `order[i]` of `x`, as a view.
+    #[track_caller]
+    pub fn permute<const N: usize>(&self, x: Tensor, order: [usize; N]) -> Tensor {
+        let desc = self.desc(x);
+        let mut seen = order;
+        seen.sort_unstable();
+        if N != desc.shape.rank() || seen != std::array::from_fn(|i| i) {
+            return self.fail(x, "permute", format!("{order:?} is not an order of {}", desc.shape));
+        }
+        let mut strides = [0; MAX_RANK];
+        for (s, &o) in strides.iter_mut().zip(&order) {
+            *s = desc.strides[o];
+        }
+        self.view(x, Shape::from(order.map(|o| desc.shape.dim(o))), strides, 0)
+    }
+
+    /// `len` entries of one extent from `start` on, as a view.
+    #[track_caller]
+    pub fn slice(&self, x: Tensor, extent: usize, start: usize, len: usize) -> Tensor {
+        let desc = self.desc(x);
+        let mut dims: Vec<usize> = desc.shape.dims().iter().map(|&d| d as usize).collect();
+        let fits = dims.get(extent).is_some_and(|&d| len > 0 && start.checked_add(len).is_some_and(|end| end <= d));
+        if !fits {
+            return self.fail(x, "slice", format!("{start}..+{len} of extent {extent} does not fit {}", desc.shape));
+        }
+        dims[extent] = len;
+        let shape = Shape::new(&dims).expect("smaller than a shape");
+        let offset = u32::try_from(start).expect("start is below an extent") * desc.strides[extent];
+        self.view(x, shape, desc.strides, offset)
+    }
+
+    /// `N` equal parts of the innermost extent, as views.
+    #[track_caller]
+    pub fn chunk<const N: usize>(&self, x: Tensor) -> [Tensor; N] {
+        let shape = self.shape(x);
+        let part = shape.last() / N;
+        if part * N != shape.last() {
+            return [self.fail(x, "chunk", format!("{shape} does not split into {N}")); N];
+        }
+        std::array::from_fn(|i| self.slice(x, shape.rank() - 1, i * part, part))
+    }
+
+    /// `[.., n_head * head_dim]` seen as `[.., n_head, head_dim]`.
+    #[track_caller]
+    pub fn split_heads(&self, x: Tensor, n_head: usize) -> Tensor {
+        let shape = self.shape(x);
+        let dims: Vec<usize> = shape.dims().iter().map(|&d| d as usize).collect();
+        let Some((&n, outer)) = dims.split_last().filter(|(n, _)| n_head > 0 && n.is_multiple_of(n_head)) else {
+            return self.fail(x, "split_heads", format!("{shape} does not split into {n_head} heads"));
+        };
+        match Shape::new(&[outer, &[n_head, n / n_head]].concat()) {
+            Some(split) => self.reshape(x, split),
+            None => self.fail(x, "split_heads", format!("{shape} has too many extents")),
+        }
+    }
+
+    /// `[.., n_head, head_dim]` seen as `[.., n_head * head_dim]`.
+    #[track_caller]
+    pub fn merge_heads(&self, x: Tensor) -> Tensor {
+        let shape = self.shape(x);
+        let dims: Vec<usize> = shape.dims().iter().map(|&d| d as usize).collect();
+        let [outer @ .., n_head, head_dim] = &dims[..] else {
+            return self.fail(x, "merge_heads", format!("{shape} has no heads"));
+        };
+        let merged = Shape::new(&[outer, &[n_head * head_dim]].concat()).expect("fewer extents of the same product");
+        self.reshape(x, merged)
+    }
+
+    fn desc(&self, x: Tensor) -> TensorDesc {
+        *self.inner.borrow().graph.tensor(x.0)
+    }
+
+    fn view(&self, x: Tensor, shape: Shape, strides: [u32; MAX_RANK], offset: u32) -> Tensor {
+        let mut inner = self.inner.borrow_mut();
+        let desc = *inner.graph.tensor(x.0);
+        let (of, base) = match desc.source {
+            Source::View { of, offset } => (of, offset),
+            Source::Weight(_) | Source::State(_) | Source::Input(_) | Source::Node(..) => (x.0, 0),
+        };
+        let source = Source::View { of, offset: base + offset };
+        Tensor(inner.push_tensor(TensorDesc { dtype: desc.dtype, shape, strides, source }))
+    }
+
+    #[track_caller]
+    fn fail(&self, x: Tensor, op: &'static str, msg: String) -> Tensor {
+        self.inner.borrow_mut().fail(op, &msg, Location::caller());
+        x
+    }
+}
+
+impl Inner {
+    fn push_tensor(&mut self, desc: TensorDesc) -> TensorId {
+        let id = TensorId(u32::try_from(self.graph.tensors.len()).expect("graphs have far fewer tensors"));
+        self.graph.tensors.push(desc);
+        id
+    }
+
+    fn fail(&mut self, op: &'static str, msg: &str, at: &Location<'_>) {
+        self.error.get_or_insert_with(|| Error::Graph { at: at.to_string(), op, msg: msg.to_owned() });
+    }
+}
+
+/// Strides of `desc` seen as `shape`, if no element has to move: every new extent must come from extents that lie
+/// densely inside each other.
+fn reshaped_strides(desc: &TensorDesc, shape: Shape) -> Option<[u32; MAX_RANK]> {
+    if desc.shape.elements() != shape.elements() {
+        return None;
+    }
+    let mut strides = [0; MAX_RANK];
+    let mut new = shape.rank();
+    let mut old = desc.shape.rank();
+    while old > 0 {
+        // Widen to the left while the extents are dense.
+        let step = desc.strides[old - 1];
+        let mut size = desc.shape.dims()[old - 1];
+        old -= 1;
+        while old > 0 && (desc.shape.dims()[old - 1] == 1 || desc.strides[old - 1] == step * size) {
+            size *= desc.shape.dims()[old - 1];
+            old -= 1;
+        }
+        let mut step = step;
+        while new > 0 && size.is_multiple_of(shape.dims()[new - 1]) {
+            strides[new - 1] = step;
+            step *= shape.dims()[new - 1];
+            size /= shape.dims()[new - 1];
+            new -= 1;
+            if size == 1 && (new == 0 || shape.dims()[new - 1] != 1) {
+                break;
+            }
+        }
+        if size != 1 {
+            return None;
+        }
+    }
+    (new == 0).then_some(strides)
+}
+
+fn check_states_written_once(graph: &Graph) -> Result<()> {
+    let mut written: Vec<StateId> = Vec::new();
+    for node in &graph.nodes {
+        let spec = node.op.spec();
+        let Some(arg) = spec.mutates else { continue };
+        let Source::State(state) = graph.tensor(node.args[arg]).source else {
+            return Err(Error::Graph { at: "finish".into(), op: spec.name, msg: "writes what is not a state".into() });
+        };
+        if written.contains(&state) {
+            let msg = format!("state {} is written twice", state.0);
+            return Err(Error::Graph { at: "finish".into(), op: spec.name, msg });
+        }
+        written.push(state);
+    }
+    Ok(())
+}
+
+/// The inputs of a language model's graph: what differs from call to call.
+#[derive(Clone, Copy, Debug)]
+pub struct BatchInputs {
+    /// `[n_seqs, n_tokens]`.
+    pub positions: Tensor,
+    /// `[n_seqs]`.
+    pub slots: Tensor,
+    /// `[n_seqs]`.
+    pub lengths: Tensor,
+    key: GraphKey,
+}
+
+impl BatchInputs {
+    /// The inputs of a call of this shape.
+    #[track_caller]
+    pub fn new(g: &GraphBuilder<'_>, key: &GraphKey) -> Self {
+        let (n_seqs, n_tokens) = (key.n_seqs as usize, key.n_tokens as usize);
+        Self {
+            positions: g.input(Input::Positions, [n_seqs, n_tokens]),
+            slots: g.input(Input::Slots, [n_seqs]),
+            lengths: g.input(Input::Lengths, [n_seqs]),
+            key: *key,
+        }
+    }
+
+    /// `[n_seqs, n_tokens, n_embd]`: rows of `table` for token ids, or the caller's vectors.
+    #[track_caller]
+    pub fn embed(&self, g: &GraphBuilder<'_>, table: Weight) -> Tensor {
+        let (n_seqs, n_tokens) = (self.key.n_seqs as usize, self.key.n_tokens as usize);
+        match self.key.stage {
+            Stage::Embeddings => {
+                let n_embd = g.shape(g.weight(table)).last();
+                g.input(Input::Embeddings, [n_seqs, n_tokens, n_embd])
+            }
+            Stage::Tokens | Stage::Encode => g.get_rows(table, g.input(Input::Tokens, [n_seqs, n_tokens])),
+        }
+    }
+
+    /// The rows of `x [n_seqs, n_tokens, n_embd]` that reach the head, `[n_outputs, n_embd]`; none if the call only
+    /// fills memory.
+    #[track_caller]
+    pub fn output_rows(&self, g: &GraphBuilder<'_>, x: Tensor) -> Option<Tensor> {
+        let (n_seqs, n_tokens) = (self.key.n_seqs as usize, self.key.n_tokens as usize);
+        let flat = g.reshape(x, [n_seqs * n_tokens, g.shape(x).last()]);
+        match self.key.rows {
+            Rows::None => None,
+            Rows::All => Some(flat),
+            Rows::Last if n_tokens == 1 => Some(flat),
+            Rows::Last => Some(g.select_rows(flat, g.input(Input::OutRows, [n_seqs]))),
+        }
+    }
+}

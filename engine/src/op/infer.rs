@@ -1,0 +1,277 @@
+//! Result shapes and argument checks, one function per family of ops.
+
+use super::{Binary, Op, Rope};
+use crate::dtype::DType;
+use crate::shape::Shape;
+use crate::tensor::TensorDesc;
+
+/// Why operands do not fit an op: expected and found.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct OpError(pub String);
+
+type Outs = Result<Vec<(DType, Shape)>, OpError>;
+
+impl Op {
+    /// Format and shape of every result, or why the arguments do not fit.
+    #[deny(clippy::wildcard_enum_match_arm)]
+    pub fn infer(&self, args: &[TensorDesc]) -> Outs {
+        match *self {
+            Self::Copy | Self::Conv2d { .. } => check_rows(args.get(1..).unwrap_or_default())?,
+            Self::GetRows
+            | Self::Linear { .. }
+            | Self::LinearGroup { .. }
+            | Self::LinearGlu { .. }
+            | Self::RmsNorm { .. }
+            | Self::AddRmsNorm { .. }
+            | Self::LayerNorm { .. }
+            | Self::AddLayerNorm { .. }
+            | Self::Binary(_)
+            | Self::Unary(_)
+            | Self::Glu(_)
+            | Self::Rope(_)
+            | Self::KvWrite
+            | Self::CachedAttention { .. }
+            | Self::Attention { .. }
+            | Self::CausalConv1d
+            | Self::Concat => check_rows(args)?,
+        }
+        match *self {
+            Self::GetRows => get_rows(args),
+            Self::Linear { bias, .. } => linear(args, 1, bias),
+            Self::LinearGroup { n, bias } => linear(args, usize::from(n), bias),
+            Self::LinearGlu { .. } => {
+                let outs = linear(args, 2, false)?;
+                ensure(outs[0] == outs[1], || format!("gate {} and up {} differ", outs[0].1, outs[1].1))?;
+                Ok(vec![outs[0]])
+            }
+            Self::RmsNorm { .. } => norm(args, 1, false),
+            Self::AddRmsNorm { .. } => norm(args, 1, true),
+            Self::LayerNorm { .. } => norm(args, 2, false),
+            Self::AddLayerNorm { .. } => norm(args, 2, true),
+            Self::Binary(op) => binary(op, args),
+            Self::Unary(_) => {
+                let [x] = arguments(args)?;
+                activation("x", x)?;
+                Ok(vec![(DType::F32, x.shape)])
+            }
+            Self::Glu(_) => {
+                let [gate, up] = arguments(args)?;
+                activation("gate", gate)?;
+                same_activation("up", up, gate)?;
+                Ok(vec![(DType::F32, gate.shape)])
+            }
+            Self::Rope(rope) => rope_shape(rope, args),
+            Self::KvWrite => kv_write(args),
+            Self::CachedAttention { .. } => cached_attention(args),
+            Self::Attention { .. } => attention(args),
+            Self::CausalConv1d => causal_conv1d(args),
+            Self::Conv2d { stride, pad, .. } => conv2d(usize::from(stride), usize::from(pad), args),
+            Self::Copy => {
+                let [x] = arguments(args)?;
+                activation("x", x)?;
+                Ok(vec![(DType::F32, x.shape)])
+            }
+            Self::Concat => concat(args),
+        }
+    }
+}
+
+fn ensure(ok: bool, msg: impl FnOnce() -> String) -> Result<(), OpError> {
+    if ok { Ok(()) } else { Err(OpError(msg())) }
+}
+
+fn arguments<const N: usize>(args: &[TensorDesc]) -> Result<&[TensorDesc; N], OpError> {
+    args.try_into().map_err(|_| OpError(format!("want {N} arguments, got {}", args.len())))
+}
+
+fn check_rows(args: &[TensorDesc]) -> Result<(), OpError> {
+    let strided = args.iter().position(|a| !a.has_contiguous_rows());
+    ensure(strided.is_none(), || format!("argument {} has strided rows", strided.unwrap_or_default()))
+}
+
+fn activation(name: &str, t: &TensorDesc) -> Result<(), OpError> {
+    ensure(t.dtype == DType::F32, || format!("{name}: want F32, got {}", t.dtype))
+}
+
+fn shaped(name: &str, t: &TensorDesc, want: impl Into<Shape>) -> Result<(), OpError> {
+    let want = want.into();
+    ensure(t.shape == want, || format!("{name}: want {want}, got {}", t.shape))
+}
+
+fn same_activation(name: &str, t: &TensorDesc, like: &TensorDesc) -> Result<(), OpError> {
+    activation(name, t)?;
+    shaped(name, t, like.shape)
+}
+
+fn indices(name: &str, t: &TensorDesc, want: impl Into<Shape>) -> Result<(), OpError> {
+    ensure(t.dtype == DType::I32, || format!("{name}: want I32, got {}", t.dtype))?;
+    shaped(name, t, want)
+}
+
+fn rank<const N: usize>(name: &str, t: &TensorDesc) -> Result<[usize; N], OpError> {
+    let dims: Vec<usize> = t.shape.dims().iter().map(|&d| d as usize).collect();
+    dims.try_into().map_err(|_| OpError(format!("{name}: want {N} extents, got {}", t.shape)))
+}
+
+fn shape(dims: &[usize]) -> Result<Shape, OpError> {
+    Shape::new(dims).ok_or_else(|| OpError(format!("result {dims:?} is not a shape")))
+}
+
+fn get_rows(args: &[TensorDesc]) -> Outs {
+    let [table, ids] = arguments(args)?;
+    let [_, n] = rank("table", table)?;
+    ensure(table.dtype != DType::I32, || "table: want a float or quantized format, got I32".into())?;
+    ensure(ids.dtype == DType::I32, || format!("ids: want I32, got {}", ids.dtype))?;
+    let dims: Vec<usize> = ids.shape.dims().iter().map(|&d| d as usize).chain([n]).collect();
+    Ok(vec![(DType::F32, shape(&dims)?)])
+}
+
+fn linear(args: &[TensorDesc], n: usize, bias: bool) -> Outs {
+    let want = 1 + n * (1 + usize::from(bias));
+    ensure(args.len() == want, || format!("want {want} arguments, got {}", args.len()))?;
+    let x = &args[0];
+    activation("x", x)?;
+    ensure(x.shape.rank() >= 1, || "x: want at least one extent".into())?;
+    (0..n)
+        .map(|i| {
+            let w = &args[1 + i];
+            let [n_out, k] = rank("w", w)?;
+            ensure(w.dtype != DType::I32, || "w: want a float or quantized format, got I32".into())?;
+            ensure(k == x.shape.last(), || format!("w {} does not fit x {}", w.shape, x.shape))?;
+            ensure(w.is_contiguous(), || "w: want contiguous rows".into())?;
+            if bias {
+                activation("bias", &args[1 + n + i])?;
+                shaped("bias", &args[1 + n + i], [n_out])?;
+            }
+            let mut dims: Vec<usize> = x.shape.dims().iter().map(|&d| d as usize).collect();
+            *dims.last_mut().expect("rank was checked") = n_out;
+            Ok((DType::F32, shape(&dims)?))
+        })
+        .collect()
+}
+
+fn norm(args: &[TensorDesc], n_weights: usize, residual: bool) -> Outs {
+    let want = 1 + usize::from(residual) + n_weights;
+    ensure(args.len() == want, || format!("want {want} arguments, got {}", args.len()))?;
+    let x = &args[0];
+    activation("x", x)?;
+    if residual {
+        same_activation("residual", &args[1], x)?;
+    }
+    for w in &args[want - n_weights..] {
+        activation("w", w)?;
+        shaped("w", w, [x.shape.last()])?;
+    }
+    Ok(vec![(DType::F32, x.shape); 1 + usize::from(residual)])
+}
+
+fn binary(op: Binary, args: &[TensorDesc]) -> Outs {
+    let [a, b] = arguments(args)?;
+    activation("a", a)?;
+    activation("b", b)?;
+    let (da, db) = (a.shape.dims(), b.shape.dims());
+    ensure(da.ends_with(db), || format!("{op:?}: b {} is not an end of a {}", b.shape, a.shape))?;
+    ensure(da.len() == db.len() || b.is_contiguous(), || format!("{op:?}: a repeated b is contiguous"))?;
+    Ok(vec![(DType::F32, a.shape)])
+}
+
+fn rope_shape(rope: Rope, args: &[TensorDesc]) -> Outs {
+    let [x, positions] = arguments(args)?;
+    activation("x", x)?;
+    let [n_seqs, n_tokens, _, head_dim] = rank("x", x)?;
+    indices("positions", positions, [n_seqs, n_tokens])?;
+    let n_rot = rope.n_rot as usize;
+    ensure(n_rot.is_multiple_of(2) && n_rot <= head_dim && n_rot > 0, || {
+        format!("n_rot {n_rot} does not fit head_dim {head_dim}")
+    })?;
+    Ok(vec![(DType::F32, x.shape)])
+}
+
+fn kv_write(args: &[TensorDesc]) -> Outs {
+    let [x, state, slots, positions, lengths] = arguments(args)?;
+    activation("x", x)?;
+    let [n_seqs, n_tokens, n_head_kv, head_dim] = rank("x", x)?;
+    let [n_slots, n_ctx, ..] = rank::<4>("state", state)?;
+    shaped("state", state, [n_slots, n_ctx, n_head_kv, head_dim])?;
+    ensure(matches!(state.dtype, DType::F16 | DType::F32), || format!("state: want F16 or F32, got {}", state.dtype))?;
+    indices("slots", slots, [n_seqs])?;
+    indices("positions", positions, [n_seqs, n_tokens])?;
+    indices("lengths", lengths, [n_seqs])?;
+    Ok(vec![(state.dtype, state.shape)])
+}
+
+fn cached_attention(args: &[TensorDesc]) -> Outs {
+    let [q, k, v, slots, positions, lengths] = arguments(args)?;
+    activation("q", q)?;
+    let [n_seqs, n_tokens, n_head, head_dim] = rank("q", q)?;
+    let [_, _, n_head_kv, kv_dim] = rank("k", k)?;
+    ensure(kv_dim == head_dim && n_head.is_multiple_of(n_head_kv), || {
+        format!("k {} does not fit q {}", k.shape, q.shape)
+    })?;
+    shaped("v", v, k.shape)?;
+    ensure(v.dtype == k.dtype, || format!("v: want {}, got {}", k.dtype, v.dtype))?;
+    indices("slots", slots, [n_seqs])?;
+    indices("positions", positions, [n_seqs, n_tokens])?;
+    indices("lengths", lengths, [n_seqs])?;
+    Ok(vec![(DType::F32, q.shape)])
+}
+
+fn attention(args: &[TensorDesc]) -> Outs {
+    let [q, k, v, lengths] = arguments(args)?;
+    activation("q", q)?;
+    let [n_seqs, ..] = rank::<4>("q", q)?;
+    same_activation("k", k, q)?;
+    same_activation("v", v, q)?;
+    indices("lengths", lengths, [n_seqs])?;
+    Ok(vec![(DType::F32, q.shape)])
+}
+
+fn causal_conv1d(args: &[TensorDesc]) -> Outs {
+    let [x, w, state, slots, positions, lengths] = arguments(args)?;
+    activation("x", x)?;
+    activation("w", w)?;
+    let [n_seqs, n_tokens, width] = rank("x", x)?;
+    let [_, d_conv] = rank("w", w)?;
+    shaped("w", w, [width, d_conv])?;
+    let [n_slots, history, _] = rank("state", state)?;
+    shaped("state", state, [n_slots, history, width])?;
+    ensure(history + 1 == d_conv, || format!("state {} does not fit w {}", state.shape, w.shape))?;
+    activation("state", state)?;
+    indices("slots", slots, [n_seqs])?;
+    indices("positions", positions, [n_seqs, n_tokens])?;
+    indices("lengths", lengths, [n_seqs])?;
+    Ok(vec![(DType::F32, x.shape)])
+}
+
+fn conv2d(stride: usize, pad: usize, args: &[TensorDesc]) -> Outs {
+    let [x, w, bias] = arguments(args)?;
+    activation("x", x)?;
+    let [n, height, width, c_in] = rank("x", x)?;
+    let [c_out, w_in, kh, kw] = rank("w", w)?;
+    ensure(matches!(w.dtype, DType::F32 | DType::F16 | DType::BF16), || {
+        format!("w: want a float format, got {}", w.dtype)
+    })?;
+    ensure(w_in == c_in, || format!("w {} does not fit x {}", w.shape, x.shape))?;
+    activation("bias", bias)?;
+    shaped("bias", bias, [c_out])?;
+    let extent = |size: usize, kernel: usize| {
+        (size + 2 * pad).checked_sub(kernel).filter(|_| stride > 0).map(|room| room / stride + 1)
+    };
+    let (Some(h_out), Some(w_out)) = (extent(height, kh), extent(width, kw)) else {
+        return Err(OpError(format!("kernel {kh}x{kw} does not fit x {}", x.shape)));
+    };
+    Ok(vec![(DType::F32, shape(&[n, h_out, w_out, c_out])?)])
+}
+
+fn concat(args: &[TensorDesc]) -> Outs {
+    let [a, b] = arguments(args)?;
+    activation("a", a)?;
+    activation("b", b)?;
+    let (da, db) = (a.shape.dims(), b.shape.dims());
+    ensure(!da.is_empty() && da.len() == db.len() && da[1..] == db[1..], || {
+        format!("a {} and b {} differ in more than the outermost extent", a.shape, b.shape)
+    })?;
+    let mut dims: Vec<usize> = da.iter().map(|&d| d as usize).collect();
+    dims[0] += db[0] as usize;
+    Ok(vec![(DType::F32, shape(&dims)?)])
+}

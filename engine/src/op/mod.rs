@@ -1,0 +1,202 @@
+//! [`Op`]: every operation of the engine, what it means and the order of its arguments. Result shapes are in [`infer`].
+//!
+//! Every operand has contiguous innermost rows; `Copy` and `Conv2d` take any strides for their first argument. Activations
+//! are f32. A padding token is one at or past its sequence's length: ops that touch state skip it, and what other ops
+//! compute for it is undefined and never read.
+
+pub mod infer;
+
+pub use infer::OpError;
+
+/// A pointwise function of one variable.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Unary {
+    /// `x / (1 + exp(-x))`.
+    Silu,
+    /// `x / 2 * (1 + erf(x / sqrt(2)))`, the exact form.
+    Gelu,
+    /// `x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3)))`.
+    GeluTanh,
+    /// `max(x, 0)`.
+    Relu,
+    /// `1 / (1 + exp(-x))`.
+    Sigmoid,
+}
+
+/// A pointwise function of two variables.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Binary {
+    /// `a + b`.
+    Add,
+    /// `a * b`.
+    Mul,
+}
+
+/// Which elements of a head are rotated together.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum RopePairs {
+    /// `(i, i + n_rot / 2)`: GPT-NeoX, Llama in transformers, Qwen, LFM2.
+    Halves,
+    /// `(2 i, 2 i + 1)`: the original RoFormer.
+    Interleaved,
+}
+
+/// Rotary position embedding: pair `i` turns by `position * theta_base^(-2 i / n_rot)`.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Rope {
+    /// Rotated elements at the start of each head; even.
+    pub n_rot: u32,
+    /// Base of the frequencies.
+    pub theta_base: f32,
+    /// Which elements form a pair.
+    pub pairs: RopePairs,
+}
+
+/// Which keys a query of [`Op::Attention`] may see. Padding keys are never seen.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Window {
+    /// All of the sequence.
+    Full,
+    /// The keys of the query's own block, blocks of this many tokens from the start of the sequence.
+    Blocks(u32),
+}
+
+/// Every operation. The variant documents its arguments in order; shapes are outermost first.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum Op {
+    /// `[table, ids]`: row `ids[..]` of `table [n_rows, n]`, decoded to f32. `ids` i32 `[..]` gives `[.., n]`.
+    GetRows,
+    /// `[x, w]` or `[x, w, bias]`: `act(x . w^T + bias)`. `x [.., k]`, `w [n, k]`, `bias [n]` gives `[.., n]`.
+    Linear {
+        /// Whether there is a third argument.
+        bias: bool,
+        /// Applied last.
+        act: Option<Unary>,
+    },
+    /// `[x, w_0, .., w_(n-1)]` or `[x, w_0, .., bias_0, ..]`: `n` products of the same `x`, each with its own result.
+    LinearGroup {
+        /// Number of products.
+        n: u8,
+        /// Whether every product has a bias.
+        bias: bool,
+    },
+    /// `[x, gate, up]`: `act(x . gate^T) * (x . up^T)`.
+    LinearGlu {
+        /// The gate's function.
+        act: Unary,
+    },
+    /// `[x, w]`: `x / sqrt(mean(x^2) + eps) * w` over the innermost extent.
+    RmsNorm {
+        /// Added to the mean of squares.
+        eps: f32,
+    },
+    /// `[x, residual, w]`: two results, `sum = x + residual` and the RMS norm of `sum`.
+    AddRmsNorm {
+        /// Added to the mean of squares.
+        eps: f32,
+    },
+    /// `[x, w, b]`: `(x - mean) / sqrt(variance + eps) * w + b` over the innermost extent.
+    LayerNorm {
+        /// Added to the variance.
+        eps: f32,
+    },
+    /// `[x, residual, w, b]`: two results, `sum = x + residual` and the layer norm of `sum`.
+    AddLayerNorm {
+        /// Added to the variance.
+        eps: f32,
+    },
+    /// `[a, b]`: pointwise; `b` has the shape of `a` or of its innermost extents and is repeated over the others.
+    Binary(Binary),
+    /// `[x]`: pointwise.
+    Unary(Unary),
+    /// `[gate, up]`: `act(gate) * up`.
+    Glu(Unary),
+    /// `[x, positions]`: rotates each head. `x [n_seqs, n_tokens, n_head, head_dim]`, `positions [n_seqs, n_tokens]`.
+    Rope(Rope),
+    /// `[x, state, slots, positions, lengths]`: stores token `t` of sequence `s` at `state[slots[s], positions[s, t]]`.
+    /// `x [n_seqs, n_tokens, n_head_kv, head_dim]`, `state [n_slots, n_ctx, n_head_kv, head_dim]`. The result is the state.
+    KvWrite,
+    /// `[q, k, v, slots, positions, lengths]`: `softmax(scale q . k^T) v` over the slot's rows `0 ..= positions[s, t]`.
+    /// `q [n_seqs, n_tokens, n_head, head_dim]`; `k`, `v` are states as written by [`Op::KvWrite`]; query head `h` reads
+    /// head `h * n_head_kv / n_head`. Result like `q`.
+    CachedAttention {
+        /// Factor of the scores.
+        scale: f32,
+    },
+    /// `[q, k, v, lengths]`: bidirectional attention inside windows, all `[n_seqs, n_tokens, n_head, head_dim]`.
+    Attention {
+        /// Factor of the scores.
+        scale: f32,
+        /// Which keys a query sees.
+        window: Window,
+    },
+    /// `[x, w, state, slots, positions, lengths]`: depthwise convolution over a sequence's own past,
+    /// `y[t] = sum_j w[:, j] * x[t - (d_conv - 1) + j]`, newest tap last. `x [n_seqs, n_tokens, width]`, `w [width, d_conv]`,
+    /// `state [n_slots, d_conv - 1, width]` holds the last inputs, oldest first, and is replaced. A sequence whose first
+    /// position is 0 starts from zeros without reading its slot.
+    CausalConv1d,
+    /// `[x, w, bias]`: cross-correlation with zero border, channels innermost. `x [n, h, w, c_in]`,
+    /// `w [c_out, c_in, kh, kw]`, `bias [c_out]` gives `[n, h', w', c_out]`, `h' = (h + 2 pad - kh) / stride + 1`.
+    Conv2d {
+        /// Step between outputs, both directions.
+        stride: u8,
+        /// Zeros around the image.
+        pad: u8,
+        /// Applied last.
+        act: Option<Unary>,
+    },
+    /// `[x]`: the same elements, stored contiguously.
+    Copy,
+    /// `[a, b]`: the rows of `a`, then those of `b`, along the outermost extent.
+    Concat,
+}
+
+/// What passes and the planner need to know about an op without looking inside.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct OpSpec {
+    /// Name in dumps, profiles and errors.
+    pub name: &'static str,
+    /// Number of results.
+    pub outputs: usize,
+    /// The argument whose storage the first result may take over.
+    pub inplace: Option<usize>,
+    /// The argument (a state) that the op writes.
+    pub mutates: Option<usize>,
+    /// The argument whose storage is the first result.
+    pub aliases: Option<usize>,
+}
+
+impl OpSpec {
+    const fn new(name: &'static str) -> Self {
+        Self { name, outputs: 1, inplace: None, mutates: None, aliases: None }
+    }
+}
+
+impl Op {
+    /// Name, number of results and effects.
+    #[deny(clippy::wildcard_enum_match_arm)]
+    pub const fn spec(&self) -> OpSpec {
+        match self {
+            Self::GetRows => OpSpec::new("get_rows"),
+            Self::Linear { .. } => OpSpec::new("linear"),
+            Self::LinearGroup { n, .. } => OpSpec { outputs: *n as usize, ..OpSpec::new("linear_group") },
+            Self::LinearGlu { .. } => OpSpec::new("linear_glu"),
+            Self::RmsNorm { .. } => OpSpec { inplace: Some(0), ..OpSpec::new("rms_norm") },
+            Self::AddRmsNorm { .. } => OpSpec { outputs: 2, inplace: Some(0), ..OpSpec::new("add_rms_norm") },
+            Self::LayerNorm { .. } => OpSpec { inplace: Some(0), ..OpSpec::new("layer_norm") },
+            Self::AddLayerNorm { .. } => OpSpec { outputs: 2, inplace: Some(0), ..OpSpec::new("add_layer_norm") },
+            Self::Binary(Binary::Add) => OpSpec { inplace: Some(0), ..OpSpec::new("add") },
+            Self::Binary(Binary::Mul) => OpSpec { inplace: Some(0), ..OpSpec::new("mul") },
+            Self::Unary(_) => OpSpec { inplace: Some(0), ..OpSpec::new("unary") },
+            Self::Glu(_) => OpSpec { inplace: Some(0), ..OpSpec::new("glu") },
+            Self::Rope(_) => OpSpec { inplace: Some(0), ..OpSpec::new("rope") },
+            Self::KvWrite => OpSpec { mutates: Some(1), aliases: Some(1), ..OpSpec::new("kv_write") },
+            Self::CachedAttention { .. } => OpSpec::new("cached_attention"),
+            Self::Attention { .. } => OpSpec::new("attention"),
+            Self::CausalConv1d => OpSpec { mutates: Some(2), ..OpSpec::new("causal_conv1d") },
+            Self::Conv2d { .. } => OpSpec::new("conv2d"),
+            Self::Copy => OpSpec::new("copy"),
+            Self::Concat => OpSpec::new("concat"),
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! Chooses a backend for every node and cuts the graph into segments.
+//!
+//! A node runs on the first backend of the session that supports it. Maximal runs of equal backend become segments. All
+//! backends use the same plan, each in an arena of its own, so a tensor that crosses a cut is copied at its own offset.
+
+use std::ops::Range;
+
+use crate::backend::Backend;
+use crate::error::{Error, Result};
+use crate::graph::Graph;
+use crate::tensor::{Source, TensorDesc, TensorId};
+
+/// A run of nodes of one backend, before it is compiled.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Cut {
+    /// Index of the backend in the session's list.
+    pub backend: usize,
+    /// Indices of the nodes.
+    pub nodes: Range<usize>,
+    /// Results of other cuts and inputs of the graph that are read here.
+    pub inputs: Vec<TensorId>,
+    /// Results that are read after this cut.
+    pub outputs: Vec<TensorId>,
+    /// For every result of another backend read here: the tensor, and the backend that made it.
+    pub copies: Vec<(TensorId, usize)>,
+}
+
+/// The cuts of a graph in execution order. States live on the first backend: a node that touches one must run there.
+pub fn assign(graph: &Graph, backends: &[std::sync::Arc<dyn Backend>]) -> Result<Vec<Cut>> {
+    let mut owner: Vec<usize> = Vec::with_capacity(graph.nodes.len());
+    for node in &graph.nodes {
+        let args: Vec<&TensorDesc> = node.args.iter().map(|&a| graph.tensor(a)).collect();
+        let touches_state = node.args.iter().any(|&a| is_state(graph, a));
+        let candidates = if touches_state { &backends[..1] } else { backends };
+        let found = candidates.iter().position(|b| b.supports(&node.op, &args));
+        owner.push(found.ok_or_else(|| Error::Unsupported {
+            op: node.op.spec().name,
+            backend: candidates.iter().map(|b| b.name()).collect::<Vec<_>>().join(", "),
+            why: format!(
+                "operands {}",
+                args.iter().map(|a| format!("{}{}", a.dtype, a.shape)).collect::<Vec<_>>().join(" ")
+            ),
+        })?);
+    }
+    let mut cuts = Vec::new();
+    let mut start = 0;
+    while start < owner.len() {
+        let len = owner[start..].iter().take_while(|&&o| o == owner[start]).count();
+        cuts.push(cut(graph, &owner, start..start + len));
+        start += len;
+    }
+    Ok(cuts)
+}
+
+fn is_state(graph: &Graph, t: TensorId) -> bool {
+    match graph.tensor(graph.root(t)).source {
+        Source::State(_) => true,
+        Source::Node(n, _) => graph.node(n).op.spec().aliases.is_some(),
+        Source::Weight(_) | Source::Input(_) | Source::View { .. } => false,
+    }
+}
+
+fn cut(graph: &Graph, owner: &[usize], nodes: Range<usize>) -> Cut {
+    let backend = owner[nodes.start];
+    let mut inputs = Vec::new();
+    let mut copies = Vec::new();
+    for node in &graph.nodes[nodes.clone()] {
+        for &arg in &node.args {
+            let root = graph.root(arg);
+            if inputs.contains(&root) || is_state(graph, root) {
+                continue;
+            }
+            match graph.tensor(root).source {
+                Source::Input(_) => inputs.push(root),
+                Source::Node(n, _) if !nodes.contains(&n.index()) => {
+                    inputs.push(root);
+                    if owner[n.index()] != backend {
+                        copies.push((root, owner[n.index()]));
+                    }
+                }
+                Source::Node(..) | Source::Weight(_) | Source::State(_) | Source::View { .. } => {}
+            }
+        }
+    }
+    let read_later = |t: TensorId| {
+        let later = graph.nodes[nodes.end..].iter().any(|n| n.args.iter().any(|&a| graph.root(a) == t));
+        later || graph.outputs.iter().any(|&o| graph.root(o) == t)
+    };
+    let made = graph.nodes[nodes.clone()].iter().flat_map(|n| n.outs.iter().copied());
+    let outputs = made.filter(|&t| !is_state(graph, t) && read_later(t)).collect();
+    Cut { backend, nodes, inputs, outputs, copies }
+}

@@ -1,0 +1,317 @@
+//! [`MemoryPlan`]: where every activation lies, fixed before the first run. [`verify`] checks a plan without using
+//! anything that made it.
+
+use std::ops::Range;
+
+use crate::graph::Graph;
+use crate::tensor::{NodeId, Source, TensorDesc, TensorId};
+
+/// Where a tensor's bytes are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Place {
+    /// In the arena.
+    Arena {
+        /// First byte.
+        offset: usize,
+        /// Number of bytes.
+        bytes: usize,
+    },
+    /// In a weight's or a state's buffer, or in what the tensor is a view of.
+    Elsewhere,
+    /// Nowhere: no node makes or reads it.
+    Unused,
+}
+
+/// Offsets of all activations, inputs and scratch regions of one graph.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct MemoryPlan {
+    /// Size of the arena.
+    pub arena_bytes: usize,
+    /// Size of the input block at offset 0.
+    pub input_bytes: usize,
+    places: Vec<Place>,
+    scratch: Vec<Range<usize>>,
+    dead_after: Vec<Vec<Range<usize>>>,
+}
+
+impl MemoryPlan {
+    /// Where the tensor lies. Views and state aliases are [`Place::Elsewhere`].
+    pub fn place(&self, id: TensorId) -> Place {
+        self.places[id.index()]
+    }
+
+    /// The arena offset of an input or a node's result; 0 for what is not in the arena.
+    pub fn offset(&self, id: TensorId) -> usize {
+        match self.place(id) {
+            Place::Arena { offset, .. } => offset,
+            Place::Elsewhere | Place::Unused => 0,
+        }
+    }
+
+    /// Scratch bytes of a node.
+    pub fn scratch(&self, node: NodeId) -> Range<usize> {
+        self.scratch[node.index()].clone()
+    }
+
+    /// Bytes that nobody reads any more once this node has run.
+    pub fn dead_after(&self, node: NodeId) -> &[Range<usize>] {
+        &self.dead_after[node.index()]
+    }
+
+    /// Whether two tensors were given the same first byte.
+    pub fn share(&self, a: TensorId, b: TensorId) -> bool {
+        match (self.place(a), self.place(b)) {
+            (Place::Arena { offset: x, .. }, Place::Arena { offset: y, .. }) => x == y,
+            (Place::Arena { .. } | Place::Elsewhere | Place::Unused, _) => false,
+        }
+    }
+}
+
+/// Bytes that are alive from node `first` to node `last`, inclusive.
+struct Interval {
+    first: usize,
+    last: usize,
+    bytes: usize,
+    tensors: Vec<TensorId>,
+    /// Node whose scratch this is.
+    scratch: Option<usize>,
+}
+
+/// Plans a graph: lifetimes, in-place reuse, offsets. Inputs come first, in the order of the input block, and are never
+/// reused; the rest is sorted by size and each interval placed at the lowest offset that is free over its lifetime.
+///
+/// `scratch` gives the bytes that a node's kernels want; `alignment` is in bytes.
+pub fn plan(graph: &Graph, alignment: usize, scratch: &dyn Fn(NodeId) -> usize) -> MemoryPlan {
+    let mut places = vec![Place::Unused; graph.tensors.len()];
+    let mut input_bytes = 0;
+    for (_, id) in graph.inputs() {
+        let bytes = graph.tensor(id).bytes();
+        places[id.index()] = Place::Arena { offset: input_bytes, bytes };
+        input_bytes = (input_bytes + bytes).next_multiple_of(alignment);
+    }
+    for (id, t) in ids(graph) {
+        match t.source {
+            Source::Weight(_) | Source::State(_) | Source::View { .. } => places[id.index()] = Place::Elsewhere,
+            Source::Node(n, 0) if graph.nodes.get(n.index()).is_some_and(|n| n.op.spec().aliases.is_some()) => {
+                places[id.index()] = Place::Elsewhere;
+            }
+            Source::Node(..) | Source::Input(_) => {}
+        }
+    }
+    let mut intervals = lifetimes(graph);
+    for (id, _) in graph.walk() {
+        let bytes = scratch(id);
+        if bytes > 0 {
+            let at = id.index();
+            intervals.push(Interval { first: at, last: at, bytes, tensors: Vec::new(), scratch: Some(at) });
+        }
+    }
+    let offsets = place(&intervals, input_bytes, alignment);
+    let mut arena_bytes = input_bytes;
+    let mut scratch = vec![0..0; graph.nodes.len()];
+    let mut dead_after = vec![Vec::new(); graph.nodes.len()];
+    for (interval, &offset) in intervals.iter().zip(&offsets) {
+        let end = offset + interval.bytes;
+        arena_bytes = arena_bytes.max(end.next_multiple_of(alignment));
+        for &t in &interval.tensors {
+            places[t.index()] = Place::Arena { offset, bytes: interval.bytes };
+        }
+        if let Some(node) = interval.scratch {
+            scratch[node] = offset..end;
+        }
+        if let Some(dead) = dead_after.get_mut(interval.last) {
+            dead.push(offset..end);
+        }
+    }
+    MemoryPlan { arena_bytes, input_bytes, places, scratch, dead_after }
+}
+
+fn ids(graph: &Graph) -> impl Iterator<Item = (TensorId, &TensorDesc)> {
+    (0..).map(TensorId).zip(&graph.tensors)
+}
+
+/// One interval per group of node results that share bytes, in execution order.
+fn lifetimes(graph: &Graph) -> Vec<Interval> {
+    let mut last_read = vec![0; graph.tensors.len()];
+    for (id, node) in graph.walk() {
+        for &arg in &node.args {
+            last_read[graph.root(arg).index()] = id.index();
+        }
+    }
+    let mut is_output = vec![false; graph.tensors.len()];
+    for &out in &graph.outputs {
+        let root = graph.root(out).index();
+        is_output[root] = true;
+        last_read[root] = graph.nodes.len();
+    }
+    let mut intervals: Vec<Interval> = Vec::new();
+    let mut interval_of = vec![None; graph.tensors.len()];
+    for (id, node) in graph.walk() {
+        let at = id.index();
+        let spec = node.op.spec();
+        for (k, &out) in node.outs.iter().enumerate() {
+            if k == 0 && spec.aliases.is_some() {
+                continue;
+            }
+            let last = last_read[out.index()].max(at);
+            let bytes = graph.tensor(out).bytes();
+            let taken = spec.inplace.filter(|_| k == 0).map(|i| node.args[i]).filter(|&arg| {
+                let root = graph.root(arg);
+                let desc = graph.tensor(arg);
+                let whole = desc.is_contiguous() && desc.bytes() == graph.tensor(root).bytes();
+                let read_once = node.args.iter().filter(|&&a| graph.root(a) == root).count() == 1;
+                whole && read_once && desc.bytes() == bytes && last_read[root.index()] == at && !is_output[root.index()]
+            });
+            let group: Option<usize> = taken.and_then(|arg| interval_of[graph.root(arg).index()]);
+            let group = group.unwrap_or_else(|| {
+                intervals.push(Interval { first: at, last, bytes, tensors: Vec::new(), scratch: None });
+                intervals.len() - 1
+            });
+            intervals[group].last = intervals[group].last.max(last);
+            intervals[group].tensors.push(out);
+            interval_of[out.index()] = Some(group);
+        }
+    }
+    intervals
+}
+
+/// The offset of every interval, above `floor`.
+fn place(intervals: &[Interval], floor: usize, alignment: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..intervals.len()).collect();
+    order.sort_by_key(|&i| (std::cmp::Reverse(intervals[i].bytes), intervals[i].first, i));
+    let mut offsets = vec![0; intervals.len()];
+    // Sorted by offset; each with the end of its bytes.
+    let mut placed: Vec<(usize, usize, usize)> = Vec::new();
+    for i in order {
+        let it = &intervals[i];
+        let mut offset = floor;
+        for &(start, end, j) in &placed {
+            let other = &intervals[j];
+            if other.first > it.last || it.first > other.last {
+                continue;
+            }
+            if offset + it.bytes <= start {
+                break;
+            }
+            offset = offset.max(end.next_multiple_of(alignment));
+        }
+        offsets[i] = offset;
+        let entry = (offset, offset + it.bytes, i);
+        let at = placed.partition_point(|p| *p < entry);
+        placed.insert(at, entry);
+    }
+    offsets
+}
+
+/// A plan that would let two live tensors share bytes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PlanError(pub String);
+
+impl std::fmt::Display for PlanError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for PlanError {}
+
+/// Checks a plan by replaying the graph: every byte remembers who wrote it last, and every read must find its own.
+pub fn verify(graph: &Graph, plan: &MemoryPlan) -> Result<(), PlanError> {
+    let mut writers = Writers::default();
+    for (_, id) in graph.inputs() {
+        writers.write(plan, id, "input")?;
+    }
+    for (id, node) in graph.walk() {
+        for &arg in &node.args {
+            writers.check(graph, plan, arg, &format!("node {} ({})", id.0, node.op.spec().name))?;
+        }
+        let takes_over = node.op.spec().inplace.map(|i| graph.root(node.args[i]));
+        for &arg in &node.args {
+            let root = graph.root(arg);
+            let Place::Arena { offset, bytes } = plan.place(root) else { continue };
+            let mut written = vec![plan.scratch(id)];
+            written.extend(node.outs.iter().enumerate().filter_map(|(k, &out)| match plan.place(out) {
+                Place::Arena { offset: o, bytes: b } => {
+                    let allowed = k == 0 && takes_over == Some(root) && o == offset && b == bytes;
+                    (!allowed).then_some(o..o + b)
+                }
+                Place::Elsewhere | Place::Unused => None,
+            }));
+            if written.iter().any(|w| overlap(w, &(offset..offset + bytes))) {
+                return Err(PlanError(format!("node {} writes over its operand {}", id.0, root.0)));
+            }
+        }
+        let mut results: Vec<Range<usize>> = vec![plan.scratch(id)];
+        for &out in &node.outs {
+            if let Place::Arena { offset, bytes } = plan.place(out) {
+                let range = offset..offset + bytes;
+                if results.iter().any(|r| overlap(r, &range)) {
+                    return Err(PlanError(format!("results of node {} overlap", id.0)));
+                }
+                results.push(range);
+            }
+        }
+        writers.clear(&plan.scratch(id));
+        for &out in &node.outs {
+            writers.write(plan, out, node.op.spec().name)?;
+        }
+    }
+    for &out in &graph.outputs {
+        writers.check(graph, plan, out, "the caller")?;
+    }
+    Ok(())
+}
+
+fn overlap(a: &Range<usize>, b: &Range<usize>) -> bool {
+    a.start < b.end && b.start < a.end
+}
+
+/// Disjoint byte ranges with the tensor that wrote each last.
+#[derive(Default)]
+struct Writers(Vec<(Range<usize>, TensorId)>);
+
+impl Writers {
+    fn clear(&mut self, range: &Range<usize>) {
+        let mut rest = Vec::new();
+        for (r, owner) in self.0.drain(..) {
+            if !overlap(&r, range) {
+                rest.push((r, owner));
+                continue;
+            }
+            if r.start < range.start {
+                rest.push((r.start..range.start, owner));
+            }
+            if range.end < r.end {
+                rest.push((range.end..r.end, owner));
+            }
+        }
+        self.0 = rest;
+    }
+
+    fn write(&mut self, plan: &MemoryPlan, id: TensorId, by: &str) -> Result<(), PlanError> {
+        let Place::Arena { offset, bytes } = plan.place(id) else { return Ok(()) };
+        if offset + bytes > plan.arena_bytes {
+            return Err(PlanError(format!("result of {by} ends at {} of {}", offset + bytes, plan.arena_bytes)));
+        }
+        let range = offset..offset + bytes;
+        self.clear(&range);
+        self.0.push((range, id));
+        Ok(())
+    }
+
+    fn check(&self, graph: &Graph, plan: &MemoryPlan, id: TensorId, reader: &str) -> Result<(), PlanError> {
+        let root = graph.root(id);
+        match plan.place(root) {
+            Place::Elsewhere => Ok(()),
+            Place::Unused => Err(PlanError(format!("{reader} reads tensor {} that has no place", root.0))),
+            Place::Arena { offset, bytes } => {
+                let whole = self.0.iter().any(|(r, o)| *o == root && r.start == offset && r.end == offset + bytes);
+                if whole {
+                    Ok(())
+                } else {
+                    Err(PlanError(format!("{reader} reads tensor {} after it was overwritten", root.0)))
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,555 @@
+//! [`Session`]: a model on its backends with memory and compiled graphs. One call is [`Session::step`] for the language
+//! model or [`Session::encode`] for the audio encoder: find the graph of the call's key, write the input block, run, read.
+
+use std::sync::Arc;
+
+use crate::backend::{Backend, Bindings, Buffer, Executable, Segment, Usage, WeightData};
+use crate::batch::{Batch, Features, Logits, Sequence, Tokens};
+use crate::builder::GraphBuilder;
+use crate::cache::GraphCache;
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::graph::Graph;
+use crate::key::{Buckets, GraphKey, Rows, Stage};
+use crate::memory::{Memory, Slot, StateOptions};
+use crate::model::Model;
+use crate::pass::assign::{Cut, assign};
+use crate::pass::fuse::fuse;
+use crate::pass::prune::prune;
+use crate::pass::{CompileOptions, FuseCounts};
+use crate::plan::{MemoryPlan, plan, verify};
+use crate::shape::Shape;
+use crate::tensor::{Input, Source, TensorDesc, TensorId};
+use crate::weights::{WeightId, WeightStore};
+
+/// Bytes of an input word: ids, positions and f32 values alike.
+const WORD: usize = 4;
+
+/// Sizes and switches of a session.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SessionOptions {
+    /// Sequences that can be held at once.
+    pub n_slots: usize,
+    /// Positions per sequence.
+    pub n_ctx: usize,
+    /// Format of attention keys and values: F16 or F32.
+    pub kv_dtype: DType,
+    /// Most tokens of one sequence in one call of [`Session::step`].
+    pub max_tokens: usize,
+    /// Compiled graphs kept.
+    pub cached_graphs: usize,
+    /// Whether compiled graphs are used again; off, every call builds.
+    pub reuse: bool,
+    /// How graphs are compiled.
+    pub compile: CompileOptions,
+}
+
+impl Default for SessionOptions {
+    fn default() -> Self {
+        Self {
+            n_slots: 1,
+            n_ctx: 1024,
+            kv_dtype: DType::F16,
+            max_tokens: 512,
+            cached_graphs: 32,
+            reuse: true,
+            compile: CompileOptions::default(),
+        }
+    }
+}
+
+/// Counters of a session.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Stats {
+    /// Graphs built, planned and lowered.
+    pub builds: u64,
+    /// Builds that made room by dropping another graph.
+    pub evictions: u64,
+    /// Calls that used a compiled graph again.
+    pub hits: u64,
+    /// Bytes of the arenas in use, largest first call included.
+    pub arena_bytes: usize,
+    /// Bytes of states of all slots.
+    pub state_bytes: usize,
+}
+
+/// A compiled graph, bound to arenas of its own generation.
+struct Compiled {
+    graph: Graph,
+    plan: MemoryPlan,
+    inputs: Vec<(Input, TensorId)>,
+    stages: Vec<CompiledStage>,
+    /// One arena per backend, shared with other graphs: a graph keeps the arena it was bound to, also when later graphs
+    /// need a larger one. Only one graph runs at a time and nothing lives in an arena between runs.
+    arenas: Vec<Option<Buffer>>,
+    /// Backend that makes each output, in the order of the graph's outputs.
+    output_owners: Vec<usize>,
+    fused: FuseCounts,
+}
+
+struct CompiledStage {
+    executable: Box<dyn Executable>,
+    backend: usize,
+    copies: Vec<Transfer>,
+}
+
+/// Bytes that cross from one backend's arena to another's before a stage runs.
+struct Transfer {
+    from: usize,
+    offset: usize,
+    staging: Vec<u8>,
+}
+
+/// A model on its backends with memory and compiled graphs.
+pub struct Session {
+    model: Arc<dyn Model>,
+    weights: WeightStore,
+    backends: Vec<Arc<dyn Backend>>,
+    options: SessionOptions,
+    buckets: Buckets,
+    memory: Memory,
+    /// Imported weights of each backend.
+    imported: Vec<Vec<Option<Buffer>>>,
+    arenas: Vec<Option<Buffer>>,
+    cache: GraphCache<Compiled>,
+    last_run: Option<usize>,
+    words: Vec<u32>,
+    values: Vec<f32>,
+    stats: Stats,
+}
+
+impl Session {
+    /// Prepares a model on backends in order of preference; states live on the first. Weights are imported when the
+    /// first graph that reads them is compiled.
+    pub fn open(
+        model: Arc<dyn Model>,
+        weights: &WeightStore,
+        backends: &[Arc<dyn Backend>],
+        options: SessionOptions,
+    ) -> Result<Self> {
+        let Some(first) = backends.first() else {
+            return Err(Error::Batch { what: "a session needs at least one backend".into() });
+        };
+        if !matches!(options.kv_dtype, DType::F16 | DType::F32) {
+            return Err(Error::Batch { what: format!("attention cache: want F16 or F32, got {}", options.kv_dtype) });
+        }
+        let specs = model.states(&StateOptions { n_ctx: options.n_ctx, kv_dtype: options.kv_dtype });
+        let memory = Memory::new(Arc::clone(first), specs, options.n_slots, options.n_ctx)?;
+        let stats = Stats { state_bytes: memory.bytes(), ..Stats::default() };
+        let n_weights = weights.len();
+        Ok(Self {
+            model,
+            weights: weights.clone(),
+            backends: backends.to_vec(),
+            buckets: Buckets::default(),
+            memory,
+            imported: vec![vec![None; n_weights]; backends.len()],
+            arenas: vec![None; backends.len()],
+            cache: GraphCache::new(if options.reuse { options.cached_graphs } else { 0 }),
+            last_run: None,
+            words: Vec::new(),
+            values: Vec::new(),
+            stats,
+            options,
+        })
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Arc<dyn Model> {
+        &self.model
+    }
+
+    /// Slots and their states.
+    pub fn memory(&self) -> &Memory {
+        &self.memory
+    }
+
+    /// Slots and their states, to acquire, release, copy and rewind.
+    pub fn memory_mut(&mut self) -> &mut Memory {
+        &mut self.memory
+    }
+
+    /// The session's options.
+    pub fn options(&self) -> &SessionOptions {
+        &self.options
+    }
+
+    /// Counters since the session was opened.
+    pub fn stats(&self) -> Stats {
+        self.stats
+    }
+
+    /// Makes every slot hold at least `n_ctx` positions. What the slots held is lost and all of them are free again if
+    /// the memory had to grow.
+    pub fn reserve_context(&mut self, n_ctx: usize) -> Result<()> {
+        if n_ctx <= self.options.n_ctx {
+            return Ok(());
+        }
+        let specs = self.model.states(&StateOptions { n_ctx, kv_dtype: self.options.kv_dtype });
+        let n_slots = self.options.n_slots;
+        self.cache.clear();
+        self.last_run = None;
+        self.memory = Memory::new(Arc::clone(&self.backends[0]), specs, n_slots, n_ctx)?;
+        self.options.n_ctx = n_ctx;
+        self.stats.state_bytes = self.memory.bytes();
+        Ok(())
+    }
+
+    /// Runs a whole request where steps start cheapest: inside the thread pool of the first backend.
+    pub fn enter<R: Send>(&mut self, request: impl FnOnce(&mut Self) -> R + Send) -> R {
+        let backend = Arc::clone(&self.backends[0]);
+        let (mut request, mut result) = (Some(request), None);
+        backend.enter(&mut || {
+            if let Some(request) = request.take() {
+                result = Some(request(self));
+            }
+        });
+        result.expect("a backend runs the request it is given")
+    }
+
+    /// Feeds a batch and returns logits of the rows it asks for.
+    ///
+    /// Errors: a slot without a sequence or twice in the batch, a token outside the vocabulary, more tokens than the
+    /// context or one call holds. After an error no sequence has advanced.
+    pub fn step(&mut self, batch: &Batch<'_>) -> Result<Logits<'_>> {
+        let key = self.key(batch)?;
+        let index = self.compiled(&key)?;
+        self.write_batch(index, batch, &key)?;
+        self.run(index)?;
+        for seq in batch.seqs {
+            self.memory.advance(seq.slot, self.n_tokens(seq));
+        }
+        let stride = match batch.rows {
+            Rows::None => return Ok(Logits { values: &[], n_vocab: 0, stride: 0 }),
+            Rows::Last => 1,
+            Rows::All => key.n_tokens as usize,
+        };
+        self.read_output(index)?;
+        Ok(Logits { values: &self.values, n_vocab: self.model.n_vocab(), stride })
+    }
+
+    /// Feeds any number of tokens to one sequence in calls of at most `max_tokens`, and returns the logits of the last
+    /// token.
+    pub fn feed(&mut self, slot: Slot, tokens: Tokens<'_>, rows: Rows) -> Result<&[f32]> {
+        let n_embd = self.model.n_embd();
+        let (total, max) = (self.n_tokens(&Sequence { slot, tokens }), self.options.max_tokens);
+        self.memory.check_room(slot, total)?;
+        let mut done = 0;
+        while total - done > max {
+            let part = slice_tokens(tokens, done..done + max, n_embd);
+            self.step(&Batch { seqs: &[Sequence { slot, tokens: part }], rows: Rows::None })?;
+            done += max;
+        }
+        let part = slice_tokens(tokens, done..total, n_embd);
+        let logits = self.step(&Batch { seqs: &[Sequence { slot, tokens: part }], rows })?;
+        Ok(if rows == Rows::Last { logits.last(0) } else { &[] })
+    }
+
+    /// Audio embeddings of one clip, `[n_tokens, n_embd]`, for `n_tokens` as the model's encoder counts them.
+    pub fn encode(&mut self, features: &Features<'_>) -> Result<&[f32]> {
+        let encoder =
+            self.model.encoder().ok_or_else(|| Error::Batch { what: "the model has no audio encoder".into() })?;
+        let Features { n_mels, n_frames, values } = *features;
+        if n_mels != encoder.n_mels || n_frames == 0 || values.len() != n_mels * n_frames {
+            let what = format!("want features [{}, n_frames], got [{n_mels}, {n_frames}]", encoder.n_mels);
+            return Err(Error::Batch { what });
+        }
+        let padded = n_frames.next_multiple_of(encoder.chunk_frames);
+        let too_long = || Error::Batch { what: format!("{n_frames} frames are too many for one call") };
+        let n_tokens = (encoder.tokens)(n_frames);
+        let key = GraphKey {
+            stage: Stage::Encode,
+            n_seqs: 1,
+            n_tokens: u32::try_from(padded).map_err(|_| too_long())?,
+            n_kv: 0,
+            rows: Rows::All,
+        };
+        let index = self.compiled(&key)?;
+        self.clear_words(index);
+        self.fill(index, Input::Features, |words| {
+            for (row, band) in words.chunks_exact_mut(padded).zip(values.chunks_exact(n_frames)) {
+                for (w, v) in row.iter_mut().zip(band) {
+                    *w = v.to_bits();
+                }
+            }
+        });
+        self.fill(index, Input::Lengths, |words| words[0] = u32::try_from(n_tokens).unwrap_or(u32::MAX));
+        self.run(index)?;
+        self.read_output(index)?;
+        Ok(&self.values[..n_tokens * self.model.n_embd()])
+    }
+
+    /// A named tensor of the last run, as [`CompileOptions::taps`] asked for it: its values and shape.
+    pub fn tap(&self, name: &str) -> Result<Option<(Vec<f32>, Shape)>> {
+        let Some(compiled) = self.last_run.map(|i| self.cache.peek(i)) else { return Ok(None) };
+        let Some(&id) = compiled.graph.names.get(name) else { return Ok(None) };
+        let Some(at) = compiled.graph.outputs.iter().position(|&o| o == id) else { return Ok(None) };
+        let mut values = Vec::new();
+        self.read_tensor(compiled, id, compiled.output_owners[at], &mut values)?;
+        Ok(Some((values, compiled.graph.tensor(id).shape)))
+    }
+
+    /// The graph that a call of this shape runs, and how often each fusion rule applied to it.
+    pub fn graph(&mut self, key: &GraphKey) -> Result<(&Graph, &MemoryPlan, &FuseCounts)> {
+        let index = self.compiled(key)?;
+        let compiled = self.cache.peek(index);
+        Ok((&compiled.graph, &compiled.plan, &compiled.fused))
+    }
+
+    fn n_tokens(&self, seq: &Sequence<'_>) -> usize {
+        match seq.tokens {
+            Tokens::Ids(ids) => ids.len(),
+            Tokens::Embeddings(rows) => rows.len() / self.model.n_embd(),
+        }
+    }
+
+    /// The key of a batch, after checking everything that kernels rely on.
+    fn key(&self, batch: &Batch<'_>) -> Result<GraphKey> {
+        let bad = |what: String| Err(Error::Batch { what });
+        let Some(first) = batch.seqs.first() else { return bad("an empty batch".into()) };
+        let stage = |t: &Tokens<'_>| match t {
+            Tokens::Ids(_) => Stage::Tokens,
+            Tokens::Embeddings(_) => Stage::Embeddings,
+        };
+        let mut longest = 0;
+        for (i, seq) in batch.seqs.iter().enumerate() {
+            let n_tokens = self.n_tokens(seq);
+            longest = longest.max(n_tokens);
+            if stage(&seq.tokens) != stage(&first.tokens) {
+                return bad("a batch of token ids and embeddings".into());
+            }
+            if batch.seqs[..i].iter().any(|s| s.slot == seq.slot) {
+                return bad(format!("slot {} is twice in a batch", seq.slot.index()));
+            }
+            match seq.tokens {
+                Tokens::Ids(ids) => {
+                    let n_vocab = self.model.n_vocab();
+                    if let Some(id) = ids.iter().find(|&&id| id as usize >= n_vocab) {
+                        return bad(format!("token {id} is outside the vocabulary of {n_vocab}"));
+                    }
+                }
+                Tokens::Embeddings(rows) if !rows.len().is_multiple_of(self.model.n_embd()) => {
+                    return bad(format!("{} values are not rows of {}", rows.len(), self.model.n_embd()));
+                }
+                Tokens::Embeddings(_) => {}
+            }
+            if n_tokens == 0 || n_tokens > self.options.max_tokens {
+                return bad(format!("want 1 to {} tokens per sequence, got {n_tokens}", self.options.max_tokens));
+            }
+            self.memory.check_room(seq.slot, n_tokens)?;
+        }
+        let size =
+            |n: usize| u32::try_from(n).map_err(|_| Error::Batch { what: format!("{n} is too large for one call") });
+        Ok(GraphKey {
+            stage: stage(&first.tokens),
+            n_seqs: size(self.buckets.seqs(batch.seqs.len()))?,
+            n_tokens: size(self.buckets.tokens(longest))?,
+            n_kv: size(self.memory.n_ctx())?,
+            rows: batch.rows,
+        })
+    }
+
+    /// Index in the cache of the compiled graph for this key.
+    fn compiled(&mut self, key: &GraphKey) -> Result<usize> {
+        if self.options.reuse
+            && let Some(index) = self.cache.find(key)
+        {
+            self.stats.hits += 1;
+            return Ok(index);
+        }
+        self.last_run = None;
+        let compiled = self.compile(key)?;
+        let (index, evicted) = self.cache.insert(*key, compiled);
+        self.stats.builds += 1;
+        self.stats.evictions += u64::from(evicted && self.options.reuse);
+        Ok(index)
+    }
+
+    fn compile(&mut self, key: &GraphKey) -> Result<Compiled> {
+        let builder = GraphBuilder::new(self.memory.specs(), self.options.n_slots);
+        self.model.build(&builder, key);
+        let mut graph = builder.finish()?;
+        for name in &self.options.compile.taps {
+            if let Some(&id) = graph.names.get(name)
+                && !graph.outputs.contains(&id)
+            {
+                graph.outputs.push(id);
+            }
+        }
+        prune(&mut graph);
+        let mut fused = FuseCounts::new();
+        if self.options.compile.fuse {
+            let preferred = Arc::clone(&self.backends[0]);
+            fused = fuse(&mut graph, &|op, args| preferred.supports(op, args));
+        }
+        let cuts = assign(&graph, &self.backends)?;
+        let alignment = self.backends.iter().map(|b| b.caps().alignment).max().unwrap_or(WORD);
+        let owner = |node: usize| cuts.iter().find(|c| c.nodes.contains(&node)).map_or(0, |c| c.backend);
+        let plan = plan(&graph, alignment, &|id| {
+            let node = graph.node(id);
+            let args: Vec<&TensorDesc> = node.args.iter().map(|&a| graph.tensor(a)).collect();
+            self.backends[owner(id.index())].scratch_bytes(&node.op, &args)
+        });
+        if cfg!(debug_assertions) || self.options.compile.poison {
+            verify(&graph, &plan).map_err(|e| Error::Graph { at: "plan".into(), op: "verify", msg: e.0 })?;
+        }
+        self.grow_arenas(&cuts, plan.arena_bytes)?;
+        let mut stages = Vec::with_capacity(cuts.len());
+        for cut in &cuts {
+            stages.push(self.lower(&graph, &plan, cut)?);
+        }
+        let output_owners = graph.outputs.iter().map(|&o| graph.producer(o).map_or(0, |n| owner(n.index()))).collect();
+        let inputs = graph.inputs();
+        Ok(Compiled { inputs, arenas: self.arenas.clone(), graph, plan, stages, output_owners, fused })
+    }
+
+    fn lower(&mut self, graph: &Graph, plan: &MemoryPlan, cut: &Cut) -> Result<CompiledStage> {
+        let backend = Arc::clone(&self.backends[cut.backend]);
+        for node in &graph.nodes[cut.nodes.clone()] {
+            for &arg in &node.args {
+                if let Source::Weight(id) = graph.tensor(graph.root(arg)).source {
+                    self.import(cut.backend, id)?;
+                }
+            }
+        }
+        let segment = Segment {
+            graph,
+            nodes: cut.nodes.clone(),
+            inputs: cut.inputs.clone(),
+            outputs: cut.outputs.clone(),
+            poison: self.options.compile.poison,
+        };
+        let arena = self.arenas[cut.backend].as_ref().expect("arenas were grown for every cut");
+        let bind = Bindings { arena, weights: &self.imported[cut.backend], states: self.memory.buffers() };
+        let executable = backend.compile(&segment, plan, &bind)?;
+        let transfer = |&(id, from): &(TensorId, usize)| Transfer {
+            from,
+            offset: plan.offset(id),
+            staging: vec![0; graph.tensor(id).bytes()],
+        };
+        Ok(CompiledStage { executable, backend: cut.backend, copies: cut.copies.iter().map(transfer).collect() })
+    }
+
+    fn import(&mut self, backend: usize, id: WeightId) -> Result<()> {
+        let slot = &mut self.imported[backend][id.0 as usize];
+        if slot.is_none() {
+            let data = WeightData { store: &self.weights, id };
+            *slot = Some(self.backends[backend].import_weight(&data)?);
+        }
+        Ok(())
+    }
+
+    fn grow_arenas(&mut self, cuts: &[Cut], bytes: usize) -> Result<()> {
+        for cut in cuts {
+            let arena = &mut self.arenas[cut.backend];
+            if arena.as_ref().is_none_or(|a| a.bytes() < bytes) {
+                let grown = self.backends[cut.backend].alloc(bytes, Usage::Arena)?;
+                *arena = Some(grown);
+                self.stats.arena_bytes += bytes;
+            }
+        }
+        Ok(())
+    }
+
+    fn write_batch(&mut self, index: usize, batch: &Batch<'_>, key: &GraphKey) -> Result<()> {
+        let (n_tokens, n_embd) = (key.n_tokens as usize, self.model.n_embd());
+        self.clear_words(index);
+        // Values were checked against the context and the vocabulary, both far below 2^31.
+        let word = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        for (i, seq) in batch.seqs.iter().enumerate() {
+            let n = self.n_tokens(seq);
+            let n_past = self.memory.n_past(seq.slot)?;
+            match seq.tokens {
+                Tokens::Ids(ids) => self.fill(index, Input::Tokens, |w| w[i * n_tokens..][..n].copy_from_slice(ids)),
+                Tokens::Embeddings(rows) => self.fill(index, Input::Embeddings, |w| {
+                    for (w, v) in w[i * n_tokens * n_embd..].iter_mut().zip(rows) {
+                        *w = v.to_bits();
+                    }
+                }),
+            }
+            self.fill(index, Input::Positions, |w| {
+                for (t, w) in w[i * n_tokens..][..n].iter_mut().enumerate() {
+                    *w = word(n_past + t);
+                }
+            });
+            self.fill(index, Input::Slots, |w| w[i] = word(seq.slot.index()));
+            self.fill(index, Input::Lengths, |w| w[i] = word(n));
+            self.fill(index, Input::OutRows, |w| w[i] = word(i * n_tokens + n - 1));
+        }
+        Ok(())
+    }
+
+    fn clear_words(&mut self, index: usize) {
+        let bytes = self.cache.peek(index).plan.input_bytes;
+        self.words.clear();
+        self.words.resize(bytes / WORD, 0);
+    }
+
+    /// Lets `write` fill the words of one input, if the graph has it.
+    fn fill(&mut self, index: usize, input: Input, write: impl FnOnce(&mut [u32])) {
+        let compiled = self.cache.peek(index);
+        if let Some(&(_, id)) = compiled.inputs.iter().find(|(i, _)| *i == input) {
+            let start = compiled.plan.offset(id) / WORD;
+            let len = compiled.graph.tensor(id).shape.elements();
+            write(&mut self.words[start..start + len]);
+        }
+    }
+
+    fn run(&mut self, index: usize) -> Result<()> {
+        self.last_run = Some(index);
+        let compiled = self.cache.get_mut(index);
+        for (backend, arena) in self.backends.iter().zip(&compiled.arenas) {
+            if let Some(arena) = arena {
+                backend.write(arena, 0, bytemuck::cast_slice(&self.words))?;
+            }
+        }
+        for stage in &mut compiled.stages {
+            for copy in &mut stage.copies {
+                let (from, to) = (&compiled.arenas[copy.from], &compiled.arenas[stage.backend]);
+                let (Some(from), Some(to)) = (from, to) else { continue };
+                self.backends[copy.from].read(from, copy.offset, &mut copy.staging)?;
+                self.backends[stage.backend].write(to, copy.offset, &copy.staging)?;
+            }
+            stage.executable.run()?;
+        }
+        Ok(())
+    }
+
+    fn read_output(&mut self, index: usize) -> Result<()> {
+        let mut values = std::mem::take(&mut self.values);
+        let compiled = self.cache.peek(index);
+        let output = *compiled.graph.outputs.first().ok_or_else(|| Error::Graph {
+            at: self.model.arch().into(),
+            op: "output",
+            msg: "the graph has no output".into(),
+        })?;
+        let result = self.read_tensor(compiled, output, compiled.output_owners[0], &mut values);
+        self.values = values;
+        result
+    }
+
+    fn read_tensor(&self, compiled: &Compiled, id: TensorId, owner: usize, values: &mut Vec<f32>) -> Result<()> {
+        let desc = compiled.graph.tensor(id);
+        let root = compiled.graph.root(id);
+        let start = match desc.source {
+            Source::View { offset, .. } => offset as usize * WORD,
+            Source::Weight(_) | Source::State(_) | Source::Input(_) | Source::Node(..) => 0,
+        };
+        let arena = compiled.arenas[owner].as_ref();
+        let Some(arena) = arena.filter(|_| desc.dtype == DType::F32 && desc.is_contiguous()) else {
+            let msg = format!("{}{} cannot be read", desc.dtype, desc.shape);
+            return Err(Error::Graph { at: self.model.arch().into(), op: "output", msg });
+        };
+        values.clear();
+        values.resize(desc.shape.elements(), 0.0);
+        let bytes = bytemuck::cast_slice_mut(values);
+        self.backends[owner].read(arena, compiled.plan.offset(root) + start, bytes)
+    }
+}
+
+fn slice_tokens<'a>(tokens: Tokens<'a>, range: std::ops::Range<usize>, n_embd: usize) -> Tokens<'a> {
+    match tokens {
+        Tokens::Ids(ids) => Tokens::Ids(&ids[range]),
+        Tokens::Embeddings(rows) => Tokens::Embeddings(&rows[range.start * n_embd..range.end * n_embd]),
+    }
+}

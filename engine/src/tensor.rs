@@ -1,0 +1,145 @@
+//! What a tensor is and where its bytes come from. Read [`TensorDesc`] first; [`Tensor`] and [`State`] are the handles
+//! that model code passes around, `weights::Weight` is the third.
+
+use crate::dtype::DType;
+use crate::shape::{MAX_RANK, Shape};
+use crate::weights::WeightId;
+
+/// Index of a tensor in its graph.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct TensorId(pub(crate) u32);
+
+impl TensorId {
+    /// Position in [`crate::graph::Graph::tensors`].
+    pub const fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// Index of a node in its graph; nodes are in execution order.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct NodeId(pub(crate) u32);
+
+impl NodeId {
+    /// Position in [`crate::graph::Graph::nodes`].
+    pub const fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// Index of a state in the model's list of [`crate::memory::StateSpec`]s.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct StateId(pub u32);
+
+impl StateId {
+    /// Position in the model's list.
+    pub const fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// Handle to a tensor of the graph being built.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Tensor(pub(crate) TensorId);
+
+impl Tensor {
+    /// The tensor's index in the graph.
+    pub const fn id(self) -> TensorId {
+        self.0
+    }
+}
+
+/// Handle to a per-slot state of the model.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct State(pub StateId);
+
+/// What the caller supplies for every call. All of one graph's inputs lie in one block at the start of the arena.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub enum Input {
+    /// Token ids, i32 `[n_seqs, n_tokens]`.
+    Tokens,
+    /// Vectors in place of token embeddings, f32 `[n_seqs, n_tokens, n_embd]`.
+    Embeddings,
+    /// Position of every token in its sequence, i32 `[n_seqs, n_tokens]`.
+    Positions,
+    /// Memory slot of every sequence, i32 `[n_seqs]`.
+    Slots,
+    /// How many of a sequence's tokens are real; the rest is padding. i32 `[n_seqs]`.
+    Lengths,
+    /// Rows of the flattened batch that reach the output head, i32 `[n_outputs]`.
+    OutRows,
+    /// Features of the audio encoder, f32 `[n_seqs, n_mels, n_frames]`.
+    Features,
+}
+
+impl Input {
+    /// Every input, in the order of the input block.
+    pub const ALL: [Self; 7] =
+        [Self::Tokens, Self::Embeddings, Self::Positions, Self::Slots, Self::Lengths, Self::OutRows, Self::Features];
+
+    /// The element format of this input.
+    pub const fn dtype(self) -> DType {
+        match self {
+            Self::Embeddings | Self::Features => DType::F32,
+            Self::Tokens | Self::Positions | Self::Slots | Self::Lengths | Self::OutRows => DType::I32,
+        }
+    }
+}
+
+/// Where a tensor's bytes come from.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Source {
+    /// A tensor of the model file.
+    Weight(WeightId),
+    /// The rows of all slots of one state.
+    State(StateId),
+    /// Supplied by the caller.
+    Input(Input),
+    /// Result number `.1` of a node.
+    Node(NodeId, u8),
+    /// A window into another tensor that is not itself a view. `offset` counts elements.
+    View {
+        /// The tensor that owns the bytes.
+        of: TensorId,
+        /// Elements before the first one of the view.
+        offset: u32,
+    },
+}
+
+/// Format, extents, layout and origin of a tensor.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct TensorDesc {
+    /// Element format.
+    pub dtype: DType,
+    /// Extents, outermost first.
+    pub shape: Shape,
+    /// Distance of neighbours along each extent, in elements.
+    pub strides: [u32; MAX_RANK],
+    /// Where the bytes come from.
+    pub source: Source,
+}
+
+impl TensorDesc {
+    /// A contiguous tensor.
+    pub fn contiguous(dtype: DType, shape: Shape, source: Source) -> Self {
+        Self { dtype, shape, strides: shape.strides(), source }
+    }
+
+    /// Whether the elements lie in one piece in the order of the shape.
+    pub fn is_contiguous(&self) -> bool {
+        let want = self.shape.strides();
+        let dims = self.shape.dims();
+        dims.iter().enumerate().all(|(i, &d)| d == 1 || self.strides[i] == want[i])
+    }
+
+    /// Whether each innermost row lies in one piece.
+    pub fn has_contiguous_rows(&self) -> bool {
+        let rank = self.shape.rank();
+        rank == 0 || self.shape.last() == 1 || self.strides[rank - 1] == 1
+    }
+
+    /// Bytes of the elements when stored contiguously.
+    pub fn bytes(&self) -> usize {
+        self.shape.rows() * self.dtype.row_bytes(self.shape.last())
+    }
+}
