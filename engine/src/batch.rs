@@ -8,8 +8,28 @@ use crate::memory::Slot;
 pub enum Tokens<'a> {
     /// Token ids.
     Ids(&'a [u32]),
-    /// Vectors in place of embeddings, `[n_tokens, n_embd]`.
-    Embeddings(&'a [f32]),
+    /// Token ids, and vectors in place of their embeddings where the id is -1: audio in the middle of a prompt.
+    Mixed {
+        /// One per token; -1 takes the next vector.
+        ids: &'a [i32],
+        /// `[n, n_embd]` for the `n` ids that are -1, in order.
+        embeddings: &'a [f32],
+    },
+}
+
+impl Tokens<'_> {
+    /// Number of tokens.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Ids(ids) => ids.len(),
+            Self::Mixed { ids, .. } => ids.len(),
+        }
+    }
+
+    /// Whether there is no token.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
 }
 
 /// The next tokens of one sequence.

@@ -433,16 +433,17 @@ impl BatchInputs {
         }
     }
 
-    /// `[n_seqs, n_tokens, n_embd]`: rows of `table` for token ids, or the caller's vectors.
+    /// `[n_seqs, n_tokens, n_embd]`: rows of `table` for token ids, and the caller's vectors where the call has some.
     #[track_caller]
     pub fn embed(&self, g: &GraphBuilder<'_>, table: Weight) -> Tensor {
         let (n_seqs, n_tokens) = (self.key.n_seqs as usize, self.key.n_tokens as usize);
+        let ids = g.input(Input::Tokens, [n_seqs, n_tokens]);
         match self.key.stage {
             Stage::Embeddings => {
-                let n_embd = g.shape(g.weight(table)).last();
-                g.input(Input::Embeddings, [n_seqs, n_tokens, n_embd])
+                let rows = g.input(Input::Embeddings, [n_seqs, n_tokens, g.shape(g.weight(table)).last()]);
+                g.push1(Op::Embed, &[g.weight(table), ids, rows])
             }
-            Stage::Tokens | Stage::Encode => g.get_rows(table, g.input(Input::Tokens, [n_seqs, n_tokens])),
+            Stage::Tokens | Stage::Encode => g.get_rows(table, ids),
         }
     }
 

@@ -7,7 +7,7 @@ pub enum Stage {
     Encode,
     /// The language model, fed with token ids.
     Tokens,
-    /// The language model, fed with vectors.
+    /// The language model, fed with token ids and with vectors where the id is -1.
     Embeddings,
 }
 

@@ -217,7 +217,7 @@ impl Session {
         self.write_batch(index, batch, &key)?;
         self.run(index)?;
         for seq in batch.seqs {
-            self.memory.advance(seq.slot, self.n_tokens(seq));
+            self.memory.advance(seq.slot, seq.tokens.len());
         }
         let stride = match batch.rows {
             Rows::None => return Ok(Logits { values: &[], n_vocab: 0, stride: 0 }),
@@ -232,7 +232,7 @@ impl Session {
     /// token.
     pub fn feed(&mut self, slot: Slot, tokens: Tokens<'_>, rows: Rows) -> Result<&[f32]> {
         let n_embd = self.model.n_embd();
-        let (total, max) = (self.n_tokens(&Sequence { slot, tokens }), self.options.max_tokens);
+        let (total, max) = (tokens.len(), self.options.max_tokens);
         self.memory.check_room(slot, total)?;
         let mut done = 0;
         while total - done > max {
@@ -296,24 +296,17 @@ impl Session {
         Ok((&compiled.graph, &compiled.plan, &compiled.fused))
     }
 
-    fn n_tokens(&self, seq: &Sequence<'_>) -> usize {
-        match seq.tokens {
-            Tokens::Ids(ids) => ids.len(),
-            Tokens::Embeddings(rows) => rows.len() / self.model.n_embd(),
-        }
-    }
-
     /// The key of a batch, after checking everything that kernels rely on.
     fn key(&self, batch: &Batch<'_>) -> Result<GraphKey> {
         let bad = |what: String| Err(Error::Batch { what });
         let Some(first) = batch.seqs.first() else { return bad("an empty batch".into()) };
         let stage = |t: &Tokens<'_>| match t {
             Tokens::Ids(_) => Stage::Tokens,
-            Tokens::Embeddings(_) => Stage::Embeddings,
+            Tokens::Mixed { .. } => Stage::Embeddings,
         };
         let mut longest = 0;
         for (i, seq) in batch.seqs.iter().enumerate() {
-            let n_tokens = self.n_tokens(seq);
+            let n_tokens = seq.tokens.len();
             longest = longest.max(n_tokens);
             if stage(&seq.tokens) != stage(&first.tokens) {
                 return bad("a batch of token ids and embeddings".into());
@@ -321,17 +314,24 @@ impl Session {
             if batch.seqs[..i].iter().any(|s| s.slot == seq.slot) {
                 return bad(format!("slot {} is twice in a batch", seq.slot.index()));
             }
+            let n_vocab = self.model.n_vocab();
+            let outside = |id: u32| format!("token {id} is outside the vocabulary of {n_vocab}");
             match seq.tokens {
                 Tokens::Ids(ids) => {
-                    let n_vocab = self.model.n_vocab();
-                    if let Some(id) = ids.iter().find(|&&id| id as usize >= n_vocab) {
-                        return bad(format!("token {id} is outside the vocabulary of {n_vocab}"));
+                    if let Some(&id) = ids.iter().find(|&&id| id as usize >= n_vocab) {
+                        return bad(outside(id));
                     }
                 }
-                Tokens::Embeddings(rows) if !rows.len().is_multiple_of(self.model.n_embd()) => {
-                    return bad(format!("{} values are not rows of {}", rows.len(), self.model.n_embd()));
+                Tokens::Mixed { ids, embeddings } => {
+                    let real = ids.iter().filter(|&&id| id != -1);
+                    if let Some(&id) = real.clone().find(|&&id| !usize::try_from(id).is_ok_and(|id| id < n_vocab)) {
+                        return bad(outside(id.cast_unsigned()));
+                    }
+                    let (want, got) = ((ids.len() - real.count()) * self.model.n_embd(), embeddings.len());
+                    if want != got {
+                        return bad(format!("want {want} values for the positions without an id, got {got}"));
+                    }
                 }
-                Tokens::Embeddings(_) => {}
             }
             if n_tokens == 0 || n_tokens > self.options.max_tokens {
                 return bad(format!("want 1 to {} tokens per sequence, got {n_tokens}", self.options.max_tokens));
@@ -457,15 +457,26 @@ impl Session {
         // Values were checked against the context and the vocabulary, both far below 2^31.
         let word = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         for (i, seq) in batch.seqs.iter().enumerate() {
-            let n = self.n_tokens(seq);
+            let n = seq.tokens.len();
             let n_past = self.memory.n_past(seq.slot)?;
             match seq.tokens {
                 Tokens::Ids(ids) => self.fill(index, Input::Tokens, |w| w[i * n_tokens..][..n].copy_from_slice(ids)),
-                Tokens::Embeddings(rows) => self.fill(index, Input::Embeddings, |w| {
-                    for (w, v) in w[i * n_tokens * n_embd..].iter_mut().zip(rows) {
-                        *w = v.to_bits();
-                    }
-                }),
+                Tokens::Mixed { ids, embeddings } => {
+                    self.fill(index, Input::Tokens, |w| {
+                        for (w, id) in w[i * n_tokens..].iter_mut().zip(ids) {
+                            *w = id.cast_unsigned();
+                        }
+                    });
+                    self.fill(index, Input::Embeddings, |w| {
+                        let rows = w[i * n_tokens * n_embd..].chunks_exact_mut(n_embd).zip(ids);
+                        let places = rows.filter(|(_, id)| **id == -1).map(|(row, _)| row);
+                        for (row, vector) in places.zip(embeddings.chunks_exact(n_embd)) {
+                            for (w, v) in row.iter_mut().zip(vector) {
+                                *w = v.to_bits();
+                            }
+                        }
+                    });
+                }
             }
             self.fill(index, Input::Positions, |w| {
                 for (t, w) in w[i * n_tokens..][..n].iter_mut().enumerate() {
@@ -550,6 +561,11 @@ impl Session {
 fn slice_tokens<'a>(tokens: Tokens<'a>, range: std::ops::Range<usize>, n_embd: usize) -> Tokens<'a> {
     match tokens {
         Tokens::Ids(ids) => Tokens::Ids(&ids[range]),
-        Tokens::Embeddings(rows) => Tokens::Embeddings(&rows[range.start * n_embd..range.end * n_embd]),
+        Tokens::Mixed { ids, embeddings } => {
+            let vectors = |ids: &[i32]| ids.iter().filter(|&&id| id == -1).count() * n_embd;
+            let start = vectors(&ids[..range.start]);
+            let len = vectors(&ids[range.clone()]);
+            Tokens::Mixed { ids: &ids[range], embeddings: embeddings.get(start..start + len).unwrap_or_default() }
+        }
     }
 }

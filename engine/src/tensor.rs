@@ -56,9 +56,9 @@ pub struct State(pub StateId);
 /// What the caller supplies for every call. All of one graph's inputs lie in one block at the start of the arena.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub enum Input {
-    /// Token ids, i32 `[n_seqs, n_tokens]`.
+    /// Token ids, i32 `[n_seqs, n_tokens]`; -1 where the call supplies a vector.
     Tokens,
-    /// Vectors in place of token embeddings, f32 `[n_seqs, n_tokens, n_embd]`.
+    /// Vectors in place of token embeddings, at the positions whose id is -1, f32 `[n_seqs, n_tokens, n_embd]`.
     Embeddings,
     /// Position of every token in its sequence, i32 `[n_seqs, n_tokens]`.
     Positions,

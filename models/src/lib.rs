@@ -1,4 +1,43 @@
-//! Architectures, tokenizer and audio front end.
+//! Architectures, tokenizer and audio front end. Knows no backend.
+//!
+//! [`load`] turns model files into a [`Loaded`] model; the architectures are in [`registry`], one file each.
 
 pub mod audio;
+pub mod blocks;
+pub mod hparams;
+pub mod qwen3;
+pub mod qwen3_asr;
+pub mod registry;
 pub mod tokenizer;
+
+use std::sync::Arc;
+
+use engine::Result;
+use engine::gguf::Gguf;
+use engine::model::Model;
+use engine::weights::WeightStore;
+
+pub use registry::{Arch, LoadOptions};
+
+/// A model with its weights.
+pub struct Loaded {
+    /// The architecture's entry in the registry.
+    pub arch: &'static Arch,
+    /// The files, text model first.
+    pub files: Vec<Gguf>,
+    /// Tensors by name.
+    pub weights: WeightStore,
+    /// The graphs.
+    pub model: Arc<dyn Model>,
+}
+
+/// Loads a text file, a text file with its projector, or a bundle.
+///
+/// Errors: an architecture that is not in the registry; keys or tensors that are missing or do not fit each other.
+pub fn load(mut files: Vec<Gguf>, options: LoadOptions) -> Result<Loaded> {
+    let arch = registry::find(&files)?;
+    files.sort_by_key(|f| f.get_str("general.architecture").is_ok_and(|a| a == "clip"));
+    let weights = WeightStore::new(files.iter().cloned())?;
+    let model = arch.load(&files, &weights, options)?;
+    Ok(Loaded { arch, files, weights, model })
+}

@@ -18,6 +18,7 @@ impl Op {
         match *self {
             Self::Copy | Self::Conv2d { .. } => check_rows(args.get(1..).unwrap_or_default())?,
             Self::GetRows
+            | Self::Embed
             | Self::Linear { .. }
             | Self::LinearGroup { .. }
             | Self::LinearGlu { .. }
@@ -37,6 +38,7 @@ impl Op {
         }
         match *self {
             Self::GetRows => get_rows(args),
+            Self::Embed => embed(args),
             Self::Linear { bias, .. } => linear(args, 1, bias),
             Self::LinearGroup { n, bias } => linear(args, usize::from(n), bias),
             Self::LinearGlu { .. } => {
@@ -124,6 +126,14 @@ fn get_rows(args: &[TensorDesc]) -> Outs {
     ensure(ids.dtype == DType::I32, || format!("ids: want I32, got {}", ids.dtype))?;
     let dims: Vec<usize> = ids.shape.dims().iter().map(|&d| d as usize).chain([n]).collect();
     Ok(vec![(DType::F32, shape(&dims)?)])
+}
+
+fn embed(args: &[TensorDesc]) -> Outs {
+    let [table, ids, rows] = arguments(args)?;
+    let outs = get_rows(&[*table, *ids])?;
+    activation("rows", rows)?;
+    shaped("rows", rows, outs[0].1)?;
+    Ok(outs)
 }
 
 fn linear(args: &[TensorDesc], n: usize, bias: bool) -> Outs {

@@ -66,6 +66,8 @@ pub enum Window {
 pub enum Op {
     /// `[table, ids]`: row `ids[..]` of `table [n_rows, n]`, decoded to f32. `ids` i32 `[..]` gives `[.., n]`.
     GetRows,
+    /// `[table, ids, rows]`: row `ids[..]` of `table [n_rows, n]`, or row `..` of `rows [.., n]` where the id is negative.
+    Embed,
     /// `[x, w]` or `[x, w, bias]`: `act(x . w^T + bias)`. `x [.., k]`, `w [n, k]`, `bias [n]` gives `[.., n]`.
     Linear {
         /// Whether there is a third argument.
@@ -178,6 +180,7 @@ impl Op {
     pub const fn spec(&self) -> OpSpec {
         match self {
             Self::GetRows => OpSpec::new("get_rows"),
+            Self::Embed => OpSpec::new("embed"),
             Self::Linear { .. } => OpSpec::new("linear"),
             Self::LinearGroup { n, .. } => OpSpec { outputs: *n as usize, ..OpSpec::new("linear_group") },
             Self::LinearGlu { .. } => OpSpec::new("linear_glu"),

@@ -1,0 +1,85 @@
+//! Grouped-query attention with a cache.
+
+use engine::Result;
+use engine::builder::{BatchInputs, GraphBuilder, KvCache};
+use engine::op::Rope;
+use engine::tensor::Tensor;
+use engine::weights::{Weight, WeightStore};
+
+/// Sizes of an attention block.
+#[derive(Clone, Copy, Debug)]
+pub struct AttentionShape {
+    /// Width of the residual stream.
+    pub n_embd: usize,
+    /// Query heads.
+    pub n_head: usize,
+    /// Key and value heads; divides `n_head`.
+    pub n_head_kv: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+}
+
+/// Norms of queries and keys over the width of a head, before the rotation.
+pub struct QkNorm {
+    q: Weight, // [head_dim]
+    k: Weight, // [head_dim]
+    eps: f32,
+}
+
+/// Causal grouped-query attention: `softmax(q k^T / sqrt(head_dim)) v`, query head `h` on key head `h n_head_kv / n_head`.
+/// Source: transformers, `Qwen3Attention.forward`.
+pub struct Attention {
+    shape: AttentionShape,
+    q: Weight,      // [n_head * head_dim, n_embd]
+    k: Weight,      // [n_head_kv * head_dim, n_embd]
+    v: Weight,      // [n_head_kv * head_dim, n_embd]
+    output: Weight, // [n_embd, n_head * head_dim]
+    qk_norm: QkNorm,
+    rope: Rope,
+    cache: KvCache,
+}
+
+impl Attention {
+    /// The weights `{prefix}.attn_*`.
+    pub fn load(
+        w: &WeightStore,
+        prefix: &str,
+        shape: AttentionShape,
+        rope: Rope,
+        eps: f32,
+        cache: KvCache,
+    ) -> Result<Self> {
+        let AttentionShape { n_embd, n_head, n_head_kv, head_dim } = shape;
+        let (n_q, n_kv) = (n_head * head_dim, n_head_kv * head_dim);
+        let name = |part: &str| format!("{prefix}.{part}.weight");
+        Ok(Self {
+            q: w.get(&name("attn_q"), [n_q, n_embd])?,
+            k: w.get(&name("attn_k"), [n_kv, n_embd])?,
+            v: w.get(&name("attn_v"), [n_kv, n_embd])?,
+            output: w.get(&name("attn_output"), [n_embd, n_q])?,
+            qk_norm: QkNorm {
+                q: w.get(&name("attn_q_norm"), [head_dim])?,
+                k: w.get(&name("attn_k_norm"), [head_dim])?,
+                eps,
+            },
+            shape,
+            rope,
+            cache,
+        })
+    }
+
+    /// `x` and the result: `[n_seqs, n_tokens, n_embd]`.
+    pub fn build(&self, g: &GraphBuilder<'_>, batch: &BatchInputs, x: Tensor) -> Tensor {
+        let q = g.split_heads(g.linear(x, self.q), self.shape.n_head);
+        let k = g.split_heads(g.linear(x, self.k), self.shape.n_head_kv);
+        let v = g.split_heads(g.linear(x, self.v), self.shape.n_head_kv);
+        let QkNorm { q: q_norm, k: k_norm, eps } = self.qk_norm;
+        let q = g.rope(g.rms_norm(q, q_norm, eps), batch, self.rope);
+        let k = g.rope(g.rms_norm(k, k_norm, eps), batch, self.rope);
+        let kv = g.kv_write(self.cache, k, v, batch);
+        // Head widths are small integers, exact in f32.
+        let scale = 1.0 / (self.shape.head_dim as f32).sqrt();
+        let y = g.cached_attention(q, kv, batch, scale);
+        g.linear(g.merge_heads(y), self.output)
+    }
+}

@@ -1,0 +1,32 @@
+//! Gated feed-forward block.
+
+use engine::Result;
+use engine::builder::GraphBuilder;
+use engine::op::Unary;
+use engine::tensor::Tensor;
+use engine::weights::{Weight, WeightStore};
+
+/// `down(silu(gate(x)) * up(x))`. Source: transformers, `Qwen3MLP.forward`; Shazeer 2020, "GLU Variants Improve
+/// Transformer".
+pub struct SwiGlu {
+    gate: Weight, // [n_ff, n_embd]
+    up: Weight,   // [n_ff, n_embd]
+    down: Weight, // [n_embd, n_ff]
+}
+
+impl SwiGlu {
+    /// The weights `{prefix}.ffn_*`.
+    pub fn load(w: &WeightStore, prefix: &str, n_embd: usize, n_ff: usize) -> Result<Self> {
+        let name = |part: &str| format!("{prefix}.{part}.weight");
+        Ok(Self {
+            gate: w.get(&name("ffn_gate"), [n_ff, n_embd])?,
+            up: w.get(&name("ffn_up"), [n_ff, n_embd])?,
+            down: w.get(&name("ffn_down"), [n_embd, n_ff])?,
+        })
+    }
+
+    /// `x` and the result: `[.., n_embd]`.
+    pub fn build(&self, g: &GraphBuilder<'_>, x: Tensor) -> Tensor {
+        g.linear(g.glu(Unary::Silu, g.linear(x, self.gate), g.linear(x, self.up)), self.down)
+    }
+}

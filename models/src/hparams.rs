@@ -1,0 +1,64 @@
+//! [`Hparams`]: checked reading of a model's metadata over the files it consists of.
+
+use engine::gguf::Gguf;
+use engine::{Error, Result};
+
+/// Largest value of a size in metadata; far above every published model, far below what would overflow.
+const MAX_SIZE: u32 = 1 << 24;
+
+/// Metadata of a text file and, for speech, of its projector file or of a bundle that holds both.
+#[derive(Clone, Copy)]
+pub struct Hparams<'a> {
+    files: &'a [Gguf],
+    prefix: &'a str,
+}
+
+impl<'a> Hparams<'a> {
+    /// Keys that begin with `prefix`, in any of the files.
+    pub fn new(files: &'a [Gguf], prefix: &'a str) -> Self {
+        Self { files, prefix }
+    }
+
+    fn key(&self, name: &str) -> String {
+        format!("{}.{name}", self.prefix)
+    }
+
+    fn file(&self, key: &str) -> Result<&'a Gguf> {
+        let found = self.files.iter().find(|f| f.contains(key));
+        found.ok_or_else(|| Error::MissingKey { key: key.to_owned() })
+    }
+
+    /// Whether the key is there.
+    pub fn contains(&self, name: &str) -> bool {
+        self.file(&self.key(name)).is_ok()
+    }
+
+    /// A size: at least 1.
+    ///
+    /// Errors: `MissingKey`, `WrongType`, `BadValue` for 0 and for sizes that no model has.
+    pub fn size(&self, name: &str) -> Result<usize> {
+        let key = self.key(name);
+        let value = self.file(&key)?.get_u32(&key)?;
+        if value == 0 || value > MAX_SIZE {
+            return Err(Error::BadValue { key, what: format!("want 1 to {MAX_SIZE}, got {value}") });
+        }
+        Ok(value as usize)
+    }
+
+    /// A positive, finite number.
+    ///
+    /// Errors: `MissingKey`, `WrongType`, `BadValue`.
+    pub fn positive(&self, name: &str) -> Result<f32> {
+        let key = self.key(name);
+        let value = self.file(&key)?.get_f32(&key)?;
+        if !(value.is_finite() && value > 0.0) {
+            return Err(Error::BadValue { key, what: format!("want a positive number, got {value}") });
+        }
+        Ok(value)
+    }
+
+    /// The error for a value that does not fit the others.
+    pub fn bad(&self, name: &str, what: String) -> Error {
+        Error::BadValue { key: self.key(name), what }
+    }
+}

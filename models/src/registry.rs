@@ -1,0 +1,85 @@
+//! The list of architectures, and the choice among them from metadata.
+
+use std::sync::Arc;
+
+use engine::gguf::Gguf;
+use engine::model::Model;
+use engine::weights::WeightStore;
+use engine::{Error, Result};
+
+use crate::qwen3;
+use crate::qwen3_asr::{AudioAttention, Qwen3Asr};
+
+/// Names the kind of projector in a projector file or bundle.
+const PROJECTOR_KEY: &str = "clip.audio.projector_type";
+/// `general.architecture` of projector files.
+const PROJECTOR_ARCHITECTURE: &str = "clip";
+
+/// Choices that a user makes when a model is loaded.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct LoadOptions {
+    /// What audio tokens attend to, where the architecture leaves a choice.
+    pub audio_attention: AudioAttention,
+}
+
+type Load = fn(&[Gguf], &WeightStore, LoadOptions) -> Result<Arc<dyn Model>>;
+
+/// An architecture that files can name.
+pub struct Arch {
+    /// The name that users see.
+    pub name: &'static str,
+    /// `general.architecture` of the text file.
+    text: &'static str,
+    /// `clip.audio.projector_type` of the projector, for speech.
+    projector: Option<&'static str>,
+    load: Load,
+}
+
+/// Every architecture.
+pub const ARCHITECTURES: [Arch; 2] = [
+    Arch {
+        name: "qwen3-asr",
+        text: "qwen3vl",
+        projector: Some("qwen3a"),
+        load: |files, w, options| Ok(Arc::new(Qwen3Asr::load(files, w, options.audio_attention)?)),
+    },
+    Arch { name: "qwen3", text: "qwen3", projector: None, load: |files, w, _| qwen3::load(files, w) },
+];
+
+/// Names of all architectures, for messages.
+pub fn known() -> String {
+    ARCHITECTURES.map(|a| a.name).join(", ")
+}
+
+/// The architecture that these files hold together.
+///
+/// Errors: `UnknownArchitecture`; `BadValue` for speech without its projector file, or a projector without its text file.
+pub fn find(files: &[Gguf]) -> Result<&'static Arch> {
+    const KEY: &str = "general.architecture";
+    let projector = files.iter().find(|f| f.contains(PROJECTOR_KEY)).map(|f| f.get_str(PROJECTOR_KEY)).transpose()?;
+    let names = files.iter().map(|f| f.get_str(KEY)).collect::<Result<Vec<_>>>()?;
+    let Some(text) = names.iter().copied().find(|&n| n != PROJECTOR_ARCHITECTURE) else {
+        return Err(Error::BadValue { key: KEY.into(), what: "a projector (mmproj) without its text model".into() });
+    };
+    let candidates = ARCHITECTURES.iter().filter(|a| a.text == text);
+    if let Some(arch) = candidates.clone().find(|a| a.projector == projector) {
+        return Ok(arch);
+    }
+    match (candidates.clone().find_map(|a| a.projector), projector) {
+        (Some(want), None) => {
+            let what = format!("{text} needs its {want} projector (mmproj) file beside it, or --mmproj");
+            Err(Error::BadValue { key: KEY.into(), what })
+        }
+        (_, found) => {
+            let found = found.map_or(text.to_owned(), |p| format!("{text} with projector {p}"));
+            Err(Error::UnknownArchitecture { found, known: known() })
+        }
+    }
+}
+
+impl Arch {
+    /// Reads parameters and finds the weights.
+    pub fn load(&self, files: &[Gguf], w: &WeightStore, options: LoadOptions) -> Result<Arc<dyn Model>> {
+        (self.load)(files, w, options)
+    }
+}
