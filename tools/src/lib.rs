@@ -1,1 +1,4 @@
 //! The subcommands of `tympan` as a library, for the binary and the tests.
+
+pub mod cli;
+pub mod exit;

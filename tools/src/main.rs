@@ -1,3 +1,7 @@
 //! `tympan`: parses, calls, maps errors to exit codes; nothing else.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    tools::cli::main()
+}

@@ -1,0 +1,78 @@
+//! [`Exit`]: the program's exit codes, and which one an error stands for.
+
+use std::process::ExitCode;
+
+/// Why the program ended. The numbers are part of the command line's contract.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Exit {
+    /// Done.
+    Done = 0,
+    /// Some of several inputs failed; the others were written.
+    SomeFailed = 1,
+    /// Flags or arguments that make no sense together, or that this version does not have.
+    Usage = 2,
+    /// An input cannot be read or decoded.
+    Input = 3,
+    /// A model or checkpoint is missing, malformed or unsupported.
+    Model = 4,
+    /// The memory does not suffice.
+    Memory = 5,
+    /// A text was cut at the token limit.
+    Truncated = 6,
+    /// Interrupted by the user.
+    Interrupted = 130,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        // The discriminants are all below 256.
+        Self::from(exit as u8)
+    }
+}
+
+/// An error that knows its exit code.
+#[derive(Debug)]
+pub struct Failure {
+    /// What the program exits with.
+    pub exit: Exit,
+    /// What failed, on which file, expected and found.
+    pub error: anyhow::Error,
+}
+
+/// `Result` with an exit code.
+pub type Outcome<T> = Result<T, Failure>;
+
+impl Failure {
+    /// A usage error.
+    pub fn usage(message: impl std::fmt::Display) -> Self {
+        Self { exit: Exit::Usage, error: anyhow::anyhow!("{message}") }
+    }
+
+    /// A flag or value of the contract that is not built yet.
+    pub fn not_in_this_version(what: impl std::fmt::Display) -> Self {
+        Self::usage(format!("{what}: not in this version"))
+    }
+
+    /// An error in a model or checkpoint; running out of memory keeps its own code.
+    pub fn model(error: impl Into<anyhow::Error>) -> Self {
+        let error = error.into();
+        let memory = error
+            .chain()
+            .any(|e| e.downcast_ref::<engine::Error>().is_some_and(|e| matches!(e, engine::Error::OutOfMemory { .. })));
+        Self { exit: if memory { Exit::Memory } else { Exit::Model }, error }
+    }
+
+    /// An error in an input.
+    pub fn input(error: impl Into<anyhow::Error>) -> Self {
+        Self { exit: Exit::Input, error: error.into() }
+    }
+}
+
+impl std::fmt::Display for Failure {
+    /// One line: the causes from the outside in, separated by colons.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let text = format!("{:#}", self.error);
+        let line: Vec<&str> = text.lines().map(str::trim).filter(|l| !l.is_empty()).collect();
+        f.write_str(&line.join(" "))
+    }
+}
