@@ -1,1 +1,48 @@
-//! Backends.
+//! Backends: the engine's traits on the kernels' functions. [`list`] names them and [`open`] makes one.
+
+mod format;
+pub mod reference;
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
+use engine::backend::Backend;
+use engine::{Error, Result};
+
+/// What a user may say about a backend.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Options {
+    /// Threads; the backend's own choice without.
+    pub threads: Option<NonZeroUsize>,
+}
+
+/// An entry of the registry.
+pub struct BackendDef {
+    /// The name by which users choose it.
+    pub name: &'static str,
+    /// Makes one.
+    pub open: fn(&Options) -> Result<Arc<dyn Backend>>,
+}
+
+/// Every backend, in order of preference.
+const BACKENDS: [BackendDef; 1] =
+    [BackendDef { name: "reference", open: |_| Ok(Arc::new(reference::ReferenceBackend)) }];
+
+/// Every backend, in order of preference.
+pub fn list() -> &'static [BackendDef] {
+    &BACKENDS
+}
+
+/// The backend called `name`. Errors: `Device` for a name that is not in the list.
+pub fn open(name: &str, options: &Options) -> Result<Arc<dyn Backend>> {
+    match BACKENDS.iter().find(|b| b.name == name) {
+        Some(b) => (b.open)(options),
+        None => {
+            let known: Vec<&str> = BACKENDS.iter().map(|b| b.name).collect();
+            Err(Error::Device {
+                backend: name.to_owned(),
+                msg: format!("no such backend (known: {})", known.join(", ")),
+            })
+        }
+    }
+}

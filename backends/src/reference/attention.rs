@@ -1,0 +1,117 @@
+//! Attention with and without memory.
+
+use std::ops::Range;
+
+use engine::Result;
+use engine::op::Window;
+use engine::tensor::TensorId;
+use rayon::prelude::*;
+
+use super::linear::dot;
+use super::operands::{Operands, decode, encode};
+
+/// `[x, state, slots, positions, lengths]`: stores the real tokens' rows.
+pub fn kv_write(cx: &Operands<'_>, args: &[TensorId]) -> Result<()> {
+    let [n_slots, n_ctx, n_head_kv, head_dim] = cx.dims(args[1])?;
+    let [n_seqs, n_tokens, ..] = cx.dims::<4>(args[0])?;
+    let dtype = cx.desc(args[1]).dtype;
+    let width = n_head_kv * head_dim;
+    let row_bytes = dtype.row_bytes(width);
+    let x = cx.values(args[0])?;
+    let slots = cx.indices(args[2], n_slots)?;
+    let positions = cx.indices(args[3], n_ctx)?;
+    let lengths = cx.lengths(args[4], n_tokens)?;
+    let mut state = cx.state(args[1])?.lock();
+    for s in 0..n_seqs {
+        for t in 0..lengths[s] {
+            let token = s * n_tokens + t;
+            let row = slots[s] * n_ctx + positions[token];
+            encode(dtype, &x[token * width..][..width], &mut state[row * row_bytes..][..row_bytes])?;
+        }
+    }
+    Ok(())
+}
+
+/// Keys and values of one sequence, `[n_rows, n_head_kv, head_dim]`.
+struct Past<'a> {
+    k: &'a [f64],
+    v: &'a [f64],
+    n_head_kv: usize,
+    head_dim: usize,
+}
+
+impl Past<'_> {
+    /// `softmax(scale q . k^T) v` of every head of one token over some rows; `q` and `out`: `[n_head, head_dim]`.
+    fn attend(&self, q: &[f64], rows: Range<usize>, scale: f32, out: &mut [f64]) {
+        let (n_head_kv, head_dim) = (self.n_head_kv, self.head_dim);
+        let n_head = q.len() / head_dim;
+        for (h, (q, out)) in q.chunks_exact(head_dim).zip(out.chunks_exact_mut(head_dim)).enumerate() {
+            let row = |r: usize| (r * n_head_kv + h * n_head_kv / n_head) * head_dim;
+            let mut p: Vec<f64> =
+                rows.clone().map(|r| f64::from(scale) * dot(q, &self.k[row(r)..][..head_dim])).collect();
+            let max = p.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            p.iter_mut().for_each(|p| *p = (*p - max).exp());
+            let sum: f64 = p.iter().sum();
+            out.fill(0.0);
+            for (p, r) in p.iter().zip(rows.clone()) {
+                out.iter_mut().zip(&self.v[row(r)..][..head_dim]).for_each(|(o, v)| *o += p / sum * v);
+            }
+        }
+    }
+}
+
+/// `[q, k, v, slots, positions, lengths]`: over the slot's rows `0 ..= position`. NaN for padding.
+pub fn cached(cx: &Operands<'_>, args: &[TensorId], scale: f32) -> Result<Vec<f64>> {
+    let [n_seqs, n_tokens, n_head, head_dim] = cx.dims(args[0])?;
+    let [n_slots, n_ctx, n_head_kv, _] = cx.dims(args[1])?;
+    let q = cx.values(args[0])?;
+    let slots = cx.indices(args[3], n_slots)?;
+    let positions = cx.indices(args[4], n_ctx)?;
+    let lengths = cx.lengths(args[5], n_tokens)?;
+    let width = n_head * head_dim;
+    let mut out = vec![f64::NAN; n_seqs * n_tokens * width];
+    for s in 0..n_seqs {
+        let Some(last) = positions[s * n_tokens..][..lengths[s]].iter().max() else { continue };
+        let rows = |id: TensorId| {
+            let dtype = cx.desc(id).dtype;
+            let row_bytes = dtype.row_bytes(n_head_kv * head_dim);
+            let bytes = slots[s] * n_ctx * row_bytes..(slots[s] * n_ctx + last + 1) * row_bytes;
+            decode(dtype, &cx.state(id)?.lock()[bytes], (last + 1) * n_head_kv * head_dim)
+        };
+        let (k, v) = (rows(args[1])?, rows(args[2])?);
+        let past = Past { k: &k, v: &v, n_head_kv, head_dim };
+        let tokens = out[s * n_tokens * width..][..lengths[s] * width].par_chunks_exact_mut(width);
+        tokens.enumerate().for_each(|(t, out)| {
+            let token = s * n_tokens + t;
+            past.attend(&q[token * width..][..width], 0..positions[token] + 1, scale, out);
+        });
+    }
+    Ok(out)
+}
+
+/// `[q, k, v, lengths]`: over the real tokens of the query's window. NaN for padding.
+#[deny(clippy::wildcard_enum_match_arm)]
+pub fn windowed(cx: &Operands<'_>, args: &[TensorId], scale: f32, window: Window) -> Result<Vec<f64>> {
+    let [n_seqs, n_tokens, n_head, head_dim] = cx.dims(args[0])?;
+    let (q, k, v) = (cx.values(args[0])?, cx.values(args[1])?, cx.values(args[2])?);
+    let lengths = cx.lengths(args[3], n_tokens)?;
+    let width = n_head * head_dim;
+    let mut out = vec![f64::NAN; n_seqs * n_tokens * width];
+    for (s, &length) in lengths.iter().enumerate() {
+        let sequence = s * n_tokens * width..(s * n_tokens + length) * width;
+        let past = Past { k: &k[sequence.clone()], v: &v[sequence.clone()], n_head_kv: n_head, head_dim };
+        let q = &q[sequence.clone()];
+        out[sequence].par_chunks_exact_mut(width).enumerate().for_each(|(t, out)| {
+            let rows = match window {
+                Window::Full => 0..length,
+                Window::Blocks(n) => {
+                    let n = (n as usize).max(1);
+                    let start = t / n * n;
+                    start..(start + n).min(length)
+                }
+            };
+            past.attend(&q[t * width..][..width], rows, scale, out);
+        });
+    }
+    Ok(out)
+}

@@ -1,0 +1,299 @@
+//! `reference`: a plain f64 interpreter of graphs, so that every op has a meaning that shares nothing with the kernels.
+//!
+//! Weights are decoded exactly, activations are f64 from the segment's inputs to its outputs, and only states are
+//! rounded to the type that they are stored in. Outputs that belong to padding are NaN where an op knows the lengths, so
+//! that a reader of padding shows. No speed beyond what makes tests bearable. Read [`ReferenceBackend`], then `compute`.
+
+mod attention;
+mod conv;
+mod linear;
+mod math;
+mod operands;
+mod pointwise;
+mod rows;
+
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use engine::backend::{Backend, Bindings, Buffer, Caps, Executable, Segment, Usage, WeightData};
+use engine::graph::{Graph, Node};
+use engine::op::{Binary, Op};
+use engine::plan::MemoryPlan;
+use engine::tensor::{TensorDesc, TensorId};
+use engine::weights::{WeightId, WeightStore};
+use engine::{Error, Result};
+
+use self::operands::Operands;
+
+/// Bytes of an f32 or i32 in the arena.
+const WORD: usize = 4;
+
+/// Alignment of tensors in the arena, in bytes: that of the CPU's cache lines, so that plans look alike.
+const ALIGNMENT: usize = 64;
+
+/// The f64 interpreter. It has no state of its own.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct ReferenceBackend;
+
+/// Host bytes of an arena or of a state.
+struct HostMemory(Mutex<Vec<u8>>);
+
+impl HostMemory {
+    fn lock(&self) -> MutexGuard<'_, Vec<u8>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A weight as it lies in the file.
+struct StoredWeight {
+    store: WeightStore,
+    id: WeightId,
+}
+
+fn failed(msg: impl Into<String>) -> Error {
+    Error::Device { backend: "reference".into(), msg: msg.into() }
+}
+
+fn host(buffer: &Buffer) -> Result<Arc<HostMemory>> {
+    buffer.storage::<HostMemory>().ok_or_else(|| failed("a buffer of another backend"))
+}
+
+fn outside(range: &Range<usize>, len: usize) -> Error {
+    failed(format!("bytes {range:?} of a buffer of {len}"))
+}
+
+impl Backend for ReferenceBackend {
+    fn name(&self) -> &'static str {
+        "reference"
+    }
+
+    fn caps(&self) -> Caps {
+        Caps { alignment: ALIGNMENT, free_bytes: None, kv_buckets: false }
+    }
+
+    fn supports(&self, _op: &Op, _args: &[&TensorDesc]) -> bool {
+        true
+    }
+
+    fn scratch_bytes(&self, _op: &Op, _args: &[&TensorDesc]) -> usize {
+        0
+    }
+
+    fn alloc(&self, bytes: usize, usage: Usage) -> Result<Buffer> {
+        let mut memory = Vec::new();
+        memory.try_reserve_exact(bytes).map_err(|_| Error::OutOfMemory {
+            what: format!("{usage:?} of backend reference"),
+            wanted: bytes,
+            free: None,
+        })?;
+        memory.resize(bytes, 0);
+        Ok(Buffer::new(bytes, Arc::new(HostMemory(Mutex::new(memory)))))
+    }
+
+    fn import_weight(&self, w: &WeightData<'_>) -> Result<Buffer> {
+        Ok(Buffer::new(w.bytes().len(), Arc::new(StoredWeight { store: w.store.clone(), id: w.id })))
+    }
+
+    fn write(&self, dst: &Buffer, offset: usize, src: &[u8]) -> Result<()> {
+        let memory = host(dst)?;
+        let mut bytes = memory.lock();
+        let (len, range) = (bytes.len(), offset..offset.saturating_add(src.len()));
+        bytes.get_mut(range.clone()).ok_or_else(|| outside(&range, len))?.copy_from_slice(src);
+        Ok(())
+    }
+
+    fn read(&self, src: &Buffer, offset: usize, dst: &mut [u8]) -> Result<()> {
+        let memory = host(src)?;
+        let bytes = memory.lock();
+        let range = offset..offset.saturating_add(dst.len());
+        dst.copy_from_slice(bytes.get(range.clone()).ok_or_else(|| outside(&range, bytes.len()))?);
+        Ok(())
+    }
+
+    fn copy(&self, buf: &Buffer, from: Range<usize>, to: usize) -> Result<()> {
+        let memory = host(buf)?;
+        let mut bytes = memory.lock();
+        let target = to..to.saturating_add(from.len());
+        for range in [&from, &target] {
+            if bytes.get(range.clone()).is_none() {
+                return Err(outside(range, bytes.len()));
+            }
+        }
+        bytes.copy_within(from, to);
+        Ok(())
+    }
+
+    fn zero(&self, buf: &Buffer, range: Range<usize>) -> Result<()> {
+        let memory = host(buf)?;
+        let mut bytes = memory.lock();
+        let len = bytes.len();
+        bytes.get_mut(range.clone()).ok_or_else(|| outside(&range, len))?.fill(0);
+        Ok(())
+    }
+
+    fn compile(&self, segment: &Segment<'_>, plan: &MemoryPlan, bind: &Bindings<'_>) -> Result<Box<dyn Executable>> {
+        let place = |&id: &TensorId| (id, plan.offset(id));
+        let mut last_read = vec![0; segment.graph.tensors.len()];
+        for i in segment.nodes.clone() {
+            let node = &segment.graph.nodes[i];
+            node.args.iter().chain(&node.outs).for_each(|&t| last_read[segment.graph.root(t).index()] = i);
+        }
+        for &out in &segment.outputs {
+            last_read[out.index()] = usize::MAX;
+        }
+        Ok(Box::new(Interpreter {
+            graph: segment.graph.clone(),
+            nodes: segment.nodes.clone(),
+            inputs: segment.inputs.iter().map(place).collect(),
+            outputs: segment.outputs.iter().map(place).collect(),
+            last_read,
+            arena: host(bind.arena)?,
+            weights: bind.weights.iter().map(|w| w.as_ref().and_then(Buffer::storage)).collect(),
+            states: bind.states.iter().map(Buffer::storage).collect(),
+        }))
+    }
+}
+
+/// A segment with its buffers.
+struct Interpreter {
+    graph: Graph,
+    nodes: Range<usize>,
+    /// Tensors read from the arena and written to it, each with its offset.
+    inputs: Vec<(TensorId, usize)>,
+    outputs: Vec<(TensorId, usize)>,
+    /// For every root the last node that reads or makes it: its values are dropped there.
+    last_read: Vec<usize>,
+    arena: Arc<HostMemory>,
+    weights: Vec<Option<Arc<StoredWeight>>>,
+    states: Vec<Option<Arc<HostMemory>>>,
+}
+
+impl Executable for Interpreter {
+    fn run(&mut self) -> Result<()> {
+        let mut values = vec![None; self.graph.tensors.len()];
+        {
+            let arena = self.arena.lock();
+            for &(id, offset) in &self.inputs {
+                let desc = self.graph.tensor(id);
+                let bytes = arena.get(offset..).and_then(|b| b.get(..desc.shape.elements() * WORD));
+                let bytes = bytes.ok_or_else(|| failed("an input outside of the arena"))?;
+                values[id.index()] = Some(operands::decode(desc.dtype, bytes, desc.shape.elements())?);
+            }
+        }
+        for i in self.nodes.clone() {
+            let node = &self.graph.nodes[i];
+            let cx = Operands { graph: &self.graph, values: &values, weights: &self.weights, states: &self.states };
+            let results = compute(&cx, node)?;
+            for (out, result) in node.outs.iter().zip(results) {
+                values[out.index()] = Some(result);
+            }
+            for &t in node.args.iter().chain(&node.outs) {
+                let root = self.graph.root(t).index();
+                if self.last_read[root] <= i {
+                    values[root] = None;
+                }
+            }
+        }
+        let mut arena = self.arena.lock();
+        for &(id, offset) in &self.outputs {
+            let values = values[id.index()].as_ref().ok_or_else(|| failed("an output that no node made"))?;
+            let bytes = arena.get_mut(offset..).and_then(|b| b.get_mut(..values.len() * WORD));
+            let bytes = bytes.ok_or_else(|| failed("an output outside of the arena"))?;
+            for (word, v) in bytes.as_chunks_mut().0.iter_mut().zip(values) {
+                *word = (*v as f32).to_le_bytes();
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Every result of a node; nothing for [`Op::KvWrite`], whose result is the state.
+#[deny(clippy::wildcard_enum_match_arm)]
+fn compute(cx: &Operands<'_>, node: &Node) -> Result<Vec<Vec<f64>>> {
+    let args = &node.args;
+    let x = || cx.values(args[0]);
+    Ok(match node.op {
+        Op::GetRows => vec![rows::get_rows(cx, args)?],
+        Op::Linear { bias, act } => {
+            let mut y = linear::linear(cx, args[0], args[1], bias.then(|| args[2]))?;
+            if let Some(act) = act {
+                pointwise::unary(act, &mut y);
+            }
+            vec![y]
+        }
+        Op::LinearGroup { n, bias } => {
+            let n = usize::from(n);
+            let product = |i: usize| linear::linear(cx, args[0], args[1 + i], bias.then(|| args[1 + n + i]));
+            (0..n).map(product).collect::<Result<_>>()?
+        }
+        Op::LinearGlu { act } => {
+            let mut gate = linear::linear(cx, args[0], args[1], None)?;
+            let up = linear::linear(cx, args[0], args[2], None)?;
+            pointwise::unary(act, &mut gate);
+            pointwise::binary(Binary::Mul, &mut gate, &up);
+            vec![gate]
+        }
+        Op::RmsNorm { eps } => {
+            let mut y = x()?.into_owned();
+            pointwise::rms_norm(&mut y, &cx.values(args[1])?, eps);
+            vec![y]
+        }
+        Op::AddRmsNorm { eps } => {
+            let mut sum = x()?.into_owned();
+            pointwise::binary(Binary::Add, &mut sum, &cx.values(args[1])?);
+            let mut y = sum.clone();
+            pointwise::rms_norm(&mut y, &cx.values(args[2])?, eps);
+            vec![sum, y]
+        }
+        Op::LayerNorm { eps } => {
+            let mut y = x()?.into_owned();
+            pointwise::layer_norm(&mut y, &cx.values(args[1])?, &cx.values(args[2])?, eps);
+            vec![y]
+        }
+        Op::AddLayerNorm { eps } => {
+            let mut sum = x()?.into_owned();
+            pointwise::binary(Binary::Add, &mut sum, &cx.values(args[1])?);
+            let mut y = sum.clone();
+            pointwise::layer_norm(&mut y, &cx.values(args[2])?, &cx.values(args[3])?, eps);
+            vec![sum, y]
+        }
+        Op::Binary(op) => {
+            let mut y = x()?.into_owned();
+            pointwise::binary(op, &mut y, &cx.values(args[1])?);
+            vec![y]
+        }
+        Op::Unary(act) => {
+            let mut y = x()?.into_owned();
+            pointwise::unary(act, &mut y);
+            vec![y]
+        }
+        Op::Glu(act) => {
+            let mut y = x()?.into_owned();
+            pointwise::unary(act, &mut y);
+            pointwise::binary(Binary::Mul, &mut y, &cx.values(args[1])?);
+            vec![y]
+        }
+        Op::Rope(rope) => {
+            let mut y = x()?.into_owned();
+            let [_, _, n_head, head_dim] = cx.dims(args[0])?;
+            pointwise::rope(rope, &mut y, &cx.values(args[1])?, n_head, head_dim);
+            vec![y]
+        }
+        Op::KvWrite => {
+            attention::kv_write(cx, args)?;
+            Vec::new()
+        }
+        Op::CachedAttention { scale } => vec![attention::cached(cx, args, scale)?],
+        Op::Attention { scale, window } => vec![attention::windowed(cx, args, scale, window)?],
+        Op::CausalConv1d => vec![conv::causal_conv1d(cx, args)?],
+        Op::Conv2d { stride, pad, act } => {
+            let mut y = conv::conv2d(cx, args, usize::from(stride), usize::from(pad))?;
+            if let Some(act) = act {
+                pointwise::unary(act, &mut y);
+            }
+            vec![y]
+        }
+        Op::Copy => vec![x()?.into_owned()],
+        Op::Concat => vec![[x()?, cx.values(args[1])?].concat()],
+    })
+}
