@@ -50,13 +50,13 @@ fn power_of_two(n: i32) -> f32 {
     f32::from_bits((n.wrapping_add(127) << 23) as u32)
 }
 
-/// `1 / (1 + e^-x)` within 4 ulp; goes to 0 and 1 at the ends.
+/// `1 / (1 + e^-x)` within 4 ulp; 0 from -88.7 down.
 #[inline(always)]
 pub fn sigmoid<const FMA: bool>(x: f32) -> f32 {
     1.0 / (1.0 + exp::<FMA>(-x))
 }
 
-/// `x * sigmoid(x)` within 5 ulp where the result is a normal number.
+/// `x * sigmoid(x)` within 5 ulp; 0 from -88.7 down, where it is 3e-37 in size.
 #[inline(always)]
 pub fn silu<const FMA: bool>(x: f32) -> f32 {
     x / (1.0 + exp::<FMA>(-x))

@@ -5,6 +5,10 @@
 //! that this CPU has.
 
 mod attention;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod compiled;
 mod isa;
 mod product;
 mod scalar;

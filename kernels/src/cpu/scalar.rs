@@ -260,11 +260,6 @@ fn dot_q8_k(format: Format, w: &[u8], x: &[BlockQ8_K]) -> f32 {
     acc
 }
 
-/// `f32`s that [`attention`] needs to work in.
-pub fn attention_scratch_len(_n_q: usize, _head_dim: usize) -> usize {
-    KEY_BLOCK
-}
-
 /// `out[i] = sum over keys j in the range of softmax_j(scale q_i . k_j) v_j`; zeros for an empty range.
 ///
 /// Keys are taken in blocks of [`KEY_BLOCK`] with a running maximum; inside a block values are added in ascending order.
@@ -275,6 +270,9 @@ pub fn attention(a: &Attention<'_>, out: &mut [f32], scratch: &mut [f32]) {
         let (start, end) = (*start as usize, *end as usize);
         let (mut max, mut sum) = (f32::NEG_INFINITY, 0.0);
         out.fill(0.0);
+        if start >= end {
+            continue;
+        }
         for block in (start / KEY_BLOCK..end.div_ceil(KEY_BLOCK)).map(|b| b * KEY_BLOCK) {
             let keys = start.max(block)..end.min(block + KEY_BLOCK);
             let scores = &mut scratch[..keys.len()];
@@ -297,9 +295,7 @@ pub fn attention(a: &Attention<'_>, out: &mut [f32], scratch: &mut [f32]) {
                 }
             }
         }
-        if end > start {
-            out.iter_mut().for_each(|y| *y /= sum);
-        }
+        out.iter_mut().for_each(|y| *y /= sum);
     }
 }
 

@@ -4,7 +4,9 @@
 
 use half::f16;
 
-use super::attention::Attention;
+use super::attention::{self, Attention};
+#[cfg(target_arch = "x86_64")]
+use super::avx2;
 use super::isa::{Isa, UnknownIsa};
 use super::product::{Operand, Product};
 use super::scalar;
@@ -18,7 +20,6 @@ pub(super) struct Table {
     pub prepare: unsafe fn(Operand, &[f32], usize, usize, usize, &mut [f32]),
     pub product_scratch_len: fn(Format, Operand, usize, usize, usize) -> usize,
     pub product: unsafe fn(&Product<'_>, &mut [f32], &mut [f32]),
-    pub attention_scratch_len: fn(usize, usize) -> usize,
     pub attention: unsafe fn(&Attention<'_>, &mut [f32], &mut [f32]),
     pub dot_f32: unsafe fn(&[f32], &[f32]) -> f32,
     pub dot_f16: unsafe fn(&[f16], &[f32]) -> f32,
@@ -51,7 +52,6 @@ const SCALAR: Table = Table {
     prepare: scalar::prepare,
     product_scratch_len: scalar::product_scratch_len,
     product: scalar::product,
-    attention_scratch_len: scalar::attention_scratch_len,
     attention: scalar::attention,
     dot_f32: scalar::dot_f32::<false>,
     dot_f16: scalar::dot_f16,
@@ -77,6 +77,42 @@ const SCALAR: Table = Table {
 };
 
 static SCALAR_TABLE: Table = SCALAR;
+
+/// AVX2, FMA and F16C.
+#[cfg(target_arch = "x86_64")]
+const AVX2: Table = Table {
+    isa: Isa::Avx2,
+    decode_row: avx2::decode_row,
+    prepare: avx2::prepare,
+    product_scratch_len: avx2::product_scratch_len,
+    product: avx2::product,
+    attention: avx2::attention,
+    dot_f32: avx2::dot_f32,
+    dot_f16: avx2::dot_f16,
+    axpy_f32: avx2::axpy_f32,
+    axpy_f16: avx2::axpy_f16,
+    f16_to_f32: avx2::f16_to_f32,
+    f32_to_f16: avx2::f32_to_f16,
+    max_of: avx2::max_of,
+    exp_sum: avx2::exp_sum,
+    rms_norm: avx2::rms_norm,
+    layer_norm: avx2::layer_norm,
+    add: avx2::add,
+    mul: avx2::mul,
+    scale: avx2::scale,
+    silu: avx2::silu,
+    sigmoid: avx2::sigmoid,
+    gelu: avx2::gelu,
+    gelu_tanh: avx2::gelu_tanh,
+    relu: avx2::relu,
+    silu_mul: avx2::silu_mul,
+    rope_half: avx2::rope_half,
+    rope_interleaved: avx2::rope_interleaved,
+    ..SCALAR
+};
+
+#[cfg(target_arch = "x86_64")]
+static AVX2_TABLE: Table = AVX2;
 
 /// Kernels of one instruction set that this CPU has.
 ///
@@ -107,7 +143,11 @@ impl Kernels {
     fn new(isa: Isa) -> Self {
         assert!(isa.is_supported(), "kernels for a detected instruction set");
         match isa {
-            Isa::Scalar | Isa::Avx2 | Isa::Avx512 => Self(&SCALAR_TABLE),
+            Isa::Scalar => Self(&SCALAR_TABLE),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 | Isa::Avx512 => Self(&AVX2_TABLE),
+            #[cfg(not(target_arch = "x86_64"))]
+            Isa::Avx2 | Isa::Avx512 => unreachable!("never detected here"),
         }
     }
 
@@ -165,7 +205,7 @@ impl Kernels {
 
     /// `f32`s that [`attention`](Self::attention) needs to work in.
     pub fn attention_scratch_len(self, n_q: usize, head_dim: usize) -> usize {
-        (self.0.attention_scratch_len)(n_q, head_dim)
+        attention::scratch_len(n_q, head_dim)
     }
 
     /// `out[i] = sum over keys j in range i of softmax_j(scale q_i . k_j) v_j`; `out` is `[n_q, head_dim]`.

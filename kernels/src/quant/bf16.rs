@@ -12,6 +12,7 @@ pub const fn to_f32(bits: u16) -> f32 {
 }
 
 /// Widens a row of little-endian values.
+#[inline(always)]
 pub(super) fn decode(row: &[[u8; 2]], out: &mut [f32]) {
     for (y, b) in out.iter_mut().zip(row) {
         *y = to_f32(u16::from_le_bytes(*b));

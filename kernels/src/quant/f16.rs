@@ -13,6 +13,7 @@ pub fn to_f32(bits: u16) -> f32 {
 }
 
 /// Widens a row.
+#[inline(always)]
 pub(super) fn decode(row: &[F16Bytes], out: &mut [f32]) {
     for (y, h) in out.iter_mut().zip(row) {
         *y = h.to_f32();

@@ -120,6 +120,7 @@ impl Format {
     }
 
     /// Decodes one row; `out.len()` is a multiple of [`block_len`](Self::block_len) and `bytes` holds exactly that row.
+    #[inline(always)]
     pub fn decode_row(self, bytes: &[u8], out: &mut [f32]) {
         assert_eq!(bytes.len(), self.row_bytes(out.len()), "bytes of a row");
         match self {
@@ -217,9 +218,27 @@ pub(crate) const fn scale_min_k4(scales: &[u8; 12], j: usize) -> (u8, u8) {
     }
 }
 
+/// [`scale_min_k4`] of all eight groups: scales, then minima.
+pub(crate) fn scales_mins_k4(scales: &[u8; 12]) -> ([u8; 8], [u8; 8]) {
+    let word = |i: usize| u32::from_le_bytes([scales[4 * i], scales[4 * i + 1], scales[4 * i + 2], scales[4 * i + 3]]);
+    let (a, b, c) = (word(0), word(1), word(2));
+    let join = |low: u32, high: u32| (u64::from(low) | u64::from(high) << 32).to_le_bytes();
+    let (six, four, two) = (0x3F3F_3F3F, 0x0F0F_0F0F, 0x0303_0303);
+    (join(a & six, c & four | (a >> 6 & two) << 4), join(b & six, c >> 4 & four | (b >> 6 & two) << 4))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn scales_and_minima_unpack_together() {
+        let bytes = [0x12, 0xF3, 0x4C, 0xA5, 0x96, 0x0F, 0xF8, 0x71, 0x62, 0xDE, 0x3B, 0x84];
+        let (scales, mins) = scales_mins_k4(&bytes);
+        for j in 0..8 {
+            assert_eq!((scales[j], mins[j]), scale_min_k4(&bytes, j));
+        }
+    }
 
     #[test]
     fn truncation_keeps_the_low_byte() {

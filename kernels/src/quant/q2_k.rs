@@ -20,6 +20,7 @@ pub struct BlockQ2_K {
 }
 
 /// Decodes whole blocks.
+#[inline(always)]
 pub(super) fn decode(blocks: &[BlockQ2_K], out: &mut [[f32; SUPER_BLOCK]]) {
     for (y, b) in out.iter_mut().zip(blocks) {
         let (d, dmin) = (b.d.to_f32(), b.dmin.to_f32());

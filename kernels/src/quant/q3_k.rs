@@ -29,6 +29,7 @@ impl BlockQ3_K {
 }
 
 /// Decodes whole blocks.
+#[inline(always)]
 pub(super) fn decode(blocks: &[BlockQ3_K], out: &mut [[f32; SUPER_BLOCK]]) {
     for (y, b) in out.iter_mut().zip(blocks) {
         let d = b.d.to_f32();

@@ -18,6 +18,7 @@ pub struct BlockQ4_1 {
 }
 
 /// Decodes whole blocks.
+#[inline(always)]
 pub(super) fn decode(blocks: &[BlockQ4_1], out: &mut [[f32; SMALL_BLOCK]]) {
     for (y, b) in out.iter_mut().zip(blocks) {
         let (d, m) = (b.d.to_f32(), b.m.to_f32());

@@ -27,6 +27,7 @@ impl BlockQ4_K {
 }
 
 /// Decodes whole blocks.
+#[inline(always)]
 pub(super) fn decode(blocks: &[BlockQ4_K], out: &mut [[f32; SUPER_BLOCK]]) {
     for (y, b) in out.iter_mut().zip(blocks) {
         let (d, dmin) = (b.d.to_f32(), b.dmin.to_f32());

@@ -18,6 +18,7 @@ pub struct BlockQ5_0 {
 }
 
 /// Decodes whole blocks.
+#[inline(always)]
 pub(super) fn decode(blocks: &[BlockQ5_0], out: &mut [[f32; SMALL_BLOCK]]) {
     for (y, b) in out.iter_mut().zip(blocks) {
         let d = b.d.to_f32();
@@ -28,6 +29,7 @@ pub(super) fn decode(blocks: &[BlockQ5_0], out: &mut [[f32; SMALL_BLOCK]]) {
 }
 
 /// The 32 levels of a Q5_0 or Q5_1 block.
+#[inline(always)]
 pub(super) fn levels(qh: [u8; 4], qs: &[u8; SMALL_BLOCK / 2]) -> [u8; SMALL_BLOCK] {
     let high = u32::from_le_bytes(qh);
     std::array::from_fn(|e| {

@@ -29,6 +29,7 @@ impl BlockQ5_K {
 }
 
 /// Decodes whole blocks.
+#[inline(always)]
 pub(super) fn decode(blocks: &[BlockQ5_K], out: &mut [[f32; SUPER_BLOCK]]) {
     for (y, b) in out.iter_mut().zip(blocks) {
         let (d, dmin) = (b.d.to_f32(), b.dmin.to_f32());

@@ -20,6 +20,7 @@ pub struct BlockQ6_K {
 }
 
 /// Decodes whole blocks.
+#[inline(always)]
 pub(super) fn decode(blocks: &[BlockQ6_K], out: &mut [[f32; SUPER_BLOCK]]) {
     for (y, b) in out.iter_mut().zip(blocks) {
         let d = b.d.to_f32();

@@ -16,6 +16,7 @@ pub struct BlockQ8_0 {
 }
 
 /// Decodes whole blocks.
+#[inline(always)]
 pub(super) fn decode(blocks: &[BlockQ8_0], out: &mut [[f32; SMALL_BLOCK]]) {
     for (y, b) in out.iter_mut().zip(blocks) {
         let d = b.d.to_f32();

@@ -1,0 +1,113 @@
+//! AVX2, FMA and F16C.
+//!
+//! Vectors are loaded from arrays of their width, so that a load can be checked by reading its line.
+
+#![allow(unsafe_code, reason = "vector loads and stores")]
+
+mod attention;
+mod dot;
+mod gemm;
+mod rows;
+
+use std::arch::x86_64::*;
+
+use half::f16;
+
+pub use self::attention::attention;
+use self::dot::product_rows;
+use self::gemm::{prepare_panel, product_panels, product_panels_scratch_len};
+pub use self::rows::{axpy_f16, decode_row, dot_f16, dot_f32, f16_to_f32, f32_to_f16};
+use super::compiled::compiled_for;
+use super::product::Product;
+use crate::quant::Format;
+
+/// `f32`s in a vector.
+const WIDTH: usize = 8;
+
+compiled_for!("avx2,fma,f16c");
+
+/// Makes one panel of an operand; see `scalar::prepare`.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub fn prepare(operand: Operand, x: &[f32], stride: usize, n_rows: usize, k: usize, out: &mut [f32]) {
+    match operand {
+        Operand::Panels => prepare_panel(x, stride, n_rows, k, out),
+        Operand::Rows | Operand::Q8 | Operand::Q8K => prepare_rows(operand, x, stride, n_rows, k, out),
+    }
+}
+
+/// `f32`s that [`product`] needs to work in.
+pub fn product_scratch_len(_format: Format, operand: Operand, n_rows: usize, k: usize, m: usize) -> usize {
+    match operand {
+        Operand::Panels => product_panels_scratch_len(n_rows, m),
+        Operand::Rows | Operand::Q8 | Operand::Q8K => k,
+    }
+}
+
+/// `out[i, j] = sum over k of w[j, k] x[i, k]`; see `scalar::product`.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub fn product(p: &Product<'_>, out: &mut [f32], scratch: &mut [f32]) {
+    match p.operand {
+        Operand::Panels => product_panels(p, out, scratch),
+        Operand::Rows | Operand::Q8 | Operand::Q8K => product_rows(p, out, scratch),
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn load(x: &[f32; WIDTH]) -> __m256 {
+    // SAFETY: `x` is 32 readable bytes, and the load needs no alignment.
+    unsafe { _mm256_loadu_ps(x.as_ptr()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn store(y: &mut [f32; WIDTH], x: __m256) {
+    // SAFETY: `y` is 32 writable bytes, and the store needs no alignment.
+    unsafe { _mm256_storeu_ps(y.as_mut_ptr(), x) }
+}
+
+/// Widens eight halves.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn load_f16(x: &[f16; WIDTH]) -> __m256 {
+    // SAFETY: `x` is 16 readable bytes, and the load needs no alignment.
+    _mm256_cvtph_ps(unsafe { _mm_loadu_si128(x.as_ptr().cast()) })
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn load_16(x: &[u8; 16]) -> __m128i {
+    // SAFETY: `x` is 16 readable bytes, and the load needs no alignment.
+    unsafe { _mm_loadu_si128(x.as_ptr().cast()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn load_32(x: &[u8; 32]) -> __m256i {
+    // SAFETY: `x` is 32 readable bytes, and the load needs no alignment.
+    unsafe { _mm256_loadu_si256(x.as_ptr().cast()) }
+}
+
+/// The value of a half.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn widen(bits: u16) -> f32 {
+    _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(bits))))
+}
+
+/// Up to eight elements and zeros.
+#[inline]
+fn padded<T: Copy>(x: &[T], zero: T) -> [T; WIDTH] {
+    let mut y = [zero; WIDTH];
+    y[..x.len()].copy_from_slice(x);
+    y
+}
+
+/// The sum of the eight lanes, halves first.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn horizontal_sum(x: __m256) -> f32 {
+    let x = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
+    let x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+    _mm_cvtss_f32(_mm_add_ss(x, _mm_shuffle_ps::<1>(x, x)))
+}

@@ -1,0 +1,40 @@
+//! The bodies of [`super::scalar`] that the compiler turns into vector code, compiled for an instruction set.
+
+/// Defines the kernels of `scalar` again, for a set of CPU features that has fused multiply-add.
+macro_rules! compiled_for {
+    ($features:literal) => {
+        use crate::cpu::product::Operand;
+        use crate::cpu::scalar;
+
+        compiled_for! { $features
+            fn axpy_f32(y: &mut [f32], s: f32, x: &[f32]) = scalar::axpy_f32::<true>;
+            fn max_of(x: &[f32]) -> f32 = scalar::max_of;
+            fn exp_sum(x: &mut [f32], max: f32) -> f32 = scalar::exp_sum::<true>;
+            fn rms_norm(y: &mut [f32], w: &[f32], eps: f32) = scalar::rms_norm::<true>;
+            fn layer_norm(y: &mut [f32], w: &[f32], b: &[f32], eps: f32) = scalar::layer_norm::<true>;
+            fn add(y: &mut [f32], x: &[f32]) = scalar::add;
+            fn mul(y: &mut [f32], x: &[f32]) = scalar::mul;
+            fn scale(y: &mut [f32], s: f32) = scalar::scale;
+            fn silu(y: &mut [f32]) = scalar::silu::<true>;
+            fn sigmoid(y: &mut [f32]) = scalar::sigmoid::<true>;
+            fn gelu(y: &mut [f32]) = scalar::gelu::<true>;
+            fn gelu_tanh(y: &mut [f32]) = scalar::gelu_tanh::<true>;
+            fn relu(y: &mut [f32]) = scalar::relu;
+            fn silu_mul(gate: &mut [f32], up: &[f32]) = scalar::silu_mul::<true>;
+            fn rope_half(x: &mut [f32], cos: &[f32], sin: &[f32]) = scalar::rope_half;
+            fn rope_interleaved(x: &mut [f32], cos: &[f32], sin: &[f32]) = scalar::rope_interleaved;
+            fn prepare_rows(operand: Operand, x: &[f32], stride: usize, n_rows: usize, k: usize, out: &mut [f32]) = scalar::prepare;
+        }
+    };
+    ($features:literal $(fn $name:ident($($arg:ident: $type:ty),*) $(-> $result:ty)? = $body:path;)*) => {
+        $(
+            #[doc = concat!("[`", stringify!($body), "`] with `", $features, "`.")]
+            #[target_feature(enable = $features)]
+            pub fn $name($($arg: $type),*) $(-> $result)? {
+                $body($($arg),*)
+            }
+        )*
+    };
+}
+
+pub(super) use compiled_for;
