@@ -214,6 +214,7 @@ fn compute(cx: &Operands<'_>, node: &Node) -> Result<Vec<Vec<f64>>> {
     let x = || cx.values(args[0]);
     Ok(match node.op {
         Op::GetRows => vec![rows::get_rows(cx, args)?],
+        Op::Embed => vec![rows::embed(cx, args)?],
         Op::Linear { bias, act } => {
             let mut y = linear::linear(cx, args[0], args[1], bias.then(|| args[2]))?;
             if let Some(act) = act {

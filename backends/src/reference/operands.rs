@@ -91,12 +91,7 @@ impl<'a> Operands<'a> {
 
     /// Integers, each below `limit`: ids, slots, positions.
     pub fn indices(&self, id: TensorId, limit: usize) -> Result<Vec<usize>> {
-        let values = self.values(id)?;
-        let index = |&v: &f64| {
-            let fits = v >= 0.0 && v < limit as f64;
-            fits.then_some(v as usize).ok_or_else(|| failed(format!("index {v} is not below {limit}")))
-        };
-        values.iter().map(index).collect()
+        self.values(id)?.iter().map(|&v| index(v, limit)).collect()
     }
 
     /// Real tokens of every sequence.
@@ -142,6 +137,12 @@ impl<'a> Operands<'a> {
         let weight = self.weights.get(id as usize).and_then(|w| w.as_deref());
         weight.map(|w| w.store.bytes(w.id)).ok_or_else(|| failed("a weight of another backend"))
     }
+}
+
+/// An integer operand as an index below `limit`.
+pub fn index(v: f64, limit: usize) -> Result<usize> {
+    let fits = v >= 0.0 && v < limit as f64;
+    fits.then_some(v as usize).ok_or_else(|| failed(format!("index {v} is not below {limit}")))
 }
 
 /// `n` elements of any format, exactly. Whole rows only.

@@ -3,7 +3,7 @@
 use engine::Result;
 use engine::tensor::TensorId;
 
-use super::operands::Operands;
+use super::operands::{Operands, index};
 
 /// `[table, ids]`: row `ids[..]` of the table.
 pub fn get_rows(cx: &Operands<'_>, args: &[TensorId]) -> Result<Vec<f64>> {
@@ -12,5 +12,18 @@ pub fn get_rows(cx: &Operands<'_>, args: &[TensorId]) -> Result<Vec<f64>> {
     let ids = cx.indices(args[1], n_rows)?;
     let mut out = vec![0.0; ids.len() * n];
     ids.iter().zip(out.chunks_exact_mut(n)).try_for_each(|(&id, row)| table.row(id, row))?;
+    Ok(out)
+}
+
+/// `[table, ids, rows]`: row `ids[..]` of the table, or the row of `rows` at the same place where the id is negative.
+pub fn embed(cx: &Operands<'_>, args: &[TensorId]) -> Result<Vec<f64>> {
+    let [n_rows, n] = cx.dims(args[0])?;
+    let table = cx.rows(args[0])?;
+    let mut out = cx.values(args[2])?.into_owned();
+    for (&id, row) in cx.values(args[1])?.iter().zip(out.chunks_exact_mut(n)) {
+        if id >= 0.0 {
+            table.row(index(id, n_rows)?, row)?;
+        }
+    }
     Ok(out)
 }
