@@ -78,7 +78,7 @@ fn compare_tensors(path: &Path, header: &Header, model: &GGUFModel) -> Result<()
     }
     for (tensor, read) in header.tensors.iter().zip(read) {
         let same = tensor.name == read.name
-            && tensor.extents == read.shape
+            && tensor.shape.dims().iter().rev().map(|&dim| u64::from(dim)).eq(read.shape.iter().copied())
             && tensor.dtype.gguf_id() == read.kind
             && tensor.offset == read.offset;
         if !same {

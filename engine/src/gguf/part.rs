@@ -10,7 +10,7 @@ use super::{TENSOR_ALIGNMENT, bad, parse, shown};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::mapping::Mapping;
-use crate::shape::{MAX_RANK, Shape};
+use crate::shape::Shape;
 
 /// Parts of a split model. Published ones have a few dozen.
 const MAX_PARTS: u64 = 1024;
@@ -122,23 +122,10 @@ fn alignment_of(path: &Path, header: &Header, file: &[u8]) -> Result<u64> {
     })
 }
 
-/// Checks a line of the tensor table against the file's size. `data`: where tensor data starts.
+/// Finds the bytes of a line of the tensor table. `data`: where tensor data starts.
 fn place(path: &Path, entry: TensorEntry, data: u64, alignment: u64, file_bytes: u64) -> Result<Stored> {
-    let TensorEntry { name, dtype, extents, offset } = entry;
+    let TensorEntry { name, dtype, shape, offset } = entry;
     let fail = |what: String| bad(path, format!("tensor {}: {what}", shown(&name)));
-    let mut dims = [0; MAX_RANK];
-    for (dim, &extent) in dims.iter_mut().zip(extents.iter().rev()) {
-        *dim = usize::try_from(extent).unwrap_or(usize::MAX);
-    }
-    let dims = &dims[..extents.len()];
-    if dims.contains(&0) {
-        return Err(fail(format!("want extents above 0, got {dims:?}")));
-    }
-    let shape = Shape::new(dims).ok_or_else(|| fail(format!("{dims:?} are more elements than are supported")))?;
-    let block = dtype.block().len;
-    if !shape.last().is_multiple_of(block) {
-        return Err(fail(format!("{dtype} wants rows of a multiple of {block}, got {}", shape.last())));
-    }
     if !offset.is_multiple_of(alignment) {
         return Err(fail(format!("want an offset that is a multiple of {alignment}, got {offset}")));
     }

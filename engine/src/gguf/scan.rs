@@ -13,7 +13,7 @@ use super::metadata::{Plain, ValueType};
 use super::{bad, shown};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::shape::MAX_RANK;
+use crate::shape::{MAX_RANK, Shape};
 
 /// First bytes of every GGUF file, of either byte order.
 pub(super) const MAGIC: [u8; 4] = *b"GGUF";
@@ -95,8 +95,7 @@ impl fmt::Display for Kind {
 pub(super) struct TensorEntry {
     pub name: String,
     pub dtype: DType,
-    /// Innermost first, as in the file.
-    pub extents: Vec<u64>,
+    pub shape: Shape,
     /// From the start of tensor data.
     pub offset: u64,
 }
@@ -238,15 +237,29 @@ impl<'a> Cursor<'a> {
         if rank == 0 || rank as usize > MAX_RANK {
             return Err(self.bad(format!("tensor {}: want 1 to {MAX_RANK} dimensions, got {rank}", shown(&name))));
         }
-        let extents = (0..rank).map(|_| self.u64()).collect::<Result<Vec<_>>>()?;
+        let mut dims = [0; MAX_RANK];
+        let dims = &mut dims[..rank as usize];
+        // The file lists the innermost first.
+        for dim in dims.iter_mut().rev() {
+            *dim = usize::try_from(self.u64()?).unwrap_or(usize::MAX);
+        }
         let id = self.u32()?;
         let offset = self.u64()?;
         let Some(dtype) = DType::from_gguf_id(id) else {
             let known = foreign_type(id).map_or(String::new(), |name| format!("{name}, "));
             return Err(self.bad(format!("tensor {}: type {known}id {id}, is not supported", shown(&name))));
         };
+        let fail = |what: String| self.bad(format!("tensor {}: {what}", shown(&name)));
+        if dims.contains(&0) {
+            return Err(fail(format!("want extents above 0, got {dims:?}")));
+        }
+        let shape = Shape::new(dims).ok_or_else(|| fail(format!("{dims:?} are more elements than are supported")))?;
+        let block = dtype.block().len;
+        if !shape.last().is_multiple_of(block) {
+            return Err(fail(format!("{dtype} wants rows of a multiple of {block}, got {}", shape.last())));
+        }
         self.check_plain_bytes()?;
-        Ok(TensorEntry { name, dtype, extents, offset })
+        Ok(TensorEntry { name, dtype, shape, offset })
     }
 
     /// A name: UTF-8 of 1 to `max` bytes.
