@@ -5,11 +5,11 @@
 use half::f16;
 
 use super::attention::{self, Attention};
-#[cfg(target_arch = "x86_64")]
-use super::avx2;
 use super::isa::{Isa, UnknownIsa};
 use super::product::{Operand, Product};
 use super::scalar;
+#[cfg(target_arch = "x86_64")]
+use super::{avx2, avx512};
 use crate::quant::Format;
 
 /// The kernels of one instruction set. Calling an entry is sound on a CPU that has `isa`.
@@ -114,6 +114,42 @@ const AVX2: Table = Table {
 #[cfg(target_arch = "x86_64")]
 static AVX2_TABLE: Table = AVX2;
 
+/// AVX-512 F, BW, VL, DQ and VNNI.
+#[cfg(target_arch = "x86_64")]
+const AVX512: Table = Table {
+    isa: Isa::Avx512,
+    decode_row: avx512::decode_row,
+    prepare: avx512::prepare,
+    product_scratch_len: avx512::product_scratch_len,
+    product: avx512::product,
+    attention: avx512::attention,
+    dot_f32: avx512::dot_f32,
+    dot_f16: avx512::dot_f16,
+    axpy_f32: avx512::axpy_f32,
+    axpy_f16: avx512::axpy_f16,
+    f16_to_f32: avx512::f16_to_f32,
+    f32_to_f16: avx512::f32_to_f16,
+    max_of: avx512::max_of,
+    exp_sum: avx512::exp_sum,
+    rms_norm: avx512::rms_norm,
+    layer_norm: avx512::layer_norm,
+    add: avx512::add,
+    mul: avx512::mul,
+    scale: avx512::scale,
+    silu: avx512::silu,
+    sigmoid: avx512::sigmoid,
+    gelu: avx512::gelu,
+    gelu_tanh: avx512::gelu_tanh,
+    relu: avx512::relu,
+    silu_mul: avx512::silu_mul,
+    rope_half: avx512::rope_half,
+    rope_interleaved: avx512::rope_interleaved,
+    ..SCALAR
+};
+
+#[cfg(target_arch = "x86_64")]
+static AVX512_TABLE: Table = AVX512;
+
 /// Kernels of one instruction set that this CPU has.
 ///
 /// Lengths that do not fit together panic. A kernel with one `&mut` row works in place.
@@ -145,7 +181,9 @@ impl Kernels {
         match isa {
             Isa::Scalar => Self(&SCALAR_TABLE),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 | Isa::Avx512 => Self(&AVX2_TABLE),
+            Isa::Avx2 => Self(&AVX2_TABLE),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => Self(&AVX512_TABLE),
             #[cfg(not(target_arch = "x86_64"))]
             Isa::Avx2 | Isa::Avx512 => unreachable!("never detected here"),
         }

@@ -10,7 +10,7 @@ use std::arch::x86_64::*;
 use super::{WIDTH, decode_row, dot_f32, horizontal_sum, load, load_16, load_32, padded, widen};
 use crate::cpu::product::{Operand, Product};
 use crate::quant::activation::{BlockQ8, BlockQ8_K};
-use crate::quant::{BlockQ4_0, BlockQ4_K, BlockQ5_K, BlockQ6_K, BlockQ8_0, Format, SMALL_BLOCK, scales_mins_k4};
+use crate::quant::{BlockQ4_K, BlockQ5_K, BlockQ6_K, Format, SMALL_BLOCK, scales_mins_k4};
 
 // Formats as constants that a generic function can take.
 pub(super) const F32: usize = Format::F32 as usize;
@@ -18,13 +18,15 @@ pub(super) const F16: usize = Format::F16 as usize;
 const BF16: usize = Format::BF16 as usize;
 const Q8_0: usize = Format::Q8_0 as usize;
 const Q4_0: usize = Format::Q4_0 as usize;
+const Q8_0_BYTES: usize = Format::Q8_0.block_bytes();
+const Q4_0_BYTES: usize = Format::Q4_0.block_bytes();
 
 /// `out[i, j] = sum over k of w[j, k] x[i, k]` with rows of f32 or of 8 bits; `scratch` holds one decoded row.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub fn product_rows(p: &Product<'_>, out: &mut [f32], scratch: &mut [f32]) {
     /// Calls a tile function for 4 x 2, 4 x 1, 1 x 2 and 1 x 1 results until all are there.
     macro_rules! tiles {
-        ($tile:ident, $format:ident, $x:expr) => {{
+        ($tile:ident, [$($format:ident),*], $x:expr) => {{
             let x = $x;
             let mut j = 0;
             while j < p.n_rows {
@@ -35,14 +37,14 @@ pub fn product_rows(p: &Product<'_>, out: &mut [f32], scratch: &mut [f32]) {
                     match (n, pair) {
                         (4, true) => {
                             let w = [p.row(j), p.row(j + 1), p.row(j + 2), p.row(j + 3)];
-                            write($tile::<$format, 4, 2>(w, [x(i), x(i + 1)]), out, p.n_rows)
+                            write($tile::<$($format),*, 4, 2>(w, [x(i), x(i + 1)]), out, p.n_rows)
                         }
                         (4, false) => {
                             let w = [p.row(j), p.row(j + 1), p.row(j + 2), p.row(j + 3)];
-                            write($tile::<$format, 4, 1>(w, [x(i)]), out, p.n_rows)
+                            write($tile::<$($format),*, 4, 1>(w, [x(i)]), out, p.n_rows)
                         }
-                        (_, true) => write($tile::<$format, 1, 2>([p.row(j)], [x(i), x(i + 1)]), out, p.n_rows),
-                        (_, false) => write($tile::<$format, 1, 1>([p.row(j)], [x(i)]), out, p.n_rows),
+                        (_, true) => write($tile::<$($format),*, 1, 2>([p.row(j)], [x(i), x(i + 1)]), out, p.n_rows),
+                        (_, false) => write($tile::<$($format),*, 1, 1>([p.row(j)], [x(i)]), out, p.n_rows),
                     }
                 }
                 j += n;
@@ -50,11 +52,11 @@ pub fn product_rows(p: &Product<'_>, out: &mut [f32], scratch: &mut [f32]) {
         }};
     }
     match (p.operand, p.format) {
-        (Operand::Rows, Format::F32) => tiles!(tile, F32, |i| p.panel(i)),
-        (Operand::Rows, Format::F16) => tiles!(tile, F16, |i| p.panel(i)),
-        (Operand::Rows, Format::BF16) => tiles!(tile, BF16, |i| p.panel(i)),
-        (Operand::Q8, Format::Q8_0) => tiles!(tile_q8, Q8_0, |i| bytemuck::cast_slice(p.panel(i))),
-        (Operand::Q8, Format::Q4_0) => tiles!(tile_q8, Q4_0, |i| bytemuck::cast_slice(p.panel(i))),
+        (Operand::Rows, Format::F32) => tiles!(tile, [F32], |i| p.panel(i)),
+        (Operand::Rows, Format::F16) => tiles!(tile, [F16], |i| p.panel(i)),
+        (Operand::Rows, Format::BF16) => tiles!(tile, [BF16], |i| p.panel(i)),
+        (Operand::Q8, Format::Q8_0) => tiles!(tile_q8, [Q8_0, Q8_0_BYTES], |i| bytemuck::cast_slice(p.panel(i))),
+        (Operand::Q8, Format::Q4_0) => tiles!(tile_q8, [Q4_0, Q4_0_BYTES], |i| bytemuck::cast_slice(p.panel(i))),
         (Operand::Q8K, Format::Q4_K) => product_q8_k(p, out, dot_q4_k),
         (Operand::Q8K, Format::Q5_K) => product_q8_k(p, out, dot_q5_k),
         (Operand::Q8K, Format::Q6_K) => product_q8_k(p, out, dot_q6_k),
@@ -135,22 +137,20 @@ pub(super) fn tile<const FORMAT: usize, const R: usize, const M: usize>(
     sums
 }
 
-/// Scale and signed levels of a block of Q8_0 or Q4_0.
+/// Scale, in all lanes, and signed levels of a block of Q8_0 or Q4_0.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn block<const FORMAT: usize>(row: &[u8], b: usize) -> (f32, __m256i) {
-    match FORMAT {
-        Q8_0 => {
-            let block = &bytemuck::cast_slice::<_, BlockQ8_0>(row)[b];
-            (widen(block.d.to_bits()), load_32(bytemuck::cast_ref(&block.q)))
-        }
+fn block<const FORMAT: usize, const BYTES: usize>(block: &[u8; BYTES]) -> (__m256, __m256i) {
+    let (d, q) = block.split_first_chunk().expect("a block begins with its scale");
+    let q = match FORMAT {
+        Q8_0 => load_32(q.first_chunk().expect("32 levels")),
         Q4_0 => {
-            let block = &bytemuck::cast_slice::<_, BlockQ4_0>(row)[b];
-            let nibbles = nibbles(load_16(&block.qs));
-            (widen(block.d.to_bits()), _mm256_sub_epi8(nibbles, _mm256_set1_epi8(8)))
+            let nibbles = nibbles(load_16(q.first_chunk().expect("16 pairs of levels")));
+            _mm256_sub_epi8(nibbles, _mm256_set1_epi8(8))
         }
         _ => unreachable!("formats with a Q8 operand"),
-    }
+    };
+    (_mm256_cvtph_ps(_mm_set1_epi16(i16::from_le_bytes(*d))), q)
 }
 
 /// The low nibbles of 16 bytes, then the high ones.
@@ -163,22 +163,28 @@ fn nibbles(x: __m128i) -> __m256i {
 /// Dot products of rows of 32-blocks: `sum over blocks of (w.d x.d) (w.q . x.q)`, element e in lane e / 4.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn tile_q8<const FORMAT: usize, const R: usize, const M: usize>(w: [&[u8]; R], x: [&[BlockQ8]; M]) -> [[f32; M]; R] {
+fn tile_q8<const FORMAT: usize, const BYTES: usize, const R: usize, const M: usize>(
+    w: [&[u8]; R],
+    x: [&[BlockQ8]; M],
+) -> [[f32; M]; R] {
     let n_blocks = x[0].len();
-    let block_bytes = if FORMAT == Q8_0 { size_of::<BlockQ8_0>() } else { size_of::<BlockQ4_0>() };
-    let (w, x) = (w.map(|w| &w[..n_blocks * block_bytes]), x.map(|x| &x[..n_blocks]));
+    // One length for all rows lets the compiler drop the checks in the loop.
+    let (w, x) = (w.map(|w| &w.as_chunks::<BYTES>().0[..n_blocks]), x.map(|x| &x[..n_blocks]));
     let ones = _mm256_set1_epi16(1);
     let mut acc = [[_mm256_setzero_ps(); M]; R];
     for b in 0..n_blocks {
         for (acc, w) in acc.iter_mut().zip(w) {
-            let (d, w) = block::<FORMAT>(w, b);
+            // The same place in the rows of the next tile: rows are short, and each is a stream of its own.
+            _mm_prefetch::<_MM_HINT_T0>(w[b].as_ptr().wrapping_add(R * n_blocks * BYTES).cast());
+            let (d, w) = block::<FORMAT, BYTES>(&w[b]);
             // maddubs takes one unsigned operand: use |w| and move w's sign to x.
             let size = _mm256_abs_epi8(w);
             for (acc, x) in acc.iter_mut().zip(x) {
                 let x = &x[b];
                 let signed = _mm256_sign_epi8(load_32(bytemuck::cast_ref::<_, [u8; SMALL_BLOCK]>(&x.q)), w);
                 let sums = _mm256_madd_epi16(_mm256_maddubs_epi16(size, signed), ones);
-                *acc = _mm256_fmadd_ps(_mm256_set1_ps(d * x.d), _mm256_cvtepi32_ps(sums), *acc);
+                let d = _mm256_mul_ps(d, _mm256_set1_ps(x.d));
+                *acc = _mm256_fmadd_ps(d, _mm256_cvtepi32_ps(sums), *acc);
             }
         }
     }

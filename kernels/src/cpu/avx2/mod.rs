@@ -76,14 +76,14 @@ fn load_f16(x: &[f16; WIDTH]) -> __m256 {
 
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn load_16(x: &[u8; 16]) -> __m128i {
+pub(super) fn load_16(x: &[u8; 16]) -> __m128i {
     // SAFETY: `x` is 16 readable bytes, and the load needs no alignment.
     unsafe { _mm_loadu_si128(x.as_ptr().cast()) }
 }
 
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn load_32(x: &[u8; 32]) -> __m256i {
+pub(super) fn load_32(x: &[u8; 32]) -> __m256i {
     // SAFETY: `x` is 32 readable bytes, and the load needs no alignment.
     unsafe { _mm256_loadu_si256(x.as_ptr().cast()) }
 }
@@ -91,7 +91,7 @@ fn load_32(x: &[u8; 32]) -> __m256i {
 /// The value of a half.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn widen(bits: u16) -> f32 {
+pub(super) fn widen(bits: u16) -> f32 {
     _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(bits))))
 }
 
@@ -106,7 +106,7 @@ fn padded<T: Copy>(x: &[T], zero: T) -> [T; WIDTH] {
 /// The sum of the eight lanes, halves first.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn horizontal_sum(x: __m256) -> f32 {
+pub(super) fn horizontal_sum(x: __m256) -> f32 {
     let x = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
     let x = _mm_add_ps(x, _mm_movehl_ps(x, x));
     _mm_cvtss_f32(_mm_add_ss(x, _mm_shuffle_ps::<1>(x, x)))

@@ -1,0 +1,91 @@
+//! AVX-512 F, BW, VL, DQ and VNNI.
+//!
+//! Vectors are loaded from arrays of their width, so that a load can be checked by reading its line.
+
+#![allow(unsafe_code, reason = "vector loads and stores")]
+
+mod attention;
+mod dot;
+mod gemm;
+mod rows;
+
+use std::arch::x86_64::*;
+
+use half::f16;
+
+pub use self::attention::attention;
+use self::dot::product_rows;
+use self::gemm::{prepare_panel, product_panels, product_panels_scratch_len};
+pub use self::rows::{axpy_f16, decode_row, dot_f16, dot_f32, f16_to_f32, f32_to_f16};
+use super::avx2::{horizontal_sum, load_16, load_32, widen};
+use super::compiled::compiled_for;
+use super::product::Product;
+use crate::quant::Format;
+
+/// `f32`s in a vector.
+const WIDTH: usize = 16;
+
+compiled_for!("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c");
+
+/// Makes one panel of an operand; see `scalar::prepare`.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+pub fn prepare(operand: Operand, x: &[f32], stride: usize, n_rows: usize, k: usize, out: &mut [f32]) {
+    match operand {
+        Operand::Panels => prepare_panel(x, stride, n_rows, k, out),
+        Operand::Rows | Operand::Q8 | Operand::Q8K => prepare_rows(operand, x, stride, n_rows, k, out),
+    }
+}
+
+/// `f32`s that [`product`] needs to work in.
+pub fn product_scratch_len(_format: Format, operand: Operand, n_rows: usize, k: usize, m: usize) -> usize {
+    match operand {
+        Operand::Panels => product_panels_scratch_len(n_rows, m),
+        Operand::Rows | Operand::Q8 | Operand::Q8K => k,
+    }
+}
+
+/// `out[i, j] = sum over k of w[j, k] x[i, k]`; see `scalar::product`.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+pub fn product(p: &Product<'_>, out: &mut [f32], scratch: &mut [f32]) {
+    match p.operand {
+        Operand::Panels => product_panels(p, out, scratch),
+        Operand::Rows | Operand::Q8 | Operand::Q8K => product_rows(p, out, scratch),
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+fn load(x: &[f32; WIDTH]) -> __m512 {
+    // SAFETY: `x` is 64 readable bytes, and the load needs no alignment.
+    unsafe { _mm512_loadu_ps(x.as_ptr()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+fn store(y: &mut [f32; WIDTH], x: __m512) {
+    // SAFETY: `y` is 64 writable bytes, and the store needs no alignment.
+    unsafe { _mm512_storeu_ps(y.as_mut_ptr(), x) }
+}
+
+/// Widens sixteen halves.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+fn load_f16(x: &[f16; WIDTH]) -> __m512 {
+    // SAFETY: `x` is 32 readable bytes, and the load needs no alignment.
+    _mm512_cvtph_ps(unsafe { _mm256_loadu_si256(x.as_ptr().cast()) })
+}
+
+/// Up to sixteen elements and zeros.
+#[inline]
+fn padded<T: Copy>(x: &[T], zero: T) -> [T; WIDTH] {
+    let mut y = [zero; WIDTH];
+    y[..x.len()].copy_from_slice(x);
+    y
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+fn load_64(x: &[u8; 64]) -> __m512i {
+    // SAFETY: `x` is 64 readable bytes, and the load needs no alignment.
+    unsafe { _mm512_loadu_si512(x.as_ptr().cast()) }
+}
