@@ -1,3 +1,4 @@
 //! The integration suite.
 
 mod gguf;
+mod tokenizer;

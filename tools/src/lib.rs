@@ -1,4 +1,5 @@
 //! The subcommands of `tympan` as a library, for the binary and the tests.
 
 pub mod cli;
+pub mod convert;
 pub mod exit;

@@ -1,1 +1,322 @@
-//! Tokenizer.
+//! Text to token ids and back: byte-level BPE as GPT-2 defined it, built from the vocabulary stored in a model file.
+//!
+//! [`Tokenizer`] is the type to read first. Encoding goes through three stages: added tokens are cut out of the raw text
+//! ([`Special`] says which), the rest is split into words ([`PreTokenizer`]), and each word is merged byte by byte.
+//! Chat prompts are not made here.
+
+mod added;
+mod bpe;
+mod decode;
+mod pretokenize;
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+
+use engine::{Error, Result};
+use unicode_normalization_alignments::UnicodeNormalization;
+
+use added::AddedTokens;
+use bpe::Merges;
+pub use decode::Decoder;
+pub use pretokenize::{PreTokenizer, Words};
+
+/// The only tokenizer model in use here: `tokenizer.ggml.model` of byte-level BPE.
+const MODEL: &str = "gpt2";
+
+/// A vocabulary as model files store it: token texts, their types, and the merges in order of rank.
+#[derive(Clone, Debug, Default)]
+pub struct Vocabulary {
+    /// Kind of tokenizer, `gpt2` (`tokenizer.ggml.model`).
+    pub model: String,
+    /// Name of the pre-tokenizer (`tokenizer.ggml.pre`), see [`PreTokenizer::from_name`].
+    pub pre: String,
+    /// Text of each id; ordinary tokens in the byte-to-unicode alphabet, added tokens as they stand in the text.
+    pub tokens: Vec<String>,
+    /// Type of each id: 1 normal, 2 unknown, 3 control, 4 user defined, 5 unused.
+    pub token_types: Vec<i32>,
+    /// Merges, `left right`, in the alphabet of the ordinary tokens.
+    pub merges: Vec<String>,
+    /// Begin of text, where the file names one.
+    pub bos: Option<u32>,
+    /// End of text, where the file names one.
+    pub eos: Option<u32>,
+    /// Padding, where the file names one.
+    pub padding: Option<u32>,
+    /// Whether text begins with [`Vocabulary::bos`], where the file says so.
+    pub add_bos: Option<bool>,
+}
+
+/// What a token is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TokenKind {
+    /// A piece of text made by merging bytes.
+    Normal,
+    /// Stands for text that cannot be encoded. Treated as a control token.
+    Unknown,
+    /// Steers the model, is not part of the text.
+    Control,
+    /// Text that is always one token.
+    UserDefined,
+    /// A row of the embedding without a token. Never matched, never printed.
+    Unused,
+}
+
+impl TokenKind {
+    fn from_type(token_type: i32) -> Option<Self> {
+        match token_type {
+            1 => Some(Self::Normal),
+            2 => Some(Self::Unknown),
+            3 => Some(Self::Control),
+            4 => Some(Self::UserDefined),
+            5 => Some(Self::Unused),
+            _ => None,
+        }
+    }
+
+    fn is_control(self) -> bool {
+        matches!(self, Self::Control | Self::Unknown)
+    }
+}
+
+/// What control tokens written out in a text mean.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Special {
+    /// They become control tokens. For text of our own.
+    Parse,
+    /// They are letters like any others. For text of a user. User-defined tokens are still one token each.
+    AsText,
+}
+
+/// Byte-level BPE over one vocabulary.
+#[derive(Debug)]
+pub struct Tokenizer {
+    pre: PreTokenizer,
+    kinds: Vec<TokenKind>,
+    ids: HashMap<String, u32>,
+    /// What every token prints, one after the other; token `i` ends at `ends[i]`.
+    bytes: Vec<u8>,
+    ends: Vec<usize>,
+    /// Ordinary tokens by what they print, for pre-tokenizers that look whole words up before merging.
+    whole_words: HashMap<Vec<u8>, u32>,
+    merges: Merges,
+    /// Control and user-defined tokens.
+    added: AddedTokens,
+    /// User-defined tokens only.
+    added_text: AddedTokens,
+    bos: Option<u32>,
+    eos: Option<u32>,
+    padding: Option<u32>,
+    add_bos: bool,
+}
+
+impl Tokenizer {
+    /// Most tokens a vocabulary may hold; published ones stay under 300,000.
+    pub const MAX_TOKENS: usize = 1 << 24;
+
+    /// Checks a vocabulary and builds the tables of encoding and decoding.
+    ///
+    /// Errors: `Tokenizer` for another tokenizer model or an unknown pre-tokenizer; for token types that are not as many as
+    /// the tokens or have no meaning here; for tokens that occur twice, a byte without a token, and merges of anything but
+    /// ordinary and user-defined tokens; for special ids outside the vocabulary.
+    pub fn new(vocabulary: Vocabulary) -> Result<Self> {
+        let Vocabulary { model, pre, tokens, token_types, merges, bos, eos, padding, add_bos } = vocabulary;
+        if model != MODEL {
+            return Err(malformed(format!("tokenizer model {model:?} is not supported (supported: {MODEL})")));
+        }
+        let pre = PreTokenizer::from_name(&pre).ok_or_else(|| {
+            let known = PreTokenizer::NAMES.join(", ");
+            malformed(format!("pre-tokenizer {pre:?} is not supported (supported: {known})"))
+        })?;
+        if tokens.len() > Self::MAX_TOKENS {
+            let (n, max) = (tokens.len(), Self::MAX_TOKENS);
+            return Err(malformed(format!("{n} tokens, at most {max} are supported")));
+        }
+        let kinds = kinds(&tokens, &token_types)?;
+        for (name, id) in [("begin-of-text", bos), ("end-of-text", eos), ("padding", padding)] {
+            if let Some(id) = id.filter(|&id| id as usize >= tokens.len()) {
+                return Err(malformed(format!("{name} id {id} is outside the vocabulary of {} tokens", tokens.len())));
+            }
+        }
+
+        let mut bytes = Vec::new();
+        let mut ends = Vec::with_capacity(tokens.len());
+        let mut whole_words = HashMap::new();
+        let mut added = Vec::new();
+        for (id, (text, &kind)) in (0u32..).zip(tokens.iter().zip(&kinds)) {
+            match kind {
+                TokenKind::Normal => match bpe::bytes_of(text) {
+                    Some(word) => {
+                        bytes.extend_from_slice(&word);
+                        if pre.looks_up_whole_words() {
+                            whole_words.insert(word, id);
+                        }
+                    }
+                    // Such a token is never made from text; it prints as the tokenizers crate prints it.
+                    None => bytes.extend_from_slice(text.as_bytes()),
+                },
+                TokenKind::Unused => {}
+                TokenKind::Control | TokenKind::Unknown | TokenKind::UserDefined => {
+                    bytes.extend_from_slice(text.as_bytes());
+                    added.push((text.clone(), id));
+                }
+            }
+            ends.push(bytes.len());
+        }
+        let user_defined =
+            added.iter().filter(|&&(_, id)| kinds[id as usize] == TokenKind::UserDefined).cloned().collect();
+
+        let n_tokens = tokens.len();
+        let mut ids = HashMap::with_capacity(n_tokens);
+        for (id, text) in (0u32..).zip(tokens) {
+            if let Some(first) = ids.insert(text, id) {
+                return Err(malformed(format!("tokens {first} and {id} are the same text")));
+            }
+        }
+        let merges = Merges::new(&merges, &ids, &kinds)?;
+        Ok(Self {
+            add_bos: add_bos.unwrap_or(pre.adds_bos() && bos.is_some()),
+            added: AddedTokens::new(added),
+            added_text: AddedTokens::new(user_defined),
+            pre,
+            kinds,
+            ids,
+            bytes,
+            ends,
+            whole_words,
+            merges,
+            bos,
+            eos,
+            padding,
+        })
+    }
+
+    /// Token ids of `text`. No begin-of-text token is added.
+    pub fn encode(&self, text: &str, special: Special) -> Vec<u32> {
+        let added = match special {
+            Special::Parse => &self.added,
+            Special::AsText => &self.added_text,
+        };
+        let mut ids = Vec::new();
+        let mut start = 0;
+        while let Some((at, id)) = added.find(text, start) {
+            self.encode_plain(&text[start..at.start], &mut ids);
+            ids.push(id);
+            start = at.end;
+        }
+        self.encode_plain(&text[start..], &mut ids);
+        ids
+    }
+
+    /// Text without added tokens: normal form, words, merges.
+    fn encode_plain(&self, text: &str, ids: &mut Vec<u32>) {
+        let text = if self.pre.normalizes() && !text.is_ascii() {
+            Cow::Owned(text.nfc().map(|(c, _)| c).collect())
+        } else {
+            Cow::Borrowed(text)
+        };
+        for word in self.pre.words(&text) {
+            match self.whole_words.get(word.as_bytes()) {
+                Some(&id) => ids.push(id),
+                None => self.merges.encode(word.as_bytes(), ids),
+            }
+        }
+    }
+
+    /// Text of `ids`. Bytes that are not UTF-8 become U+FFFD, as with Python's `errors="replace"`.
+    ///
+    /// `skip_control`: leave control tokens out. Unused tokens and ids outside the vocabulary print nothing.
+    pub fn decode(&self, ids: &[u32], skip_control: bool) -> String {
+        let mut decoder = self.decoder(skip_control);
+        let mut text = String::new();
+        for &id in ids {
+            decoder.push(id, &mut text);
+        }
+        decoder.finish(&mut text);
+        text
+    }
+
+    /// A decoder that takes the tokens one by one.
+    pub fn decoder(&self, skip_control: bool) -> Decoder<'_> {
+        Decoder::new(self, skip_control)
+    }
+
+    /// Bytes that a token prints; none for unused tokens and ids outside the vocabulary.
+    pub fn token_bytes(&self, id: u32) -> &[u8] {
+        let id = id as usize;
+        let Some(&end) = self.ends.get(id) else { return &[] };
+        let start = if id == 0 { 0 } else { self.ends[id - 1] };
+        &self.bytes[start..end]
+    }
+
+    /// Id of the token stored as `text`: for added tokens the text itself, for ordinary tokens its byte-to-unicode form.
+    /// Unused tokens are not found.
+    pub fn id_of(&self, text: &str) -> Option<u32> {
+        self.ids.get(text).copied().filter(|&id| self.kinds[id as usize] != TokenKind::Unused)
+    }
+
+    /// Ids of several tokens, such as those that end a text.
+    ///
+    /// Errors: `Tokenizer` naming the first text that is not in the vocabulary.
+    pub fn ids_of(&self, texts: &[&str]) -> Result<Vec<u32>> {
+        texts
+            .iter()
+            .map(|&text| self.id_of(text).ok_or_else(|| malformed(format!("the vocabulary has no token {text:?}"))))
+            .collect()
+    }
+
+    /// What token `id` is for; `None` outside the vocabulary.
+    pub fn kind(&self, id: u32) -> Option<TokenKind> {
+        self.kinds.get(id as usize).copied()
+    }
+
+    /// Whether token `id` steers the model and is not part of the text.
+    pub fn is_control(&self, id: u32) -> bool {
+        self.kind(id).is_some_and(TokenKind::is_control)
+    }
+
+    /// Number of ids, unused ones included.
+    pub fn n_vocab(&self) -> usize {
+        self.kinds.len()
+    }
+
+    /// Begin-of-text token, where the vocabulary names one.
+    pub fn bos(&self) -> Option<u32> {
+        self.bos
+    }
+
+    /// End-of-text token, where the vocabulary names one.
+    pub fn eos(&self) -> Option<u32> {
+        self.eos
+    }
+
+    /// Padding token, where the vocabulary names one.
+    pub fn padding(&self) -> Option<u32> {
+        self.padding
+    }
+
+    /// Whether text for this model begins with [`Tokenizer::bos`]. [`Tokenizer::encode`] leaves that to the caller.
+    pub fn add_bos(&self) -> bool {
+        self.add_bos
+    }
+}
+
+/// Kinds of all tokens, checked against their texts.
+fn kinds(tokens: &[String], token_types: &[i32]) -> Result<Vec<TokenKind>> {
+    if tokens.len() != token_types.len() {
+        return Err(malformed(format!("{} token types for {} tokens", token_types.len(), tokens.len())));
+    }
+    let mut kinds = Vec::with_capacity(tokens.len());
+    for (id, (text, &token_type)) in tokens.iter().zip(token_types).enumerate() {
+        let kind = TokenKind::from_type(token_type)
+            .ok_or_else(|| malformed(format!("token {id} has type {token_type}, want 1 to 5")))?;
+        if text.is_empty() && !matches!(kind, TokenKind::Normal | TokenKind::Unused) {
+            return Err(malformed(format!("added token {id} is empty")));
+        }
+        kinds.push(kind);
+    }
+    Ok(kinds)
+}
+
+fn malformed(what: String) -> Error {
+    Error::Tokenizer { what }
+}

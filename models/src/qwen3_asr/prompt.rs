@@ -1,0 +1,85 @@
+//! The chat prompt of Qwen3-ASR as token ids.
+//!
+//! ```text
+//! <|im_start|>system\n{context}<|im_end|>\n<|im_start|>user\n<|audio_start|> AUDIO <|audio_end|><|im_end|>\n
+//! <|im_start|>assistant\n [language {Name}<asr_text>]
+//! ```
+//!
+//! Source: `qwen_asr`, `Qwen3ASRModel._build_text_prompt`, with the chat template of the checkpoints.
+
+use engine::Result;
+
+use crate::tokenizer::{Special, Tokenizer};
+
+/// Tokens that end an answer.
+const STOP: [&str; 2] = ["<|im_end|>", "<|endoftext|>"];
+
+/// What the model is asked: ids, then one row per audio vector, then ids.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Prompt {
+    /// Ids before the audio.
+    pub before: Vec<u32>,
+    /// Ids after the audio.
+    pub after: Vec<u32>,
+}
+
+/// The special tokens of the prompt in one vocabulary.
+#[derive(Clone, Debug)]
+pub struct PromptFormat {
+    im_start: u32,
+    im_end: u32,
+    audio_start: u32,
+    audio_end: u32,
+    asr_text: u32,
+    stop: Vec<u32>,
+}
+
+impl PromptFormat {
+    /// Looks the special tokens up by their text.
+    ///
+    /// Errors: `Tokenizer` naming the first that the vocabulary lacks.
+    pub fn new(tokenizer: &Tokenizer) -> Result<Self> {
+        let id = |text| tokenizer.ids_of(&[text]).map(|ids| ids[0]);
+        Ok(Self {
+            im_start: id("<|im_start|>")?,
+            im_end: id("<|im_end|>")?,
+            audio_start: id("<|audio_start|>")?,
+            audio_end: id("<|audio_end|>")?,
+            asr_text: id("<asr_text>")?,
+            stop: tokenizer.ids_of(&STOP)?,
+        })
+    }
+
+    /// Tokens after which generation stops.
+    pub fn stop(&self) -> &[u32] {
+        &self.stop
+    }
+
+    /// The prompt for one piece of audio.
+    ///
+    /// `context`: what the user says about the audio (names, subject), the text of the system turn; control tokens written
+    /// in it are plain text. `language`: the name of a language to force, as the model writes it.
+    pub fn prompt(&self, tokenizer: &Tokenizer, context: &str, language: Option<&str>) -> Prompt {
+        let text = |text: &str| tokenizer.encode(text, Special::AsText);
+        // Text between two special tokens is encoded in one go: a line break at the beginning of the context joins the one
+        // after the role.
+        let system = text(&format!("system\n{context}"));
+        let line_break = text("\n");
+        let answer = match language {
+            Some(name) => [text(&format!("assistant\nlanguage {name}")), vec![self.asr_text]].concat(),
+            None => text("assistant\n"),
+        };
+        let before = [
+            &[self.im_start][..],
+            &system,
+            &[self.im_end],
+            &line_break,
+            &[self.im_start],
+            &text("user\n"),
+            &[self.audio_start],
+        ]
+        .concat();
+        let after = [&[self.audio_end, self.im_end][..], &line_break, &[self.im_start], &answer].concat();
+        Prompt { before, after }
+    }
+}

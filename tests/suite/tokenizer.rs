@@ -1,0 +1,370 @@
+//! The tokenizer against the `tokenizers` crate, which the official code uses, and against published ids.
+
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use models::tokenizer::{PreTokenizer, Special, TokenKind, Tokenizer, Vocabulary};
+use rayon::prelude::*;
+use regex_syntax::hir::{Class, HirKind};
+use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
+use tokenizers::{
+    AddedToken, OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer as _, SplitDelimiterBehavior,
+};
+use tools::convert::vocab::CheckpointVocabulary;
+
+const N_STRINGS: u64 = 100_000;
+
+/// Splits of the published tokenizers, by the names that GGUF files use.
+const SPLITS: [(&[&str], &str); 2] = [
+    (
+        &["qwen2"],
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    ),
+    (
+        &["llama-bpe", "lfm2"],
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    ),
+];
+
+fn fixture(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(path)
+}
+
+/// Our tokenizer and the official one, both from the files of one checkpoint.
+fn pair(folder: &str, pre: &str, n_vocab: usize) -> (Tokenizer, tokenizers::Tokenizer) {
+    let folder = fixture(folder);
+    let ours = CheckpointVocabulary::read(&folder, pre, n_vocab).unwrap().vocabulary;
+    let mut official = tokenizers::Tokenizer::from_file(folder.join("tokenizer.json")).unwrap();
+    // GGUF knows some tokens as control tokens that `tokenizer.json` does not mark as special (`<|fim_prefix|>`).
+    let control = ours.tokens.iter().zip(&ours.token_types).filter(|&(_, &token_type)| token_type == 3);
+    let control = control.map(|(text, _)| AddedToken::from(text.as_str(), true));
+    official.add_special_tokens(control.collect::<Vec<_>>()).unwrap();
+    (Tokenizer::new(ours).unwrap(), official)
+}
+
+fn tiny_qwen() -> (Tokenizer, tokenizers::Tokenizer) {
+    pair("models/tiny-qwen3-asr", "qwen2", 768)
+}
+
+fn tiny_lfm2() -> (Tokenizer, tokenizers::Tokenizer) {
+    pair("tokenizers/tiny-lfm2-audio", "lfm2", 896)
+}
+
+/// SplitMix64: a fixed sequence per seed.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, n: usize) -> usize {
+        (self.next() % n as u64) as usize
+    }
+
+    fn of<T: Copy>(&mut self, choices: &[T]) -> T {
+        choices[self.below(choices.len())]
+    }
+}
+
+/// Characters of a regular expression's class that Unicode 12.1 assigns.
+///
+/// The class comes from regex-syntax, whose tables carry the age of each character. 12.1 is the version of the regular
+/// expression engine behind the Python package; on characters that are newer the official tokenizers disagree.
+fn characters(class: &str) -> Vec<char> {
+    let hir = regex_syntax::parse(&format!(r"[{class}&&\p{{Age=12.1}}]")).unwrap();
+    let HirKind::Class(Class::Unicode(class)) = hir.kind() else { panic!("{class} is a class of characters") };
+    class.iter().flat_map(|range| range.start()..=range.end()).collect()
+}
+
+struct Characters {
+    all: Vec<char>,
+    spaces: Vec<char>,
+    numbers: Vec<char>,
+    marks: Vec<char>,
+    letters: Vec<char>,
+    /// Characters that NFC may change together with a mark.
+    composed: Vec<char>,
+}
+
+fn classes() -> &'static Characters {
+    static CLASSES: OnceLock<Characters> = OnceLock::new();
+    CLASSES.get_or_init(|| Characters {
+        all: characters(r"\p{Any}"),
+        spaces: characters(r"\s"),
+        numbers: characters(r"\p{N}"),
+        marks: characters(r"\p{M}"),
+        letters: characters(r"\p{L}"),
+        composed: characters(
+            r"\u{a0}-\u{24f}\u{370}-\u{3ff}\u{900}-\u{dff}\u{1100}-\u{11ff}\u{1e00}-\u{1fff}\u{ac00}-\u{d7a3}",
+        ),
+    })
+}
+
+/// A string of up to 24 pieces, weighted towards what the rules treat specially.
+fn random_text(seed: u64, added: &[&str]) -> String {
+    let mut random = Random(seed);
+    let classes = classes();
+    let mut text = String::new();
+    for _ in 0..random.below(25) {
+        match random.below(16) {
+            0 => text.push(random.of(&classes.all)),
+            1 => text.push(random.of(&classes.spaces)),
+            2 => text.push_str(random.of(&[" ", "  ", "\n", "\r\n", " \n", "\t", "\u{a0}", "\u{3000}", "\u{85}"])),
+            3 => text.push(random.of(&classes.numbers)),
+            4 => text.push_str(random.of(&["0", "12", "345", "6789", "\u{bd}", "\u{2167}"])),
+            5 => text.push_str(random.of(&["'", "\u{2019}", "''", " '", "\u{ff07}"])),
+            6 => text.push_str(
+                random.of(&["'s", "'S", "'\u{17f}", "'T", "'re", "'rE", "'Ve", "'m", "'LL", "'l", "'d", "'r"]),
+            ),
+            7 | 8 => text.push(random.of(&classes.marks)),
+            9 => text.push(random.of(&classes.letters)),
+            10 => text.push(random.of(&classes.composed)),
+            11 => text.push_str(random.of(added)),
+            12 => {
+                let token = random.of(added);
+                let cut = token.char_indices().map(|(i, _)| i).nth(random.below(token.chars().count())).unwrap();
+                text.push_str(if random.below(2) == 0 { &token[..cut] } else { &token[cut..] });
+            }
+            13 => text.push_str(
+                random.of(&["the", "turn", "light", " on", " three", "A", "e", "language", "English", "off"]),
+            ),
+            14 => text.push_str(random.of(&[
+                "!",
+                "...",
+                "<",
+                "|>",
+                "_",
+                "\u{1f600}",
+                "\u{1f468}\u{200d}\u{1f469}",
+                "-",
+                "\u{3002}",
+            ])),
+            _ => text.push_str(random.of(&[
+                "a",
+                "B",
+                "\u{df}",
+                "\u{e9}",
+                "\u{4e2d}\u{6587}",
+                "\u{ac00}",
+                "\u{e01}\u{e33}",
+            ])),
+        }
+    }
+    text
+}
+
+/// Texts of the tokens that are found in raw text.
+fn added_tokens(tokenizer: &Tokenizer) -> Vec<String> {
+    let ids = 0..u32::try_from(tokenizer.n_vocab()).unwrap();
+    ids.filter(|&id| matches!(tokenizer.kind(id), Some(TokenKind::Control | TokenKind::UserDefined)))
+        .map(|id| String::from_utf8(tokenizer.token_bytes(id).to_vec()).unwrap())
+        .collect()
+}
+
+fn assert_equal_on_random_strings(seed: u64, (ours, mut official): (Tokenizer, tokenizers::Tokenizer)) {
+    let added = added_tokens(&ours);
+    let added: Vec<&str> = added.iter().map(String::as_str).collect();
+    // The rest of the way differs only in which added tokens are looked for: fewer strings do for that.
+    for (special, n_strings) in [(Special::Parse, N_STRINGS), (Special::AsText, N_STRINGS / 10)] {
+        official.set_encode_special_tokens(special == Special::AsText);
+        (0..n_strings).into_par_iter().for_each(|i| {
+            let text = random_text(seed + i, &added);
+            let want = official.encode_fast(text.as_str(), false).unwrap();
+            let got = ours.encode(&text, special);
+            assert_eq!(got, want.get_ids(), "{special:?} {text:?}");
+        });
+    }
+}
+
+#[test]
+fn random_strings_encode_as_the_official_qwen2_tokenizer_does() {
+    assert_equal_on_random_strings(1 << 32, tiny_qwen());
+}
+
+#[test]
+fn random_strings_encode_as_the_official_lfm2_tokenizer_does() {
+    assert_equal_on_random_strings(2 << 32, tiny_lfm2());
+}
+
+fn assert_equal_splits(names: &[&str], split: &Split, text: &str) {
+    let mut pieces = PreTokenizedString::from(text);
+    split.pre_tokenize(&mut pieces).unwrap();
+    let pieces = pieces.get_splits(OffsetReferential::Original, OffsetType::Byte);
+    let want: Vec<&str> = pieces.iter().map(|&(word, _, _)| word).filter(|word| !word.is_empty()).collect();
+    for name in names {
+        let ours = PreTokenizer::from_name(name).unwrap();
+        assert_eq!(ours.words(text).collect::<Vec<_>>(), want, "{name} {text:?}");
+    }
+}
+
+#[test]
+fn random_strings_split_as_the_published_expressions_do() {
+    for (names, expression) in SPLITS {
+        let split =
+            Split::new(SplitPattern::Regex(expression.into()), SplitDelimiterBehavior::Isolated, false).unwrap();
+        (0..N_STRINGS).into_par_iter().for_each(|i| {
+            assert_equal_splits(names, &split, &random_text((3 << 32) + i, &["<|im_end|>", "assistant"]));
+        });
+    }
+}
+
+#[test]
+fn every_character_splits_as_in_the_published_expressions() {
+    for (names, expression) in SPLITS {
+        let split =
+            Split::new(SplitPattern::Regex(expression.into()), SplitDelimiterBehavior::Isolated, false).unwrap();
+        // Many characters in one string cost less than a string for each; the neighbours tell the classes apart.
+        classes().all.par_chunks(64).for_each(|chars| {
+            let text: String = chars.iter().flat_map(|&c| ['x', c, '1', c, ' ', c, '\'', c, '\n']).collect();
+            assert_equal_splits(names, &split, &text);
+        });
+    }
+}
+
+#[test]
+fn random_tokens_decode_as_the_official_tokenizers_do() {
+    for (ours, official) in [tiny_qwen(), tiny_lfm2()] {
+        let n_vocab = ours.n_vocab();
+        (0..N_STRINGS / 10).into_par_iter().for_each(|i| {
+            let mut random = Random((4 << 32) + i);
+            let n_ids = random.below(12);
+            let ids: Vec<u32> = (0..n_ids).map(|_| random.below(n_vocab + 5) as u32).collect();
+            for skip_control in [false, true] {
+                let want = official.decode(&ids, skip_control).unwrap();
+                assert_eq!(ours.decode(&ids, skip_control), want, "{ids:?}");
+                let mut decoder = ours.decoder(skip_control);
+                let mut streamed = String::new();
+                for &id in &ids {
+                    decoder.push(id, &mut streamed);
+                }
+                decoder.finish(&mut streamed);
+                assert_eq!(streamed, want, "{ids:?}");
+            }
+        });
+    }
+}
+
+#[test]
+fn decoder_prints_each_character_with_its_last_byte() {
+    let (tokenizer, _) = tiny_qwen();
+    let text = "a\u{e9}\u{4e2d}\u{1f600}";
+    let ids = tokenizer.encode(text, Special::AsText);
+    let mut decoder = tokenizer.decoder(true);
+    let mut printed = Vec::new();
+    for id in ids {
+        let mut piece = String::new();
+        decoder.push(id, &mut piece);
+        printed.push(piece);
+    }
+    // The small vocabulary has no token for these characters: one token per byte.
+    assert_eq!(printed, ["a", "", "\u{e9}", "", "", "\u{4e2d}", "", "", "", "\u{1f600}"]);
+    let mut rest = String::new();
+    decoder.finish(&mut rest);
+    assert_eq!(rest, "");
+}
+
+#[test]
+fn golden_cases_encode_as_stored() {
+    for arch in ["qwen3", "qwen3_asr"] {
+        let folder = fixture("golden").join(arch);
+        let manifest: serde_json::Value =
+            serde_json::from_str(&std::fs::read_to_string(folder.join("manifest.json")).unwrap()).unwrap();
+        let tokenizer = CheckpointVocabulary::read(&folder, "qwen2", 304).unwrap().vocabulary;
+        let tokenizer = Tokenizer::new(tokenizer).unwrap();
+        let cases = manifest["tokenizer"]["cases"].as_array().unwrap();
+        assert!(!cases.is_empty());
+        for case in cases {
+            let want: Vec<u32> = case["ids"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect();
+            assert_eq!(tokenizer.encode(case["text"].as_str().unwrap(), Special::Parse), want, "{arch} {case}");
+        }
+    }
+}
+
+#[test]
+fn a_word_of_a_megabyte_is_encoded() {
+    let (tokenizer, _) = tiny_qwen();
+    for unit in ["the", "a", "\u{301}", "x\u{4e2d}", "!", " ", "\u{1f600}"] {
+        let text = unit.repeat((1 << 20) / unit.len());
+        let ids = tokenizer.encode(&text, Special::Parse);
+        assert_eq!(tokenizer.decode(&ids, false), text);
+    }
+}
+
+/// A vocabulary of the 256 bytes, which tests then spoil.
+fn bytes_only() -> Vocabulary {
+    let tiny = CheckpointVocabulary::read(&fixture("models/tiny-qwen3-asr"), "qwen2", 768).unwrap().vocabulary;
+    let tokens: Vec<String> = tiny.tokens.into_iter().filter(|token| token.chars().count() == 1).collect();
+    assert_eq!(tokens.len(), 256);
+    Vocabulary { model: "gpt2".into(), pre: "qwen2".into(), token_types: vec![1; 256], tokens, ..Vocabulary::default() }
+}
+
+#[test]
+fn malformed_vocabularies_are_errors() {
+    let add = |v: &mut Vocabulary, text: &str, token_type| {
+        v.tokens.push(text.into());
+        v.token_types.push(token_type);
+    };
+    type Spoil<'a> = &'a dyn Fn(&mut Vocabulary);
+    let cases: [(&str, Spoil); 15] = [
+        ("tokenizer model \"llama\"", &|v| v.model = "llama".into()),
+        ("pre-tokenizer \"gpt-2\"", &|v| v.pre = "gpt-2".into()),
+        ("255 token types for 256 tokens", &|v| v.token_types.truncate(255)),
+        ("token 7 has type 6", &|v| v.token_types[7] = 6),
+        ("token 7 has type -1", &|v| v.token_types[7] = -1),
+        ("for byte", &|v| v.tokens[9] = "xyz".into()),
+        ("for byte", &|v| v.token_types[9] = 5),
+        ("tokens 0 and 256 are the same text", &|v| add(v, &v.tokens[0].clone(), 1)),
+        ("added token 256 is empty", &|v| add(v, "", 3)),
+        ("\"zz\" is not a text token", &|v| v.merges = vec!["z z".into()]),
+        ("\"yy\" is not a text token", &|v| {
+            add(v, "yyz", 1);
+            v.merges = vec!["yy z".into()];
+        }),
+        ("is not two texts", &|v| v.merges = vec!["z".into()]),
+        ("\"ab\" is not a text token", &|v| {
+            add(v, "ab", 5);
+            v.merges = vec!["a b".into()];
+        }),
+        ("merges 0 and 1 are the same pair", &|v| {
+            add(v, "ab", 1);
+            v.merges = vec!["a b".into(), "a b".into()];
+        }),
+        ("end-of-text id 4294967295 is outside", &|v| v.eos = Some(u32::MAX)),
+    ];
+    for (want, spoil) in cases {
+        let mut vocabulary = bytes_only();
+        assert!(Tokenizer::new(vocabulary.clone()).is_ok());
+        spoil(&mut vocabulary);
+        let message = Tokenizer::new(vocabulary).unwrap_err().to_string();
+        assert!(message.contains(want), "want {want:?} in {message:?}");
+    }
+}
+
+#[test]
+fn only_the_tokens_asked_for_are_found_in_text() {
+    let mut vocabulary = bytes_only();
+    for (text, token_type) in [("<|c|>", 3), ("<u>", 4), ("[PAD258]", 5)] {
+        vocabulary.tokens.push(text.into());
+        vocabulary.token_types.push(token_type);
+    }
+    let tokenizer = Tokenizer::new(vocabulary).unwrap();
+    let text = "<|c|><u>[PAD258]";
+    let parsed = tokenizer.encode(text, Special::Parse);
+    assert_eq!(parsed[..2], [256, 257]);
+    assert_eq!(parsed.len(), 2 + "[PAD258]".len());
+    let plain = tokenizer.encode(text, Special::AsText);
+    assert_eq!(plain[5], 257);
+    assert_eq!(plain.len(), 5 + 1 + "[PAD258]".len());
+    assert!(parsed.iter().chain(&plain).all(|&id| id != 258));
+
+    assert_eq!(tokenizer.decode(&[256, 257, 258, 1000], false), "<|c|><u>");
+    assert_eq!(tokenizer.decode(&[256, 257, 258, 1000], true), "<u>");
+    assert_eq!((tokenizer.id_of("<|c|>"), tokenizer.id_of("[PAD258]")), (Some(256), None));
+    assert!(tokenizer.is_control(256) && !tokenizer.is_control(257) && !tokenizer.is_control(1000));
+    assert_eq!(tokenizer.ids_of(&["<u>", "<|c|>"]).unwrap(), [257, 256]);
+    assert!(tokenizer.ids_of(&["<x>"]).unwrap_err().to_string().contains("\"<x>\""));
+}

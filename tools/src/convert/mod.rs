@@ -1,0 +1,3 @@
+//! Published checkpoints to GGUF.
+
+pub mod vocab;

@@ -1,0 +1,391 @@
+//! The vocabulary of a checkpoint folder, as GGUF stores it.
+//!
+//! Reads `tokenizer.json`, or `vocab.json` with `merges.txt` where there is none, and `tokenizer_config.json`. What ends up
+//! in the file (token types, padding rows, which special ids) follows llama.cpp's converter: `conversion/base.py`,
+//! `get_vocab_base`, and `gguf-py`, `SpecialVocab`.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use models::tokenizer::{Tokenizer, Vocabulary};
+use serde_json::Value;
+
+/// Largest file read as a whole; published `tokenizer.json` files stay under 40 MB.
+const MAX_FILE_BYTES: u64 = 256 << 20;
+
+const NORMAL: i32 = 1;
+const CONTROL: i32 = 3;
+const USER_DEFINED: i32 = 4;
+const UNUSED: i32 = 5;
+
+/// ChatML without anything of the model's own, which llama.cpp's converter stores for Qwen3-ASR.
+const PLAIN_CHATML: &str = "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + \
+     message['content'] + '<|im_end|>' + '\\n'}}{% endfor %}{% if add_generation_prompt %}\
+     {{ '<|im_start|>assistant\\n' }}{% endif %}";
+/// End of a turn in ChatML.
+const IM_END: &str = "<|im_end|>";
+
+/// The `tokenizer.*` metadata of a model file.
+#[derive(Clone, Debug)]
+pub struct CheckpointVocabulary {
+    /// Tokens, types, merges, and the special ids the engine uses.
+    pub vocabulary: Vocabulary,
+    /// Token for what cannot be encoded, where the checkpoint names one.
+    pub unknown: Option<u32>,
+    /// Whether text ends with the end-of-text token, where the checkpoint says so.
+    pub add_eos: Option<bool>,
+    /// Jinja chat template, where the checkpoint has one.
+    pub chat_template: Option<String>,
+}
+
+impl CheckpointVocabulary {
+    /// Reads the vocabulary in `folder` for the pre-tokenizer that GGUF calls `pre`.
+    ///
+    /// `n_vocab`: rows of the embedding. Rows without a token become unused tokens `[PADn]`.
+    /// Errors name the file and what was expected in it.
+    pub fn read(folder: &Path, pre: &str, n_vocab: usize) -> Result<Self> {
+        let tokenizer = JsonFile::read(folder.join("tokenizer.json"))?;
+        let config = JsonFile::read(folder.join("tokenizer_config.json"))?;
+        let model_config = JsonFile::read(folder.join("config.json"))?;
+
+        ensure!(
+            n_vocab <= Tokenizer::MAX_TOKENS,
+            "{}: {n_vocab} rows, at most {} are supported",
+            folder.display(),
+            Tokenizer::MAX_TOKENS
+        );
+        let Bpe { ids, merges } = match &tokenizer {
+            Some(tokenizer) => Bpe { ids: model_ids(tokenizer)?, merges: model_merges(tokenizer)? },
+            None => read_vocab_and_merges(folder)?,
+        };
+        let listed = tokenizer.as_ref().map_or(Ok(Vec::new()), listed_tokens)?;
+        let configured = config.as_ref().map_or(Ok(Vec::new()), configured_tokens)?;
+        let (tokens, token_types) = place(ids, listed.iter().chain(&configured), n_vocab)
+            .with_context(|| format!("{}: vocabulary", folder.display()))?;
+
+        let mut special = SpecialIds::default();
+        if let Some(tokenizer) = &tokenizer {
+            special.read_post_processor(tokenizer, config.as_ref());
+        }
+        if let Some(config) = &config {
+            special.read_tokenizer_config(config, &listed);
+        }
+        if let Some(model_config) = &model_config {
+            special.read_model_config(model_config);
+        }
+        let SpecialIds { bos, eos, unknown, padding, add_bos, add_eos } = special;
+
+        let vocabulary = Vocabulary {
+            model: "gpt2".into(),
+            pre: pre.into(),
+            tokens,
+            token_types,
+            merges,
+            bos,
+            eos,
+            padding,
+            add_bos,
+        };
+        Tokenizer::new(vocabulary.clone()).with_context(|| folder.display().to_string())?;
+        let chat_template = read_chat_template(folder, config.as_ref())?;
+        Ok(Self { vocabulary, unknown, add_eos, chat_template })
+    }
+
+    /// The same with the plain ChatML template and the end of a turn as begin and end of text: what llama.cpp's converter
+    /// stores for Qwen3-ASR, whatever the checkpoint says.
+    pub fn with_plain_chatml(mut self) -> Result<Self> {
+        let id = self.vocabulary.tokens.iter().position(|token| token == IM_END);
+        let id = id.ok_or_else(|| anyhow!("the vocabulary has no token {IM_END}"))?;
+        let id = u32::try_from(id).context("token id")?;
+        self.vocabulary.bos = Some(id);
+        self.vocabulary.eos = Some(id);
+        self.chat_template = Some(PLAIN_CHATML.into());
+        Ok(self)
+    }
+}
+
+/// A JSON document and where it came from.
+struct JsonFile {
+    path: PathBuf,
+    value: Value,
+}
+
+impl JsonFile {
+    /// `None` when there is no such file.
+    fn read(path: PathBuf) -> Result<Option<Self>> {
+        if !path.is_file() {
+            return Ok(None);
+        }
+        let text = read_text(&path)?;
+        let value = serde_json::from_str(&text).map_err(|e| anyhow!("{}: not JSON: {e}", path.display()))?;
+        Ok(Some(Self { path, value }))
+    }
+
+    /// An error about this file.
+    fn error(&self, what: impl std::fmt::Display) -> anyhow::Error {
+        anyhow!("{}: {what}", self.path.display())
+    }
+}
+
+fn read_text(path: &Path) -> Result<String> {
+    let name = path.display();
+    let file = File::open(path).map_err(|e| anyhow!("{name}: {e}"))?;
+    let mut text = String::new();
+    let n = file.take(MAX_FILE_BYTES + 1).read_to_string(&mut text).map_err(|e| anyhow!("{name}: {e}"))?;
+    ensure!(n as u64 <= MAX_FILE_BYTES, "{name}: larger than {MAX_FILE_BYTES} bytes");
+    Ok(text)
+}
+
+/// Ordinary tokens with their ids, and the merges that make them.
+struct Bpe {
+    ids: Vec<(String, u32)>,
+    merges: Vec<String>,
+}
+
+/// A token found in raw text, as `tokenizer.json` and `tokenizer_config.json` describe it.
+struct AddedToken {
+    id: u32,
+    content: String,
+    special: bool,
+}
+
+impl AddedToken {
+    fn new(file: &JsonFile, id: Option<u32>, value: &Value) -> Result<Self> {
+        let content = value.get("content").and_then(Value::as_str);
+        let special = value.get("special").map_or(Some(false), Value::as_bool);
+        match (id, content, special) {
+            (Some(id), Some(content), Some(special)) => Ok(Self { id, content: content.into(), special }),
+            _ => Err(file.error(format_args!("added token without id, content and special: {}", brief(value)))),
+        }
+    }
+
+    /// GGUF's type. Some checkpoints do not mark all control tokens as special; llama.cpp's converter knows them by their
+    /// form.
+    fn token_type(&self) -> i32 {
+        let text = self.content.as_str();
+        let enclosed = |start, end| text.starts_with(start) && text.ends_with(end);
+        let looks_special = matches!(text, "<pad>" | "<mask>" | "<2mass>" | "[@BOS@]")
+            || enclosed("<|", "|>")
+            || enclosed("<\u{ff5c}", "\u{ff5c}>")
+            || enclosed("<unused", ">");
+        if self.special || looks_special { CONTROL } else { USER_DEFINED }
+    }
+
+    /// The text as it stands in input.
+    fn text(&self) -> String {
+        match self.token_type() {
+            USER_DEFINED => self.content.replace('\u{2581}', " "),
+            _ => self.content.clone(),
+        }
+    }
+}
+
+fn as_u32(value: &Value) -> Option<u32> {
+    value.as_u64().and_then(|id| u32::try_from(id).ok())
+}
+
+/// The beginning of a JSON value, for messages.
+fn brief(value: &Value) -> String {
+    const MAX_CHARS: usize = 80;
+    let text = value.to_string();
+    match text.char_indices().nth(MAX_CHARS) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text,
+    }
+}
+
+/// `model.vocab` of `tokenizer.json`.
+fn model_ids(file: &JsonFile) -> Result<Vec<(String, u32)>> {
+    let model = &file.value["model"];
+    // Files of older versions have no type.
+    if let Some(other) = model.get("type").filter(|kind| kind.as_str() != Some("BPE")) {
+        return Err(file.error(format_args!("model.type: want BPE, got {}", brief(other))));
+    }
+    token_ids(file, "model.vocab", &model["vocab"])
+}
+
+fn token_ids(file: &JsonFile, what: &str, value: &Value) -> Result<Vec<(String, u32)>> {
+    let map = value.as_object().ok_or_else(|| file.error(format_args!("{what}: want an object of token ids")))?;
+    map.iter()
+        .map(|(token, id)| match as_u32(id) {
+            Some(id) => Ok((token.clone(), id)),
+            None => Err(file.error(format_args!("{what}: token {token:?} has id {}", brief(id)))),
+        })
+        .collect()
+}
+
+/// `model.merges` of `tokenizer.json`: texts `left right`, or pairs.
+fn model_merges(file: &JsonFile) -> Result<Vec<String>> {
+    let merges = file.value["model"]["merges"].as_array();
+    let merges = merges.ok_or_else(|| file.error("model.merges: want a list of merges"))?;
+    let merge = |value: &Value| match value {
+        Value::String(merge) => Some(merge.clone()),
+        Value::Array(pair) => match pair.as_slice() {
+            // A space inside a part would be read as the separator: write it as the alphabet of the vocabulary does.
+            [Value::String(left), Value::String(right)] => {
+                Some([left, right].map(|part| part.replace(' ', "\u{120}")).join(" "))
+            }
+            _ => None,
+        },
+        _ => None,
+    };
+    merges
+        .iter()
+        .map(|value| merge(value).ok_or_else(|| file.error(format_args!("model.merges: bad merge {}", brief(value)))))
+        .collect()
+}
+
+/// `vocab.json` and `merges.txt`.
+fn read_vocab_and_merges(folder: &Path) -> Result<Bpe> {
+    let Some(vocab) = JsonFile::read(folder.join("vocab.json"))? else {
+        bail!("{}: no vocabulary (tokenizer.json, or vocab.json and merges.txt)", folder.display());
+    };
+    let ids = token_ids(&vocab, "vocabulary", &vocab.value)?;
+    let path = folder.join("merges.txt");
+    let text = read_text(&path)?;
+    let mut merges = Vec::new();
+    for (i, line) in text.lines().enumerate() {
+        if (i == 0 && line.starts_with('#')) || line.trim().is_empty() {
+            continue;
+        }
+        match line.split_whitespace().collect::<Vec<_>>()[..] {
+            [left, right] => merges.push(format!("{left} {right}")),
+            _ => bail!("{}: line {}: want two texts, got {line:?}", path.display(), i + 1),
+        }
+    }
+    Ok(Bpe { ids, merges })
+}
+
+/// `added_tokens` of `tokenizer.json`.
+fn listed_tokens(file: &JsonFile) -> Result<Vec<AddedToken>> {
+    let Some(list) = file.value.get("added_tokens").filter(|list| !list.is_null()) else { return Ok(Vec::new()) };
+    let list = list.as_array().ok_or_else(|| file.error("added_tokens: want a list"))?;
+    list.iter().map(|token| AddedToken::new(file, as_u32(&token["id"]), token)).collect()
+}
+
+/// `added_tokens_decoder` of `tokenizer_config.json`.
+fn configured_tokens(file: &JsonFile) -> Result<Vec<AddedToken>> {
+    let Some(map) = file.value.get("added_tokens_decoder").filter(|map| !map.is_null()) else { return Ok(Vec::new()) };
+    let map = map.as_object().ok_or_else(|| file.error("added_tokens_decoder: want an object"))?;
+    map.iter().map(|(id, token)| AddedToken::new(file, id.parse().ok(), token)).collect()
+}
+
+/// Texts and types of all `n_vocab` rows. Where `added` names a token twice, the last wins.
+fn place<'a>(
+    ids: Vec<(String, u32)>,
+    added: impl Iterator<Item = &'a AddedToken>,
+    n_vocab: usize,
+) -> Result<(Vec<String>, Vec<i32>)> {
+    let mut rows: BTreeMap<u32, (String, i32)> = BTreeMap::new();
+    for (text, id) in ids {
+        if let Some((other, _)) = rows.insert(id, (text.clone(), NORMAL)) {
+            bail!("tokens {other:?} and {text:?} have the same id {id}");
+        }
+    }
+    for token in added {
+        match rows.get(&token.id) {
+            Some((other, _)) if *other != token.content && *other != token.text() => {
+                bail!("tokens {other:?} and {:?} have the same id {}", token.content, token.id)
+            }
+            _ => rows.insert(token.id, (token.text(), token.token_type())),
+        };
+    }
+    if let Some((id, (text, _))) = rows.last_key_value().filter(|&(&id, _)| id as usize >= n_vocab) {
+        bail!("token {text:?} has id {id}, but the model has {n_vocab} rows");
+    }
+    Ok((0..n_vocab)
+        .map(|row| {
+            let row_id = u32::try_from(row).unwrap_or(u32::MAX);
+            rows.remove(&row_id).unwrap_or_else(|| (format!("[PAD{row}]"), UNUSED))
+        })
+        .unzip())
+}
+
+/// What a checkpoint says about special tokens, the first answer found winning.
+#[derive(Default)]
+struct SpecialIds {
+    bos: Option<u32>,
+    eos: Option<u32>,
+    unknown: Option<u32>,
+    padding: Option<u32>,
+    add_bos: Option<bool>,
+    add_eos: Option<bool>,
+}
+
+impl SpecialIds {
+    fn by_name(&mut self) -> [(&'static str, &mut Option<u32>); 4] {
+        [("bos", &mut self.bos), ("eos", &mut self.eos), ("unk", &mut self.unknown), ("pad", &mut self.padding)]
+    }
+
+    /// Whether `tokenizer.json` puts special tokens around a text.
+    fn read_post_processor(&mut self, tokenizer: &JsonFile, config: Option<&JsonFile>) {
+        let processor = &tokenizer.value["post_processor"];
+        let processors = match processor.get("processors").and_then(Value::as_array) {
+            Some(processors) => processors.as_slice(),
+            None => std::slice::from_ref(processor),
+        };
+        for processor in processors {
+            match processor["type"].as_str() {
+                Some("ByteLevel") => {
+                    self.add_bos.get_or_insert(false);
+                    self.add_eos.get_or_insert(false);
+                }
+                Some("TemplateProcessing") => {
+                    let Some([first, .., last]) = processor["single"].as_array().map(Vec::as_slice) else { continue };
+                    let is_named = |piece: &Value, name: &str| {
+                        let id = piece["SpecialToken"]["id"].as_str()?;
+                        let named = config.and_then(|config| token_content(&config.value[name]));
+                        // Without a configuration the template itself names the token.
+                        Some(named.is_none_or(|named| named == id))
+                    };
+                    self.add_bos = is_named(first, "bos_token").or(self.add_bos);
+                    self.add_eos = is_named(last, "eos_token").or(self.add_eos);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// `tokenizer_config.json` names special tokens by text; their ids stand in `tokenizer.json`, whose list is `listed`.
+    fn read_tokenizer_config(&mut self, config: &JsonFile, listed: &[AddedToken]) {
+        let config = &config.value;
+        self.add_bos = self.add_bos.or(config["add_bos_token"].as_bool());
+        self.add_eos = self.add_eos.or(config["add_eos_token"].as_bool());
+        for (name, id) in self.by_name() {
+            let content = token_content(&config[format!("{name}_token").as_str()]);
+            let found = listed.iter().find(|token| Some(token.content.as_str()) == content);
+            *id = id.or(found.map(|token| token.id));
+        }
+    }
+
+    /// `config.json` names special tokens by id.
+    fn read_model_config(&mut self, config: &JsonFile) {
+        for (name, id) in self.by_name() {
+            let key = format!("{name}_token_id");
+            let value = config.value.get(&key).filter(|value| !value.is_null());
+            let value = value.or_else(|| config.value["text_config"].get(&key));
+            *id = id.or(value.and_then(as_u32));
+        }
+    }
+}
+
+/// Text of a special token: a string, or an object with `content`.
+fn token_content(value: &Value) -> Option<&str> {
+    value.as_str().or_else(|| value["content"].as_str())
+}
+
+/// The chat template: that of `tokenizer_config.json`, else the file of its own.
+fn read_chat_template(folder: &Path, config: Option<&JsonFile>) -> Result<Option<String>> {
+    if let Some(template) = config.and_then(|config| config.value.get("chat_template")) {
+        return Ok(template.as_str().map(str::to_owned));
+    }
+    let path = folder.join("chat_template.jinja");
+    if path.is_file() {
+        return Ok(Some(read_text(&path)?));
+    }
+    let file = JsonFile::read(folder.join("chat_template.json"))?;
+    Ok(file.and_then(|file| file.value["chat_template"].as_str().map(str::to_owned)))
+}
