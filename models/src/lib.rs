@@ -8,6 +8,7 @@ pub mod hparams;
 pub mod qwen3;
 pub mod qwen3_asr;
 pub mod registry;
+pub mod sample;
 pub mod tokenizer;
 
 use std::sync::Arc;

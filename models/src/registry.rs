@@ -51,6 +51,19 @@ pub fn known() -> String {
     ARCHITECTURES.map(|a| a.name).join(", ")
 }
 
+/// Names of the architectures that transcribe, for messages.
+pub fn known_speech() -> String {
+    let speech = ARCHITECTURES.iter().filter(|a| a.projector.is_some());
+    speech.map(|a| a.name).collect::<Vec<_>>().join(", ")
+}
+
+/// Whether a text file holds only half of a model: its architecture needs a projector that this file does not have.
+pub fn needs_projector(file: &Gguf) -> bool {
+    let is_text_of = |a: &Arch| file.get_str("general.architecture").is_ok_and(|name| name == a.text);
+    let mut candidates = ARCHITECTURES.iter().filter(|a| is_text_of(a)).peekable();
+    candidates.peek().is_some() && candidates.all(|a| a.projector.is_some()) && !file.contains(PROJECTOR_KEY)
+}
+
 /// The architecture that these files hold together.
 ///
 /// Errors: `UnknownArchitecture`; `BadValue` for speech without its projector file, or a projector without its text file.

@@ -4,7 +4,7 @@
 //! space and lines are those of Python's `str`.
 
 /// Between the language and the text.
-const ASR_TEXT: &str = "<asr_text>";
+pub const ASR_TEXT: &str = "<asr_text>";
 /// Begins the line that names the language.
 const LANGUAGE: &str = "language ";
 /// Named instead of a language when nothing is spoken.

@@ -7,6 +7,7 @@
 mod added;
 mod bpe;
 mod decode;
+mod gguf;
 mod pretokenize;
 
 use std::borrow::Cow;

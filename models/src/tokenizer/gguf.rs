@@ -1,0 +1,41 @@
+//! Vocabularies in model files: the keys `tokenizer.ggml.*`.
+
+use engine::Result;
+use engine::gguf::Gguf;
+
+use super::{Tokenizer, Vocabulary};
+
+impl Vocabulary {
+    /// Reads `tokenizer.ggml.*`.
+    ///
+    /// Errors: `MissingKey` and `WrongType`; what the values mean is checked by [`Tokenizer::new`].
+    pub fn from_gguf(file: &Gguf) -> Result<Self> {
+        let key = |name: &str| format!("tokenizer.ggml.{name}");
+        let texts = |name: &str| Ok(file.get_str_array(&key(name))?.into_iter().map(str::to_owned).collect());
+        let id = |name: &str| {
+            let key = key(name);
+            if file.contains(&key) { file.get_u32(&key).map(Some) } else { Ok(None) }
+        };
+        let add_bos = key("add_bos_token");
+        Ok(Self {
+            model: file.get_str(&key("model"))?.to_owned(),
+            pre: file.get_str(&key("pre"))?.to_owned(),
+            tokens: texts("tokens")?,
+            token_types: file.get_i32_array(&key("token_type"))?,
+            merges: texts("merges")?,
+            bos: id("bos_token_id")?,
+            eos: id("eos_token_id")?,
+            padding: id("padding_token_id")?,
+            add_bos: if file.contains(&add_bos) { Some(file.get_bool(&add_bos)?) } else { None },
+        })
+    }
+}
+
+impl Tokenizer {
+    /// The tokenizer of a text model's file.
+    ///
+    /// Errors: keys that are missing or of another type, and vocabularies that [`Tokenizer::new`] refuses.
+    pub fn from_gguf(file: &Gguf) -> Result<Self> {
+        Self::new(Vocabulary::from_gguf(file)?)
+    }
+}
