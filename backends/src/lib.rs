@@ -1,5 +1,6 @@
 //! Backends: the engine's traits on the kernels' functions. [`list`] names them and [`open`] makes one.
 
+pub mod cpu;
 mod format;
 pub mod reference;
 
@@ -25,8 +26,13 @@ pub struct BackendDef {
 }
 
 /// Every backend, in order of preference.
-const BACKENDS: [BackendDef; 1] =
-    [BackendDef { name: "reference", open: |_| Ok(Arc::new(reference::ReferenceBackend)) }];
+const BACKENDS: [BackendDef; 2] = [
+    BackendDef {
+        name: cpu::NAME,
+        open: |options| Ok(Arc::new(cpu::CpuBackend::new(&cpu::CpuOptions { threads: options.threads, isa: None })?)),
+    },
+    BackendDef { name: "reference", open: |_| Ok(Arc::new(reference::ReferenceBackend)) },
+];
 
 /// Every backend, in order of preference.
 pub fn list() -> &'static [BackendDef] {

@@ -1,0 +1,449 @@
+//! Memory of the CPU backend and typed windows into it: all pointer arithmetic of the CPU side. Read [`View`] first.
+//!
+//! A window is resolved to an address once, when a graph is compiled, and keeps the memory it looks into alive. Reading
+//! is safe; whoever asks for a `&mut` says why nobody else looks at those elements meanwhile.
+
+#![allow(unsafe_code, reason = "typed windows into untyped memory")]
+
+use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::marker::PhantomData;
+use std::ops::{Deref, Range};
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use bytemuck::Pod;
+use engine::Error;
+use engine::error::Result;
+use engine::weights::{WeightId, WeightStore};
+
+use super::region::Worker;
+
+/// Alignment of owned memory and of every tensor in an arena: a cache line, and a vector of the widest instruction set.
+pub(super) const ALIGNMENT: usize = 64;
+
+/// Bytes that a buffer of this backend stands for.
+pub(super) struct Storage(Bytes);
+
+enum Bytes {
+    Owned { start: NonNull<u8>, layout: Layout },
+    Mapped { store: WeightStore, id: WeightId },
+}
+
+// SAFETY: owned bytes are reached through this type alone, which hands out `&mut` only by unsafe functions whose callers
+// guarantee that no other reference to those bytes exists; mapped bytes are never written.
+unsafe impl Send for Storage {}
+// SAFETY: as above.
+unsafe impl Sync for Storage {}
+
+impl Storage {
+    /// Zeroed memory. `what` names it in the error.
+    pub(super) fn zeroed(bytes: usize, what: &str) -> Result<Self> {
+        let out_of_memory = || Error::OutOfMemory { what: what.to_owned(), wanted: bytes, free: None };
+        let layout = Layout::from_size_align(bytes.max(ALIGNMENT), ALIGNMENT).map_err(|_| out_of_memory())?;
+        // SAFETY: the layout's size is not zero.
+        let start = unsafe { alloc_zeroed(layout) };
+        let start = NonNull::new(start).ok_or_else(out_of_memory)?;
+        Ok(Self(Bytes::Owned { start, layout }))
+    }
+
+    /// The mapped bytes of a weight, which stay mapped as long as this lives.
+    pub(super) fn mapped(store: &WeightStore, id: WeightId) -> Self {
+        Self(Bytes::Mapped { store: store.clone(), id })
+    }
+
+    /// Number of bytes that may be used.
+    pub(super) fn len(&self) -> usize {
+        match &self.0 {
+            Bytes::Owned { layout, .. } => layout.size(),
+            Bytes::Mapped { store, id } => store.bytes(*id).len(),
+        }
+    }
+
+    /// Whether the bytes may be written.
+    pub(super) fn is_owned(&self) -> bool {
+        match self.0 {
+            Bytes::Owned { .. } => true,
+            Bytes::Mapped { .. } => false,
+        }
+    }
+
+    fn start(&self) -> *mut u8 {
+        match &self.0 {
+            Bytes::Owned { start, .. } => start.as_ptr(),
+            Bytes::Mapped { store, id } => store.bytes(*id).as_ptr().cast_mut(),
+        }
+    }
+
+    /// A range of the bytes. Panics if it does not fit.
+    ///
+    /// # Safety
+    ///
+    /// Nobody writes these bytes while the slice lives.
+    pub(super) unsafe fn bytes(&self, range: Range<usize>) -> &[u8] {
+        assert!(range.start <= range.end && range.end <= self.len(), "bytes of a buffer");
+        // SAFETY: the range lies inside the allocation, as asserted.
+        let start = unsafe { self.start().add(range.start) };
+        // SAFETY: the bytes are initialised, and the caller guarantees that nobody writes them.
+        unsafe { std::slice::from_raw_parts(start, range.len()) }
+    }
+
+    /// A range of owned bytes. Panics if it does not fit or the bytes are mapped.
+    ///
+    /// # Safety
+    ///
+    /// No other reference to these bytes is used while the slice lives.
+    #[allow(clippy::mut_from_ref, reason = "exclusive by the caller's guarantee")]
+    pub(super) unsafe fn bytes_mut(&self, range: Range<usize>) -> &mut [u8] {
+        assert!(range.start <= range.end && range.end <= self.len() && self.is_owned(), "bytes of an owned buffer");
+        // SAFETY: the range lies inside the allocation, as asserted.
+        let start = unsafe { self.start().add(range.start) };
+        // SAFETY: the bytes are initialised and owned, and the caller guarantees that the slice is the only way to them.
+        unsafe { std::slice::from_raw_parts_mut(start, range.len()) }
+    }
+}
+
+impl Drop for Storage {
+    fn drop(&mut self) {
+        if let Bytes::Owned { start, layout } = self.0 {
+            // SAFETY: `start` came from `alloc_zeroed` with this layout and is freed once.
+            unsafe { dealloc(start.as_ptr(), layout) };
+        }
+    }
+}
+
+/// Most extents outside a row.
+const OUTER: usize = 3;
+
+/// Where the elements of a window lie in their storage, in elements of the window's type.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Window {
+    /// First byte in the storage.
+    pub(super) byte: usize,
+    /// Elements of a row.
+    pub(super) row_len: usize,
+    /// Distance of neighbours in a row.
+    pub(super) inner: usize,
+    /// Extent and stride of every dimension outside a row, outermost first; unused ones lead and are `(1, 0)`.
+    pub(super) outer: [(usize, usize); OUTER],
+}
+
+impl Window {
+    /// Rows without gaps.
+    pub(super) fn contiguous(byte: usize, n_rows: usize, row_len: usize) -> Self {
+        Self { byte, row_len, inner: 1, outer: [(1, 0), (1, 0), (n_rows, row_len)] }
+    }
+
+    /// Elements from the first to the last one, both included; `None` on overflow.
+    fn span(&self) -> Option<usize> {
+        let reach = |(extent, stride): (usize, usize)| extent.checked_sub(1)?.checked_mul(stride);
+        let start = reach((self.row_len, self.inner))?;
+        let last = self.outer.iter().try_fold(start, |sum, &outer| sum.checked_add(reach(outer)?))?;
+        last.checked_add(1)
+    }
+
+    /// The same rows with dimensions joined that lie densely inside each other.
+    fn joined(mut self) -> Self {
+        let mut kept: Vec<(usize, usize)> = Vec::with_capacity(OUTER);
+        for (extent, stride) in self.outer.into_iter().filter(|(extent, _)| *extent != 1) {
+            match kept.last_mut() {
+                Some((n, step)) if *step == extent * stride => (*n, *step) = (*n * extent, stride),
+                Some(_) | None => kept.push((extent, stride)),
+            }
+        }
+        self.outer = [(1, 0); OUTER];
+        self.outer[OUTER - kept.len()..].copy_from_slice(&kept);
+        self
+    }
+}
+
+/// A typed window that can be read: rows, numbered through all outer dimensions.
+pub(super) struct View<T> {
+    storage: Arc<Storage>,
+    base: *const T,
+    n_rows: usize,
+    row_len: usize,
+    inner: usize,
+    outer: [(usize, usize); OUTER],
+    elements: PhantomData<T>,
+}
+
+// SAFETY: `base` points into `storage`, which is `Send` and `Sync`; elements are plain old bytes.
+unsafe impl<T: Pod + Send + Sync> Send for View<T> {}
+// SAFETY: as above.
+unsafe impl<T: Pod + Send + Sync> Sync for View<T> {}
+
+impl<T> Clone for View<T> {
+    fn clone(&self) -> Self {
+        Self { storage: Arc::clone(&self.storage), ..*self }
+    }
+}
+
+impl<T: Pod> View<T> {
+    /// Resolves a window. Errors: `Device` if it does not fit the storage or is not aligned.
+    pub(super) fn new(storage: &Arc<Storage>, window: Window) -> Result<Self> {
+        let outside = || Error::Device {
+            backend: super::NAME.into(),
+            msg: format!("a tensor at byte {} does not fit its buffer of {} bytes", window.byte, storage.len()),
+        };
+        let bytes = window.span().and_then(|n| n.checked_mul(size_of::<T>())).ok_or_else(outside)?;
+        if window.byte.checked_add(bytes).is_none_or(|end| end > storage.len()) {
+            return Err(outside());
+        }
+        // SAFETY: the byte lies inside the storage.
+        let base = unsafe { storage.start().add(window.byte) }.cast_const().cast::<T>();
+        if !base.is_aligned() {
+            return Err(outside());
+        }
+        let joined = window.joined();
+        Ok(Self {
+            storage: Arc::clone(storage),
+            base,
+            n_rows: joined.outer.iter().map(|(extent, _)| extent).product(),
+            row_len: joined.row_len,
+            inner: if joined.row_len == 1 { 1 } else { joined.inner },
+            outer: joined.outer,
+            elements: PhantomData,
+        })
+    }
+
+    /// Number of rows.
+    pub(super) fn n_rows(&self) -> usize {
+        self.n_rows
+    }
+
+    /// Elements of a row.
+    pub(super) fn row_len(&self) -> usize {
+        self.row_len
+    }
+
+    /// Whether all rows are equally far apart.
+    pub(super) fn is_uniform(&self) -> bool {
+        self.outer[OUTER - 2].0 == 1
+    }
+
+    /// Whether the rows lie in one piece.
+    pub(super) fn is_contiguous(&self) -> bool {
+        self.inner == 1 && (self.n_rows == 1 || self.is_uniform() && self.outer[OUTER - 1].1 == self.row_len)
+    }
+
+    /// Distance of neighbours in a row.
+    pub(super) fn inner(&self) -> usize {
+        self.inner
+    }
+
+    /// Elements before the first one of row `r`. Panics past the last row.
+    fn offset(&self, r: usize) -> usize {
+        assert!(r < self.n_rows, "row {r} of {}", self.n_rows);
+        if self.is_uniform() {
+            return r * self.outer[OUTER - 1].1;
+        }
+        let mut rest = r;
+        let mut offset = 0;
+        for &(extent, stride) in self.outer.iter().rev() {
+            offset += rest % extent * stride;
+            rest /= extent;
+        }
+        offset
+    }
+
+    /// `n` elements from `at` on.
+    fn elements(&self, at: usize, n: usize) -> &[T] {
+        // SAFETY: callers pass offsets of rows, which `new` checked to lie inside the storage.
+        let start = unsafe { self.base.add(at) };
+        // SAFETY: the elements lie inside the storage; whoever holds a `&mut` to some of them has guaranteed that nobody
+        // reads them meanwhile.
+        unsafe { std::slice::from_raw_parts(start, n) }
+    }
+
+    /// Row `r`, whose elements lie side by side.
+    pub(super) fn row(&self, r: usize) -> &[T] {
+        assert!(self.inner == 1, "a strided row");
+        self.elements(self.offset(r), self.row_len)
+    }
+
+    /// Row `r` from its first element to its last one, with [`Self::inner`] between neighbours.
+    pub(super) fn strided_row(&self, r: usize) -> &[T] {
+        self.elements(self.offset(r), (self.row_len - 1) * self.inner + 1)
+    }
+
+    /// Rows in one piece. Panics unless the window is contiguous.
+    pub(super) fn rows(&self, rows: Range<usize>) -> &[T] {
+        assert!(self.is_contiguous() && rows.start <= rows.end && rows.end <= self.n_rows, "contiguous rows");
+        self.elements(rows.start * self.row_len, rows.len() * self.row_len)
+    }
+
+    /// `n` rows from `first` on, `step` row numbers apart: the elements from the first row's first to the last row's last
+    /// one, and how far rows are apart in them. Panics if the distance is not the same everywhere.
+    pub(super) fn every(&self, first: usize, n: usize, step: usize) -> (&[T], usize) {
+        assert!(self.inner == 1 && n > 0, "rows");
+        let start = self.offset(first);
+        if n == 1 {
+            return (self.elements(start, self.row_len), self.row_len);
+        }
+        let stride = self.offset(first + step) - start;
+        let last = self.offset(first + (n - 1) * step);
+        assert!(last - start == (n - 1) * stride, "rows at one distance");
+        (self.elements(start, last - start + self.row_len), stride)
+    }
+}
+
+/// A typed window that can be written.
+#[derive(Clone)]
+pub(super) struct ViewMut<T: Pod>(View<T>);
+
+impl<T: Pod> Deref for ViewMut<T> {
+    type Target = View<T>;
+
+    fn deref(&self) -> &View<T> {
+        &self.0
+    }
+}
+
+impl<T: Pod> ViewMut<T> {
+    /// Resolves a window. Errors: `Device` if it does not fit, is not aligned, looks into a mapped file or has strided
+    /// rows.
+    pub(super) fn new(storage: &Arc<Storage>, window: Window) -> Result<Self> {
+        let view = View::new(storage, window)?;
+        if !storage.is_owned() || view.inner != 1 {
+            let msg = "a result in memory that cannot be written".into();
+            return Err(Error::Device { backend: super::NAME.into(), msg });
+        }
+        Ok(Self(view))
+    }
+
+    /// Elements `range` of row `r`.
+    ///
+    /// # Safety
+    ///
+    /// No other reference to these elements is used while the slice lives.
+    #[allow(clippy::mut_from_ref, reason = "exclusive by the caller's guarantee")]
+    pub(super) unsafe fn part_mut(&self, r: usize, range: Range<usize>) -> &mut [T] {
+        assert!(range.start <= range.end && range.end <= self.row_len, "elements of a row");
+        let at = self.offset(r) + range.start;
+        // SAFETY: the offset lies inside the storage, as `View::new` checked.
+        let start = unsafe { self.base.cast_mut().add(at) };
+        // SAFETY: the elements are initialised and owned, and the caller guarantees that the slice is the only way to them.
+        unsafe { std::slice::from_raw_parts_mut(start, range.len()) }
+    }
+
+    /// Row `r`.
+    ///
+    /// # Safety
+    ///
+    /// No other reference to the row is used while the slice lives.
+    #[allow(clippy::mut_from_ref, reason = "exclusive by the caller's guarantee")]
+    pub(super) unsafe fn row_mut(&self, r: usize) -> &mut [T] {
+        // SAFETY: the caller's guarantee.
+        unsafe { self.part_mut(r, 0..self.row_len) }
+    }
+
+    /// Rows in one piece. Panics unless the window is contiguous.
+    ///
+    /// # Safety
+    ///
+    /// No other reference to the rows is used while the slice lives.
+    #[allow(clippy::mut_from_ref, reason = "exclusive by the caller's guarantee")]
+    pub(super) unsafe fn rows_mut(&self, rows: Range<usize>) -> &mut [T] {
+        assert!(self.is_contiguous() && rows.start <= rows.end && rows.end <= self.n_rows, "contiguous rows");
+        // SAFETY: the offset lies inside the storage, as `View::new` checked.
+        let start = unsafe { self.base.cast_mut().add(rows.start * self.row_len) };
+        // SAFETY: the elements are initialised and owned, and the caller guarantees that the slice is the only way to them.
+        unsafe { std::slice::from_raw_parts_mut(start, rows.len() * self.row_len) }
+    }
+}
+
+/// Memory of its own for every thread that runs a step.
+pub(super) struct WorkerScratch(ViewMut<f32>);
+
+impl WorkerScratch {
+    /// Bytes for `n_workers` threads with `len` f32s each.
+    pub(super) fn bytes(n_workers: usize, len: usize) -> usize {
+        n_workers * Self::stride(len) * size_of::<f32>()
+    }
+
+    /// The window behind `byte`, of the size that [`Self::bytes`] gives.
+    pub(super) fn new(storage: &Arc<Storage>, byte: usize, n_workers: usize, len: usize) -> Result<Self> {
+        let mut window = Window::contiguous(byte, n_workers, Self::stride(len));
+        window.row_len = len;
+        Ok(Self(ViewMut::new(storage, window)?))
+    }
+
+    /// Threads do not share cache lines.
+    fn stride(len: usize) -> usize {
+        len.next_multiple_of(ALIGNMENT / size_of::<f32>()).max(ALIGNMENT / size_of::<f32>())
+    }
+
+    /// This thread's part. What it holds does not matter.
+    pub(super) fn of<'a>(&'a self, worker: &'a mut Worker) -> &'a mut [f32] {
+        // SAFETY: a worker's number is held by one thread at a time, and the worker is borrowed as long as the slice.
+        unsafe { self.0.row_mut(worker.index()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn filled(n: usize) -> Arc<Storage> {
+        let storage = Arc::new(Storage::zeroed(n * 4, "test").unwrap());
+        let all = ViewMut::<f32>::new(&storage, Window::contiguous(0, 1, n)).unwrap();
+        // SAFETY: nobody else knows the storage.
+        for (i, x) in unsafe { all.row_mut(0) }.iter_mut().enumerate() {
+            *x = i as f32;
+        }
+        storage
+    }
+
+    #[test]
+    fn rows_follow_strides() {
+        let storage = filled(120);
+        // [2, 3, 4, 5] seen as [3, 2, 4] rows of 5.
+        let window = Window { byte: 0, row_len: 5, inner: 1, outer: [(3, 20), (2, 60), (4, 5)] };
+        let view = View::<f32>::new(&storage, window).unwrap();
+        assert_eq!(view.n_rows(), 24);
+        assert!(!view.is_uniform());
+        // Row [2, 1, 3].
+        assert_eq!(view.row(2 * 8 + 4 + 3), &[115.0, 116.0, 117.0, 118.0, 119.0]);
+        // Rows [0, 0, 1], [1, 0, 1] and [2, 0, 1].
+        let (rows, stride) = view.every(1, 3, 8);
+        assert_eq!((rows[0], rows[rows.len() - 1], rows.len(), stride), (5.0, 49.0, 45, 20));
+    }
+
+    #[test]
+    fn dense_dimensions_are_joined() {
+        let storage = filled(120);
+        let window = Window { byte: 40, row_len: 4, inner: 1, outer: [(2, 48), (3, 16), (2, 8)] };
+        let view = View::<f32>::new(&storage, window).unwrap();
+        assert!(view.is_uniform() && !view.is_contiguous());
+        assert_eq!(view.row(11), &[98.0, 99.0, 100.0, 101.0]);
+    }
+
+    #[test]
+    fn strided_rows_give_every_nth_element() {
+        let storage = filled(12);
+        let window = Window { byte: 4, row_len: 3, inner: 4, outer: [(1, 0), (1, 0), (3, 1)] };
+        let view = View::<f32>::new(&storage, window).unwrap();
+        let row: Vec<f32> = view.strided_row(2).iter().step_by(view.inner()).copied().collect();
+        assert_eq!(row, [3.0, 7.0, 11.0]);
+    }
+
+    #[test]
+    fn windows_past_the_end_are_refused() {
+        let storage = filled(16);
+        assert!(View::<f32>::new(&storage, Window::contiguous(0, 4, 4)).is_ok());
+        assert!(View::<f32>::new(&storage, Window::contiguous(4, 4, 4)).is_err());
+        assert!(View::<f32>::new(&storage, Window::contiguous(2, 1, 4)).is_err());
+        assert!(View::<f32>::new(&storage, Window::contiguous(0, usize::MAX, 4)).is_err());
+        let huge = Window { byte: 0, row_len: 2, inner: usize::MAX, outer: [(1, 0); OUTER] };
+        assert!(View::<f32>::new(&storage, huge).is_err());
+    }
+
+    #[test]
+    fn memory_is_aligned_and_zeroed() {
+        let storage = Arc::new(Storage::zeroed(1000, "test").unwrap());
+        assert_eq!(storage.start().align_offset(ALIGNMENT), 0);
+        // SAFETY: nobody writes.
+        assert!(unsafe { storage.bytes(0..1000) }.iter().all(|b| *b == 0));
+        assert!(Storage::zeroed(usize::MAX, "test").is_err());
+    }
+}

@@ -1,0 +1,180 @@
+//! The CPU backend: nodes are lowered once to steps on the kernels' functions, and all threads walk the list of steps
+//! together. Read [`CpuBackend`] first, then `region` for how a graph runs and `lower` for what it becomes.
+
+mod lower;
+mod mem;
+mod ops;
+mod pool;
+mod region;
+mod weights;
+
+use std::num::NonZeroUsize;
+use std::ops::Range;
+use std::sync::Arc;
+
+use engine::Error;
+use engine::backend::{Backend, Bindings, Buffer, Caps, Executable, Segment, Usage, WeightData};
+use engine::error::Result;
+use engine::op::Op;
+use engine::plan::MemoryPlan;
+use engine::tensor::TensorDesc;
+use kernels::cpu::{Isa, Kernels};
+
+use self::lower::Machine;
+use self::mem::Storage;
+use self::pool::Pool;
+use self::region::Region;
+use self::weights::CpuBuffer;
+
+/// The name by which users choose this backend.
+pub const NAME: &str = "cpu";
+
+/// Most threads that are started, whatever is asked for.
+const MAX_THREADS: usize = 512;
+
+/// How the CPU is used.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct CpuOptions {
+    /// Number of threads; without it, as many as this process may run at once.
+    pub threads: Option<NonZeroUsize>,
+    /// Highest instruction set to use; without it, the best of this CPU, or what `TYMPAN_ISA` caps it to.
+    pub isa: Option<Isa>,
+}
+
+/// All cores of this machine.
+pub struct CpuBackend {
+    machine: Machine,
+    pool: Arc<Pool>,
+}
+
+impl CpuBackend {
+    /// Starts the threads.
+    ///
+    /// Errors: `Device` if the system gives no threads or `TYMPAN_ISA` names no instruction set.
+    pub fn new(options: &CpuOptions) -> Result<Self> {
+        let kernels = match options.isa {
+            Some(cap) => Kernels::available().filter(|k| k.isa() <= cap).last(),
+            None => {
+                let detected = Kernels::detect();
+                Some(detected.map_err(|e| Error::Device { backend: NAME.into(), msg: e.to_string() })?)
+            }
+        };
+        let kernels = kernels.expect("scalar kernels run everywhere");
+        let threads = options.threads.or_else(|| std::thread::available_parallelism().ok());
+        let n_workers = threads.map_or(1, NonZeroUsize::get).min(MAX_THREADS);
+        Ok(Self { machine: Machine { kernels, n_workers }, pool: Arc::new(Pool::new(n_workers)?) })
+    }
+
+    /// Number of threads.
+    pub fn n_threads(&self) -> usize {
+        self.pool.n_threads()
+    }
+
+    /// The instruction set of the kernels.
+    pub fn isa(&self) -> Isa {
+        self.machine.kernels.isa()
+    }
+
+    fn range(buffer: &Buffer, offset: usize, len: usize) -> Result<Range<usize>> {
+        let end = offset.checked_add(len).filter(|&end| end <= buffer.bytes());
+        end.map(|end| offset..end).ok_or_else(|| Error::Device {
+            backend: NAME.into(),
+            msg: format!("{len} bytes at {offset} of a buffer of {}", buffer.bytes()),
+        })
+    }
+}
+
+#[allow(unsafe_code, reason = "copies to and from memory that the pool's turn guards")]
+impl Backend for CpuBackend {
+    fn name(&self) -> &str {
+        NAME
+    }
+
+    fn caps(&self) -> Caps {
+        Caps { alignment: mem::ALIGNMENT, free_bytes: None, kv_buckets: false }
+    }
+
+    fn supports(&self, op: &Op, args: &[&TensorDesc]) -> bool {
+        ops::supports(self.machine, op, args)
+    }
+
+    fn scratch_bytes(&self, op: &Op, args: &[&TensorDesc]) -> usize {
+        lower::needs(self.machine, op, args).bytes(self.machine.n_workers)
+    }
+
+    fn alloc(&self, bytes: usize, usage: Usage) -> Result<Buffer> {
+        let what = match usage {
+            Usage::Arena => "activations",
+            Usage::State => "states",
+        };
+        Ok(CpuBuffer::wrap(bytes, Storage::zeroed(bytes, what)?, &self.pool))
+    }
+
+    fn import_weight(&self, w: &WeightData<'_>) -> Result<Buffer> {
+        Ok(CpuBuffer::borrow(w, &self.pool))
+    }
+
+    fn write(&self, dst: &Buffer, offset: usize, src: &[u8]) -> Result<()> {
+        let (range, buffer) = (Self::range(dst, offset, src.len())?, CpuBuffer::of(dst, &self.pool)?);
+        buffer.check_owned()?;
+        self.pool.alone(|| {
+            // SAFETY: slices of buffers live only inside `alone` and inside runs, which `alone` excludes.
+            unsafe { buffer.storage.bytes_mut(range) }.copy_from_slice(src);
+        })
+    }
+
+    fn read(&self, src: &Buffer, offset: usize, dst: &mut [u8]) -> Result<()> {
+        let (range, buffer) = (Self::range(src, offset, dst.len())?, CpuBuffer::of(src, &self.pool)?);
+        self.pool.alone(|| {
+            // SAFETY: nobody writes, since slices of buffers live only inside `alone` and inside runs.
+            dst.copy_from_slice(unsafe { buffer.storage.bytes(range) });
+        })
+    }
+
+    fn copy(&self, buf: &Buffer, from: Range<usize>, to: usize) -> Result<()> {
+        let from = Self::range(buf, from.start, from.len())?;
+        let to = Self::range(buf, to, from.len())?;
+        if from.start < to.end && to.start < from.end {
+            return Err(Error::Device { backend: NAME.into(), msg: "a copy onto itself".into() });
+        }
+        let buffer = CpuBuffer::of(buf, &self.pool)?;
+        buffer.check_owned()?;
+        self.pool.alone(|| {
+            // SAFETY: slices of buffers live only inside `alone` and inside runs, and the ranges do not overlap.
+            let from = unsafe { buffer.storage.bytes(from) };
+            // SAFETY: as above.
+            unsafe { buffer.storage.bytes_mut(to) }.copy_from_slice(from);
+        })
+    }
+
+    fn zero(&self, buf: &Buffer, range: Range<usize>) -> Result<()> {
+        let (range, buffer) = (Self::range(buf, range.start, range.len())?, CpuBuffer::of(buf, &self.pool)?);
+        buffer.check_owned()?;
+        self.pool.alone(|| {
+            // SAFETY: slices of buffers live only inside `alone` and inside runs, which `alone` excludes.
+            unsafe { buffer.storage.bytes_mut(range) }.fill(0);
+        })
+    }
+
+    fn compile(&self, segment: &Segment<'_>, plan: &MemoryPlan, bind: &Bindings<'_>) -> Result<Box<dyn Executable>> {
+        let steps = lower::lower(self.machine, &self.pool, segment, plan, bind)?;
+        Ok(Box::new(CpuExecutable { region: Region::new(steps), pool: Arc::clone(&self.pool) }))
+    }
+
+    fn enter(&self, request: &mut (dyn FnMut() + Send)) {
+        self.pool.inside(request);
+    }
+}
+
+/// Steps bound to memory, and the threads to run them on.
+struct CpuExecutable {
+    region: Region,
+    pool: Arc<Pool>,
+}
+
+impl Executable for CpuExecutable {
+    fn run(&mut self) -> Result<()> {
+        let (region, pool) = (&mut self.region, &self.pool);
+        pool.inside(|| pool.alone(|| region.run(pool.n_threads())))
+    }
+}

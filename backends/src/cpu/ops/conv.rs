@@ -1,0 +1,411 @@
+//! Convolutions: `Conv2d` over images with channels innermost, `CausalConv1d` over a sequence's own past.
+
+#![allow(unsafe_code, reason = "writes rows of results")]
+
+use std::ops::Range;
+
+use engine::error::Result;
+use engine::op::Unary;
+use engine::tensor::TensorDesc;
+use kernels::cpu::{Kernels, Operand, Product};
+use kernels::quant::Format;
+
+use super::super::lower::{At, Lowering, Machine, Needs};
+use super::super::mem::{View, ViewMut, Window, WorkerScratch};
+use super::super::region::{Step, Worker};
+use super::rows::{SeqInputs, element};
+use super::{activate, piece};
+
+/// `f32`s of gathered pixels in one chunk: they stay in the second-level cache while the weights pass by.
+const CHUNK_PIXEL_VALUES: usize = 256 * 1024;
+/// `f32`s of results in one chunk, the other limit, for kernels over few channels.
+const CHUNK_RESULTS: usize = 32 * 1024;
+
+/// Extents of a convolution.
+#[derive(Clone, Copy, Debug)]
+struct Geometry {
+    height: usize,
+    width: usize,
+    c_in: usize,
+    c_out: usize,
+    kh: usize,
+    kw: usize,
+    stride: usize,
+    pad: usize,
+}
+
+impl Geometry {
+    fn new(x: &TensorDesc, w: &TensorDesc, stride: usize, pad: usize) -> Self {
+        let (x, w) = (x.shape, w.shape);
+        let [height, width, c_in] = [1, 2, 3].map(|i| x.dim(i));
+        Self { height, width, c_in, c_out: w.dim(0), kh: w.dim(2), kw: w.dim(3), stride, pad }
+    }
+
+    /// Elements under the kernel.
+    fn k(&self) -> usize {
+        self.kh * self.kw * self.c_in
+    }
+
+    fn width_out(&self) -> usize {
+        (self.width + 2 * self.pad - self.kw) / self.stride + 1
+    }
+
+    fn height_out(&self) -> usize {
+        (self.height + 2 * self.pad - self.kh) / self.stride + 1
+    }
+
+    fn operand(&self, kernels: Kernels) -> Operand {
+        kernels.operand(Format::F32, CHUNK_RESULTS)
+    }
+
+    /// Output pixels of one chunk: whole panels.
+    fn pixels(&self, kernels: Kernels) -> usize {
+        let operand = self.operand(kernels);
+        let limit = (CHUNK_PIXEL_VALUES / self.k()).min(CHUNK_RESULTS / self.c_out);
+        (limit / operand.panel_rows()).max(1) * operand.panel_rows()
+    }
+
+    fn product_scratch(&self, kernels: Kernels) -> usize {
+        kernels.product_scratch_len(Format::F32, self.operand(kernels), self.c_out, self.k(), self.pixels(kernels))
+    }
+
+    /// Gathered rows of one panel, panels of a chunk, and what the kernel wants.
+    fn needs(&self, kernels: Kernels) -> Needs {
+        let operand = self.operand(kernels);
+        let gathered = operand.panel_rows() * self.k();
+        Needs {
+            shared: 0,
+            worker: gathered + operand.len(self.pixels(kernels), self.k()) + self.product_scratch(kernels),
+        }
+    }
+}
+
+/// Scratch memory of `[x, w, bias]`.
+pub(in super::super) fn needs_2d(machine: Machine, args: &[&TensorDesc]) -> Needs {
+    // Stride and border do not change a chunk.
+    Geometry::new(args[0], args[1], 1, 0).needs(machine.kernels)
+}
+
+/// `[x, w, bias]`.
+pub(in super::super) fn conv2d(
+    cx: &mut Lowering<'_>,
+    at: At<'_>,
+    stride: usize,
+    pad: usize,
+    act: Option<Unary>,
+) -> Result<()> {
+    let kernels = cx.machine.kernels;
+    let w = *cx.desc(at.arg(1));
+    let geometry = Geometry::new(cx.desc(at.arg(0)), &w, stride, pad);
+    let dims = [0, 1, 2, 3].map(|i| w.shape.dim(i));
+    let packed = cx.buffer(at.arg(1))?.conv_weight(w.dtype, dims, kernels)?;
+    let row_bytes = geometry.k() * size_of::<f32>();
+    let step = Conv2d {
+        x: cx.view(at.arg(0))?,
+        w: View::new(&packed, Window::contiguous(0, geometry.c_out, row_bytes))?,
+        bias: cx.view(at.arg(2))?,
+        act,
+        y: cx.result(at.out(0))?,
+        worker: cx.scratch(at, geometry.needs(kernels))?.1,
+        geometry,
+        kernels,
+    };
+    cx.push(step);
+    Ok(())
+}
+
+/// A chunk gathers what lies under the kernel for a block of output pixels and multiplies it with all weights.
+struct Conv2d {
+    x: View<f32>,
+    /// `[c_out, kh * kw * c_in]` in f32.
+    w: View<u8>,
+    bias: View<f32>,
+    act: Option<Unary>,
+    y: ViewMut<f32>,
+    worker: WorkerScratch,
+    geometry: Geometry,
+    kernels: Kernels,
+}
+
+impl Conv2d {
+    /// Copies the elements under the kernel of output pixel `p`, zeros where it hangs over the border.
+    fn gather(&self, p: usize, out: &mut [f32]) {
+        let Geometry { height, width, c_in, kw, stride, pad, .. } = self.geometry;
+        let (column, rest) = (p % self.geometry.width_out(), p / self.geometry.width_out());
+        let (row, image) = (rest % self.geometry.height_out(), rest / self.geometry.height_out());
+        for (dy, line) in out.chunks_exact_mut(kw * c_in).enumerate() {
+            let y = (row * stride + dy).checked_sub(pad).filter(|&y| y < height);
+            for (dx, pixel) in line.chunks_exact_mut(c_in).enumerate() {
+                let x = (column * stride + dx).checked_sub(pad).filter(|&x| x < width);
+                let Some((y, x)) = y.zip(x) else {
+                    pixel.fill(0.0);
+                    continue;
+                };
+                let r = (image * height + y) * width + x;
+                if self.x.inner() == 1 {
+                    pixel.copy_from_slice(self.x.row(r));
+                } else {
+                    for (to, from) in pixel.iter_mut().zip(self.x.strided_row(r).iter().step_by(self.x.inner())) {
+                        *to = *from;
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Step for Conv2d {
+    fn chunks(&self) -> usize {
+        self.y.n_rows().div_ceil(self.geometry.pixels(self.kernels))
+    }
+
+    fn run(&self, chunk: usize, worker: &mut Worker) {
+        let operand = self.geometry.operand(self.kernels);
+        let (k, n, rows_each) = (self.geometry.k(), self.geometry.c_out, operand.panel_rows());
+        let pixels = piece(chunk, self.geometry.pixels(self.kernels), self.y.n_rows());
+        let m = pixels.len();
+        let (gathered, scratch) = self.worker.of(worker).split_at_mut(rows_each * k);
+        let (panels, scratch) = scratch.split_at_mut(operand.len(m, k));
+        for (i, panel) in panels.chunks_exact_mut(operand.panel_len(k)).enumerate() {
+            let rows = piece(i, rows_each, m);
+            for (p, row) in rows.clone().zip(gathered.chunks_exact_mut(k)) {
+                self.gather(pixels.start + p, row);
+            }
+            self.kernels.prepare(operand, gathered, k, rows.len(), k, panel);
+        }
+        // SAFETY: these pixels belong to this chunk alone.
+        let y = unsafe { self.y.rows_mut(pixels) };
+        let product = Product { format: Format::F32, w: self.w.rows(0..n), n_rows: n, k, operand, x: panels, m };
+        self.kernels.product(&product, y, scratch);
+        for y in y.chunks_exact_mut(n) {
+            self.kernels.add(y, self.bias.row(0));
+            activate(self.kernels, self.act, y);
+        }
+    }
+}
+
+/// Channels of one chunk.
+const CHANNELS: usize = 256;
+
+/// Scratch memory of `[x, w, state, slots, positions, lengths]`: taps and history of the channels of a chunk.
+pub(in super::super) fn needs_causal(args: &[&TensorDesc]) -> Needs {
+    let [width, d_conv] = [args[1].shape.dim(0), args[1].shape.dim(1)];
+    Needs { shared: 0, worker: width.min(CHANNELS) * (2 * d_conv - 1) }
+}
+
+/// `[x, w, state, slots, positions, lengths]`.
+pub(in super::super) fn causal_conv1d(cx: &mut Lowering<'_>, at: At<'_>) -> Result<()> {
+    let descs = cx.descs(at);
+    let step = CausalConv1d {
+        x: cx.view(at.arg(0))?,
+        w: cx.view(at.arg(1))?,
+        state: cx.result(at.arg(2))?,
+        slots: cx.view(at.arg(3))?,
+        positions: cx.view(at.arg(4))?,
+        lengths: cx.view(at.arg(5))?,
+        y: cx.result(at.out(0))?,
+        n_seqs: descs[0].shape.dim(0),
+        n_tokens: descs[0].shape.dim(1),
+        worker: cx.scratch(at, needs_causal(&descs.iter().collect::<Vec<_>>()))?.1,
+    };
+    cx.push(step);
+    Ok(())
+}
+
+/// A chunk is a block of channels of all sequences, so that no two chunks touch the same state whatever the slots are.
+struct CausalConv1d {
+    x: View<f32>,
+    w: View<f32>,
+    state: ViewMut<f32>,
+    slots: View<i32>,
+    positions: View<i32>,
+    lengths: View<i32>,
+    y: ViewMut<f32>,
+    n_seqs: usize,
+    n_tokens: usize,
+    worker: WorkerScratch,
+}
+
+impl CausalConv1d {
+    /// Past inputs of the channels, oldest first: the slot's, or zeros for a sequence that begins.
+    fn load_history(&self, s: usize, slot: usize, channels: &Range<usize>, history: &mut [f32]) {
+        let begins = element(&self.positions, s * self.n_tokens) == 0;
+        let n = history.len() / channels.len();
+        for (i, row) in history.chunks_exact_mut(channels.len()).enumerate() {
+            if begins {
+                row.fill(0.0);
+            } else {
+                row.copy_from_slice(&self.state.row(slot * n + i)[channels.clone()]);
+            }
+        }
+    }
+
+    /// Input `i` counted from the oldest one in the history.
+    fn input<'a>(&'a self, s: usize, i: usize, channels: &Range<usize>, history: &'a [f32]) -> &'a [f32] {
+        let n = history.len() / channels.len();
+        match i.checked_sub(n) {
+            None => &history[i * channels.len()..][..channels.len()],
+            Some(t) => &self.x.row(s * self.n_tokens + t)[channels.clone()],
+        }
+    }
+}
+
+impl Step for CausalConv1d {
+    fn chunks(&self) -> usize {
+        self.y.row_len().div_ceil(CHANNELS)
+    }
+
+    fn run(&self, chunk: usize, worker: &mut Worker) {
+        let channels = piece(chunk, CHANNELS, self.y.row_len());
+        let (n, d_conv) = (channels.len(), self.w.row_len());
+        let (taps, history) = self.worker.of(worker)[..n * (2 * d_conv - 1)].split_at_mut(n * d_conv);
+        for (j, taps) in taps.chunks_exact_mut(n).enumerate() {
+            for (tap, c) in taps.iter_mut().zip(channels.clone()) {
+                *tap = self.w.row(c)[j];
+            }
+        }
+        for s in 0..self.n_seqs {
+            let SeqInputs { slot, length } = SeqInputs::read(&self.slots, &self.lengths, s);
+            let length = length.min(self.n_tokens);
+            if length == 0 {
+                continue;
+            }
+            self.load_history(s, slot, &channels, history);
+            for t in 0..length {
+                // SAFETY: these channels of `y` belong to this chunk alone.
+                let y = unsafe { self.y.part_mut(s * self.n_tokens + t, channels.clone()) };
+                y.fill(0.0);
+                for (j, taps) in taps.chunks_exact(n).enumerate() {
+                    for ((y, tap), x) in y.iter_mut().zip(taps).zip(self.input(s, t + j, &channels, history)) {
+                        *y += tap * x;
+                    }
+                }
+            }
+            for i in 0..d_conv - 1 {
+                // SAFETY: these channels of the state belong to this chunk alone, and the history is a copy.
+                let state = unsafe { self.state.part_mut(slot * (d_conv - 1) + i, channels.clone()) };
+                state.copy_from_slice(self.input(s, length + i, &channels, history));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::super::super::mem::Storage;
+    use super::super::super::region::Region;
+    use super::super::super::weights::pack_conv;
+    use super::*;
+
+    const N_WORKERS: usize = 3;
+
+    /// Values in [-1, 1) that repeat for the same seed.
+    fn values(n: usize, seed: u32) -> Vec<f32> {
+        let mut state = seed;
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+        };
+        (0..n).map(|_| next()).collect()
+    }
+
+    fn stored(x: &[f32]) -> Arc<Storage> {
+        let storage = Arc::new(Storage::zeroed(size_of_val(x), "test").unwrap());
+        let all = ViewMut::new(&storage, Window::contiguous(0, 1, x.len())).unwrap();
+        // SAFETY: nobody else knows the storage.
+        unsafe { all.row_mut(0) }.copy_from_slice(x);
+        storage
+    }
+
+    /// Cross-correlation with zero border in f64; `x [n, c_in, height, width]`, result `[n, h', w', c_out]`.
+    fn naive(n: usize, g: &Geometry, x: &[f32], w: &[f32], bias: &[f32]) -> Vec<f64> {
+        let mut out = Vec::new();
+        for (image, row, column, o) in (0..n).flat_map(|i| {
+            let (h, w) = (g.height_out(), g.width_out());
+            (0..h * w * g.c_out).map(move |j| (i, j / (w * g.c_out), j / g.c_out % w, j % g.c_out))
+        }) {
+            let mut sum = f64::from(bias[o]);
+            for (c, dy, dx) in (0..g.k()).map(|j| (j / (g.kh * g.kw), j / g.kw % g.kh, j % g.kw)) {
+                let (y, x_at) = (row * g.stride + dy, column * g.stride + dx);
+                if y >= g.pad && y < g.height + g.pad && x_at >= g.pad && x_at < g.width + g.pad {
+                    let at = ((image * g.c_in + c) * g.height + y - g.pad) * g.width + x_at - g.pad;
+                    let tap = ((o * g.c_in + c) * g.kh + dy) * g.kw + dx;
+                    sum += f64::from(x[at]) * f64::from(w[tap]);
+                }
+            }
+            out.push(sum);
+        }
+        out
+    }
+
+    /// Runs the step on `x` with channels outermost, read through strides where `is_strided`, else packed.
+    fn run(kernels: Kernels, n: usize, g: Geometry, is_strided: bool, n_threads: usize) -> (Vec<f32>, Vec<f64>) {
+        let x = values(n * g.c_in * g.height * g.width, 1);
+        let w = values(g.c_out * g.k(), 2);
+        let bias = values(g.c_out, 3);
+        let pixels = g.height * g.width;
+        let window = Window {
+            byte: 0,
+            row_len: g.c_in,
+            inner: if is_strided { pixels } else { 1 },
+            outer: if is_strided {
+                [(n, g.c_in * pixels), (g.height, g.width), (g.width, 1)]
+            } else {
+                [(n, g.c_in * pixels), (g.height, g.width * g.c_in), (g.width, g.c_in)]
+            },
+        };
+        let stored_x = if is_strided {
+            stored(&x)
+        } else {
+            let at = |j: usize| (j / (pixels * g.c_in) * g.c_in + j % g.c_in) * pixels + j / g.c_in % pixels;
+            stored(&(0..x.len()).map(|j| x[at(j)]).collect::<Vec<_>>())
+        };
+        let dims = [g.c_out, g.c_in, g.kh, g.kw];
+        let packed = pack_conv(&stored(&w), engine::DType::F32, dims, kernels).unwrap();
+        let n_pixels = n * g.height_out() * g.width_out();
+        let y_storage = Arc::new(Storage::zeroed(n_pixels * g.c_out * 4, "test").unwrap());
+        let needs = g.needs(kernels);
+        let scratch = Arc::new(Storage::zeroed(WorkerScratch::bytes(N_WORKERS, needs.worker), "test").unwrap());
+        let y = ViewMut::new(&y_storage, Window::contiguous(0, n_pixels, g.c_out)).unwrap();
+        let step = Conv2d {
+            x: View::new(&stored_x, window).unwrap(),
+            w: View::new(&packed, Window::contiguous(0, g.c_out, g.k() * 4)).unwrap(),
+            bias: View::new(&stored(&bias), Window::contiguous(0, 1, g.c_out)).unwrap(),
+            act: None,
+            y: y.clone(),
+            worker: WorkerScratch::new(&scratch, 0, N_WORKERS, needs.worker).unwrap(),
+            geometry: g,
+            kernels,
+        };
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(n_threads).build().unwrap();
+        pool.install(|| Region::new(vec![Box::new(step)]).run(n_threads));
+        (y.rows(0..n_pixels).to_vec(), naive(n, &g, &x, &w, &bias))
+    }
+
+    #[test]
+    fn conv2d_equals_the_sum_in_f64() {
+        let shapes = [
+            // A stem: one channel, then many; pixels of one panel come from several images.
+            (3, Geometry { height: 9, width: 10, c_in: 1, c_out: 7, kh: 3, kw: 3, stride: 2, pad: 1 }),
+            (2, Geometry { height: 5, width: 7, c_in: 33, c_out: 17, kh: 3, kw: 3, stride: 2, pad: 1 }),
+            (1, Geometry { height: 40, width: 30, c_in: 5, c_out: 96, kh: 2, kw: 4, stride: 1, pad: 0 }),
+            (1, Geometry { height: 1, width: 1, c_in: 2, c_out: 1, kh: 3, kw: 3, stride: 3, pad: 2 }),
+        ];
+        for kernels in Kernels::available() {
+            for (n, g) in shapes {
+                for is_strided in [false, true] {
+                    let (got, want) = run(kernels, n, g, is_strided, 2);
+                    assert_eq!(got.len(), want.len());
+                    // Sums of k products below 1 in size, each rounded.
+                    let tolerance = g.k() as f64 * f64::from(f32::EPSILON);
+                    for (i, (got, want)) in got.iter().zip(&want).enumerate() {
+                        assert!((f64::from(*got) - want).abs() <= tolerance, "{kernels:?} {g:?} {i}: {got} {want}");
+                    }
+                    assert_eq!(got, run(kernels, n, g, is_strided, 3).0);
+                }
+            }
+        }
+    }
+}

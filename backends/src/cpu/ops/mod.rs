@@ -1,0 +1,99 @@
+//! The steps, by family of ops. What they share is here: how rows are cut into chunks, and pointwise functions.
+
+pub(super) mod attention;
+pub(super) mod conv;
+pub(super) mod elementwise;
+pub(super) mod linear;
+pub(super) mod norm;
+pub(super) mod rope;
+pub(super) mod rows;
+
+use std::ops::Range;
+
+use engine::op::{Op, Unary};
+use engine::tensor::TensorDesc;
+use kernels::cpu::Kernels;
+
+use super::lower::Machine;
+use super::mem::ViewMut;
+use super::region::{Step, Worker};
+
+/// Activations of one chunk: some microseconds of work, so that claiming it costs little.
+const CHUNK_ELEMENTS: usize = 16 * 1024;
+
+/// Rows of one chunk of an op that works row by row.
+fn rows_per_chunk(row_len: usize) -> usize {
+    (CHUNK_ELEMENTS / row_len).max(1)
+}
+
+/// Part number `chunk` of `0..n` cut into pieces of `size`.
+fn piece(chunk: usize, size: usize, n: usize) -> Range<usize> {
+    chunk * size..n.min((chunk + 1) * size)
+}
+
+/// `y = act(y)`.
+fn activate(kernels: Kernels, act: Option<Unary>, y: &mut [f32]) {
+    match act {
+        None => {}
+        Some(Unary::Silu) => kernels.silu(y),
+        Some(Unary::Gelu) => kernels.gelu(y),
+        Some(Unary::GeluTanh) => kernels.gelu_tanh(y),
+        Some(Unary::Relu) => kernels.relu(y),
+        Some(Unary::Sigmoid) => kernels.sigmoid(y),
+    }
+}
+
+/// `gate = act(gate) * up`.
+fn gated(kernels: Kernels, act: Option<Unary>, gate: &mut [f32], up: &[f32]) {
+    if act == Some(Unary::Silu) {
+        return kernels.silu_mul(gate, up);
+    }
+    activate(kernels, act, gate);
+    kernels.mul(gate, up);
+}
+
+/// Whether every operand has a format and a layout that the op's steps can read. What `Op::infer` refuses is not asked.
+#[deny(clippy::wildcard_enum_match_arm)]
+pub(super) fn supports(machine: Machine, op: &Op, args: &[&TensorDesc]) -> bool {
+    match *op {
+        Op::Linear { .. } => linear::supports(machine, args, 1),
+        Op::LinearGroup { n, .. } => linear::supports(machine, args, usize::from(n)),
+        Op::LinearGlu { .. } => linear::supports(machine, args, 2),
+        Op::GetRows | Op::Embed => args.first().is_some_and(|table| rows::has_whole_blocks(table)),
+        Op::RmsNorm { .. }
+        | Op::AddRmsNorm { .. }
+        | Op::LayerNorm { .. }
+        | Op::AddLayerNorm { .. }
+        | Op::Binary(_)
+        | Op::Unary(_)
+        | Op::Glu(_)
+        | Op::Rope(_)
+        | Op::KvWrite
+        | Op::CachedAttention { .. }
+        | Op::Attention { .. }
+        | Op::CausalConv1d
+        | Op::Conv2d { .. }
+        | Op::Copy
+        | Op::Concat => true,
+    }
+}
+
+/// Fills dead or fresh memory with NaN, so that whoever reads it shows.
+pub(super) struct Poison {
+    pub(super) parts: Vec<ViewMut<u32>>,
+}
+
+/// A NaN as f32, f16 and bf16.
+const NAN: u32 = u32::MAX;
+
+#[allow(unsafe_code, reason = "writes rows of results")]
+impl Step for Poison {
+    fn chunks(&self) -> usize {
+        self.parts.len()
+    }
+
+    fn run(&self, chunk: usize, _worker: &mut Worker) {
+        // SAFETY: nothing that is alive lies in these bytes, and each part has one chunk.
+        unsafe { self.parts[chunk].row_mut(0) }.fill(NAN);
+    }
+}

@@ -1,0 +1,210 @@
+//! Ops that move rows: `GetRows`, `KvWrite`, `Copy`, `Concat`.
+
+#![allow(unsafe_code, reason = "writes rows of results")]
+
+use engine::DType;
+use engine::error::Result;
+use engine::tensor::TensorDesc;
+use half::f16;
+use kernels::cpu::Kernels;
+use kernels::quant::Format;
+
+use super::super::lower::{At, Lowering};
+use super::super::mem::{View, ViewMut};
+use super::super::region::{Step, Worker};
+use super::{CHUNK_ELEMENTS, piece, rows_per_chunk};
+use crate::format::format_of;
+
+/// Whether every row begins with a block.
+pub(in super::super) fn has_whole_blocks(t: &TensorDesc) -> bool {
+    let (len, dims) = (t.dtype.block().len, t.shape.dims());
+    let outer = dims.iter().zip(t.strides).take(dims.len().saturating_sub(1));
+    t.shape.last().is_multiple_of(len)
+        && outer.into_iter().all(|(&n, step)| n == 1 || (step as usize).is_multiple_of(len))
+}
+
+/// `[table, ids]`, or `[table, ids, rows]` with rows for negative ids.
+pub(in super::super) fn get_rows(cx: &mut Lowering<'_>, at: At<'_>) -> Result<()> {
+    let format = format_of(cx.desc(at.arg(0)).dtype).ok_or_else(|| cx.fail("a table of integers"))?;
+    let step = GetRows {
+        table: cx.bytes(at.arg(0))?,
+        format,
+        ids: cx.view(at.arg(1))?,
+        rows: at.node.args.get(2).map(|&rows| cx.view(rows)).transpose()?,
+        y: cx.result(at.out(0))?,
+        kernels: cx.machine.kernels,
+    };
+    cx.push(step);
+    Ok(())
+}
+
+struct GetRows {
+    table: View<u8>,
+    format: Format,
+    ids: View<i32>,
+    rows: Option<View<f32>>,
+    y: ViewMut<f32>,
+    kernels: Kernels,
+}
+
+impl Step for GetRows {
+    fn chunks(&self) -> usize {
+        self.y.n_rows().div_ceil(rows_per_chunk(self.y.row_len()))
+    }
+
+    fn run(&self, chunk: usize, _worker: &mut Worker) {
+        for r in piece(chunk, rows_per_chunk(self.y.row_len()), self.y.n_rows()) {
+            // SAFETY: row `r` of `y` belongs to this chunk alone.
+            let y = unsafe { self.y.row_mut(r) };
+            match (element(&self.ids, r), &self.rows) {
+                (..0, Some(rows)) => y.copy_from_slice(rows.row(r)),
+                (id, _) => self.kernels.decode_row(self.format, self.table.row(index(id)), y),
+            }
+        }
+    }
+}
+
+/// An id, a slot, a position or a length. The session checks what callers pass; panics on what it would refuse.
+pub(super) fn index(i: i32) -> usize {
+    usize::try_from(i).expect("the session refuses negative indices")
+}
+
+/// `[x, state, slots, positions, lengths]`.
+pub(in super::super) fn kv_write(cx: &mut Lowering<'_>, at: At<'_>) -> Result<()> {
+    let state = match cx.desc(at.arg(1)).dtype {
+        DType::F16 => KvState::F16(cx.result(at.arg(1))?),
+        _ => KvState::F32(cx.result(at.arg(1))?),
+    };
+    let shape = cx.desc(at.arg(0)).shape;
+    let step = KvWrite {
+        x: cx.view(at.arg(0))?,
+        state,
+        slots: cx.view(at.arg(2))?,
+        positions: cx.view(at.arg(3))?,
+        lengths: cx.view(at.arg(4))?,
+        n_seqs: shape.dim(0),
+        n_tokens: shape.dim(1),
+        n_head: shape.dim(2),
+        n_ctx: cx.desc(at.arg(1)).shape.dim(1),
+        kernels: cx.machine.kernels,
+    };
+    cx.push(step);
+    Ok(())
+}
+
+enum KvState {
+    F32(ViewMut<f32>),
+    F16(ViewMut<f16>),
+}
+
+struct KvWrite {
+    x: View<f32>,
+    state: KvState,
+    slots: View<i32>,
+    positions: View<i32>,
+    lengths: View<i32>,
+    n_seqs: usize,
+    n_tokens: usize,
+    n_head: usize,
+    n_ctx: usize,
+    kernels: Kernels,
+}
+
+impl KvWrite {
+    fn is_small(&self) -> bool {
+        self.x.n_rows() * self.x.row_len() <= CHUNK_ELEMENTS
+    }
+
+    /// Writes row `r` of the state, whose head belongs to this chunk.
+    fn store(&self, r: usize, x: &[f32]) {
+        match &self.state {
+            // SAFETY: rows of this head belong to this chunk alone, and the last row's reference is gone.
+            KvState::F32(state) => unsafe { state.row_mut(r) }.copy_from_slice(x),
+            // SAFETY: as above.
+            KvState::F16(state) => self.kernels.f32_to_f16(x, unsafe { state.row_mut(r) }),
+        }
+    }
+}
+
+impl Step for KvWrite {
+    /// A chunk is a head of all tokens, so that no two of them write the same row whatever the positions are.
+    fn chunks(&self) -> usize {
+        if self.is_small() { 1 } else { self.n_head }
+    }
+
+    fn run(&self, chunk: usize, _worker: &mut Worker) {
+        let heads = if self.is_small() { 0..self.n_head } else { chunk..chunk + 1 };
+        for s in 0..self.n_seqs {
+            let seq = SeqInputs::read(&self.slots, &self.lengths, s);
+            for t in 0..seq.length.min(self.n_tokens) {
+                let position = index(element(&self.positions, s * self.n_tokens + t));
+                assert!(position < self.n_ctx, "position {position} of {}", self.n_ctx);
+                for h in heads.clone() {
+                    let x = self.x.row((s * self.n_tokens + t) * self.n_head + h);
+                    self.store((seq.slot * self.n_ctx + position) * self.n_head + h, x);
+                }
+            }
+        }
+    }
+}
+
+/// Element `i` in the order of the shape.
+pub(super) fn element(x: &View<i32>, i: usize) -> i32 {
+    x.row(i / x.row_len())[i % x.row_len()]
+}
+
+/// Where a sequence's memory is and how many of its tokens are real.
+pub(super) struct SeqInputs {
+    pub(super) slot: usize,
+    pub(super) length: usize,
+}
+
+impl SeqInputs {
+    pub(super) fn read(slots: &View<i32>, lengths: &View<i32>, i_seq: usize) -> Self {
+        Self { slot: index(element(slots, i_seq)), length: index(element(lengths, i_seq)) }
+    }
+}
+
+/// `[x]`.
+pub(in super::super) fn copy(cx: &mut Lowering<'_>, at: At<'_>) -> Result<()> {
+    let step = Copy { x: cx.view(at.arg(0))?, y: cx.result(at.out(0))? };
+    cx.push(step);
+    Ok(())
+}
+
+/// `[a, b]`.
+pub(in super::super) fn concat(cx: &mut Lowering<'_>, at: At<'_>) -> Result<()> {
+    let mut first = 0;
+    for &arg in &at.node.args {
+        let x = cx.view(arg)?;
+        let y = cx.result_part(at.out(0), first, &x)?;
+        first += x.n_rows() * x.row_len();
+        cx.push(Copy { x, y });
+    }
+    Ok(())
+}
+
+struct Copy {
+    x: View<f32>,
+    y: ViewMut<f32>,
+}
+
+impl Step for Copy {
+    fn chunks(&self) -> usize {
+        self.y.n_rows().div_ceil(rows_per_chunk(self.y.row_len()))
+    }
+
+    fn run(&self, chunk: usize, _worker: &mut Worker) {
+        for r in piece(chunk, rows_per_chunk(self.y.row_len()), self.y.n_rows()) {
+            // SAFETY: row `r` of `y` belongs to this chunk alone.
+            let y = unsafe { self.y.row_mut(r) };
+            if self.x.inner() == 1 {
+                y.copy_from_slice(self.x.row(r));
+            } else {
+                for (y, x) in y.iter_mut().zip(self.x.strided_row(r).iter().step_by(self.x.inner())) {
+                    *y = *x;
+                }
+            }
+        }
+    }
+}

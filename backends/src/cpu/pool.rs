@@ -1,0 +1,108 @@
+//! [`Pool`]: the threads of a backend, and the rule that one thing at a time happens in its memory.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use engine::Error;
+use engine::error::Result;
+
+use super::NAME;
+
+/// Threads, and who may use the backend's memory.
+///
+/// Threads from outside take turns. Inside the pool is only the request whose turn it is; should it use the backend from
+/// several of the pool's threads at once, `busy` turns that into an error.
+pub(super) struct Pool {
+    threads: rayon::ThreadPool,
+    turn: Mutex<()>,
+    busy: AtomicBool,
+}
+
+struct Busy<'a>(&'a AtomicBool);
+
+impl Drop for Busy<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
+    }
+}
+
+impl Pool {
+    /// A pool of `n_threads` threads. Errors: `Device` if the system gives none.
+    pub(super) fn new(n_threads: usize) -> Result<Self> {
+        let threads = rayon::ThreadPoolBuilder::new()
+            .num_threads(n_threads)
+            .thread_name(|i| format!("tympan-cpu-{i}"))
+            .build()
+            .map_err(|e| Error::Device { backend: NAME.into(), msg: format!("{n_threads} threads: {e}") })?;
+        Ok(Self { threads, turn: Mutex::new(()), busy: AtomicBool::new(false) })
+    }
+
+    /// Number of threads.
+    pub(super) fn n_threads(&self) -> usize {
+        self.threads.current_num_threads()
+    }
+
+    /// Runs `work` on a thread of the pool: on this one if it is one, else when it is this thread's turn.
+    pub(super) fn inside<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        if self.is_inside() {
+            return work();
+        }
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        self.threads.install(work)
+    }
+
+    /// Runs `work` while nothing else happens in the backend's memory. Errors: `Device` if something else does.
+    pub(super) fn alone<R>(&self, work: impl FnOnce() -> R) -> Result<R> {
+        let _turn = (!self.is_inside()).then(|| self.turn.lock().unwrap_or_else(PoisonError::into_inner));
+        if self.busy.swap(true, Ordering::Acquire) {
+            let msg = "two threads of one request use the backend at the same time".into();
+            return Err(Error::Device { backend: NAME.into(), msg });
+        }
+        let _busy = Busy(&self.busy);
+        Ok(work())
+    }
+
+    fn is_inside(&self) -> bool {
+        self.threads.current_thread_index().is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_from_outside_take_turns() {
+        let pool = Pool::new(2).unwrap();
+        let inside = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    pool.inside(|| {
+                        assert!(!inside.swap(true, Ordering::SeqCst));
+                        pool.alone(std::thread::yield_now).unwrap();
+                        assert!(inside.swap(false, Ordering::SeqCst));
+                    });
+                });
+            }
+        });
+    }
+
+    #[test]
+    fn one_request_cannot_use_the_memory_twice_at_once() {
+        let pool = Pool::new(2).unwrap();
+        pool.inside(|| {
+            let nested = pool.alone(|| pool.alone(|| ()).is_err());
+            assert!(nested.unwrap());
+            assert!(pool.alone(|| ()).is_ok());
+        });
+    }
+
+    #[test]
+    fn a_panic_gives_the_memory_free() {
+        let pool = Pool::new(1).unwrap();
+        let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| pool.inside(|| pool.alone(|| panic!()))));
+        assert!(panic.is_err());
+        assert!(pool.alone(|| ()).is_ok());
+    }
+}

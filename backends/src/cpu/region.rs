@@ -1,0 +1,252 @@
+//! [`Region`]: a list of steps that all threads walk together.
+//!
+//! Threads meet once per run, not once per step: each reads the cursor, claims the chunk it shows and runs it; whoever
+//! finishes a step's last chunk moves the cursor to the next step. A late thread joins where the others are, and nobody
+//! waits for a thread that holds no chunk. What a chunk is belongs to the step, so results do not depend on the number of
+//! threads.
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+/// Pauses before a waiting thread yields: about 2 us.
+const SPINS: u32 = 40;
+
+/// A thread's part in one run. Numbers count from 0 and are held by one thread at a time.
+pub(super) struct Worker(usize);
+
+impl Worker {
+    /// The number.
+    pub(super) fn index(&self) -> usize {
+        self.0
+    }
+}
+
+/// A piece of a compiled graph that runs between two moments at which all threads agree.
+pub(super) trait Step: Send + Sync {
+    /// Number of chunks, which can run at the same time and in any order.
+    fn chunks(&self) -> usize;
+
+    /// Runs one chunk. Allocates nothing.
+    fn run(&self, chunk: usize, worker: &mut Worker);
+}
+
+struct Entry {
+    step: Box<dyn Step>,
+    chunks: u32,
+}
+
+/// Steps in order, and how far a run is.
+pub(super) struct Region {
+    steps: Vec<Entry>,
+    /// Step in the upper half, next unclaimed chunk in the lower.
+    cursor: AtomicU64,
+    /// Finished chunks of the cursor's step.
+    finished: AtomicU32,
+    panic: Mutex<Option<Box<dyn Any + Send>>>,
+}
+
+/// A cursor behind every step.
+const END: u64 = pack(u32::MAX, 0);
+
+const fn pack(step: u32, chunk: u32) -> u64 {
+    (step as u64) << 32 | chunk as u64
+}
+
+const fn unpack(cursor: u64) -> (u32, u32) {
+    ((cursor >> 32) as u32, cursor as u32)
+}
+
+impl Region {
+    /// The steps that have chunks, in this order. Panics on a step with 2^32 chunks.
+    pub(super) fn new(steps: Vec<Box<dyn Step>>) -> Self {
+        let entry = |step: Box<dyn Step>| {
+            let chunks = u32::try_from(step.chunks()).expect("chunks are larger than a byte");
+            (chunks > 0).then_some(Entry { step, chunks })
+        };
+        Self {
+            steps: steps.into_iter().filter_map(entry).collect(),
+            cursor: AtomicU64::new(END),
+            finished: AtomicU32::new(0),
+            panic: Mutex::new(None),
+        }
+    }
+
+    /// Runs every step once on `n_threads` threads of the rayon pool that this thread is in. A panic in a step ends the
+    /// run and is raised again here.
+    pub(super) fn run(&mut self, n_threads: usize) {
+        *self.finished.get_mut() = 0;
+        *self.cursor.get_mut() = pack(0, 0);
+        self.spread(0, n_threads);
+        let panic = self.panic.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(panic) = panic {
+            resume_unwind(panic);
+        }
+    }
+
+    /// Walks with `n` workers from number `first` on. `join` costs no allocation.
+    fn spread(&self, first: usize, n: usize) {
+        if n <= 1 {
+            self.walk(&mut Worker(first));
+        } else {
+            let half = n.div_ceil(2);
+            rayon::join(|| self.spread(first, half), || self.spread(first + half, n - half));
+        }
+    }
+
+    fn walk(&self, worker: &mut Worker) {
+        // What a panicking step leaves half done is in the arena, which the next run overwrites.
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.claim_chunks(worker))) {
+            self.panic.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(panic);
+            // The panicking chunk is never finished, so nobody else moves the cursor.
+            self.cursor.store(END, Ordering::Release);
+        }
+    }
+
+    fn claim_chunks(&self, worker: &mut Worker) {
+        let mut spins = 0;
+        loop {
+            let cursor = self.cursor.load(Ordering::Acquire);
+            let (i_step, chunk) = unpack(cursor);
+            let Some(Entry { step, chunks }) = self.steps.get(i_step as usize) else { return };
+            if chunk >= *chunks {
+                pause(&mut spins);
+                continue;
+            }
+            // The cursor shows each pair once in a run, so nothing can have happened in between if it still does.
+            let claim = self.cursor.compare_exchange_weak(cursor, cursor + 1, Ordering::AcqRel, Ordering::Relaxed);
+            if claim.is_err() {
+                continue;
+            }
+            spins = 0;
+            step.run(chunk as usize, worker);
+            // Acquire and release make every chunk's writes visible to whoever reads the moved cursor.
+            if self.finished.fetch_add(1, Ordering::AcqRel) + 1 == *chunks {
+                self.finished.store(0, Ordering::Relaxed);
+                self.cursor.store(pack(i_step + 1, 0), Ordering::Release);
+            }
+        }
+    }
+}
+
+/// Waits a little, and lets other threads of the machine run when it was long.
+fn pause(spins: &mut u32) {
+    if *spins < SPINS {
+        *spins += 1;
+        std::hint::spin_loop();
+    } else {
+        std::thread::yield_now();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicUsize;
+
+    fn pool(n: usize) -> rayon::ThreadPool {
+        rayon::ThreadPoolBuilder::new().num_threads(n).build().unwrap()
+    }
+
+    /// Counts runs of every chunk and checks that all chunks of the step before are done.
+    struct Counting {
+        counts: Arc<Vec<Vec<AtomicUsize>>>,
+        i_step: usize,
+        round: Arc<AtomicUsize>,
+    }
+
+    impl Step for Counting {
+        fn chunks(&self) -> usize {
+            self.counts[self.i_step].len()
+        }
+
+        fn run(&self, chunk: usize, _worker: &mut Worker) {
+            let round = self.round.load(Ordering::Relaxed);
+            if let Some(before) = self.i_step.checked_sub(1) {
+                for count in &self.counts[before] {
+                    assert_eq!(count.load(Ordering::Relaxed), round);
+                }
+            }
+            assert_eq!(self.counts[self.i_step][chunk].fetch_add(1, Ordering::Relaxed), round - 1);
+        }
+    }
+
+    #[test]
+    fn every_chunk_runs_once_and_after_the_step_before() {
+        for n_threads in [1, 2, 3, 8] {
+            let sizes = (0..200).map(|i| i * 7 % 13);
+            let counts: Vec<Vec<AtomicUsize>> = sizes.map(|n| (0..n).map(|_| AtomicUsize::new(0)).collect()).collect();
+            let (counts, round) = (Arc::new(counts), Arc::new(AtomicUsize::new(0)));
+            let steps = (0..counts.len()).map(|i_step| {
+                let (counts, round) = (Arc::clone(&counts), Arc::clone(&round));
+                Box::new(Counting { counts, i_step, round }) as Box<dyn Step>
+            });
+            let mut region = Region::new(steps.collect());
+            pool(n_threads).install(|| {
+                for i in 1..=100 {
+                    round.store(i, Ordering::Relaxed);
+                    region.run(n_threads);
+                }
+            });
+            assert!(counts.iter().flatten().all(|c| c.load(Ordering::Relaxed) == 100));
+        }
+    }
+
+    struct Numbers(Arc<Mutex<Vec<bool>>>);
+
+    impl Step for Numbers {
+        fn chunks(&self) -> usize {
+            64
+        }
+
+        fn run(&self, _chunk: usize, worker: &mut Worker) {
+            let was_taken = std::mem::replace(&mut self.0.lock().unwrap()[worker.index()], true);
+            assert!(!was_taken);
+            std::thread::yield_now();
+            self.0.lock().unwrap()[worker.index()] = false;
+        }
+    }
+
+    #[test]
+    fn a_worker_number_is_held_by_one_thread_at_a_time() {
+        for n_threads in [1, 2, 3, 8] {
+            let taken = Arc::new(Mutex::new(vec![false; n_threads]));
+            let mut region = Region::new(vec![Box::new(Numbers(taken))]);
+            pool(n_threads).install(|| region.run(n_threads));
+        }
+    }
+
+    struct Failing(Arc<AtomicUsize>);
+
+    impl Step for Failing {
+        fn chunks(&self) -> usize {
+            100
+        }
+
+        fn run(&self, chunk: usize, _worker: &mut Worker) {
+            assert!(chunk != 50 || self.0.load(Ordering::Relaxed) > 0, "chunk fifty");
+        }
+    }
+
+    #[test]
+    fn a_panic_ends_the_run_and_is_raised_again() {
+        for n_threads in [1, 2, 3, 8] {
+            let (healthy, after) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+            let counting =
+                Counting { counts: Arc::new(vec![vec![AtomicUsize::new(0)]]), i_step: 0, round: Arc::clone(&after) };
+            let counts = Arc::clone(&counting.counts);
+            let mut region = Region::new(vec![Box::new(Failing(Arc::clone(&healthy))), Box::new(counting)]);
+            pool(n_threads).install(|| {
+                let panic = catch_unwind(AssertUnwindSafe(|| region.run(n_threads))).unwrap_err();
+                assert_eq!(*panic.downcast::<&str>().unwrap(), "chunk fifty");
+                assert_eq!(counts[0][0].load(Ordering::Relaxed), 0);
+                healthy.store(1, Ordering::Relaxed);
+                after.store(1, Ordering::Relaxed);
+                region.run(n_threads);
+                assert_eq!(counts[0][0].load(Ordering::Relaxed), 1);
+            });
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! What this backend keeps behind an `engine::backend::Buffer`: [`CpuBuffer`]. Weights are borrowed from the mapped
+//! file; a layout that only some ops want is made when the first of them is compiled, and kept with the buffer.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use engine::backend::{Buffer, WeightData};
+use engine::error::Result;
+use engine::{DType, Error};
+use kernels::cpu::Kernels;
+use kernels::quant::Format;
+
+use super::NAME;
+use super::mem::{Storage, View, ViewMut, Window};
+use super::pool::Pool;
+use crate::format::format_of;
+
+/// Extents of a convolution's weight, `[c_out, c_in, kh, kw]`.
+pub(super) type ConvDims = [usize; 4];
+
+/// Memory with the pool whose turns guard it, and layouts derived from it.
+pub(super) struct CpuBuffer {
+    pub(super) storage: Arc<Storage>,
+    pool: Arc<Pool>,
+    conv: Mutex<Vec<(ConvDims, Arc<Storage>)>>,
+}
+
+impl CpuBuffer {
+    /// Wraps memory for the engine.
+    pub(super) fn wrap(bytes: usize, storage: Storage, pool: &Arc<Pool>) -> Buffer {
+        let storage = Arc::new(storage);
+        Buffer::new(bytes, Arc::new(Self { storage, pool: Arc::clone(pool), conv: Mutex::default() }))
+    }
+
+    /// A weight in the mapping.
+    pub(super) fn borrow(w: &WeightData<'_>, pool: &Arc<Pool>) -> Buffer {
+        Self::wrap(w.bytes().len(), Storage::mapped(w.store, w.id), pool)
+    }
+
+    /// The inside of a buffer. Errors: `Device` if another backend made it.
+    pub(super) fn of(buffer: &Buffer, pool: &Arc<Pool>) -> Result<Arc<Self>> {
+        let inner = buffer.storage::<Self>().filter(|b| Arc::ptr_eq(&b.pool, pool));
+        inner.ok_or_else(|| Error::Device { backend: NAME.into(), msg: "a buffer of another backend".into() })
+    }
+
+    /// Errors: `Device` for memory of a mapped file.
+    pub(super) fn check_owned(&self) -> Result<()> {
+        let read_only = || Error::Device { backend: NAME.into(), msg: "weights cannot be written".into() };
+        if self.storage.is_owned() { Ok(()) } else { Err(read_only()) }
+    }
+
+    /// A convolution's weight as `[c_out, kh, kw, c_in]` in f32: the order of pixels with channels innermost.
+    pub(super) fn conv_weight(&self, dtype: DType, dims: ConvDims, kernels: Kernels) -> Result<Arc<Storage>> {
+        let mut made = self.conv.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, storage)) = made.iter().find(|(d, _)| *d == dims) {
+            return Ok(Arc::clone(storage));
+        }
+        let storage = pack_conv(&self.storage, dtype, dims, kernels)?;
+        made.push((dims, Arc::clone(&storage)));
+        Ok(storage)
+    }
+}
+
+/// Rows `[c_in, kh, kw]` of any float format as rows `[kh, kw, c_in]` of f32.
+#[allow(unsafe_code, reason = "fills memory that nobody else knows yet")]
+pub(super) fn pack_conv(from: &Arc<Storage>, dtype: DType, dims: ConvDims, kernels: Kernels) -> Result<Arc<Storage>> {
+    let [c_out, c_in, kh, kw] = dims;
+    let format = format_of(dtype).unwrap_or(Format::F32);
+    let (taps, k) = (kh * kw, c_in * kh * kw);
+    let rows = View::<u8>::new(from, Window::contiguous(0, c_out, format.row_bytes(k)))?;
+    let packed = Arc::new(Storage::zeroed(c_out * k * size_of::<f32>(), "a convolution's weight")?);
+    let out = ViewMut::<f32>::new(&packed, Window::contiguous(0, c_out, k))?;
+    let mut row = vec![0.0; k];
+    for o in 0..c_out {
+        kernels.decode_row(format, rows.row(o), &mut row);
+        // SAFETY: `packed` is known to nobody else.
+        let out = unsafe { out.row_mut(o) };
+        for (c, plane) in row.chunks_exact(taps).enumerate() {
+            for (pixel, x) in out.chunks_exact_mut(c_in).zip(plane) {
+                pixel[c] = *x;
+            }
+        }
+    }
+    Ok(packed)
+}
