@@ -65,10 +65,17 @@ impl<'a> GraphBuilder<'a> {
         self.inner.borrow().graph.tensor(t.0).shape
     }
 
-    /// What the caller supplies for `input`; asking twice gives the same tensor.
+    /// What the caller supplies for `input`; asking twice gives the same tensor. It has one shape in a graph.
     #[track_caller]
     pub fn input(&self, input: Input, shape: impl Into<Shape>) -> Tensor {
-        self.leaf(Source::Input(input), input.dtype(), shape.into())
+        let (source, shape) = (Source::Input(input), shape.into());
+        let mut inner = self.inner.borrow_mut();
+        let other = inner.leaves.keys().find(|(s, other)| *s == source && *other != shape).map(|(_, other)| *other);
+        if let Some(other) = other {
+            inner.fail("input", &format!("{input:?} is {other} already, not {shape}"), Location::caller());
+        }
+        drop(inner);
+        self.leaf(source, input.dtype(), shape)
     }
 
     /// A weight as an operand.
@@ -459,5 +466,92 @@ impl BatchInputs {
             Rows::Last if n_tokens == 1 => Some(flat),
             Rows::Last => Some(g.select_rows(flat, g.input(Input::OutRows, [n_seqs]))),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_input_has_one_shape() {
+        let g = GraphBuilder::new(&[], 1);
+        let first = g.input(Input::Tokens, [2, 3]);
+        assert_eq!(g.input(Input::Tokens, [2, 3]), first);
+        g.input(Input::Tokens, [6]);
+        let message = g.finish().unwrap_err().to_string();
+        assert!(message.contains("builder.rs") && message.contains("input: Tokens is [2, 3] already"), "{message}");
+    }
+
+    /// Every element of a view, as its offset in the root, in the order of the shape.
+    fn offsets(shape: Shape, strides: [u32; MAX_RANK]) -> Vec<u32> {
+        let mut out = vec![0];
+        for (&d, stride) in shape.dims().iter().zip(strides) {
+            out = out.iter().flat_map(|o| (0..d).map(move |i| o + i * stride)).collect();
+        }
+        out
+    }
+
+    /// Shapes of `n` elements with up to four extents.
+    fn shapes(n: usize) -> Vec<Shape> {
+        let divisors: Vec<usize> = (1..=n).filter(|d| n.is_multiple_of(*d)).collect();
+        let mut dims: Vec<Vec<usize>> = vec![vec![]];
+        let mut all = Vec::new();
+        for _ in 0..MAX_RANK {
+            dims = dims.iter().flat_map(|d| divisors.iter().map(|&e| [&d[..], &[e]].concat())).collect();
+            dims.retain(|d| n.is_multiple_of(d.iter().product()));
+            all.extend(dims.iter().filter(|d| d.iter().product::<usize>() == n).filter_map(|d| Shape::new(d)));
+        }
+        all
+    }
+
+    #[test]
+    fn a_reshaped_view_keeps_the_order_of_elements() {
+        // Slices of a [4, 6, 4] tensor, and transposed ones.
+        for (rows, columns, inner) in [(4, 6, 4), (4, 3, 4), (2, 6, 4), (4, 6, 1), (4, 1, 4), (1, 6, 2), (2, 1, 3)] {
+            for strides in [[24, 4, 1, 0], [4, 24, 1, 0]] {
+                let shape = Shape::from([rows, columns, inner]);
+                let desc = TensorDesc { dtype: DType::F32, shape, strides, source: Source::Input(Input::Features) };
+                let want = offsets(shape, strides);
+                let dense = want.windows(2).all(|w| w[1] == w[0] + 1);
+                let mut n_seen = 0;
+                for other in shapes(rows * columns * inner) {
+                    match reshaped_strides(&desc, other) {
+                        Some(strides) => {
+                            assert_eq!(offsets(other, strides), want, "{shape} {strides:?} as {other}");
+                            n_seen += 1;
+                        }
+                        None => assert!(!dense && other != shape, "{shape} {strides:?} as {other} is possible"),
+                    }
+                }
+                assert!(n_seen > 0);
+            }
+        }
+    }
+
+    #[test]
+    fn views_of_views_look_into_the_root() {
+        let g = GraphBuilder::new(&[], 1);
+        let x = g.input(Input::Features, [4, 6]);
+        let view = g.slice(g.permute(g.slice(x, 1, 2, 3), [1, 0]), 0, 1, 2);
+        let desc = g.desc(view);
+        assert_eq!(desc.source, Source::View { of: x.0, offset: 3 });
+        assert_eq!((desc.shape, &desc.strides[..2]), (Shape::from([2, 4]), &[1, 6][..]));
+    }
+
+    #[test]
+    fn a_state_is_written_once() {
+        let spec = StateSpec::conv(0, 3, 4);
+        let specs = [spec];
+        let g = GraphBuilder::new(&specs, 1);
+        let key = GraphKey { stage: Stage::Tokens, n_seqs: 1, n_tokens: 2, n_kv: 8, rows: Rows::Last };
+        let batch = BatchInputs::new(&g, &key);
+        let x = g.input(Input::Embeddings, [1, 2, 4]);
+        let w = g.input(Input::Features, [4, 3]);
+        let state = g.state(State(StateId(0)));
+        for _ in 0..2 {
+            g.push1(Op::CausalConv1d, &[x, w, state, batch.slots, batch.positions, batch.lengths]);
+        }
+        assert!(g.finish().unwrap_err().to_string().contains("state 0 is written twice"));
     }
 }

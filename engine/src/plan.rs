@@ -225,7 +225,12 @@ pub fn verify(graph: &Graph, plan: &MemoryPlan) -> Result<(), PlanError> {
         for &arg in &node.args {
             writers.check(graph, plan, arg, &format!("node {} ({})", id.0, node.op.spec().name))?;
         }
-        let takes_over = node.op.spec().inplace.map(|i| graph.root(node.args[i]));
+        // An operand that is read element by element in the order it is written, and by nothing else of the node.
+        let takes_over = node.op.spec().inplace.map(|i| node.args[i]).filter(|&arg| {
+            let root = graph.root(arg);
+            graph.tensor(arg).is_contiguous() && node.args.iter().filter(|&&a| graph.root(a) == root).count() == 1
+        });
+        let takes_over = takes_over.map(|arg| graph.root(arg));
         for &arg in &node.args {
             let root = graph.root(arg);
             let Place::Arena { offset, bytes } = plan.place(root) else { continue };
@@ -313,5 +318,137 @@ impl Writers {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::builder::GraphBuilder;
+    use crate::op::Unary;
+    use crate::tensor::Input;
+
+    const ALIGNMENT: usize = 32;
+
+    /// `silu(a) * b + b` with `a`, `b` functions of the input, and its plan.
+    fn planned() -> (Graph, MemoryPlan) {
+        let g = GraphBuilder::new(&[], 1);
+        let x = g.input(Input::Features, [4, 8]);
+        let a = g.unary(Unary::Relu, x);
+        let b = g.unary(Unary::Sigmoid, x);
+        let product = g.mul(g.unary(Unary::Silu, a), b);
+        g.output(g.add(product, b));
+        let graph = g.finish().unwrap();
+        let plan = plan(&graph, ALIGNMENT, &|_| 0);
+        (graph, plan)
+    }
+
+    fn result(graph: &Graph, node: usize) -> usize {
+        graph.nodes[node].outs[0].index()
+    }
+
+    fn refused(graph: &Graph, plan: &MemoryPlan) -> String {
+        verify(graph, plan).unwrap_err().0
+    }
+
+    #[test]
+    fn a_dying_operand_is_taken_over() {
+        let (graph, plan) = planned();
+        verify(&graph, &plan).unwrap();
+        let place = |node| plan.places[result(&graph, node)];
+        assert_eq!(place(0), place(2), "silu in place of relu");
+        assert_eq!(place(2), place(3), "product in place of silu");
+        assert_ne!(place(1), place(3), "b is read later");
+    }
+
+    #[test]
+    fn verify_finds_results_on_live_tensors() {
+        let (graph, mut plan) = planned();
+        plan.places[result(&graph, 2)] = plan.places[result(&graph, 1)];
+        assert_eq!(refused(&graph, &plan), "node 3 (mul) reads tensor 2 after it was overwritten");
+    }
+
+    #[test]
+    fn verify_finds_partial_overlap() {
+        let (graph, mut plan) = planned();
+        let Place::Arena { offset, bytes } = plan.places[result(&graph, 1)] else { panic!("b is in the arena") };
+        plan.places[result(&graph, 2)] = Place::Arena { offset: offset + bytes - 4, bytes };
+        plan.arena_bytes = offset + 2 * bytes;
+        assert_eq!(refused(&graph, &plan), "node 3 (mul) reads tensor 2 after it was overwritten");
+    }
+
+    #[test]
+    fn verify_finds_results_on_operands_that_are_not_taken_over() {
+        let (graph, mut plan) = planned();
+        // The second operand of the product.
+        plan.places[result(&graph, 3)] = plan.places[result(&graph, 1)];
+        assert_eq!(refused(&graph, &plan), "node 3 writes over its operand 2");
+    }
+
+    #[test]
+    fn verify_finds_scratch_on_operands() {
+        let (graph, mut plan) = planned();
+        let Place::Arena { offset, .. } = plan.places[result(&graph, 0)] else { panic!("a is in the arena") };
+        plan.scratch[2] = offset..offset + 1;
+        assert_eq!(refused(&graph, &plan), "node 2 writes over its operand 1");
+    }
+
+    #[test]
+    fn verify_finds_scratch_on_tensors_that_live_across() {
+        let (graph, mut plan) = planned();
+        let Place::Arena { offset, .. } = plan.places[result(&graph, 1)] else { panic!("b is in the arena") };
+        plan.scratch[2] = offset..offset + 1;
+        assert_eq!(refused(&graph, &plan), "node 3 (mul) reads tensor 2 after it was overwritten");
+    }
+
+    #[test]
+    fn verify_finds_scratch_on_results() {
+        let (graph, mut plan) = planned();
+        let Place::Arena { offset, .. } = plan.places[result(&graph, 4)] else { panic!("the sum is in the arena") };
+        plan.scratch[4] = offset + 4..offset + 8;
+        assert!(verify(&graph, &plan).is_err());
+    }
+
+    #[test]
+    fn verify_finds_results_outside_of_the_arena() {
+        let (graph, mut plan) = planned();
+        plan.arena_bytes -= 1;
+        let message = refused(&graph, &plan);
+        assert!(message.starts_with("result of unary ends at"), "{message}");
+    }
+
+    #[test]
+    fn verify_finds_tensors_without_a_place() {
+        let (graph, mut plan) = planned();
+        plan.places[result(&graph, 0)] = Place::Unused;
+        assert_eq!(refused(&graph, &plan), "node 2 (unary) reads tensor 1 that has no place");
+    }
+
+    #[test]
+    fn an_operand_that_is_read_twice_is_not_taken_over() {
+        let g = GraphBuilder::new(&[], 1);
+        let x = g.unary(Unary::Relu, g.input(Input::Features, [4, 8]));
+        // The first row is added to all rows: in place, the second row would see the changed first one.
+        let row = g.reshape(g.slice(x, 0, 0, 1), [8]);
+        g.output(g.add(x, row));
+        let graph = g.finish().unwrap();
+        let mut plan = plan(&graph, ALIGNMENT, &|_| 0);
+        verify(&graph, &plan).unwrap();
+        assert!(!plan.share(graph.nodes[0].outs[0], graph.nodes[1].outs[0]));
+        plan.places[result(&graph, 1)] = plan.places[result(&graph, 0)];
+        assert_eq!(refused(&graph, &plan), "node 1 writes over its operand 1");
+    }
+
+    #[test]
+    fn a_transposed_operand_is_not_taken_over() {
+        let g = GraphBuilder::new(&[], 1);
+        let x = g.unary(Unary::Relu, g.input(Input::Features, [8, 8, 1]));
+        g.output(g.unary(Unary::Silu, g.permute(x, [1, 0, 2])));
+        let graph = g.finish().unwrap();
+        let mut plan = plan(&graph, ALIGNMENT, &|_| 0);
+        verify(&graph, &plan).unwrap();
+        assert!(!plan.share(graph.nodes[0].outs[0], graph.nodes[1].outs[0]));
+        plan.places[result(&graph, 1)] = plan.places[result(&graph, 0)];
+        assert!(refused(&graph, &plan).contains("writes over its operand"));
     }
 }

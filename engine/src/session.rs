@@ -22,6 +22,9 @@ use crate::shape::Shape;
 use crate::tensor::{Input, Source, TensorDesc, TensorId};
 use crate::weights::{WeightId, WeightStore};
 
+/// Most positions of a slot: states of usual widths then have far fewer elements than a shape can count.
+const MAX_CONTEXT: usize = 1 << 17;
+
 /// Bytes of an input word: ids, positions and f32 values alike.
 const WORD: usize = 4;
 
@@ -133,6 +136,7 @@ impl Session {
         if !matches!(options.kv_dtype, DType::F16 | DType::F32) {
             return Err(Error::Batch { what: format!("attention cache: want F16 or F32, got {}", options.kv_dtype) });
         }
+        check_context(options.n_ctx)?;
         let specs = model.states(&StateOptions { n_ctx: options.n_ctx, kv_dtype: options.kv_dtype });
         let memory = Memory::new(Arc::clone(first), specs, options.n_slots, options.n_ctx)?;
         let stats = Stats { state_bytes: memory.bytes(), ..Stats::default() };
@@ -185,6 +189,7 @@ impl Session {
         if n_ctx <= self.options.n_ctx {
             return Ok(());
         }
+        check_context(n_ctx)?;
         let specs = self.model.states(&StateOptions { n_ctx, kv_dtype: self.options.kv_dtype });
         let n_slots = self.options.n_slots;
         self.cache.clear();
@@ -556,6 +561,13 @@ impl Session {
         let bytes = bytemuck::cast_slice_mut(values);
         self.backends[owner].read(arena, compiled.plan.offset(root) + start, bytes)
     }
+}
+
+fn check_context(n_ctx: usize) -> Result<()> {
+    if (1..=MAX_CONTEXT).contains(&n_ctx) {
+        return Ok(());
+    }
+    Err(Error::Batch { what: format!("want a context of 1 to {MAX_CONTEXT} tokens, got {n_ctx}") })
 }
 
 fn slice_tokens<'a>(tokens: Tokens<'a>, range: std::ops::Range<usize>, n_embd: usize) -> Tokens<'a> {
