@@ -179,7 +179,7 @@ impl std::error::Error for Error {
 }
 
 /// The system's answer in words, without its error number.
-fn reason(e: &std::io::Error) -> String {
+pub fn reason(e: &std::io::Error) -> String {
     match e.kind() {
         std::io::ErrorKind::NotFound => "no such file".into(),
         std::io::ErrorKind::PermissionDenied => "permission denied".into(),

@@ -1,4 +1,5 @@
 //! The integration suite.
 
+mod audio;
 mod gguf;
 mod tokenizer;

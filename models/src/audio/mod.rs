@@ -1,1 +1,29 @@
-//! Audio front end.
+//! Audio front end: a file to mono samples ([`decode_file`]), to the model's rate ([`resample()`]), to features
+//! ([`MelSpectrogram`]). Long clips are cut by [`split`].
+
+mod aac;
+pub mod decode;
+pub mod error;
+pub mod mel;
+mod names;
+pub mod resample;
+mod riff;
+pub mod segment;
+
+pub use decode::{Decoded, Loss, decode_bytes, decode_file, decode_reader};
+pub use error::{AudioError, AudioErrorKind};
+pub use mel::{Features, MelParams, MelSpectrogram};
+pub use resample::resample;
+pub use segment::split;
+
+/// Brings samples into [-1, 1]: if the peak is above 1, divides by it. Quieter clips stay as they are.
+///
+/// The official loader does this after resampling, which can raise the peak. Source: qwen-asr, `inference/utils.py`.
+pub fn normalize(samples: &mut [f32]) {
+    let peak = samples.iter().fold(0f32, |peak, x| peak.max(x.abs()));
+    if peak > 1.0 {
+        for x in samples {
+            *x = (*x / peak).clamp(-1.0, 1.0);
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! [`AudioError`]: why a file gives no samples.
+
+use std::fmt;
+
+use super::decode::{MAX_CHANNELS, MAX_INPUT_BYTES, MAX_MAGNITUDE, MAX_RATE_HZ, MIN_RATE_HZ};
+
+/// An input and what is wrong with it. Displayed as one line: `jfk.m4a: no audio track (container mp4; tracks: video h264)`.
+#[derive(Debug)]
+pub struct AudioError {
+    /// The path, or a name for bytes from elsewhere.
+    pub input: String,
+    /// What is wrong.
+    pub kind: AudioErrorKind,
+}
+
+/// What is wrong with an audio input.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum AudioErrorKind {
+    /// The operating system refused to open or read it.
+    Io(std::io::Error),
+    /// It has no bytes.
+    Empty,
+    /// It is a stream of more than [`MAX_INPUT_BYTES`].
+    TooManyBytes,
+    /// It is in no format that is read here.
+    NotRecognised,
+    /// Its container is malformed, or uses a part of the format that is not read here.
+    Container {
+        /// What is wrong.
+        why: String,
+    },
+    /// The container holds no sound.
+    NoAudioTrack {
+        /// Short name of the container.
+        container: &'static str,
+        /// Kind and codec of what it does hold.
+        tracks: Vec<String>,
+    },
+    /// The sound is in a codec that is not decoded here.
+    Codec {
+        /// Its name.
+        codec: String,
+        /// Short name of the container.
+        container: &'static str,
+        /// What the decoder says.
+        why: &'static str,
+    },
+    /// More packets are damaged than not.
+    Damaged {
+        /// Packets that could not be decoded.
+        bad: usize,
+        /// All packets.
+        of: usize,
+        /// The first reason.
+        why: String,
+    },
+    /// It has no samples.
+    NoSamples,
+    /// It has more samples than are kept in memory.
+    TooLong {
+        /// Seconds that fit.
+        limit_s: u64,
+    },
+    /// Its sample rate is not between [`MIN_RATE_HZ`] and [`MAX_RATE_HZ`].
+    SampleRate {
+        /// The rate.
+        rate_hz: u32,
+    },
+    /// Its sample rate changes on the way.
+    RateChange {
+        /// The rate at the start.
+        from_hz: u32,
+        /// The rate later.
+        to_hz: u32,
+    },
+    /// It has no channels, or more than [`MAX_CHANNELS`].
+    Channels {
+        /// The number.
+        n_channels: usize,
+    },
+    /// A sample is not a number, or above [`MAX_MAGNITUDE`].
+    BadSample {
+        /// Index of its frame.
+        at: usize,
+        /// The sample.
+        value: f32,
+    },
+}
+
+impl AudioErrorKind {
+    /// This error of the input with this name.
+    pub(super) fn of(self, input: &str) -> AudioError {
+        AudioError { input: input.into(), kind: self }
+    }
+}
+
+impl fmt::Display for AudioError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.input, self.kind)
+    }
+}
+
+impl fmt::Display for AudioErrorKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Io(e) => f.write_str(&engine::error::reason(e)),
+            Self::Empty => f.write_str("empty file"),
+            Self::TooManyBytes => write!(f, "longer than {} MiB, the limit for a stream", MAX_INPUT_BYTES >> 20),
+            Self::NotRecognised => f.write_str("not an audio file in a known format"),
+            Self::Container { why } => write!(f, "cannot be read: {why}"),
+            Self::NoAudioTrack { container, tracks } => {
+                let tracks = if tracks.is_empty() { "none".into() } else { tracks.join(", ") };
+                write!(f, "no audio track (container {container}; tracks: {tracks})")
+            }
+            Self::Codec { codec, container, why } => {
+                write!(f, "codec {codec} is not supported (container {container}; {why})")
+            }
+            Self::Damaged { bad, of, why } => write!(f, "damaged: {bad} of {of} packets cannot be decoded ({why})"),
+            Self::NoSamples => f.write_str("no samples"),
+            Self::TooLong { limit_s } => write!(f, "longer than {limit_s} s, the limit at its sample rate"),
+            Self::SampleRate { rate_hz } => {
+                write!(f, "sample rate {rate_hz} Hz, want {MIN_RATE_HZ} to {MAX_RATE_HZ} Hz")
+            }
+            Self::RateChange { from_hz, to_hz } => {
+                write!(f, "the sample rate changes from {from_hz} to {to_hz} Hz")
+            }
+            Self::Channels { n_channels } => write!(f, "{n_channels} channels, want 1 to {MAX_CHANNELS}"),
+            Self::BadSample { at, value } => {
+                write!(f, "sample {at} is {value}, want a number of at most {MAX_MAGNITUDE:e}")
+            }
+        }
+    }
+}
+
+impl std::error::Error for AudioError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match &self.kind {
+            AudioErrorKind::Io(e) => Some(e),
+            _ => None,
+        }
+    }
+}
