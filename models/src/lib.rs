@@ -10,6 +10,7 @@ pub mod qwen3_asr;
 pub mod registry;
 pub mod sample;
 pub mod tokenizer;
+pub mod transcribe;
 
 use std::sync::Arc;
 

@@ -16,7 +16,17 @@ use engine::weights::WeightStore;
 
 pub use encoder::{CHUNK_FRAMES, Encoder, audio_tokens};
 
+use crate::audio::MelParams;
 use crate::qwen3::Qwen3;
+
+/// Samples per second.
+const RATE_HZ: u32 = 16_000;
+/// Samples per frame.
+const N_FFT: usize = 400;
+/// Samples from frame to frame.
+const HOP: usize = 160;
+/// Shorter clips are padded with silence to this length: half a second, as transformers does.
+const MIN_SAMPLES: usize = 8000;
 
 /// What an audio token attends to in the encoder.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
@@ -26,6 +36,11 @@ pub enum AudioAttention {
     Windowed,
     /// The whole clip, as the official package computes it without FlashAttention.
     Full,
+}
+
+/// The front end's parameters: those of Whisper, which no file names.
+pub fn mel_params(n_mels: usize) -> MelParams {
+    MelParams { rate_hz: RATE_HZ, n_fft: N_FFT, hop: HOP, n_mels, min_samples: MIN_SAMPLES }
 }
 
 /// Audio tower and decoder.

@@ -1,0 +1,339 @@
+//! [`Transcriber`]: audio to text. What users see is decided here: how long audio is cut, the prompt, when decoding ends,
+//! how the answer is read. The command line only parses arguments and prints.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use engine::backend::Backend;
+use engine::batch::{Features, Tokens};
+use engine::key::Rows;
+use engine::session::{Session, SessionOptions};
+use engine::{DType, Result};
+
+use crate::Loaded;
+use crate::audio::{MelSpectrogram, split};
+use crate::qwen3_asr::parse::{join_texts, merge_languages, parse};
+use crate::qwen3_asr::prompt::{Prompt, PromptFormat};
+use crate::qwen3_asr;
+use crate::sample::greedy;
+use crate::tokenizer::{Decoder, TokenKind, Tokenizer};
+
+/// Rate of the samples that [`Transcriber::transcribe`] takes.
+pub const RATE_HZ: u32 = 16_000;
+
+/// Length near which long audio is cut by default, in seconds.
+pub const DEFAULT_SEGMENT_S: f64 = 60.0;
+
+/// Default limit of generated tokens per segment: no language is spoken faster than this, in tokens per second.
+const TOKENS_PER_SECOND: f64 = 16.0;
+/// Added for the language tag and the stop token.
+const EXTRA_TOKENS: usize = 32;
+/// Short clips get at least this many.
+const MIN_TOKENS: usize = 64;
+
+/// Slots grow in steps of this many positions, so that clips of similar length share compiled graphs.
+const CONTEXT_STEP: usize = 256;
+
+/// How a clip is to be transcribed.
+#[derive(Clone, Debug)]
+pub struct Request<'a> {
+    /// Name of the language spoken, where known, as the model writes it.
+    pub language: Option<&'a str>,
+    /// Names and terms to expect.
+    pub context: &'a str,
+    /// Long audio is cut near this length at a quiet place; 0 never cuts.
+    pub segment_s: f64,
+    /// Most generated tokens per segment.
+    pub max_tokens: Option<usize>,
+}
+
+impl Default for Request<'_> {
+    fn default() -> Self {
+        Self { language: None, context: "", segment_s: DEFAULT_SEGMENT_S, max_tokens: None }
+    }
+}
+
+/// The text of a clip.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Transcript {
+    /// Length of the clip in seconds.
+    pub duration_s: f64,
+    /// Languages in order of appearance, separated by commas; none if no segment has one.
+    pub language: Option<String>,
+    /// The texts of all segments.
+    pub text: String,
+    /// The pieces that were transcribed one by one.
+    pub segments: Vec<Segment>,
+    /// What it took.
+    pub timings: Timings,
+}
+
+impl Transcript {
+    /// Whether the text of a segment was cut at the token limit.
+    pub fn truncated(&self) -> bool {
+        self.segments.iter().any(|s| s.truncated)
+    }
+}
+
+/// The text of one piece of a clip.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Segment {
+    /// Start in seconds.
+    pub start_s: f64,
+    /// End in seconds.
+    pub end_s: f64,
+    /// What was said.
+    pub text: String,
+    /// The language that the model named, or the one asked for.
+    pub language: Option<String>,
+    /// Whether the token limit came before a stop token.
+    pub truncated: bool,
+    /// The generated ids; the stop token last, where there was one.
+    pub token_ids: Vec<u32>,
+}
+
+/// Time and tokens by stage, summed over segments.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Timings {
+    /// Samples to log-mel features.
+    pub mel: Duration,
+    /// Features to audio embeddings.
+    pub encode: Duration,
+    /// The prompt up to the first logits.
+    pub prefill: Duration,
+    /// Everything after the first logits.
+    pub decode: Duration,
+    /// Audio embeddings in prompts.
+    pub audio_tokens: usize,
+    /// Tokens of prompts, audio included.
+    pub prompt_tokens: usize,
+    /// Tokens generated, stop tokens included.
+    pub generated_tokens: usize,
+}
+
+/// What a caller may watch while a clip is transcribed.
+pub trait Observer {
+    /// More of the raw answer was decoded; `answer` is all of segment `segment` so far.
+    fn answer(&mut self, segment: usize, answer: &str) {
+        let _ = (segment, answer);
+    }
+
+    /// Intermediate tensors of a segment, for checking conversions.
+    fn tensors(&mut self, segment: usize, n_segments: usize, tensors: &Tensors<'_>) {
+        let _ = (segment, n_segments, tensors);
+    }
+}
+
+/// Watches nothing.
+impl Observer for () {}
+
+/// What a segment's first token is computed from.
+#[derive(Clone, Copy, Debug)]
+pub struct Tensors<'a> {
+    /// Log-mel features.
+    pub mel: &'a crate::audio::Features,
+    /// `[n_tokens, n_embd]`.
+    pub audio_embeddings: &'a [f32],
+    /// Width of the embeddings.
+    pub n_embd: usize,
+    /// The prompt, -1 at every audio position.
+    pub prompt_ids: &'a [i32],
+    /// `[n_vocab]`: the first token is chosen from these.
+    pub first_logits: &'a [f32],
+}
+
+/// A speech model ready to transcribe clip after clip.
+pub struct Transcriber {
+    session: Session,
+    tokenizer: Tokenizer,
+    mel: MelSpectrogram,
+    prompt: PromptFormat,
+    /// Rows of the head that stand for a token; what follows is padding and never chosen.
+    n_used: usize,
+}
+
+impl Transcriber {
+    /// Opens a session on these backends. `kv_dtype` is the type of the attention cache.
+    ///
+    /// Errors: a model without an audio encoder, a vocabulary that the tokenizer refuses or that lacks a token of the
+    /// prompt.
+    pub fn open(loaded: &Loaded, backends: &[Arc<dyn Backend>], kv_dtype: DType) -> Result<Self> {
+        let tokenizer = Tokenizer::from_gguf(&loaded.files[0])?;
+        let encoder = loaded.model.encoder().ok_or_else(|| engine::Error::UnknownArchitecture {
+            found: format!("{} (not a speech model)", loaded.arch.name),
+            known: crate::registry::known_speech(),
+        })?;
+        let mel = MelSpectrogram::new(qwen3_asr::mel_params(encoder.n_mels))?;
+        let prompt = PromptFormat::new(&tokenizer)?;
+        let options = SessionOptions { n_slots: 1, n_ctx: CONTEXT_STEP, kv_dtype, ..SessionOptions::default() };
+        let session = Session::open(Arc::clone(&loaded.model), &loaded.weights, backends, options)?;
+        let is_used = |&id: &u32| !matches!(tokenizer.kind(id), None | Some(TokenKind::Unused));
+        let n_vocab = u32::try_from(loaded.model.n_vocab()).unwrap_or(u32::MAX);
+        let n_used = (0..n_vocab).rev().find(is_used).map_or(0, |last| last as usize + 1);
+        Ok(Self { session, tokenizer, mel, prompt, n_used })
+    }
+
+    /// Counters of the session.
+    pub fn stats(&self) -> engine::session::Stats {
+        self.session.stats()
+    }
+
+    /// Transcribes mono samples at [`RATE_HZ`], at least one.
+    ///
+    /// Errors: no samples; a prompt that no context holds.
+    pub fn transcribe(
+        &mut self,
+        samples: &[f32],
+        request: &Request<'_>,
+        observer: &mut (dyn Observer + Send),
+    ) -> Result<Transcript> {
+        let max_samples = (request.segment_s * f64::from(RATE_HZ)).round();
+        // Float to integer conversion saturates; 0 means no limit.
+        let ranges = match max_samples as usize {
+            0 => std::iter::once(0..samples.len()).collect(),
+            max => split(samples, RATE_HZ, max),
+        };
+        let prompt = self.prompt.prompt(&self.tokenizer, request.context, request.language);
+        let mut timings = Timings::default();
+        let mut segments = Vec::with_capacity(ranges.len());
+        let n_segments = ranges.len();
+        for (i, range) in ranges.into_iter().enumerate() {
+            let job = Job { index: i, n_segments, samples: &samples[range.clone()], prompt: &prompt, request };
+            let (token_ids, raw, truncated) = self.segment(&job, &mut timings, observer)?;
+            let answer = parse(&raw, request.language);
+            segments.push(Segment {
+                start_s: seconds(range.start),
+                end_s: seconds(range.end),
+                text: answer.text,
+                language: Some(answer.language).filter(|l| !l.is_empty()),
+                truncated,
+                token_ids,
+            });
+        }
+        Ok(Transcript {
+            duration_s: seconds(samples.len()),
+            language: Some(merge_languages(segments.iter().filter_map(|s| s.language.as_deref()))).filter(|l| !l.is_empty()),
+            text: join_texts(segments.iter().map(|s| s.text.as_str())),
+            segments,
+            timings,
+        })
+    }
+
+    fn segment(
+        &mut self,
+        job: &Job<'_>,
+        timings: &mut Timings,
+        observer: &mut (dyn Observer + Send),
+    ) -> Result<(Vec<u32>, String, bool)> {
+        let Self { session, tokenizer, mel, prompt: format, n_used } = self;
+        let n_embd = session.model().n_embd();
+        let tokenizer: &Tokenizer = tokenizer;
+
+        let start = Instant::now();
+        let features = mel.compute(job.samples)?;
+        timings.mel += start.elapsed();
+
+        let encode = Instant::now();
+        let input = Features { n_mels: features.n_mels, n_frames: features.n_frames, values: &features.values };
+        let embeddings = session.enter(|s| s.encode(&input).map(<[f32]>::to_vec))?;
+        timings.encode += encode.elapsed();
+
+        let prefill = Instant::now();
+        let n_audio = embeddings.len() / n_embd;
+        let ids = prompt_ids(job.prompt, n_audio);
+        let max_tokens = job.max_tokens();
+        session.reserve_context((ids.len() + max_tokens).next_multiple_of(CONTEXT_STEP))?;
+        let slot = session.memory_mut().acquire()?;
+        let mut answer = Answer { text: String::new(), ids: Vec::new(), decoder: tokenizer.decoder(true) };
+        let mut decode = Instant::now();
+        let result = session.enter(|s| {
+            let logits = s.feed(slot, Tokens::Mixed { ids: &ids, embeddings: &embeddings }, Rows::Last)?;
+            timings.prefill += prefill.elapsed();
+            decode = Instant::now();
+            let tensors = Tensors {
+                mel: &features,
+                audio_embeddings: &embeddings,
+                n_embd,
+                prompt_ids: &ids,
+                first_logits: logits,
+            };
+            observer.tensors(job.index, job.n_segments, &tensors);
+            let mut next = choose(&logits[..*n_used]);
+            loop {
+                answer.ids.push(next);
+                if format.stop().contains(&next) {
+                    return Ok(false);
+                }
+                answer.decoder.push(next, &mut answer.text);
+                observer.answer(job.index, &answer.text);
+                if answer.ids.len() == max_tokens {
+                    return Ok(true);
+                }
+                next = choose(&s.feed(slot, Tokens::Ids(&[next]), Rows::Last)?[..*n_used]);
+            }
+        });
+        session.memory_mut().release(slot);
+        let truncated = result?;
+        answer.decoder.finish(&mut answer.text);
+        timings.decode += decode.elapsed();
+        timings.audio_tokens += n_audio;
+        timings.prompt_tokens += ids.len();
+        timings.generated_tokens += answer.ids.len();
+        Ok((answer.ids, answer.text, truncated))
+    }
+}
+
+/// One segment to transcribe.
+struct Job<'a> {
+    index: usize,
+    n_segments: usize,
+    samples: &'a [f32],
+    prompt: &'a Prompt,
+    request: &'a Request<'a>,
+}
+
+impl Job<'_> {
+    fn max_tokens(&self) -> usize {
+        self.request.max_tokens.unwrap_or_else(|| default_max_tokens(self.samples.len())).max(1)
+    }
+}
+
+/// What was generated so far.
+struct Answer<'t> {
+    text: String,
+    ids: Vec<u32>,
+    decoder: Decoder<'t>,
+}
+
+/// The prompt with -1 at every audio position.
+fn prompt_ids(prompt: &Prompt, n_audio: usize) -> Vec<i32> {
+    let ids = |ids: &[u32]| ids.iter().map(|id| id.cast_signed()).collect::<Vec<_>>();
+    [ids(&prompt.before), vec![-1; n_audio], ids(&prompt.after)].concat()
+}
+
+/// Default token limit of a segment: `max(64, ceil(16 * seconds) + 32)`.
+fn default_max_tokens(n_samples: usize) -> usize {
+    let by_length = (TOKENS_PER_SECOND * seconds(n_samples)).ceil() as usize;
+    MIN_TOKENS.max(by_length + EXTRA_TOKENS)
+}
+
+fn choose(logits: &[f32]) -> u32 {
+    u32::try_from(greedy(logits)).expect("vocabularies have far fewer rows")
+}
+
+fn seconds(n_samples: usize) -> f64 {
+    n_samples as f64 / f64::from(RATE_HZ)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::default_max_tokens;
+
+    #[test]
+    fn the_token_limit_grows_with_the_clip() {
+        assert_eq!(default_max_tokens(0), 64);
+        assert_eq!(default_max_tokens(16_000), 64);
+        assert_eq!(default_max_tokens(16_000 * 60), 992);
+        assert_eq!(default_max_tokens(16_001 * 60), 993);
+    }
+}
