@@ -169,14 +169,8 @@ impl std::fmt::Display for Error {
     }
 }
 
-impl std::error::Error for Error {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            Self::Io { source, .. } => Some(source),
-            _ => None,
-        }
-    }
-}
+// No `source`: the text of `Io` has the cause already, and whoever prints a chain would say it twice.
+impl std::error::Error for Error {}
 
 /// The system's answer in words, without its error number.
 pub fn reason(e: &std::io::Error) -> String {
