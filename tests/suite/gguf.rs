@@ -239,6 +239,8 @@ fn folder() -> TempDir {
 
 fn put(dir: &TempDir, name: &str, bytes: &[u8]) -> PathBuf {
     let path = dir.path().join(name);
+    // Some file systems write a file that is cut and filled again to the disk at once.
+    let _ = std::fs::remove_file(&path);
     std::fs::write(&path, bytes).unwrap();
     path
 }

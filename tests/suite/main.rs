@@ -2,4 +2,5 @@
 
 mod audio;
 mod gguf;
+mod safetensors;
 mod tokenizer;

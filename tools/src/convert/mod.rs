@@ -1,3 +1,4 @@
 //! Published checkpoints to GGUF.
 
+pub mod safetensors;
 pub mod vocab;
