@@ -7,7 +7,7 @@ use std::process::ExitCode;
 pub enum Exit {
     /// Done.
     Done = 0,
-    /// Some of several inputs failed; the others were written.
+    /// Some of several inputs failed and the others were written, or an output cannot be written.
     SomeFailed = 1,
     /// Flags or arguments that make no sense together, or that this version does not have.
     Usage = 2,
@@ -60,6 +60,16 @@ impl Failure {
             .chain()
             .any(|e| e.downcast_ref::<engine::Error>().is_some_and(|e| matches!(e, engine::Error::OutOfMemory { .. })));
         Self { exit: if memory { Exit::Memory } else { Exit::Model }, error }
+    }
+
+    /// An output that cannot be written.
+    pub fn output(error: impl Into<anyhow::Error>) -> Self {
+        Self { exit: Exit::SomeFailed, error: error.into() }
+    }
+
+    /// The end of a command that the user interrupted.
+    pub fn interrupted() -> Self {
+        Self { exit: Exit::Interrupted, error: anyhow::anyhow!("interrupted") }
     }
 
     /// An error in an input.

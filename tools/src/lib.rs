@@ -1,10 +1,7 @@
 //! The subcommands of `tympan` as a library, for the binary and the tests.
 
-pub mod args;
 pub mod cli;
 pub mod convert;
+pub mod demo;
 pub mod exit;
-pub mod model;
-pub mod output;
-pub mod report;
-pub mod transcribe;
+pub mod interrupt;

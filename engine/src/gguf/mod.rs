@@ -10,6 +10,7 @@
 //!
 //! Writing is [`GgufWriter`]'s. Read [`Gguf`] first.
 
+mod aligned;
 mod metadata;
 mod parse;
 mod part;
@@ -91,7 +92,11 @@ impl Gguf {
         if !bytes.as_ptr().addr().is_multiple_of(TENSOR_ALIGNMENT) {
             return Err(bad(path, format!("the bytes in memory are not aligned to {TENSOR_ALIGNMENT}")));
         }
-        let part = Part::read(path, Bytes::Static(bytes))?;
+        Self::from_bytes(path, Bytes::Static(bytes))
+    }
+
+    fn from_bytes(path: &Path, bytes: Bytes) -> Result<Self> {
+        let part = Part::read(path, bytes)?;
         if part.split(SPLIT_COUNT)?.is_some_and(|n| n > 1) {
             return Err(bad(path, "a part of a split model cannot be read from memory".into()));
         }

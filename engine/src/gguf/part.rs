@@ -4,6 +4,7 @@ use std::ops::{Deref, Range};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::aligned::AlignedBytes;
 use super::metadata::{Array, Value, ValueType};
 use super::scan::{self, ALIGNMENT_KEY, DEFAULT_ALIGNMENT, Header, Kind, TensorEntry};
 use super::{TENSOR_ALIGNMENT, bad, parse, shown};
@@ -25,6 +26,7 @@ pub(super) const SPLIT_TENSORS: &str = "split.tensors.count";
 pub(super) enum Bytes {
     Mapped(Arc<Mapping>),
     Static(&'static [u8]),
+    Owned(Arc<AlignedBytes>),
 }
 
 impl Deref for Bytes {
@@ -34,6 +36,7 @@ impl Deref for Bytes {
         match self {
             Self::Mapped(map) => map,
             Self::Static(bytes) => bytes,
+            Self::Owned(bytes) => bytes,
         }
     }
 }

@@ -4,11 +4,14 @@ use std::collections::HashSet;
 use std::fs::{File, OpenOptions};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use super::aligned::AlignedBytes;
 use super::metadata::{Plain, Value};
+use super::part::Bytes;
 use super::scan::{ALIGNMENT_KEY, DEFAULT_ALIGNMENT, MAGIC, MAX_KEY_BYTES, MAX_TENSORS, VERSION};
-use super::{TENSOR_ALIGNMENT, bad, shown};
+use super::{Gguf, TENSOR_ALIGNMENT, bad, shown};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::shape::Shape;
@@ -25,19 +28,25 @@ const _: () = assert!(ALIGNMENT == TENSOR_ALIGNMENT as u64);
 /// A GGUF file in the making: little-endian, version 3, tensor data aligned to 32 bytes.
 ///
 /// The file grows under a temporary name in the target's folder; [`GgufWriter::finish`] gives it its name. A writer
-/// that is dropped before leaves nothing behind.
+/// that is dropped before leaves nothing behind. A writer [`GgufWriter::in_memory`] makes an open [`Gguf`] instead.
 pub struct GgufWriter {
     path: PathBuf,
-    temporary: Temporary,
-    file: BufWriter<File>,
+    target: Target,
     keys: Vec<u8>,
     key_names: HashSet<String>,
     tensors: Vec<Planned>,
     tensor_names: HashSet<String>,
     /// Where the next tensor goes, from the start of tensor data.
     end: u64,
-    /// The tensor that takes bytes now; `None` before the header is written.
+    /// The tensor that takes bytes now; `None` before the first.
     current: Option<Current>,
+    has_header: bool,
+}
+
+/// Where the bytes go.
+enum Target {
+    File { temporary: Temporary, file: BufWriter<File> },
+    Memory(AlignedBytes),
 }
 
 /// A line of the tensor table.
@@ -65,17 +74,27 @@ impl GgufWriter {
             return Err(io(std::io::ErrorKind::IsADirectory.into()));
         }
         let (temporary, file) = Temporary::beside(path).map_err(io)?;
-        Ok(Self {
+        let file = BufWriter::with_capacity(BUFFER_BYTES, file);
+        Ok(Self::new(path, Target::File { temporary, file }))
+    }
+
+    /// Begins a file that only ever exists in memory; `name` stands for its path in messages.
+    pub fn in_memory(name: &str) -> Self {
+        Self::new(Path::new(name), Target::Memory(AlignedBytes::default()))
+    }
+
+    fn new(path: &Path, target: Target) -> Self {
+        Self {
             path: path.to_owned(),
-            temporary,
-            file: BufWriter::with_capacity(BUFFER_BYTES, file),
+            target,
             keys: Vec::new(),
             key_names: HashSet::new(),
             tensors: Vec::new(),
             tensor_names: HashSet::new(),
             end: 0,
             current: None,
-        })
+            has_header: false,
+        }
     }
 
     /// Adds a metadata key.
@@ -168,21 +187,52 @@ impl GgufWriter {
         self.put(&[0; ALIGNMENT as usize][..padding])
     }
 
-    /// Writes everything to the disk and gives the file its name, in place of an older one.
+    /// Writes everything to the disk, still under the temporary name: of several files that belong together none gets
+    /// its name before all are safe.
     ///
     /// Errors: `Gguf` where bytes of a tensor are missing; `Io`.
+    pub fn sync(&mut self) -> Result<()> {
+        self.complete()?;
+        let Target::File { file, .. } = &mut self.target else { return Ok(()) };
+        let io = |source| Error::Io { path: self.path.clone(), source };
+        file.flush().map_err(io)?;
+        file.get_ref().sync_all().map_err(io)
+    }
+
+    /// Writes everything to the disk and gives the file its name, in place of an older one.
+    ///
+    /// Errors: `Gguf` where bytes of a tensor are missing or the writer is one in memory; `Io`.
     pub fn finish(mut self) -> Result<()> {
+        self.sync()?;
+        match &mut self.target {
+            Target::File { temporary, .. } => {
+                temporary.rename(&self.path).map_err(|source| Error::Io { path: self.path.clone(), source })
+            }
+            Target::Memory(_) => Err(self.bad("a file in memory cannot be renamed".into())),
+        }
+    }
+
+    /// Opens what was written in memory.
+    ///
+    /// Errors: `Gguf` where bytes of a tensor are missing, the writer is one of a file, or as for [`Gguf::open`].
+    pub fn finish_in_memory(mut self) -> Result<Gguf> {
+        self.complete()?;
+        match self.target {
+            Target::Memory(bytes) => Gguf::from_bytes(&self.path, Bytes::Owned(Arc::new(bytes))),
+            Target::File { .. } => Err(bad(&self.path, "a file on the disk is opened by its path".into())),
+        }
+    }
+
+    /// Checks that all tensors have their bytes, and writes the header of a file without any.
+    fn complete(&mut self) -> Result<()> {
         let next = self.next_tensor()?;
         if let Some(planned) = self.tensors.get(next) {
             return Err(self.bad(format!("tensor {} has no bytes", planned.name)));
         }
-        if next == 0 {
+        if next == 0 && !self.has_header {
             self.write_header()?;
         }
-        let io = |source| Error::Io { path: self.path.clone(), source };
-        self.file.flush().map_err(io)?;
-        self.file.get_ref().sync_all().map_err(io)?;
-        self.temporary.rename(&self.path).map_err(io)
+        Ok(())
     }
 
     /// The tensor whose bytes come next; an error while the current one lacks some.
@@ -197,6 +247,7 @@ impl GgufWriter {
     }
 
     fn write_header(&mut self) -> Result<()> {
+        self.has_header = true;
         let mut header = MAGIC.to_vec();
         VERSION.put(&mut header);
         (self.tensors.len() as u64).put(&mut header);
@@ -211,18 +262,33 @@ impl GgufWriter {
             planned.offset.put(&mut header);
         }
         header.resize(header.len() + padding(header.len() as u64), 0);
+        if let Target::Memory(bytes) = &mut self.target {
+            let wanted = usize::try_from(self.end).ok().and_then(|n| n.checked_add(header.len())).unwrap_or(usize::MAX);
+            if !bytes.reserve(wanted) {
+                let what = format!("{} in memory", self.path.display());
+                return Err(Error::OutOfMemory { what, wanted, free: None });
+            }
+        }
         self.put(&header)
     }
 
     fn put(&mut self, bytes: &[u8]) -> Result<()> {
-        self.file.write_all(bytes).map_err(|source| Error::Io { path: self.path.clone(), source })
+        match &mut self.target {
+            Target::File { file, .. } => {
+                file.write_all(bytes).map_err(|source| Error::Io { path: self.path.clone(), source })
+            }
+            Target::Memory(memory) => {
+                memory.extend(bytes);
+                Ok(())
+            }
+        }
     }
 
     fn check_open(&self, what: &str, name: &str) -> Result<()> {
-        match self.current {
-            None => Ok(()),
-            Some(_) => Err(self.bad(format!("{what} {} comes after tensor bytes", shown(name)))),
+        if self.has_header {
+            return Err(self.bad(format!("{what} {} comes after tensor bytes", shown(name))));
         }
+        Ok(())
     }
 
     fn bad(&self, what: String) -> Error {

@@ -1,4 +1,222 @@
-//! Published checkpoints to GGUF.
+//! Published checkpoints (safetensors) to GGUF. [`Conversion`] is the type to read first.
+//!
+//! A conversion is planned before it is done: configuration and tensor tables are read and checked ([`qwen3`],
+//! [`qwen3_asr`]), and only then are weights streamed into the files ([`write`]). Names, shapes, types, bytes and keys of
+//! the files are those of llama.cpp's converter.
 
+mod checkpoint;
+mod cli;
+mod config;
+mod general;
+mod plan;
+mod positions;
+mod qwen3;
+mod qwen3_asr;
 pub mod safetensors;
 pub mod vocab;
+mod write;
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+
+use anyhow::{Result, bail};
+use engine::DType;
+use engine::gguf::{Gguf, GgufWriter, Value};
+
+use self::checkpoint::Model;
+use self::plan::{FilePlan, Row};
+use self::qwen3::TextConfig;
+use self::qwen3_asr::Qwen3Asr;
+use self::vocab::CheckpointVocabulary;
+use crate::exit::{Failure, Outcome};
+
+pub use self::cli::{ConvertArgs, run};
+pub use self::plan::FileType;
+pub use self::write::Watch;
+
+/// `general.quantization_version`. Source: ggml, `GGML_QNT_VERSION`.
+const QUANTIZATION_VERSION: u32 = 2;
+/// Pre-tokenizer of all Qwen models from Qwen2 on.
+const PRE_TOKENIZER: &str = "qwen2";
+
+/// What a conversion makes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Options {
+    /// Type of the decoder's matrices.
+    pub text_type: FileType,
+    /// Type of the encoder's and projector's matrices.
+    pub audio_type: FileType,
+    /// Whether everything goes into one file.
+    pub bundle: bool,
+}
+
+impl Options {
+    /// The pair with this type for the decoder, and for the encoder too unless it is below 8 bits: then Q8_0.
+    pub fn new(text_type: FileType) -> Self {
+        let audio_type = if text_type.is_below_8_bits() { FileType::Q8_0 } else { text_type };
+        Self { text_type, audio_type, bundle: false }
+    }
+}
+
+/// A checkpoint that was read and checked, and the plan of its files.
+pub struct Conversion {
+    checkpoint: Model,
+    name: String,
+    text_type: FileType,
+    text: FilePlan,
+    /// The projector's file, and its type.
+    projector: Option<(FilePlan, FileType)>,
+}
+
+impl Conversion {
+    /// Reads the checkpoint in `folder`; `options` are chosen by the format that most of its weights are stored in.
+    ///
+    /// Fails with the code of a bad model; the error names file, expected and found.
+    pub fn open(folder: &Path, options: impl FnOnce(DType) -> Options) -> Outcome<Self> {
+        Self::read(folder, options).map_err(Failure::model)
+    }
+
+    fn read(folder: &Path, options: impl FnOnce(DType) -> Options) -> Result<Self> {
+        let checkpoint = Model::open(folder)?;
+        let name = checkpoint.name()?;
+        let parts = Parts::read(&checkpoint)?;
+        let audio_rows = parts.audio.as_ref().map_or(&[][..], |audio| &audio.rows);
+        checkpoint.check(&[&parts.text.rows, audio_rows])?;
+        let options = options(checkpoint.main_dtype(&parts.text.rows)?);
+        // After the check of the embedding: its rows bound the vocabulary.
+        let mut vocabulary = CheckpointVocabulary::read(folder, PRE_TOKENIZER, parts.n_vocab)?;
+        if parts.audio.is_some() {
+            vocabulary = vocabulary.with_plain_chatml()?;
+        }
+        let mut text = parts.text.plan("model", &name, options.text_type, &checkpoint)?;
+        let mut projector = None;
+        if let Some(audio) = parts.audio {
+            let audio_keys = audio.keys.clone();
+            let file = audio.plan("mmproj", &name, options.audio_type, &checkpoint)?;
+            if options.bundle {
+                text.keys.extend(audio_keys);
+                text.tensors.extend(file.tensors);
+            } else {
+                projector = Some((file, options.audio_type));
+            }
+        }
+        text.keys.extend(vocabulary.into_metadata().into_iter().map(|(key, value)| (key.to_owned(), value)));
+        Ok(Self { checkpoint, name, text_type: options.text_type, text, projector })
+    }
+
+    /// Elements that [`Conversion::write`] writes, for progress.
+    pub fn elements(&self) -> u64 {
+        self.text.elements() + self.projector.as_ref().map_or(0, |(plan, _)| plan.elements())
+    }
+
+    /// The usual names of the files: the text model or bundle, then the projector where it has its own.
+    pub fn file_names(&self) -> Vec<String> {
+        let name = |file_type: FileType| format!("{}-{}.gguf", self.name, file_type.dtype());
+        let projector = self.projector.as_ref().map(|(_, file_type)| projector_name(&name(*file_type)));
+        std::iter::once(name(self.text_type)).chain(projector).collect()
+    }
+
+    /// Writes the files to `paths`, which are as many as [`Conversion::file_names`].
+    ///
+    /// All files get their names at the end, after all their bytes are on the disk. Fails with the code of a bad model
+    /// for weights that are not finite or do not fit, and as `watch` and the disk demand.
+    pub fn write(&self, paths: &[PathBuf], watch: &dyn Watch) -> Outcome<()> {
+        let plans = std::iter::once(&self.text).chain(self.projector.as_ref().map(|(plan, _)| plan));
+        let mut files = Vec::new();
+        for (plan, path) in plans.zip(paths) {
+            let mut out = GgufWriter::create(path).map_err(Failure::output)?;
+            self.write_file(plan, &mut out, watch)?;
+            out.sync().map_err(Failure::output)?;
+            files.push(out);
+        }
+        if watch.is_interrupted() {
+            return Err(Failure::interrupted());
+        }
+        files.into_iter().try_for_each(GgufWriter::finish).map_err(Failure::output)
+    }
+
+    fn write_file(&self, plan: &FilePlan, out: &mut GgufWriter, watch: &dyn Watch) -> Outcome<()> {
+        for (key, value) in &plan.keys {
+            out.key(key, value.clone()).map_err(Failure::model)?;
+        }
+        for tensor in &plan.tensors {
+            out.tensor(&tensor.name, tensor.dtype, tensor.shape).map_err(Failure::model)?;
+        }
+        plan.tensors.iter().try_for_each(|tensor| write::write_tensor(out, &self.checkpoint, tensor, watch))
+    }
+}
+
+/// The checkpoint in `folder` as one bundle in memory, in the format that most of its weights are stored in.
+///
+/// Takes as much memory as the bundle would take on the disk. Errors are those of a bad checkpoint.
+pub fn to_memory(folder: &Path) -> Result<Gguf> {
+    let as_stored = |stored| {
+        let text_type = FileType::ALL.into_iter().find(|t| t.dtype() == stored).unwrap_or(FileType::F32);
+        Options { bundle: true, ..Options::new(text_type) }
+    };
+    let conversion = Conversion::read(folder, as_stored)?;
+    let mut out = GgufWriter::in_memory(&folder.display().to_string());
+    conversion.write_file(&conversion.text, &mut out, &AtomicBool::new(false)).map_err(|failure| failure.error)?;
+    Ok(out.finish_in_memory()?)
+}
+
+/// The projector's file beside the text model's `name`, where programs look for it.
+fn projector_name(name: &str) -> String {
+    format!("mmproj-{name}")
+}
+
+/// The parts of a model, each with a file of its own.
+struct Parts {
+    n_vocab: usize,
+    text: Part,
+    audio: Option<Part>,
+}
+
+/// Keys and tensors of one part.
+struct Part {
+    architecture: &'static str,
+    keys: Vec<(String, Value)>,
+    rows: Vec<Row>,
+}
+
+impl Parts {
+    /// The only place that lists the architectures.
+    fn read(checkpoint: &Model) -> Result<Self> {
+        const KEY: &str = "model_type";
+        let config = checkpoint.config();
+        match config.text(KEY)? {
+            "qwen3_asr" => {
+                let model = Qwen3Asr::read(checkpoint)?;
+                let text = Part { architecture: qwen3_asr::ARCHITECTURE, keys: model.text_keys, rows: model.text_rows };
+                let audio = Part { architecture: "clip", keys: model.audio_keys, rows: model.audio_rows };
+                Ok(Self { n_vocab: model.n_vocab, text, audio: Some(audio) })
+            }
+            "qwen3" => {
+                const HEAD: &str = "lm_head.weight";
+                let mut model = TextConfig::read(&config)?;
+                let has_head = checkpoint.has(HEAD) || !model.tied;
+                model.tied = !has_head;
+                let mut rows = model.rows("model.");
+                rows.extend(has_head.then(|| model.head(HEAD)));
+                let text = Part { architecture: "qwen3", keys: model.keys("qwen3"), rows };
+                Ok(Self { n_vocab: model.n_vocab, text, audio: None })
+            }
+            other => bail!(config.error(KEY, &format!("{other:?} is not supported (supported: qwen3_asr, qwen3)"))),
+        }
+    }
+}
+
+impl Part {
+    /// The file of this part. `kind`: `general.type`.
+    fn plan(self, kind: &str, name: &str, file_type: FileType, checkpoint: &Model) -> Result<FilePlan> {
+        let tensors = checkpoint::plan(self.rows, file_type)?;
+        let mut plan = FilePlan { keys: Vec::new(), tensors };
+        let generation = checkpoint.generation();
+        let config = checkpoint.config();
+        plan.keys = general::keys(self.architecture, kind, name, &config, generation.as_ref(), plan.elements())?;
+        plan.keys.extend(self.keys);
+        plan.keys.push(("general.file_type".into(), file_type.general_file_type().into()));
+        plan.keys.push(("general.quantization_version".into(), QUANTIZATION_VERSION.into()));
+        Ok(plan)
+    }
+}

@@ -136,12 +136,13 @@ impl Checkpoint {
         self.get(name).with_context(|| format!("{}: tensor {name} is missing", self.path.display()))
     }
 
-    /// Gives the mapped pages of a tensor back to the system; the next access reads them again. A converter that has
-    /// written a tensor calls this to stay in constant memory.
-    pub fn release(&self, name: &str) {
+    /// Gives the mapped pages of bytes `range` of a tensor back to the system; the next access reads them again. A
+    /// converter that has written them calls this to stay in constant memory.
+    pub fn release(&self, name: &str, range: Range<usize>) {
         if let Some(&at) = self.by_name.get(name) {
             let entry = &self.tensors[at];
-            self.files[entry.file].release(entry.range.clone());
+            let place = |at: usize| entry.range.start.saturating_add(at).min(entry.range.end);
+            self.files[entry.file].release(place(range.start)..place(range.end));
         }
     }
 

@@ -10,6 +10,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use engine::gguf::Value as GgufValue;
 use models::tokenizer::{Tokenizer, Vocabulary};
 use serde_json::Value;
 
@@ -104,6 +105,29 @@ impl CheckpointVocabulary {
         self.vocabulary.eos = Some(id);
         self.chat_template = Some(PLAIN_CHATML.into());
         Ok(self)
+    }
+
+    /// The GGUF metadata, in the order in which llama.cpp's converter writes them.
+    pub fn into_metadata(self) -> Vec<(&'static str, GgufValue)> {
+        let Self { vocabulary, unknown, add_eos, chat_template } = self;
+        let mut metadata: Vec<(&'static str, GgufValue)> = vec![
+            ("tokenizer.ggml.model", vocabulary.model.into()),
+            ("tokenizer.ggml.pre", vocabulary.pre.into()),
+            ("tokenizer.ggml.tokens", vocabulary.tokens.into()),
+            ("tokenizer.ggml.token_type", vocabulary.token_types.into()),
+            ("tokenizer.ggml.merges", vocabulary.merges.into()),
+        ];
+        let ids = [
+            ("tokenizer.ggml.bos_token_id", vocabulary.bos),
+            ("tokenizer.ggml.eos_token_id", vocabulary.eos),
+            ("tokenizer.ggml.unknown_token_id", unknown),
+            ("tokenizer.ggml.padding_token_id", vocabulary.padding),
+        ];
+        metadata.extend(ids.into_iter().filter_map(|(key, id)| Some((key, id?.into()))));
+        let adds = [("tokenizer.ggml.add_bos_token", vocabulary.add_bos), ("tokenizer.ggml.add_eos_token", add_eos)];
+        metadata.extend(adds.into_iter().filter_map(|(key, add)| Some((key, add?.into()))));
+        metadata.extend(chat_template.map(|template| ("tokenizer.chat_template", template.into())));
+        metadata
     }
 }
 

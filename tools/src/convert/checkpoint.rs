@@ -1,0 +1,145 @@
+//! A checkpoint folder: configuration and stored weights. [`Model`] is the type to read first.
+
+use std::collections::HashSet;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, anyhow, bail, ensure};
+use engine::{DType, Shape};
+
+use super::config::{Config, Section};
+use super::plan::{FileType, PlannedTensor, Row, Source};
+use super::safetensors::{Checkpoint, Dtype, SourceTensor};
+
+/// Buffers that some exports store and every implementation computes.
+const IGNORED_SUFFIX: &str = ".rotary_emb.inv_freq";
+
+/// An open checkpoint folder.
+pub struct Model {
+    folder: PathBuf,
+    config: Config,
+    generation: Option<Config>,
+    weights: Checkpoint,
+}
+
+/// A stored tensor of a type that weights can have.
+#[derive(Clone, Copy)]
+pub struct Weight<'a> {
+    /// Its format.
+    pub dtype: DType,
+    /// Its extents, outermost first.
+    pub dims: &'a [usize],
+    /// Its bytes, which may start anywhere.
+    pub bytes: &'a [u8],
+}
+
+impl Model {
+    /// Opens the checkpoint in `folder`. Errors name the file that is missing or malformed.
+    pub fn open(folder: &Path) -> Result<Self> {
+        let io = |source| engine::Error::Io { path: folder.to_owned(), source };
+        let found = std::fs::metadata(folder).map_err(io)?;
+        ensure!(found.is_dir(), "{}: want a checkpoint directory, got a file", folder.display());
+        Ok(Self {
+            folder: folder.to_owned(),
+            config: Config::read(&folder.join("config.json"))?,
+            generation: Config::read_optional(&folder.join("generation_config.json"))?,
+            weights: Checkpoint::open(folder)?,
+        })
+    }
+
+    /// The folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The folder's name: what files made from it are called.
+    pub fn name(&self) -> Result<String> {
+        let io = |source| engine::Error::Io { path: self.folder.clone(), source };
+        // `.` and `..` have no name of their own.
+        let path = self.folder.canonicalize().map_err(io)?;
+        let name = path.file_name().ok_or_else(|| anyhow!("{}: a directory without a name", path.display()))?;
+        Ok(name.to_string_lossy().into_owned())
+    }
+
+    /// `config.json`.
+    pub fn config(&self) -> Section<'_> {
+        self.config.root()
+    }
+
+    /// `generation_config.json`, where there is one.
+    pub fn generation(&self) -> Option<Section<'_>> {
+        self.generation.as_ref().map(Config::root)
+    }
+
+    /// Whether there is a tensor called `name`.
+    pub fn has(&self, name: &str) -> bool {
+        self.weights.get(name).is_some()
+    }
+
+    /// Whether there are tensors whose names begin with `prefix`.
+    pub fn has_prefix(&self, prefix: &str) -> bool {
+        self.weights.tensors().any(|tensor| tensor.name.starts_with(prefix))
+    }
+
+    /// The tensor called `name`. Errors: it is missing, or not of a float type.
+    pub fn weight(&self, name: &str) -> Result<Weight<'_>> {
+        let SourceTensor { dtype, shape, bytes, .. } = self.weights.require(name)?;
+        let dtype = match dtype {
+            Dtype::F32 => DType::F32,
+            Dtype::F16 => DType::F16,
+            Dtype::BF16 => DType::BF16,
+            other => bail!("{}: {name}: want F32, F16 or BF16, got {other:?}", self.weights.path().display()),
+        };
+        Ok(Weight { dtype, dims: shape, bytes })
+    }
+
+    /// Gives the memory behind bytes `range` of a tensor back to the system.
+    pub fn release(&self, name: &str, range: Range<usize>) {
+        self.weights.release(name, range);
+    }
+
+    /// An error about the tensor `name`.
+    pub fn error(&self, name: &str, what: impl std::fmt::Display) -> anyhow::Error {
+        anyhow!("{}: {}: {what}", self.weights.path().display(), name.escape_debug())
+    }
+
+    /// Format of the largest tensor of `rows`.
+    pub fn main_dtype(&self, rows: &[Row]) -> Result<DType> {
+        let mut largest = (0, DType::F32);
+        for row in rows {
+            let Source::Stored { name, .. } = &row.source else { continue };
+            let weight = self.weight(name)?;
+            let elements = weight.bytes.len() / weight.dtype.block().bytes;
+            if elements > largest.0 {
+                largest = (elements, weight.dtype);
+            }
+        }
+        Ok(largest.1)
+    }
+
+    /// Checks that the checkpoint has the tensors of `rows`, in their shapes, and no other.
+    pub fn check(&self, rows: &[&[Row]]) -> Result<()> {
+        let mut wanted = HashSet::new();
+        for row in rows.iter().copied().flatten() {
+            let Source::Stored { name, dims } = &row.source else { continue };
+            let found = self.weight(name)?.dims;
+            ensure!(found == dims, self.error(name, format_args!("want {dims:?}, got {found:?}")));
+            wanted.insert(name.as_str());
+        }
+        let is_extra = |name: &str| !wanted.contains(name) && !name.ends_with(IGNORED_SUFFIX);
+        match self.weights.tensors().find(|tensor| is_extra(tensor.name)) {
+            Some(extra) => Err(self.error(extra.name, "not a tensor of this architecture and configuration")),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Formats and shapes of `rows` in a file of type `file_type`.
+pub fn plan(rows: Vec<Row>, file_type: FileType) -> Result<Vec<PlannedTensor>> {
+    let tensor = |row: Row| {
+        let shape = Shape::new(&row.dims).ok_or_else(|| anyhow!("{}: {:?} is too large", row.name, row.dims))?;
+        let dtype = row.role.dtype(file_type, shape.last());
+        Ok(PlannedTensor { name: row.name, dtype, shape, source: row.source })
+    };
+    rows.into_iter().map(tensor).collect()
+}

@@ -1,0 +1,174 @@
+//! `tympan convert`: arguments, file names, progress.
+
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use clap::Args;
+use clap::builder::PossibleValuesParser;
+use engine::DType;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::{Conversion, FileType, Options, Watch, projector_name};
+use crate::exit::{Exit, Failure, Outcome};
+use crate::interrupt::Interrupt;
+
+/// Every type of the contract; [`FileType`] lists those of this version.
+const TYPES: [&str; 18] = [
+    "f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q2_k", "q3_k_s", "q3_k_m", "q3_k_l", "q4_k_s",
+    "q4_k_m", "q5_k_s", "q5_k_m", "q6_k", "iq4_nl",
+];
+
+/// Converts a checkpoint (safetensors) to GGUF.
+///
+/// Reads a published Qwen3-ASR checkpoint (original or -hf layout, any number of shards) or a Qwen3 text model, and
+/// writes the pair of files that llama.cpp reads, or one bundle. The names of the files go to standard output.
+#[derive(Args, Debug)]
+#[command(after_long_help = "Examples:
+  tympan convert Qwen3-ASR-0.6B --type q8_0
+  tympan convert Qwen3-ASR-0.6B --type q8_0 --audio-type f16 -o models/
+  tympan convert Qwen3-ASR-0.6B --bundle -o asr.gguf")]
+pub struct ConvertArgs {
+    /// Directory with config.json, model.safetensors (or shards) and the tokenizer
+    #[arg(value_name = "CHECKPOINT_DIR")]
+    checkpoint: PathBuf,
+
+    /// Directory, or file ending in .gguf (its projector is mmproj-FILE) [default: NAME-TYPE.gguf and
+    /// mmproj-NAME-TYPE.gguf in the current directory]
+    #[arg(short, long, value_name = "OUT")]
+    output: Option<PathBuf>,
+
+    /// Type of the matrices
+    #[arg(long = "type", value_name = "TYPE", default_value = "bf16", ignore_case = true,
+          value_parser = PossibleValuesParser::new(TYPES))]
+    file_type: String,
+
+    /// Type of the audio tower's matrices [default: as --type, but q8_0 where that is below 8 bits]
+    #[arg(long, value_name = "TYPE", ignore_case = true, value_parser = PossibleValuesParser::new(TYPES))]
+    audio_type: Option<String>,
+
+    /// Write one file instead of the pair
+    #[arg(long)]
+    bundle: bool,
+
+    /// Threads [default: all available cores]
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+
+    /// No progress bar and no summary
+    #[arg(short, long)]
+    quiet: bool,
+
+    #[command(flatten)]
+    later: Later,
+}
+
+/// Flags of the contract that this version refuses.
+#[derive(Args, Debug)]
+struct Later {
+    #[arg(long, hide = true, value_name = "REGEX=TYPE")]
+    tensor_type: Vec<String>,
+    #[arg(long, hide = true, value_name = "FILE")]
+    imatrix: Option<PathBuf>,
+    #[arg(long, hide = true, value_name = "SIZE")]
+    split_max_size: Option<String>,
+    #[arg(long, hide = true)]
+    dry_run: bool,
+    #[arg(long, hide = true)]
+    verify: bool,
+}
+
+impl Later {
+    fn refuse(&self) -> Outcome<()> {
+        let flags = [
+            ("--tensor-type", !self.tensor_type.is_empty()),
+            ("--imatrix", self.imatrix.is_some()),
+            ("--split-max-size", self.split_max_size.is_some()),
+            ("--dry-run", self.dry_run),
+            ("--verify", self.verify),
+        ];
+        match flags.into_iter().find(|(_, given)| *given) {
+            Some((flag, _)) => Err(Failure::not_in_this_version(flag)),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Runs the subcommand.
+pub fn run(args: &ConvertArgs) -> Outcome<Exit> {
+    args.later.refuse()?;
+    let text_type = file_type("--type", &args.file_type)?;
+    let audio_type = args.audio_type.as_deref().map(|name| file_type("--audio-type", name)).transpose()?;
+    let defaults = Options::new(text_type);
+    let options = Options { audio_type: audio_type.unwrap_or(defaults.audio_type), bundle: args.bundle, ..defaults };
+    if options.audio_type.is_below_8_bits() {
+        eprintln!("warning: an audio tower below 8 bits costs accuracy: {}", options.audio_type.dtype());
+    }
+    let interrupt = Interrupt::install()?;
+    let threads = args.threads.map_or(0, usize::from);
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().map_err(Failure::output)?;
+    let conversion = Conversion::open(&args.checkpoint, |_: DType| options)?;
+    let paths = output_paths(&conversion.file_names(), args.output.as_deref())?;
+    let bar = Bar::new(conversion.elements(), args.quiet, interrupt);
+    let result = pool.install(|| conversion.write(&paths, &bar));
+    bar.bar.finish_and_clear();
+    result?;
+    for path in &paths {
+        println!("{}", path.display());
+    }
+    Ok(Exit::Done)
+}
+
+fn file_type(flag: &str, name: &str) -> Outcome<FileType> {
+    FileType::from_name(name).ok_or_else(|| Failure::not_in_this_version(format!("{flag} {name}")))
+}
+
+/// Where files called `names` go. `output`: a directory, which is made where it is missing, or a file.
+fn output_paths(names: &[String], output: Option<&Path>) -> Outcome<Vec<PathBuf>> {
+    let Some(output) = output else { return Ok(names.iter().map(PathBuf::from).collect()) };
+    let is_file = output.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf")) && !output.is_dir();
+    match output.file_name() {
+        Some(name) if is_file => {
+            let projector = output.with_file_name(projector_name(&name.to_string_lossy()));
+            Ok([output.to_owned(), projector].into_iter().take(names.len()).collect())
+        }
+        _ => {
+            std::fs::create_dir_all(output)
+                .map_err(|source| Failure::output(engine::Error::Io { path: output.to_owned(), source }))?;
+            Ok(names.iter().map(|name| output.join(name)).collect())
+        }
+    }
+}
+
+/// Progress on standard error, and the user's interruption.
+struct Bar {
+    bar: ProgressBar,
+    written: AtomicU64,
+    interrupt: Interrupt,
+}
+
+impl Bar {
+    fn new(elements: u64, quiet: bool, interrupt: Interrupt) -> Self {
+        let target = if quiet || !std::io::stderr().is_terminal() {
+            ProgressDrawTarget::hidden()
+        } else {
+            ProgressDrawTarget::stderr()
+        };
+        let bar = ProgressBar::with_draw_target(Some(elements), target);
+        let style = ProgressStyle::with_template("{bar:30} {percent:>3}% {msg} (eta {eta})");
+        bar.set_style(style.expect("the template is a constant").progress_chars("=> "));
+        Self { bar, written: AtomicU64::new(0), interrupt }
+    }
+}
+
+impl Watch for Bar {
+    fn written(&self, name: &str, elements: u64) {
+        let written = self.written.fetch_add(elements, Ordering::Relaxed) + elements;
+        self.bar.set_position(written);
+        self.bar.set_message(name.to_owned());
+    }
+
+    fn is_interrupted(&self) -> bool {
+        self.interrupt.is_set()
+    }
+}

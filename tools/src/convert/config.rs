@@ -1,0 +1,185 @@
+//! Checked reading of JSON configurations. [`Section`] is an object of a file that knows its place in it.
+//!
+//! A key without a value is an error: no default of a Python class stands in for a checkpoint's own number.
+
+use std::fs::File;
+use std::io::Read;
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, anyhow, ensure};
+use serde_json::{Map, Value};
+
+/// Largest configuration read; published ones are a few KB.
+const MAX_FILE_BYTES: u64 = 16 << 20;
+/// Characters of a value that a message repeats.
+const MAX_SHOWN_CHARS: usize = 60;
+
+/// A JSON file whose root is an object.
+pub struct Config {
+    path: PathBuf,
+    root: Map<String, Value>,
+}
+
+impl Config {
+    /// Reads a file. Errors name it: absent, too large, not JSON, not an object.
+    pub fn read(path: &Path) -> Result<Self> {
+        Self::read_optional(path)?.ok_or_else(|| anyhow!("{}: no such file", path.display()))
+    }
+
+    /// Like [`Config::read`], with `None` where there is no such file.
+    pub fn read_optional(path: &Path) -> Result<Option<Self>> {
+        let name = path.display();
+        let io = |source| engine::Error::Io { path: path.to_owned(), source };
+        match std::fs::metadata(path) {
+            Ok(found) => ensure!(found.is_file(), "{name}: not a regular file"),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(io(e).into()),
+        }
+        let mut bytes = Vec::new();
+        let file = File::open(path).map_err(io)?;
+        file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(io)?;
+        ensure!(bytes.len() as u64 <= MAX_FILE_BYTES, "{name}: larger than {MAX_FILE_BYTES} bytes");
+        let value: Value = serde_json::from_slice(&bytes).map_err(|e| anyhow!("{name}: not JSON: {e}"))?;
+        let Value::Object(root) = value else {
+            return Err(anyhow!("{name}: want a JSON object, got {}", shown(&value)));
+        };
+        Ok(Some(Self { path: path.to_owned(), root }))
+    }
+
+    /// The whole file.
+    pub fn root(&self) -> Section<'_> {
+        Section { file: &self.path, place: String::new(), values: &self.root }
+    }
+}
+
+/// An object inside a file. JSON's `null` counts as absent.
+pub struct Section<'a> {
+    file: &'a Path,
+    /// Its keys from the root, each with a dot behind.
+    place: String,
+    values: &'a Map<String, Value>,
+}
+
+impl<'a> Section<'a> {
+    /// The object under `key`.
+    pub fn section(&self, key: &str) -> Result<Section<'a>> {
+        self.section_or_none(key)?.ok_or_else(|| self.error(key, "is missing"))
+    }
+
+    /// The object under `key`, if there is one.
+    pub fn section_or_none(&self, key: &str) -> Result<Option<Section<'a>>> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(Value::Object(values)) => {
+                Ok(Some(Section { file: self.file, place: format!("{}{key}.", self.place), values }))
+            }
+            Some(other) => Err(self.wrong(key, "an object", other)),
+        }
+    }
+
+    /// Whether `key` has a value.
+    pub fn has(&self, key: &str) -> bool {
+        self.get(key).is_some()
+    }
+
+    /// The integer under `key`, inside `range`.
+    pub fn integer(&self, key: &str, range: RangeInclusive<u64>) -> Result<usize> {
+        let value = self.want(key)?;
+        let found = value.as_u64().filter(|n| range.contains(n)).and_then(|n| usize::try_from(n).ok());
+        found.ok_or_else(|| self.wrong(key, &format!("an integer from {} to {}", range.start(), range.end()), value))
+    }
+
+    /// The number under `key`, as the nearest f32, which must be positive and finite.
+    pub fn positive(&self, key: &str) -> Result<f32> {
+        let value = self.want(key)?;
+        let found = value.as_f64().map(|x| x as f32).filter(|x| *x > 0.0 && x.is_finite());
+        found.ok_or_else(|| self.wrong(key, "a positive number", value))
+    }
+
+    /// The number under `key` as the nearest f32, if there is one; it must be finite.
+    pub fn number_or_none(&self, key: &str) -> Result<Option<f32>> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        let found = value.as_f64().map(|x| x as f32).filter(|x| x.is_finite());
+        found.map(Some).ok_or_else(|| self.wrong(key, "a number", value))
+    }
+
+    /// The integer under `key`, if there is one; it must fit an i32.
+    pub fn i32_or_none(&self, key: &str) -> Result<Option<i32>> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        let found = value.as_i64().and_then(|n| i32::try_from(n).ok());
+        found.map(Some).ok_or_else(|| self.wrong(key, "an integer of 32 bits", value))
+    }
+
+    /// The text under `key`.
+    pub fn text(&self, key: &str) -> Result<&'a str> {
+        self.text_or_none(key)?.ok_or_else(|| self.error(key, "is missing"))
+    }
+
+    /// The text under `key`, if there is one.
+    pub fn text_or_none(&self, key: &str) -> Result<Option<&'a str>> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text)),
+            Some(other) => Err(self.wrong(key, "a text", other)),
+        }
+    }
+
+    /// The bool under `key`, or `absent`.
+    pub fn flag(&self, key: &str, absent: bool) -> Result<bool> {
+        match self.get(key) {
+            None => Ok(absent),
+            Some(Value::Bool(flag)) => Ok(*flag),
+            Some(other) => Err(self.wrong(key, "true or false", other)),
+        }
+    }
+
+    /// The integers of the list under `key`, if there is one; each inside `range`.
+    pub fn integers_or_none(&self, key: &str, range: RangeInclusive<u64>) -> Result<Option<Vec<u64>>> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        let item = |v: &Value| v.as_u64().filter(|n| range.contains(n));
+        let found = value.as_array().and_then(|list| list.iter().map(item).collect());
+        let want = || format!("a list of integers from {} to {}", range.start(), range.end());
+        Some(found.ok_or_else(|| self.wrong(key, &want(), value))).transpose()
+    }
+
+    /// Checks that the text under `key`, where there is one, is `want`.
+    pub fn expect_text(&self, key: &str, want: &str) -> Result<()> {
+        match self.text_or_none(key)? {
+            Some(found) if found != want => Err(self.error(key, &format!("want {want:?}, got {found:?}"))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Checks that the bool under `key`, where there is one, is false.
+    pub fn expect_off(&self, key: &str) -> Result<()> {
+        ensure!(!self.flag(key, false)?, self.error(key, "want false, got true"));
+        Ok(())
+    }
+
+    /// An error about the value of `key`.
+    pub fn error(&self, key: &str, what: &str) -> anyhow::Error {
+        anyhow!("{}: {}{key}: {what}", self.file.display(), self.place)
+    }
+
+    fn get(&self, key: &str) -> Option<&'a Value> {
+        self.values.get(key).filter(|value| !value.is_null())
+    }
+
+    fn want(&self, key: &str) -> Result<&'a Value> {
+        self.get(key).ok_or_else(|| self.error(key, "is missing"))
+    }
+
+    fn wrong(&self, key: &str, want: &str, got: &Value) -> anyhow::Error {
+        self.error(key, &format!("want {want}, got {}", shown(got)))
+    }
+}
+
+/// The beginning of a value, on one line.
+fn shown(value: &Value) -> String {
+    let text = value.to_string();
+    match text.char_indices().nth(MAX_SHOWN_CHARS) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text,
+    }
+}

@@ -1,0 +1,175 @@
+//! What goes into a file, before any weight is read. [`FilePlan`] is the type to read first.
+//!
+//! Types per tensor are those of llama.cpp's converter (`conversion/base.py`, `prepare_tensors`; `conversion/qwenvl.py`,
+//! `tensor_force_quant`): vectors stay F32, convolutions become F16, rows that are not whole blocks become F16.
+
+use engine::gguf::Value;
+use engine::{DType, Shape};
+
+/// The type that a file's matrices get.
+#[allow(non_camel_case_types, reason = "upstream spelling of formats")]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[allow(missing_docs, reason = "the variants are those of DType")]
+pub enum FileType {
+    F32,
+    F16,
+    BF16,
+    Q8_0,
+    Q4_0,
+}
+
+impl FileType {
+    /// Every type, in declaration order.
+    pub const ALL: [Self; 5] = [Self::F32, Self::F16, Self::BF16, Self::Q8_0, Self::Q4_0];
+
+    /// The element format.
+    pub const fn dtype(self) -> DType {
+        match self {
+            Self::F32 => DType::F32,
+            Self::F16 => DType::F16,
+            Self::BF16 => DType::BF16,
+            Self::Q8_0 => DType::Q8_0,
+            Self::Q4_0 => DType::Q4_0,
+        }
+    }
+
+    /// The type called `name`, as [`DType::name`] writes it, in upper or lower case.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|t| t.dtype().name().eq_ignore_ascii_case(name))
+    }
+
+    /// `general.file_type`. Source: llama.cpp, `enum llama_ftype`.
+    pub const fn general_file_type(self) -> u32 {
+        match self {
+            Self::F32 => 0,
+            Self::F16 => 1,
+            Self::Q4_0 => 2,
+            Self::Q8_0 => 7,
+            Self::BF16 => 32,
+        }
+    }
+
+    /// Whether a weight takes less than 8 bits.
+    pub const fn is_below_8_bits(self) -> bool {
+        let block = self.dtype().block();
+        block.bytes * 8 < block.len * 8
+    }
+}
+
+/// What a tensor is, as far as its type depends on it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Role {
+    /// Norms, biases, positions.
+    Vector,
+    /// Rows that are multiplied with activations.
+    Matrix,
+    /// The matrix that gives the logits.
+    Head,
+    /// A kernel of the stem, or the matrix behind it.
+    Convolution,
+}
+
+impl Role {
+    /// The format of a tensor with rows of `row` elements in a file of type `file_type`.
+    pub fn dtype(self, file_type: FileType, row: usize) -> DType {
+        let wanted = match self {
+            Self::Vector => DType::F32,
+            Self::Convolution if file_type == FileType::F32 => DType::F32,
+            Self::Convolution => DType::F16,
+            // llama-quantize gives the head more bits too: Q6_K, which this version does not write.
+            Self::Head if file_type == FileType::Q4_0 => DType::Q8_0,
+            Self::Matrix | Self::Head => file_type.dtype(),
+        };
+        if row.is_multiple_of(wanted.block().len) { wanted } else { DType::F16 }
+    }
+}
+
+/// Where the values of a tensor come from.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Source {
+    /// The checkpoint's tensor of this name and shape, outermost first.
+    Stored {
+        /// Its name in the checkpoint.
+        name: String,
+        /// Its extents there.
+        dims: Vec<usize>,
+    },
+    /// The encoder's sinusoids; see [`super::positions`].
+    Positions,
+}
+
+/// A tensor to be written.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Row {
+    /// Its name in the file.
+    pub name: String,
+    /// Its extents in the file, outermost first.
+    pub dims: Vec<usize>,
+    /// What it is.
+    pub role: Role,
+    /// Where its values come from.
+    pub source: Source,
+}
+
+impl Row {
+    /// The checkpoint's tensor `stored`, which keeps its extents.
+    pub fn new(name: impl Into<String>, stored: impl Into<String>, role: Role, dims: &[usize]) -> Self {
+        let source = Source::Stored { name: stored.into(), dims: dims.to_vec() };
+        Self { name: name.into(), dims: dims.to_vec(), role, source }
+    }
+}
+
+/// A tensor with its final format.
+pub struct PlannedTensor {
+    /// Its name in the file.
+    pub name: String,
+    /// Its format.
+    pub dtype: DType,
+    /// Its extents, outermost first.
+    pub shape: Shape,
+    /// Where its values come from.
+    pub source: Source,
+}
+
+/// Keys and tensors of one file, in order.
+pub struct FilePlan {
+    /// Metadata.
+    pub keys: Vec<(String, Value)>,
+    /// Tensors.
+    pub tensors: Vec<PlannedTensor>,
+}
+
+impl FilePlan {
+    /// Number of elements of all tensors.
+    pub fn elements(&self) -> u64 {
+        self.tensors.iter().map(|t| t.shape.elements() as u64).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn short_rows_of_quantized_files_become_f16() {
+        assert_eq!(Role::Matrix.dtype(FileType::Q8_0, 48), DType::F16);
+        assert_eq!(Role::Matrix.dtype(FileType::Q8_0, 64), DType::Q8_0);
+        assert_eq!(Role::Matrix.dtype(FileType::F32, 48), DType::F32);
+    }
+
+    #[test]
+    fn convolutions_are_f16_except_in_f32_files() {
+        for t in FileType::ALL {
+            let want = if t == FileType::F32 { DType::F32 } else { DType::F16 };
+            assert_eq!(Role::Convolution.dtype(t, 512), want);
+            assert_eq!(Role::Vector.dtype(t, 512), DType::F32);
+        }
+    }
+
+    #[test]
+    fn only_q4_0_is_below_8_bits() {
+        for t in FileType::ALL {
+            assert_eq!(t.is_below_8_bits(), t == FileType::Q4_0);
+        }
+    }
+}

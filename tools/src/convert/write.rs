@@ -1,0 +1,156 @@
+//! Weights from the checkpoint into a file, block by block in constant memory. [`write_tensor`] is where to start.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::Result;
+use engine::DType;
+use engine::gguf::GgufWriter;
+use kernels::quant::{Format, f16};
+use rayon::prelude::*;
+
+use super::checkpoint::Model;
+use super::plan::{PlannedTensor, Source};
+use super::positions;
+use crate::exit::{Failure, Outcome};
+
+/// Elements that a thread converts at a time; a multiple of every format's block.
+const PIECE: usize = 1 << 15;
+/// Pieces between two writes: 2 Mi elements, at most 8 MiB of output.
+const PIECES: usize = 64;
+/// The smallest f32 that becomes an infinite f16.
+const F16_OVERFLOW: f32 = 65520.0;
+
+/// What a long conversion tells, and is told.
+pub trait Watch: Sync {
+    /// Another `elements` of tensor `name` are written.
+    fn written(&self, name: &str, elements: u64);
+    /// Whether to stop.
+    fn is_interrupted(&self) -> bool;
+}
+
+/// A watch that only looks at a flag.
+impl Watch for AtomicBool {
+    fn written(&self, _: &str, _: u64) {}
+
+    fn is_interrupted(&self) -> bool {
+        self.load(Ordering::Relaxed)
+    }
+}
+
+/// Writes one tensor, which is the next of `out`.
+///
+/// Fails with the code of a bad model where a value is not finite or does not fit the format, with that of a failed
+/// output where `out` cannot be written, and when `watch` says so.
+pub fn write_tensor(
+    out: &mut GgufWriter,
+    checkpoint: &Model,
+    tensor: &PlannedTensor,
+    watch: &dyn Watch,
+) -> Outcome<()> {
+    out.begin(&tensor.name).map_err(Failure::output)?;
+    let format = format_of(tensor.dtype);
+    match &tensor.source {
+        Source::Stored { name, .. } => {
+            let stored = checkpoint.weight(name).map_err(Failure::model)?;
+            let (stored_format, width) = (format_of(stored.dtype), stored.dtype.block().bytes);
+            let bytes = |range: Range<usize>| range.start * width..range.end * width;
+            let decode = |range: Range<usize>, x: &mut [f32]| {
+                let first = range.start;
+                stored_format.decode_row(&stored.bytes[bytes(range)], x);
+                check(x, format)
+                    .map_err(|(i, what)| checkpoint.error(name, format_args!("element {} {what}", first + i)))
+            };
+            write_blocks(out, tensor, format, watch, decode, |range| checkpoint.release(name, bytes(range)))
+        }
+        Source::Positions => {
+            let rows = positions::table(tensor.shape.last());
+            let decode = |range: Range<usize>, x: &mut [f32]| {
+                x.copy_from_slice(&rows[range]);
+                Ok(())
+            };
+            write_blocks(out, tensor, format, watch, decode, |_| ())
+        }
+    }
+}
+
+/// Formats do not care where a row ends, as long as blocks are whole: a tensor is converted as one long row.
+fn write_blocks(
+    out: &mut GgufWriter,
+    tensor: &PlannedTensor,
+    format: Format,
+    watch: &dyn Watch,
+    decode: impl Fn(Range<usize>, &mut [f32]) -> Result<()> + Sync,
+    release: impl Fn(Range<usize>),
+) -> Outcome<()> {
+    let n = tensor.shape.elements();
+    let mut bytes = vec![0; format.row_bytes(n.min(PIECE * PIECES))];
+    for start in (0..n).step_by(PIECE * PIECES) {
+        if watch.is_interrupted() {
+            return Err(Failure::interrupted());
+        }
+        let end = n.min(start + PIECE * PIECES);
+        let block = &mut bytes[..format.row_bytes(end - start)];
+        let pieces = block.par_chunks_mut(format.row_bytes(PIECE)).enumerate();
+        let converted: Result<()> = pieces
+            .map_init(
+                || vec![0.0; PIECE.min(n)],
+                |x, (i, piece)| {
+                    let first = start + i * PIECE;
+                    let range = first..end.min(first + PIECE);
+                    let x = &mut x[..range.len()];
+                    decode(range, x)?;
+                    format.encode_row(x, piece);
+                    Ok(())
+                },
+            )
+            .collect();
+        converted.map_err(Failure::model)?;
+        out.write(block).map_err(Failure::output)?;
+        release(start..end);
+        watch.written(&tensor.name, (end - start) as u64);
+    }
+    Ok(())
+}
+
+/// Checks that `x` can be written in `format`; else the first that cannot, and why.
+fn check(x: &[f32], format: Format) -> Result<(), (usize, String)> {
+    let limit = limit(format);
+    let Some(i) = x.iter().position(|x| x.is_nan() || x.abs() >= limit) else { return Ok(()) };
+    let why = if x[i].is_finite() { format!(", which is too large for {format:?}") } else { String::new() };
+    Err((i, format!("is {}{why}", x[i])))
+}
+
+/// The smallest magnitude whose scale or value is no longer finite.
+fn limit(format: Format) -> f32 {
+    match format {
+        Format::F32 => f32::INFINITY,
+        // Everything above rounds to infinity.
+        Format::BF16 => f32::from_bits(0x7f7f_8000),
+        Format::F16 => F16_OVERFLOW,
+        Format::Q8_0 => 127.0 * f16::to_f32(0x7bff),
+        Format::Q4_0 => 8.0 * f16::to_f32(0x7bff),
+        Format::Q4_1 | Format::Q5_0 | Format::Q5_1 => f16::to_f32(0x7bff),
+        Format::Q2_K | Format::Q3_K | Format::Q4_K | Format::Q5_K | Format::Q6_K => f16::to_f32(0x7bff),
+    }
+}
+
+/// The kernels' name of a format of weights.
+fn format_of(dtype: DType) -> Format {
+    match dtype {
+        DType::F32 => Format::F32,
+        DType::F16 => Format::F16,
+        DType::BF16 => Format::BF16,
+        DType::Q8_0 => Format::Q8_0,
+        DType::Q4_0 => Format::Q4_0,
+        DType::Q4_1 => Format::Q4_1,
+        DType::Q5_0 => Format::Q5_0,
+        DType::Q5_1 => Format::Q5_1,
+        DType::Q2_K => Format::Q2_K,
+        DType::Q3_K => Format::Q3_K,
+        DType::Q4_K => Format::Q4_K,
+        DType::Q5_K => Format::Q5_K,
+        DType::Q6_K => Format::Q6_K,
+        DType::I32 => unreachable!("no plan and no checkpoint reader gives integers"),
+    }
+}

@@ -1,0 +1,32 @@
+//! Ctrl-C. [`Interrupt`] is a flag that long work looks at, so that temporary files are cleaned up on the way out.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::exit::{Exit, Failure, Outcome};
+
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// Whether the user asked to stop.
+#[derive(Clone, Copy, Debug)]
+pub struct Interrupt(());
+
+impl Interrupt {
+    /// Takes over the signal. The first Ctrl-C sets the flag, the second one ends the process at once.
+    pub fn install() -> Outcome<Self> {
+        let handler = || {
+            if INTERRUPTED.swap(true, Ordering::Relaxed) {
+                std::process::exit(Exit::Interrupted as i32);
+            }
+        };
+        match ctrlc::set_handler(handler) {
+            // Another subcommand of this process asked before.
+            Ok(()) | Err(ctrlc::Error::MultipleHandlers) => Ok(Self(())),
+            Err(e) => Err(Failure::usage(format!("cannot watch for Ctrl-C: {e}"))),
+        }
+    }
+
+    /// Whether Ctrl-C was pressed.
+    pub fn is_set(self) -> bool {
+        INTERRUPTED.load(Ordering::Relaxed)
+    }
+}
