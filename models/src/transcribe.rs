@@ -12,9 +12,9 @@ use engine::{DType, Result};
 
 use crate::Loaded;
 use crate::audio::{MelSpectrogram, split};
+use crate::qwen3_asr;
 use crate::qwen3_asr::parse::{join_texts, merge_languages, parse};
 use crate::qwen3_asr::prompt::{Prompt, PromptFormat};
-use crate::qwen3_asr;
 use crate::sample::greedy;
 use crate::tokenizer::{Decoder, TokenKind, Tokenizer};
 
@@ -212,7 +212,8 @@ impl Transcriber {
         }
         Ok(Transcript {
             duration_s: seconds(samples.len()),
-            language: Some(merge_languages(segments.iter().filter_map(|s| s.language.as_deref()))).filter(|l| !l.is_empty()),
+            language: Some(merge_languages(segments.iter().filter_map(|s| s.language.as_deref())))
+                .filter(|l| !l.is_empty()),
             text: join_texts(segments.iter().map(|s| s.text.as_str())),
             segments,
             timings,

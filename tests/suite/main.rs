@@ -1,6 +1,9 @@
 //! The integration suite.
 
+mod appendix;
 mod audio;
+mod checkpoint;
 mod gguf;
+mod golden;
 mod safetensors;
 mod tokenizer;

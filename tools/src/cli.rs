@@ -7,6 +7,7 @@ use clap_complete::Shell;
 
 use crate::convert::{self, ConvertArgs};
 use crate::exit::{Exit, Failure, Outcome};
+use crate::transcribe::{self, TranscribeArgs};
 
 /// What `--version -v` adds.
 const LICENCES: &str = "\
@@ -31,6 +32,7 @@ struct Cli {
 
 #[derive(Subcommand, Debug)]
 enum Command {
+    Transcribe(Box<TranscribeArgs>),
     Convert(ConvertArgs),
     /// Print a completion script for a shell
     Completions {
@@ -70,6 +72,7 @@ fn run(cli: Cli) -> Outcome<Exit> {
         return Ok(Exit::Done);
     }
     match cli.command {
+        Some(Command::Transcribe(args)) => transcribe::run(&args),
         Some(Command::Convert(args)) => convert::run(&args),
         Some(Command::Completions { shell }) => {
             clap_complete::generate(shell, &mut Cli::command(), "tympan", &mut std::io::stdout());

@@ -1,7 +1,12 @@
 //! The subcommands of `tympan` as a library, for the binary and the tests.
 
+pub mod args;
 pub mod cli;
 pub mod convert;
 pub mod demo;
 pub mod exit;
 pub mod interrupt;
+pub mod model;
+pub mod output;
+pub mod report;
+pub mod transcribe;

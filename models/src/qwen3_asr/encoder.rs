@@ -190,10 +190,12 @@ impl Encoder {
         let width = g.shape(x).last();
         let mut x = g.name(g.reshape(x, [1, n_chunks * CHUNK_TOKENS, width]), "enc.stem");
         for (i, layer) in self.layers.iter().enumerate() {
-            x = g.name(self.layer(g, layer, x, lengths), &format!("enc.blk.{i}.out"));
+            let prefix = format!("enc.blk.{i}");
+            x = g.name(self.layer(g, layer, &prefix, x, lengths), &format!("{prefix}.out"));
         }
         let x = g.name(self.ln_post.build(g, x), "enc.ln_post");
-        let x = self.proj2.build(g, g.unary(Unary::Gelu, self.proj1.build(g, x)));
+        let x = g.name(self.proj1.build(g, x), "enc.proj1");
+        let x = self.proj2.build(g, g.unary(Unary::Gelu, x));
         g.output(g.name(x, "enc.embeddings"));
     }
 
@@ -211,23 +213,25 @@ impl Encoder {
     fn stem(&self, g: &GraphBuilder<'_>, chunks: Tensor, start: usize) -> Tensor {
         let conv = |x, c: &Conv| g.conv2d(x, c.weight, c.bias, STRIDE, PAD);
         let [first, second, third] = &self.conv2d;
-        let x = g.unary(Unary::Gelu, conv(chunks, first));
-        let x = g.unary(Unary::Gelu, conv(x, second));
+        let x = g.name(g.unary(Unary::Gelu, conv(chunks, first)), &format!("enc.gelu1.{start}"));
+        let x = g.name(g.unary(Unary::Gelu, conv(x, second)), &format!("enc.gelu2.{start}"));
         let x = g.name(conv(x, third), &format!("enc.conv2d3.{start}"));
-        let x = g.unary(Unary::Gelu, x); // [n, mel bands left, CHUNK_TOKENS, channels]
+        // [n, mel bands left, CHUNK_TOKENS, channels]
+        let x = g.name(g.unary(Unary::Gelu, x), &format!("enc.gelu3.{start}"));
         let x = g.copy(g.permute(x, [0, 2, 3, 1])); // [n, CHUNK_TOKENS, channels, mel bands left]
         let x = g.linear(g.merge_heads(x), self.conv_out);
         let positions = g.slice(g.weight(self.positional_embedding), 0, 0, CHUNK_TOKENS);
         g.add(x, positions)
     }
 
-    fn layer(&self, g: &GraphBuilder<'_>, layer: &Layer, x: Tensor, lengths: Tensor) -> Tensor {
-        let h = layer.self_attn_layer_norm.build(g, x);
+    fn layer(&self, g: &GraphBuilder<'_>, layer: &Layer, prefix: &str, x: Tensor, lengths: Tensor) -> Tensor {
+        let h = g.name(layer.self_attn_layer_norm.build(g, x), &format!("{prefix}.ln1"));
         let qkv = [&layer.q_proj, &layer.k_proj, &layer.v_proj].map(|p| g.split_heads(p.build(g, h), self.n_head));
         // Head widths are small integers, exact in f32.
         let scale = 1.0 / (g.shape(qkv[0]).last() as f32).sqrt();
         let h = g.merge_heads(g.attention(qkv, lengths, scale, self.window));
-        let x = g.add(x, layer.out_proj.build(g, h));
+        let h = g.name(layer.out_proj.build(g, h), &format!("{prefix}.attn"));
+        let x = g.add(x, h);
         let h = layer.final_layer_norm.build(g, x);
         let h = g.unary(Unary::Gelu, layer.fc1.build(g, h));
         g.add(x, layer.fc2.build(g, h))

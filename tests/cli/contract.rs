@@ -1,0 +1,256 @@
+//! The command line's contract: formats, exit codes, inputs, refusals.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use crate::run::{clip, tympan, tympan_with_input};
+
+/// Text of `open_door.wav`.
+const OPEN_DOOR: &str = "please open the door";
+
+fn transcribe(args: &[&str], inputs: &[&Path]) -> crate::run::Run {
+    let mut all: Vec<std::ffi::OsString> = vec!["transcribe".into()];
+    all.extend(args.iter().map(Into::into));
+    all.extend(inputs.iter().map(|p| p.as_os_str().to_owned()));
+    tympan(all)
+}
+
+#[test]
+fn standard_output_is_the_text_and_nothing_else() {
+    let run = transcribe(&[], &[&clip("open_door.wav")]).expect(0);
+    assert_eq!(run.out, format!("{OPEN_DOOR}\n"));
+    let lines: Vec<&str> = run.err.lines().collect();
+    assert!(lines[0].contains("built-in demonstration model") && lines[0].contains("-m MODEL.gguf"), "{}", run.err);
+    assert!(lines[1].starts_with("audio 1.9 s | load ") && lines[1].contains("| RTF "), "{}", run.err);
+    assert_eq!(lines.len(), 2, "{}", run.err);
+    let quiet = transcribe(&["-q"], &[&clip("open_door.wav")]).expect(0);
+    assert_eq!((quiet.out.as_str(), quiet.err.as_str()), (run.out.as_str(), ""));
+}
+
+#[test]
+fn json_has_every_field_of_the_contract() {
+    let run = transcribe(&["-f", "json"], &[&clip("open_door.wav")]).expect(0);
+    let document: Value = serde_json::from_str(&run.out).unwrap();
+    let schema = json!({
+        "file": "string", "duration": "number", "language": "string", "text": "string",
+        "segments": [{"id": "number", "start": "number", "end": "number", "text": "string", "language": "string",
+                      "truncated": "boolean", "guard": "null", "token_ids": "null"}],
+        "words": "null", "truncated": "boolean",
+        "model": {"architecture": "string", "file": "string", "dtype": "string"}, "device": "string", "threads": "number",
+        "timings": {"load_ms": "number", "decode_audio_ms": "number", "resample_ms": "number", "mel_ms": "number",
+                    "encode_ms": "number", "prefill_ms": "number", "decode_ms": "number", "total_ms": "number",
+                    "audio_tokens": "number", "prompt_tokens": "number", "generated_tokens": "number", "rtf": "number",
+                    "peak_rss_bytes": if cfg!(target_os = "linux") { "number" } else { "null" }},
+    });
+    assert_eq!(types(&document), schema);
+    assert_eq!(document["text"], OPEN_DOOR);
+    assert_eq!(document["segments"][0]["end"], document["duration"]);
+    assert_eq!(document["model"]["architecture"], "qwen3-asr");
+    assert_eq!(document["model"]["dtype"], "BF16");
+    assert_eq!(document["timings"]["audio_tokens"], 25);
+}
+
+/// The document with the name of its type in place of every value, keys in their order.
+fn types(value: &Value) -> Value {
+    match value {
+        Value::Null => "null".into(),
+        Value::Bool(_) => "boolean".into(),
+        Value::Number(_) => "number".into(),
+        Value::String(_) => "string".into(),
+        Value::Array(items) => items.iter().map(types).collect(),
+        Value::Object(fields) => Value::Object(fields.iter().map(|(k, v)| (k.clone(), types(v))).collect()),
+    }
+}
+
+#[test]
+fn files_and_formats_go_to_the_output_directory() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("new/out");
+    let inputs = [clip("open_door.wav"), clip("yes.wav")];
+    let run =
+        transcribe(&["-q", "-f", "text,json,jsonl,srt,vtt", "-o", out.to_str().unwrap()], &[&inputs[0], &inputs[1]]);
+    assert_eq!(run.expect(0).out, "");
+    let mut names: Vec<String> =
+        std::fs::read_dir(&out).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    let want = ["open_door", "yes"].map(|stem| ["json", "jsonl", "srt", "txt", "vtt"].map(|e| format!("{stem}.{e}")));
+    assert_eq!(names, want.concat());
+    let read = |name: &str| std::fs::read_to_string(out.join(name)).unwrap();
+    assert_eq!(read("open_door.txt"), format!("{OPEN_DOOR}\n"));
+    assert_eq!(read("open_door.srt"), format!("1\n00:00:00,000 --> 00:00:01,914\n{OPEN_DOOR}\n\n"));
+    assert_eq!(read("open_door.vtt"), format!("WEBVTT\n\n00:00:00.000 --> 00:00:01.914\n{OPEN_DOOR}\n\n"));
+}
+
+#[test]
+fn standard_input_is_an_input() {
+    let run = tympan_with_input(["transcribe", "-q", "-"], &clip("open_door.wav")).expect(0);
+    assert_eq!(run.out, format!("{OPEN_DOOR}\n"));
+}
+
+#[test]
+fn a_directory_stands_for_its_audio_files() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("b")).unwrap();
+    std::fs::copy(clip("yes.wav"), dir.path().join("b/second.WAV")).unwrap();
+    std::fs::copy(clip("open_door.wav"), dir.path().join("a.wav")).unwrap();
+    std::fs::write(dir.path().join("notes.txt"), "not audio").unwrap();
+    let run = transcribe(&[], &[dir.path()]).expect(0);
+    assert_eq!(run.out, format!("{OPEN_DOOR}\nyes\n"));
+    assert!(run.err.contains("1 files skipped"), "{}", run.err);
+}
+
+#[test]
+fn a_failing_input_does_not_stop_the_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let bad = dir.path().join("bad.wav");
+    std::fs::write(&bad, "this is not audio").unwrap();
+    let run = transcribe(&[], &[&bad, &clip("open_door.wav")]).expect(1);
+    assert_eq!(run.out, format!("{OPEN_DOOR}\n"));
+    assert_eq!(run.err.lines().filter(|l| l.starts_with("error: ") && l.contains("bad.wav")).count(), 1, "{}", run.err);
+    let alone = transcribe(&[], &[&bad]).expect(3);
+    assert_eq!(alone.out, "");
+    let missing = dir.path().join("missing.wav");
+    let both = transcribe(&[], &[&bad, &missing]).expect(3);
+    assert!(both.err.contains("bad.wav") && both.err.contains("missing.wav: no such file"), "{}", both.err);
+}
+
+#[test]
+fn a_text_cut_at_the_limit_is_said() {
+    let run = transcribe(&["-f", "json", "--max-tokens", "5", "--token-ids"], &[&clip("speech_to_text.wav")]).expect(6);
+    let document: Value = serde_json::from_str(&run.out).unwrap();
+    assert_eq!(document["truncated"], true);
+    assert_eq!(document["segments"][0]["truncated"], true);
+    assert_eq!(document["segments"][0]["token_ids"].as_array().unwrap().len(), 5);
+    assert!(run.err.contains("--max-tokens"), "{}", run.err);
+}
+
+#[test]
+fn long_audio_is_cut_and_keeps_its_offsets() {
+    let run = transcribe(&["-q", "-f", "json", "--segment", "8"], &[&clip("long_24s.wav")]).expect(0);
+    let document: Value = serde_json::from_str(&run.out).unwrap();
+    let segments = document["segments"].as_array().unwrap();
+    assert!(segments.len() >= 2, "{document}");
+    for (i, pair) in segments.windows(2).enumerate() {
+        assert_eq!(pair[0]["end"], pair[1]["start"], "segment {i}");
+    }
+    assert_eq!(segments[0]["start"], 0.0);
+    assert_eq!(segments.last().unwrap()["end"], document["duration"]);
+    let joined: Vec<&str> = segments.iter().map(|s| s["text"].as_str().unwrap()).filter(|t| !t.is_empty()).collect();
+    assert_eq!(document["text"], joined.join(" "));
+}
+
+#[test]
+fn a_forced_language_is_the_answer_s_language() {
+    for name in ["English", "english", "en"] {
+        let run = transcribe(&["-q", "-f", "json", "--language", name], &[&clip("open_door.wav")]).expect(0);
+        let document: Value = serde_json::from_str(&run.out).unwrap();
+        assert_eq!((&document["language"], &document["text"]), (&json!("English"), &json!(OPEN_DOOR)), "{name}");
+    }
+}
+
+#[test]
+fn dump_holds_what_the_first_token_is_computed_from() {
+    let dir = tempfile::tempdir().unwrap();
+    transcribe(&["-q", "--dump", dir.path().to_str().unwrap()], &[&clip("open_door.wav")]).expect(0);
+    let bytes = std::fs::read(dir.path().join("open_door.safetensors")).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let shape = |name: &str| tensors.tensor(name).unwrap().shape().to_vec();
+    assert_eq!(shape("mel"), [128, 191]);
+    assert_eq!(shape("audio_embeddings"), [25, 256]);
+    assert_eq!(shape("prompt_ids"), [40]);
+    assert_eq!(shape("first_logits"), [768]);
+    let ids: Vec<i32> = tensors
+        .tensor("prompt_ids")
+        .unwrap()
+        .data()
+        .chunks_exact(4)
+        .map(|b| i32::from_le_bytes(b.try_into().unwrap()))
+        .collect();
+    assert_eq!(ids.iter().filter(|&&id| id == -1).count(), 25);
+}
+
+#[test]
+fn what_makes_no_sense_is_refused() {
+    let door = clip("open_door.wav");
+    for (args, says) in [
+        (&["--language", "Klingon"][..], "Klingon"),
+        (&["--language", "Englisch"], "English"),
+        (&["-f", "xml"], "xml"),
+        (&["-f", "text,json"], "--output"),
+        (&["--segment", "-1"], "--segment"),
+        (&["--segment", "nan"], "--segment"),
+        (&["--max-tokens", "0"], "--max-tokens"),
+        (&["-t", "0"], "--threads"),
+        (&["--kv-type", "q8_0"], "--kv-type"),
+        (&["--audio-attention", "sliding"], "--audio-attention"),
+        (&["--device", "tpu"], "tpu"),
+        (&["--timestamps", "none", "-f", "srt"], "srt"),
+        (&["-q", "-v"], "--verbose"),
+        (&["--no-such-flag"], "--no-such-flag"),
+    ] {
+        let run = transcribe(args, &[&door]).expect(2);
+        assert!(run.out.is_empty() && run.err.contains(says), "{args:?}: {}", run.err);
+    }
+    tympan(["transcribe"]).expect(2);
+    tympan(["transscribe"]).expect(2);
+    tympan(["--help"]).expect(0);
+}
+
+#[test]
+fn what_is_not_built_yet_says_so() {
+    let door = clip("open_door.wav");
+    for args in [
+        &["-f", "csv"][..],
+        &["-f", "lrc"],
+        &["-f", "tsv"],
+        &["--timestamps", "word"],
+        &["--aligner", "a.gguf"],
+        &["--device", "cuda"],
+        &["--device", "cuda:0"],
+        &["--gpu-layers", "all"],
+        &["--memory-budget", "1G"],
+    ] {
+        let run = transcribe(args, &[&door]).expect(2);
+        assert!(run.out.is_empty() && run.err.contains("not in this version"), "{args:?}: {}", run.err);
+    }
+}
+
+#[test]
+fn bad_models_are_exit_code_4_in_one_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, bytes: &[u8]| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let empty_dir = dir.path().join("empty");
+    std::fs::create_dir(&empty_dir).unwrap();
+    let missing = dir.path().join("missing.gguf").to_str().unwrap().to_owned();
+    for model in [
+        missing,
+        write("empty.gguf", b""),
+        write("text.gguf", b"GGUX1234567890"),
+        empty_dir.to_str().unwrap().to_owned(),
+    ] {
+        let run = transcribe(&["-m", &model], &[&clip("open_door.wav")]).expect(4);
+        assert_eq!(run.err.lines().count(), 1, "{}", run.err);
+        assert!(run.err.starts_with("error: ") && run.err.contains(model.rsplit('/').next().unwrap()), "{}", run.err);
+    }
+}
+
+#[test]
+fn more_threads_give_the_same_ids() {
+    let ids = |threads: &str| {
+        let run = transcribe(&["-q", "-f", "jsonl", "--token-ids", "-t", threads], &[&clip("long_9s.wav")]).expect(0);
+        run.json_lines()[0]["segments"][0]["token_ids"].clone()
+    };
+    assert_eq!(ids("1"), ids("3"));
+}
+
+#[test]
+fn the_version_names_the_licences() {
+    let run = tympan(["--version", "-v"]).expect(0);
+    assert!(run.out.contains(env!("CARGO_PKG_VERSION")) && run.out.contains("MIT") && run.out.contains("CC BY-SA 4.0"));
+    assert_eq!(tympan(["--version"]).expect(0).out, format!("tympan {}\n", env!("CARGO_PKG_VERSION")));
+}

@@ -1,0 +1,373 @@
+//! Whole models against the official implementations: tiny checkpoints with the values that the official code computes
+//! from them. Values of the fixtures are f64 results rounded to f32, see `fixtures/golden/README.md`.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use engine::DType;
+use engine::backend::Backend;
+use engine::batch::{Batch, Features, Sequence, Tokens};
+
+use engine::key::Rows;
+use engine::memory::Slot;
+use engine::pass::CompileOptions;
+use engine::session::{Session, SessionOptions};
+use models::LoadOptions;
+use models::qwen3_asr::AudioAttention;
+use models::sample::greedy;
+use safetensors::SafeTensors;
+use serde_json::Value;
+use tools::convert::FileType;
+
+use crate::checkpoint::converted;
+
+/// Normalised squared error that f64 arithmetic may leave: values are stored as f32, states too.
+const REFERENCE_NMSE: f64 = 1e-13;
+
+/// A fixture: checkpoint, expected tensors, and how far the official code is off in f32.
+struct Golden {
+    dir: PathBuf,
+    bytes: Vec<u8>,
+    manifest: Value,
+}
+
+/// An expected tensor.
+struct Expected {
+    shape: Vec<usize>,
+    values: Vec<f32>,
+    /// Largest difference that an f32 engine may show.
+    tolerance: f64,
+}
+
+impl Golden {
+    fn open(name: &str) -> Self {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/golden").join(name);
+        let bytes = std::fs::read(dir.join("golden.safetensors")).unwrap();
+        let manifest = serde_json::from_slice(&std::fs::read(dir.join("manifest.json")).unwrap()).unwrap();
+        Self { dir, bytes, manifest }
+    }
+
+    fn tensors(&self) -> SafeTensors<'_> {
+        SafeTensors::deserialize(&self.bytes).unwrap()
+    }
+
+    fn expected(&self, name: &str) -> Expected {
+        let tensors = self.tensors();
+        let view = tensors.tensor(name).unwrap();
+        let entry = self.manifest["tensors"].as_array().unwrap().iter().find(|t| t["name"] == name).unwrap();
+        let number = |key: &str| entry[key].as_f64().unwrap();
+        Expected {
+            shape: view.shape().to_vec(),
+            values: view.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect(),
+            tolerance: 20.0 * number("f32_error") + 1e-6 * number("max_abs"),
+        }
+    }
+
+    fn ids(&self, name: &str) -> Vec<i32> {
+        let tensors = self.tensors();
+        let view = tensors.tensor(name).unwrap();
+        view.data().chunks_exact(4).map(|b| i32::from_le_bytes(b.try_into().unwrap())).collect()
+    }
+
+    /// The first `n` samples of the waveform.
+    fn waveform(&self, n: usize) -> Vec<f32> {
+        let tensors = self.tensors();
+        let view = tensors.tensor("waveform").unwrap();
+        let samples =
+            view.data().chunks_exact(2).map(|b| f32::from(i16::from_le_bytes(b.try_into().unwrap())) / 32768.0);
+        samples.take(n).collect()
+    }
+
+    fn session(&self, backend: &Arc<dyn Backend>, attention: AudioAttention, taps: &[&str]) -> Session {
+        let files = vec![converted(&self.dir, FileType::F32)];
+        let loaded = models::load(files, LoadOptions { audio_attention: attention }).unwrap();
+        let options = SessionOptions {
+            n_ctx: 512,
+            kv_dtype: DType::F32,
+            compile: CompileOptions {
+                poison: true,
+                taps: taps.iter().map(|&t| t.to_owned()).collect(),
+                ..CompileOptions::default()
+            },
+            ..SessionOptions::default()
+        };
+        Session::open(loaded.model, &loaded.weights, std::slice::from_ref(backend), options).unwrap()
+    }
+}
+
+/// Compares with the tolerance of the backend; `got` may have more rows than expected at its front.
+fn compare(what: &str, backend: &dyn Backend, got: &[f32], want: &Expected) {
+    let got = &got[got.len() - want.values.len()..];
+    let error = |(a, b): (&f32, &f32)| (f64::from(*a) - f64::from(*b)).abs();
+    if backend.name() == "reference" {
+        let noise: f64 = got.iter().zip(&want.values).map(|p| error(p).powi(2)).sum();
+        let signal: f64 = want.values.iter().map(|b| f64::from(*b).powi(2)).sum();
+        assert!(noise <= REFERENCE_NMSE * signal, "{what} on reference: nmse {:e}", noise / signal);
+    } else {
+        let worst = got.iter().zip(&want.values).map(error).fold(0.0, f64::max);
+        assert!(worst <= want.tolerance, "{what} on {}: {worst:e} > {:e}", backend.name(), want.tolerance);
+    }
+    assert!(got.iter().all(|x| x.is_finite()), "{what}: not finite");
+}
+
+fn backends() -> Vec<Arc<dyn Backend>> {
+    backends::list().iter().map(|b| (b.open)(&backends::Options::default()).unwrap()).collect()
+}
+
+fn tap(session: &Session, name: &str) -> Vec<f32> {
+    session.tap(name).unwrap().unwrap_or_else(|| panic!("no tap {name}")).0
+}
+
+/// Feeds a prompt and returns the logits of every position.
+fn all_logits(session: &mut Session, slot: Slot, tokens: Tokens<'_>) -> Vec<f32> {
+    let n = tokens.len();
+    let logits = session.step(&Batch { seqs: &[Sequence { slot, tokens }], rows: Rows::All }).unwrap();
+    (0..n).flat_map(|t| logits.row(0, t).to_vec()).collect()
+}
+
+/// Greedy continuation: ids, and the logits that chose each.
+fn decode(session: &mut Session, slot: Slot, first: &[f32], n: usize) -> (Vec<i32>, Vec<f32>) {
+    let mut logits = first.to_vec();
+    let (mut ids, mut rows) = (Vec::new(), Vec::new());
+    for _ in 0..n {
+        let next = u32::try_from(greedy(&logits)).unwrap();
+        ids.push(next.cast_signed());
+        rows.extend_from_slice(&logits);
+        logits = session.feed(slot, Tokens::Ids(&[next]), Rows::Last).unwrap().to_vec();
+    }
+    (ids, rows)
+}
+
+const QWEN3_TAPS: [(&str, &str); 8] = [
+    ("embed", "tap.embed"),
+    ("blk.0.mixer", "tap.layer.0.mixer"),
+    ("blk.0.ffn", "tap.layer.0.ffn"),
+    ("blk.0.out", "tap.layer.0"),
+    ("blk.1.mixer", "tap.layer.1.mixer"),
+    ("blk.1.ffn", "tap.layer.1.ffn"),
+    ("blk.1.out", "tap.layer.1"),
+    ("norm", "tap.norm"),
+];
+
+#[test]
+fn qwen3_matches_transformers() {
+    let gold = Golden::open("qwen3");
+    let prompt: Vec<u32> = gold.ids("prompt.ids").iter().map(|id| id.cast_unsigned()).collect();
+    for backend in backends() {
+        let mut s = gold.session(&backend, AudioAttention::Windowed, &QWEN3_TAPS.map(|(ours, _)| ours));
+        let slot = s.memory_mut().acquire().unwrap();
+        let logits = all_logits(&mut s, slot, Tokens::Ids(&prompt));
+        for (ours, theirs) in QWEN3_TAPS {
+            let want = gold.expected(theirs);
+            compare(theirs, &*backend, &tap(&s, ours)[..want.values.len()], &want);
+        }
+        compare("prompt.logits", &*backend, &logits, &gold.expected("prompt.logits"));
+        let n_vocab = s.model().n_vocab();
+        let (ids, rows) = decode(&mut s, slot, &logits[logits.len() - n_vocab..], 16);
+        assert_eq!(ids, gold.ids("decode.ids"), "{}", backend.name());
+        compare("decode.logits", &*backend, &rows, &gold.expected("decode.logits"));
+    }
+}
+
+#[test]
+fn qwen3_prompt_in_pieces_matches_transformers() {
+    let gold = Golden::open("qwen3");
+    let prompt: Vec<u32> = gold.ids("prompt.ids").iter().map(|id| id.cast_unsigned()).collect();
+    for backend in backends() {
+        let mut s = gold.session(&backend, AudioAttention::Windowed, &[]);
+        let slot = s.memory_mut().acquire().unwrap();
+        let mut logits = Vec::new();
+        for piece in [&prompt[..1], &prompt[1..8], &prompt[8..]] {
+            logits.extend(all_logits(&mut s, slot, Tokens::Ids(piece)));
+        }
+        compare("prompt.logits", &*backend, &logits, &gold.expected("prompt.logits"));
+    }
+}
+
+/// Channels-last `[n, mel, time, channels]` to `[channels, mel, time]` of the first image.
+fn channels_first(values: &[f32], want: &[usize]) -> Vec<f32> {
+    let [channels, mel, time] = want[..] else { panic!("want three extents") };
+    let at = |c: usize, m: usize, t: usize| values[(m * time + t) * channels + c];
+    (0..channels).flat_map(|c| (0..mel).flat_map(move |m| (0..time).map(move |t| at(c, m, t)))).collect()
+}
+
+/// What a clip holds beside embeddings, prompt and ids: our tap, and the fixture's name after `clip.N.`.
+fn encoder_taps(clip: usize) -> Vec<(&'static str, &'static str)> {
+    let mut taps = vec![("enc.stem", "stem"), ("enc.blk.0.out", "block.0"), ("enc.blk.1.out", "block.1")];
+    if clip <= 16_000 {
+        taps.push(("enc.conv2d3.0", "conv2d3"));
+        taps.push(("enc.ln_post", "ln_post"));
+    }
+    taps
+}
+
+fn check_clip(gold: &Golden, backend: &Arc<dyn Backend>, clip: usize, from_waveform: bool) {
+    let name = |part: &str| format!("clip.{clip}.{part}");
+    let mut taps: Vec<&str> = encoder_taps(clip).iter().map(|(ours, _)| *ours).collect();
+    taps.extend(["embed", "blk.0.out", "blk.1.out", "norm"]);
+    let mut s = gold.session(backend, AudioAttention::Windowed, &taps);
+    let stored = gold.expected(&name("features"));
+    let mut features =
+        models::audio::Features { n_mels: stored.shape[0], n_frames: stored.shape[1], values: stored.values };
+    if from_waveform {
+        let mel = models::audio::MelSpectrogram::new(models::qwen3_asr::mel_params(features.n_mels)).unwrap();
+        features = mel.compute(&gold.waveform(clip)).unwrap();
+    }
+    let input = Features { n_mels: features.n_mels, n_frames: features.n_frames, values: &features.values };
+    let embeddings = s.encode(&input).unwrap().to_vec();
+    if !from_waveform {
+        for (ours, theirs) in encoder_taps(clip) {
+            let want = gold.expected(&name(theirs));
+            let mut got = tap(&s, ours);
+            if theirs == "conv2d3" {
+                got = channels_first(&got, &want.shape);
+            }
+            compare(&name(theirs), &**backend, &got[..want.values.len()], &want);
+        }
+        compare(&name("embeddings"), &**backend, &embeddings, &gold.expected(&name("embeddings")));
+    }
+    let prompt = gold.ids(&name("prompt.ids"));
+    let slot = s.memory_mut().acquire().unwrap();
+    let logits = all_logits(&mut s, slot, Tokens::Mixed { ids: &prompt, embeddings: &embeddings });
+    if clip == 16_000 && !from_waveform {
+        for (ours, theirs) in [("embed", "embed"), ("blk.0.out", "layer.0"), ("blk.1.out", "layer.1"), ("norm", "norm")]
+        {
+            let want = gold.expected(&name(&format!("tap.{theirs}")));
+            compare(theirs, &**backend, &tap(&s, ours)[..want.values.len()], &want);
+        }
+    }
+    if !from_waveform {
+        compare(&name("prompt.logits"), &**backend, &logits, &gold.expected(&name("prompt.logits")));
+    }
+    let n_vocab = s.model().n_vocab();
+    let (ids, rows) = decode(&mut s, slot, &logits[logits.len() - n_vocab..], 16);
+    assert_eq!(ids, gold.ids(&name("decode.ids")), "clip {clip} on {}", backend.name());
+    if clip == 16_000 && !from_waveform {
+        compare(&name("decode.logits"), &**backend, &rows, &gold.expected(&name("decode.logits")));
+    }
+}
+
+#[test]
+fn qwen3_asr_matches_transformers() {
+    let gold = Golden::open("qwen3_asr");
+    for backend in backends() {
+        for clip in [5600, 16_000, 132_977] {
+            check_clip(&gold, &backend, clip, false);
+        }
+    }
+}
+
+#[test]
+fn qwen3_asr_from_the_waveform_gives_the_same_ids() {
+    let gold = Golden::open("qwen3_asr");
+    for backend in backends() {
+        for clip in [5600, 16_000, 132_977] {
+            check_clip(&gold, &backend, clip, true);
+        }
+    }
+}
+
+#[test]
+fn qwen3_asr_full_attention_matches_the_official_package() {
+    let gold = Golden::open("qwen3_asr");
+    for backend in backends() {
+        let mut s = gold.session(&backend, AudioAttention::Full, &["enc.blk.1.out"]);
+        let stored = gold.expected("clip.132977.features");
+        let input = Features { n_mels: stored.shape[0], n_frames: stored.shape[1], values: &stored.values };
+        let embeddings = s.encode(&input).unwrap().to_vec();
+        let want = gold.expected("clip.132977.full.block.1");
+        compare("full.block.1", &*backend, &tap(&s, "enc.blk.1.out")[..want.values.len()], &want);
+        compare("full.embeddings", &*backend, &embeddings, &gold.expected("clip.132977.full.embeddings"));
+    }
+}
+
+/// `13 floor(L / 100) + ceil((L mod 100) / 8)` for `L` frames of a clip that is raised to half a second.
+fn published_count(n_samples: usize) -> usize {
+    let frames = n_samples.max(8000) / 160;
+    13 * (frames / 100) + (frames % 100).div_ceil(8)
+}
+
+#[test]
+fn every_clip_length_has_the_published_number_of_audio_tokens() {
+    let mel = models::audio::MelSpectrogram::new(models::qwen3_asr::mel_params(128)).unwrap();
+    let lengths: Vec<usize> = (1..=480_000).step_by(37).collect();
+    for &n in &lengths {
+        assert_eq!(models::qwen3_asr::audio_tokens(mel.n_frames(n)), published_count(n), "{n} samples");
+    }
+    let gold = Golden::open("qwen3_asr");
+    let backend = (backends::list()[0].open)(&backends::Options::default()).unwrap();
+    let mut s = gold.session(&backend, AudioAttention::Windowed, &[]);
+    for &n in lengths.iter().step_by(lengths.len() / 60) {
+        let features = mel.compute(&vec![0.25; n]).unwrap();
+        let input = Features { n_mels: features.n_mels, n_frames: features.n_frames, values: &features.values };
+        let embeddings = s.encode(&input).unwrap().to_vec();
+        assert_eq!(embeddings.len(), published_count(n) * s.model().n_embd(), "{n} samples");
+        assert!(embeddings.iter().all(|x| x.is_finite()), "{n} samples");
+    }
+}
+
+/// Tolerances of the trained checkpoint's tensors, relative to the largest value of each.
+const TRAINED: f64 = 1e-5;
+/// Largest difference of its features.
+const TRAINED_MEL: f64 = 1e-4;
+
+fn check_trained(backend: &Arc<dyn Backend>, clip: &str) {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/models/tiny-qwen3-asr");
+    let bytes = std::fs::read(dir.join(format!("golden/{clip}.safetensors"))).unwrap();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let floats = |name: &str| -> Vec<f32> {
+        tensors
+            .tensor(name)
+            .unwrap()
+            .data()
+            .chunks_exact(4)
+            .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
+            .collect()
+    };
+    let ids = |name: &str| -> Vec<i32> {
+        let data = tensors.tensor(name).unwrap().data();
+        data.chunks_exact(8).map(|b| i32::try_from(i64::from_le_bytes(b.try_into().unwrap())).unwrap()).collect()
+    };
+    let close = |name: &str, got: &[f32], tolerance: f64| {
+        let want = floats(name);
+        let largest = want.iter().fold(0.0f32, |a, b| a.max(b.abs()));
+        assert!(got.len() >= want.len(), "{clip} {name}: {} values", got.len());
+        let worst = got.iter().zip(&want).map(|(a, b)| (f64::from(*a) - f64::from(*b)).abs()).fold(0.0, f64::max);
+        let allowed = tolerance * if name == "mel" { 1.0 } else { f64::from(largest) };
+        assert!(worst <= allowed, "{clip} {name} on {}: {worst:e} > {allowed:e}", backend.name());
+    };
+    let mel = models::audio::MelSpectrogram::new(models::qwen3_asr::mel_params(128)).unwrap();
+    close("mel", &mel.compute(&floats("waveform")).unwrap().values, TRAINED_MEL);
+
+    let loaded = models::load(vec![converted(&dir, FileType::BF16)], LoadOptions::default()).unwrap();
+    let compile = CompileOptions { taps: vec!["enc.ln_post".into()], ..CompileOptions::default() };
+    let options = SessionOptions { n_ctx: 512, kv_dtype: DType::F32, compile, ..SessionOptions::default() };
+    let mut s = Session::open(loaded.model, &loaded.weights, std::slice::from_ref(backend), options).unwrap();
+    let (values, n_mels) = (floats("mel"), tensors.tensor("mel").unwrap().shape()[0]);
+    let input = Features { n_mels, n_frames: values.len() / n_mels, values: &values };
+    let embeddings = s.encode(&input).unwrap().to_vec();
+    close("encoder", &tap(&s, "enc.ln_post"), TRAINED);
+    close("audio_embeds", &embeddings, TRAINED);
+
+    let placeholder = tensors.tensor("prompt_ids").map(|_| ids("prompt_ids")).unwrap();
+    let n_audio = embeddings.len() / s.model().n_embd();
+    let audio =
+        placeholder.iter().copied().find(|id| placeholder.iter().filter(|i| *i == id).count() == n_audio).unwrap();
+    let prompt: Vec<i32> = placeholder.iter().map(|&id| if id == audio { -1 } else { id }).collect();
+    let slot = s.memory_mut().acquire().unwrap();
+    let first = s.feed(slot, Tokens::Mixed { ids: &prompt, embeddings: &embeddings }, Rows::Last).unwrap().to_vec();
+    close("first_logits", &first, TRAINED);
+    let generated = ids("generated_ids");
+    let (got, rows) = decode(&mut s, slot, &first, generated.len());
+    assert_eq!(got, generated, "{clip} on {}", backend.name());
+    close("step_logits", &rows, TRAINED);
+}
+
+#[test]
+fn the_trained_checkpoint_matches_transformers() {
+    for backend in backends() {
+        for clip in ["open_door", "long_9s"] {
+            check_trained(&backend, clip);
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! Arguments that several subcommands share, and what they stand for.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use clap::{Args, ValueEnum};
+use engine::DType;
+use engine::backend::Backend;
+
+use crate::exit::{Failure, Outcome};
+
+/// Most threads that can be asked for; a typing error must not start a million.
+const MAX_THREADS: usize = 1024;
+
+/// Which model to use.
+#[derive(Args, Clone, Debug, Default)]
+pub struct ModelArgs {
+    /// GGUF file, directory with one model in it, or checkpoint directory (safetensors) [default: the built-in
+    /// demonstration model]
+    #[arg(short, long, value_name = "PATH")]
+    pub model: Option<PathBuf>,
+
+    /// Projector file of the model [default: the mmproj-*.gguf beside it]
+    #[arg(long, value_name = "PATH", requires = "model")]
+    pub mmproj: Option<PathBuf>,
+}
+
+/// Where to compute.
+#[derive(Args, Clone, Debug, Default)]
+pub struct DeviceArgs {
+    /// Threads [default: all available cores]
+    #[arg(short, long, value_name = "N", value_parser = parse_threads)]
+    pub threads: Option<NonZeroUsize>,
+
+    /// Device to compute on: auto, cpu, reference (the slow f64 interpreter, for checking)
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    pub device: String,
+
+    /// Layers to keep on the GPU
+    #[arg(long, value_name = "N|all", hide = true)]
+    pub gpu_layers: Option<String>,
+
+    /// Most memory to use
+    #[arg(long, value_name = "SIZE", hide = true)]
+    pub memory_budget: Option<String>,
+}
+
+/// Format of the attention cache.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum KvType {
+    /// Half precision.
+    F16,
+    /// Single precision.
+    F32,
+}
+
+impl From<KvType> for DType {
+    fn from(t: KvType) -> Self {
+        match t {
+            KvType::F16 => Self::F16,
+            KvType::F32 => Self::F32,
+        }
+    }
+}
+
+fn parse_threads(text: &str) -> Result<NonZeroUsize, String> {
+    let n: usize = text.parse().map_err(|_| format!("want 1 to {MAX_THREADS}"))?;
+    NonZeroUsize::new(n).filter(|n| n.get() <= MAX_THREADS).ok_or_else(|| format!("want 1 to {MAX_THREADS}"))
+}
+
+/// An opened device.
+pub struct Device {
+    /// What computes.
+    pub backend: Arc<dyn Backend>,
+    /// Threads that it uses.
+    pub threads: usize,
+}
+
+impl DeviceArgs {
+    /// Opens the device.
+    ///
+    /// Errors: a device that does not exist or that this version does not have.
+    pub fn open(&self) -> Outcome<Device> {
+        if let Some(layers) = &self.gpu_layers {
+            return Err(Failure::not_in_this_version(format!("--gpu-layers {layers}")));
+        }
+        if let Some(size) = &self.memory_budget {
+            return Err(Failure::not_in_this_version(format!("--memory-budget {size}")));
+        }
+        let name = match self.device.as_str() {
+            "auto" => "cpu",
+            cuda if cuda == "cuda" || cuda.starts_with("cuda:") => {
+                return Err(Failure::not_in_this_version(format!("--device {cuda}")));
+            }
+            name => name,
+        };
+        let threads = self.threads.map_or_else(available_threads, NonZeroUsize::get);
+        let options = backends::Options { threads: NonZeroUsize::new(threads) };
+        let known: Vec<&str> = backends::list().iter().map(|b| b.name).collect();
+        if !known.contains(&name) {
+            let message = format!("--device {name}: no such device (accepted: auto, {})", known.join(", "));
+            return Err(Failure::usage(message));
+        }
+        let backend = backends::open(name, &options).map_err(Failure::usage)?;
+        Ok(Device { backend, threads })
+    }
+}
+
+/// Cores that this process may use.
+fn available_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, NonZeroUsize::get)
+}

@@ -1,0 +1,142 @@
+//! Finding and loading the model that `-m` stands for.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, anyhow};
+use engine::gguf::Gguf;
+use models::{LoadOptions, Loaded};
+
+use crate::args::ModelArgs;
+use crate::convert;
+use crate::exit::{Failure, Outcome};
+use crate::report::Verbosity;
+
+/// A loaded model and how to speak of it.
+pub struct Model {
+    /// Architecture, weights and files.
+    pub loaded: Loaded,
+    /// File name for messages and JSON.
+    pub name: String,
+    /// The type that most of its tensors have, as the file says.
+    pub dtype: String,
+}
+
+impl ModelArgs {
+    /// Loads the model, the built-in one without `-m`.
+    ///
+    /// Errors: missing, malformed or unsupported files.
+    pub fn load(&self, options: LoadOptions, say: Verbosity) -> Outcome<Model> {
+        let Some(path) = &self.model else {
+            say.note(
+                "no model given: using the built-in demonstration model (163 English words); -m MODEL.gguf for a real one",
+            );
+            let file = crate::demo::open().map_err(Failure::model)?;
+            return finish(vec![file], "built-in".into(), options).map_err(Failure::model);
+        };
+        self.load_path(path, options).map_err(Failure::model)
+    }
+
+    fn load_path(&self, path: &Path, options: LoadOptions) -> anyhow::Result<Model> {
+        let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
+        if path.is_dir() && path.join("config.json").is_file() {
+            let file = convert::to_memory(path).with_context(|| format!("loading {}", path.display()))?;
+            return finish(vec![file], name, options).with_context(|| format!("loading {}", path.display()));
+        }
+        let text = if path.is_dir() { the_model_in(path)? } else { path.to_owned() };
+        let mut files = vec![Gguf::open(&text)?];
+        if let Some(projector) =
+            self.mmproj.clone().map_or_else(|| projector_beside(&text, &files[0]), |p| Ok(Some(p)))?
+        {
+            files.push(Gguf::open(&projector)?);
+        }
+        let name = text.file_name().unwrap_or(text.as_os_str()).to_string_lossy().into_owned();
+        finish(files, name, options).with_context(|| format!("loading {}", text.display()))
+    }
+}
+
+fn finish(files: Vec<Gguf>, name: String, options: LoadOptions) -> anyhow::Result<Model> {
+    let loaded = models::load(files, options)?;
+    let dtype = file_type(&loaded.files[0]);
+    Ok(Model { loaded, name, dtype })
+}
+
+/// Name of `general.file_type`. Source: llama.cpp, `enum llama_ftype`.
+fn file_type(file: &Gguf) -> String {
+    let name = match file.get_u32("general.file_type") {
+        Ok(0) => "F32",
+        Ok(1) => "F16",
+        Ok(2) => "Q4_0",
+        Ok(3) => "Q4_1",
+        Ok(7) => "Q8_0",
+        Ok(8) => "Q5_0",
+        Ok(9) => "Q5_1",
+        Ok(10) => "Q2_K",
+        Ok(11) => "Q3_K_S",
+        Ok(12) => "Q3_K_M",
+        Ok(13) => "Q3_K_L",
+        Ok(14) => "Q4_K_S",
+        Ok(15) => "Q4_K_M",
+        Ok(16) => "Q5_K_S",
+        Ok(17) => "Q5_K_M",
+        Ok(18) => "Q6_K",
+        Ok(32) => "BF16",
+        Ok(_) | Err(_) => "unknown",
+    };
+    name.into()
+}
+
+/// GGUF files of a directory: projectors, and the others without the later parts of split files.
+fn gguf_files(dir: &Path) -> anyhow::Result<(Vec<PathBuf>, Vec<PathBuf>)> {
+    let entries = std::fs::read_dir(dir).with_context(|| format!("{}: cannot be listed", dir.display()))?;
+    let mut files: Vec<PathBuf> = entries
+        .filter_map(|e| e.ok().map(|e| e.path()))
+        .filter(|p| p.extension().is_some_and(|e| e == "gguf") && p.is_file() && !is_later_part(p))
+        .collect();
+    files.sort();
+    Ok(files.into_iter().partition(|p| file_name(p).starts_with("mmproj")))
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// Whether the name ends in `-0000N-of-0000M` with N above 1.
+fn is_later_part(path: &Path) -> bool {
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let Some((front, count)) = stem.rsplit_once("-of-") else { return false };
+    let number = front.rsplit('-').next().unwrap_or_default();
+    let numeric = |s: &str| s.len() == 5 && s.bytes().all(|b| b.is_ascii_digit());
+    numeric(count) && numeric(number) && number != "00001"
+}
+
+fn the_model_in(dir: &Path) -> anyhow::Result<PathBuf> {
+    let (_, models) = gguf_files(dir)?;
+    match &models[..] {
+        [model] => Ok(model.clone()),
+        [] => Err(anyhow!("{}: no model in this directory (neither *.gguf nor config.json)", dir.display())),
+        several => {
+            let names: Vec<String> = several.iter().map(|p| file_name(p)).collect();
+            Err(anyhow!("{}: several models ({}): name one of them", dir.display(), names.join(", ")))
+        }
+    }
+}
+
+/// The projector for a text file that needs one: the only one beside it, or the one that shares most of its name.
+fn projector_beside(text: &Path, file: &Gguf) -> anyhow::Result<Option<PathBuf>> {
+    if !models::registry::needs_projector(file) {
+        return Ok(None);
+    }
+    let dir = text.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let (projectors, _) = gguf_files(dir)?;
+    if let [only] = &projectors[..] {
+        return Ok(Some(only.clone()));
+    }
+    let same_name = dir.join(format!("mmproj-{}", file_name(text)));
+    if projectors.contains(&same_name) {
+        return Ok(Some(same_name));
+    }
+    match projectors.len() {
+        0 => Err(anyhow!("{}: no mmproj-*.gguf beside it; --mmproj names the projector file", text.display())),
+        n => Err(anyhow!("{}: {n} projectors beside it; --mmproj names one", text.display())),
+    }
+}

@@ -1,0 +1,48 @@
+//! Lines on standard error, and what the operating system says about this process.
+
+/// How much is said on standard error.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Debug)]
+pub enum Verbosity {
+    /// Errors only.
+    Quiet,
+    /// Results of each stage, warnings and hints.
+    #[default]
+    Normal,
+    /// More detail.
+    Detail,
+}
+
+impl Verbosity {
+    /// From the flags `-q` and `-v`.
+    pub fn new(quiet: bool, verbose: bool) -> Self {
+        if quiet {
+            Self::Quiet
+        } else if verbose {
+            Self::Detail
+        } else {
+            Self::Normal
+        }
+    }
+
+    /// Says a line unless quiet.
+    pub fn note(self, line: impl std::fmt::Display) {
+        if self >= Self::Normal {
+            eprintln!("{line}");
+        }
+    }
+
+    /// Says a line when detail was asked for.
+    pub fn detail(self, line: impl std::fmt::Display) {
+        if self >= Self::Detail {
+            eprintln!("{line}");
+        }
+    }
+}
+
+/// The largest resident set that this process has had, in bytes, where the system tells.
+pub fn peak_rss_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024)
+}

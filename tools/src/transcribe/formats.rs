@@ -1,0 +1,240 @@
+//! Writing a transcript as text, JSON or subtitles.
+
+use clap::ValueEnum;
+use models::transcribe::{Segment, Transcript};
+use serde_json::{Map, Number, Value, json};
+
+/// An output format.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Format {
+    /// The text alone.
+    Text,
+    /// One indented document per input.
+    Json,
+    /// One line per input.
+    Jsonl,
+    /// SubRip subtitles.
+    Srt,
+    /// WebVTT subtitles.
+    Vtt,
+    /// Not in this version.
+    #[value(hide = true)]
+    Csv,
+    /// Not in this version.
+    #[value(hide = true)]
+    Lrc,
+    /// Not in this version.
+    #[value(hide = true)]
+    Tsv,
+}
+
+impl Format {
+    /// File extension, also the name on the command line but for text.
+    pub fn extension(self) -> &'static str {
+        match self {
+            Self::Text => "txt",
+            Self::Json => "json",
+            Self::Jsonl => "jsonl",
+            Self::Srt => "srt",
+            Self::Vtt => "vtt",
+            Self::Csv => "csv",
+            Self::Lrc => "lrc",
+            Self::Tsv => "tsv",
+        }
+    }
+
+    /// Whether this version writes it.
+    pub fn is_built(self) -> bool {
+        match self {
+            Self::Text | Self::Json | Self::Jsonl | Self::Srt | Self::Vtt => true,
+            Self::Csv | Self::Lrc | Self::Tsv => false,
+        }
+    }
+}
+
+/// Everything that JSON says besides the transcript itself.
+#[derive(Clone, Debug)]
+pub struct Facts {
+    /// The input as the user named it.
+    pub file: String,
+    /// Architecture of the model.
+    pub architecture: String,
+    /// The model's file.
+    pub model_file: String,
+    /// Type of most of the model's tensors.
+    pub dtype: String,
+    /// Device that computed.
+    pub device: String,
+    /// Threads that computed.
+    pub threads: usize,
+    /// Whether generated ids are shown.
+    pub token_ids: bool,
+    /// Whether segments carry times.
+    pub timestamps: bool,
+    /// Milliseconds to load the model.
+    pub load_ms: f64,
+    /// Milliseconds to decode the file.
+    pub decode_audio_ms: f64,
+    /// Milliseconds to resample.
+    pub resample_ms: f64,
+    /// Milliseconds from opening the file to the text.
+    pub total_ms: f64,
+    /// Largest resident set so far.
+    pub peak_rss_bytes: Option<u64>,
+}
+
+/// The transcript in one format, with a final line break.
+pub fn render(format: Format, transcript: &Transcript, facts: &Facts) -> String {
+    match format {
+        Format::Text => text(transcript, facts.timestamps),
+        Format::Json => format!("{:#}\n", json(transcript, facts)),
+        Format::Jsonl => format!("{}\n", json(transcript, facts)),
+        Format::Srt => subtitles(transcript, |i, s, body| {
+            format!("{}\n{} --> {}\n{body}\n\n", i + 1, clock(s.start_s, ','), clock(s.end_s, ','))
+        }),
+        Format::Vtt => {
+            let cues = subtitles(transcript, |_, s, body| {
+                let body = body.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
+                format!("{} --> {}\n{body}\n\n", clock(s.start_s, '.'), clock(s.end_s, '.'))
+            });
+            format!("WEBVTT\n\n{cues}")
+        }
+        Format::Csv | Format::Lrc | Format::Tsv => unreachable!("refused when arguments were checked"),
+    }
+}
+
+fn text(transcript: &Transcript, timestamps: bool) -> String {
+    if !timestamps {
+        return format!("{}\n", transcript.text);
+    }
+    let line = |s: &Segment| format!("[{} --> {}] {}\n", clock(s.start_s, '.'), clock(s.end_s, '.'), s.text);
+    transcript.segments.iter().map(line).collect()
+}
+
+/// One cue per segment with text; a blank line would end a cue, so the text is one line.
+fn subtitles(transcript: &Transcript, cue: impl Fn(usize, &Segment, &str) -> String) -> String {
+    let spoken = transcript.segments.iter().filter(|s| !s.text.is_empty()).enumerate();
+    spoken.map(|(i, s)| cue(i, s, &s.text.split_whitespace().collect::<Vec<_>>().join(" "))).collect()
+}
+
+/// `01:02:03,004`.
+fn clock(seconds: f64, separator: char) -> String {
+    // Durations of audio files are far below 2^53 ms.
+    let ms = (seconds * 1000.0).round() as u64;
+    let (h, m, s, ms) = (ms / 3_600_000, ms / 60_000 % 60, ms / 1000 % 60, ms % 1000);
+    format!("{h:02}:{m:02}:{s:02}{separator}{ms:03}")
+}
+
+/// The JSON document of the contract.
+fn json(transcript: &Transcript, facts: &Facts) -> Value {
+    let t = &transcript.timings;
+    let seconds = |s: f64| if facts.timestamps { rounded(s) } else { Value::Null };
+    let segments: Vec<Value> = transcript
+        .segments
+        .iter()
+        .enumerate()
+        .map(|(i, s)| {
+            let mut object = Map::new();
+            object.insert("id".into(), json!(i));
+            object.insert("start".into(), seconds(s.start_s));
+            object.insert("end".into(), seconds(s.end_s));
+            object.insert("text".into(), json!(s.text));
+            object.insert("language".into(), json!(s.language));
+            object.insert("truncated".into(), json!(s.truncated));
+            object.insert("guard".into(), Value::Null);
+            object.insert("token_ids".into(), if facts.token_ids { json!(s.token_ids) } else { Value::Null });
+            Value::Object(object)
+        })
+        .collect();
+    let ms = |d: std::time::Duration| rounded(d.as_secs_f64() * 1000.0);
+    let rtf = facts.total_ms / 1000.0 / transcript.duration_s;
+    json!({
+        "file": facts.file,
+        "duration": rounded(transcript.duration_s),
+        "language": transcript.language,
+        "text": transcript.text,
+        "segments": segments,
+        "words": null,
+        "truncated": transcript.truncated(),
+        "model": {"architecture": facts.architecture, "file": facts.model_file, "dtype": facts.dtype},
+        "device": facts.device,
+        "threads": facts.threads,
+        "timings": {
+            "load_ms": rounded(facts.load_ms),
+            "decode_audio_ms": rounded(facts.decode_audio_ms),
+            "resample_ms": rounded(facts.resample_ms),
+            "mel_ms": ms(t.mel),
+            "encode_ms": ms(t.encode),
+            "prefill_ms": ms(t.prefill),
+            "decode_ms": ms(t.decode),
+            "total_ms": rounded(facts.total_ms),
+            "audio_tokens": t.audio_tokens,
+            "prompt_tokens": t.prompt_tokens,
+            "generated_tokens": t.generated_tokens,
+            "rtf": rounded(rtf),
+            "peak_rss_bytes": facts.peak_rss_bytes,
+        },
+    })
+}
+
+/// A number with three decimals.
+fn rounded(x: f64) -> Value {
+    Number::from_f64((x * 1000.0).round() / 1000.0).map_or(Value::Null, Value::Number)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use models::transcribe::Timings;
+
+    fn transcript() -> Transcript {
+        let segment = |start_s: f64, end_s: f64, text: &str| Segment {
+            start_s,
+            end_s,
+            text: text.into(),
+            language: Some("English".into()),
+            truncated: false,
+            token_ids: vec![1, 2],
+        };
+        Transcript {
+            duration_s: 3725.5,
+            language: Some("English".into()),
+            text: "a <b> c".into(),
+            segments: vec![segment(0.0, 1.2345, "a <b>"), segment(1.2345, 2.0, ""), segment(3600.0, 3725.5, "c\n\nd")],
+            timings: Timings::default(),
+        }
+    }
+
+    fn facts() -> Facts {
+        Facts {
+            file: "x.wav".into(),
+            architecture: "m".into(),
+            model_file: "m.gguf".into(),
+            dtype: "F32".into(),
+            device: "cpu".into(),
+            threads: 2,
+            token_ids: false,
+            timestamps: true,
+            load_ms: 1.0,
+            decode_audio_ms: 0.0,
+            resample_ms: 0.0,
+            total_ms: 10.0,
+            peak_rss_bytes: None,
+        }
+    }
+
+    #[test]
+    fn subtitles_have_numbered_cues_without_blank_lines() {
+        let srt = render(Format::Srt, &transcript(), &facts());
+        assert_eq!(srt, "1\n00:00:00,000 --> 00:00:01,235\na <b>\n\n2\n01:00:00,000 --> 01:02:05,500\nc d\n\n");
+        let vtt = render(Format::Vtt, &transcript(), &facts());
+        assert!(vtt.starts_with("WEBVTT\n\n00:00:00.000 --> 00:00:01.235\na &lt;b&gt;\n\n"));
+    }
+
+    #[test]
+    fn json_lines_are_lines() {
+        let line = render(Format::Jsonl, &transcript(), &facts());
+        assert_eq!(line.lines().count(), 1);
+        assert!(line.contains("\"duration\":3725.5,") && line.contains("\"end\":1.235,"), "{line}");
+    }
+}

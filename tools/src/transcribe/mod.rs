@@ -1,0 +1,472 @@
+//! `tympan transcribe`: audio files to text.
+
+mod dump;
+mod formats;
+mod inputs;
+
+use std::collections::HashMap;
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::Context;
+use clap::{Args, ValueEnum};
+use models::LoadOptions;
+use models::audio::{AudioError, AudioErrorKind, Decoded, Loss, decode_file, decode_reader, normalize, resample};
+use models::qwen3_asr::AudioAttention;
+use models::qwen3_asr::languages;
+use models::qwen3_asr::parse::{ASR_TEXT, parse};
+use models::transcribe::{DEFAULT_SEGMENT_S, Observer, RATE_HZ, Request, Tensors, Transcriber, Transcript};
+
+use crate::args::{Device, DeviceArgs, KvType, ModelArgs};
+use crate::exit::{Exit, Failure, Outcome};
+use crate::model::Model;
+use crate::output::write_atomically;
+use crate::report::{Verbosity, peak_rss_bytes};
+use formats::{Facts, Format, render};
+use inputs::Input;
+
+/// Longest accepted `--segment`, in seconds: a day.
+const MAX_SEGMENT_S: f64 = 86_400.0;
+/// Most tokens that `--max-tokens` accepts.
+const MAX_TOKENS: u64 = 1 << 20;
+
+/// Transcribe audio files.
+#[derive(Args, Clone, Debug)]
+#[command(after_long_help = "\
+Examples:
+  tympan transcribe talk.mp3
+  tympan transcribe -m Qwen3-ASR-0.6B-Q8_0.gguf --language German -f srt,json -o out interviews/
+  ffmpeg -i film.mkv -f wav - | tympan transcribe -m MODEL.gguf -
+
+Exit codes: 0 done, 1 some of several inputs failed, 2 usage, 3 an input cannot be read, 4 model, 5 memory, 6 a text was \
+cut at the token limit, 130 interrupted.")]
+pub struct TranscribeArgs {
+    /// Audio files, directories, or - for standard input
+    #[arg(value_name = "FILES|DIRS|-", required = true)]
+    inputs: Vec<PathBuf>,
+
+    #[command(flatten)]
+    model: ModelArgs,
+
+    #[command(flatten)]
+    device: DeviceArgs,
+
+    /// Output formats, separated by commas: text, json, jsonl, srt, vtt
+    #[arg(
+        short,
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        default_value = "text",
+        hide_possible_values = true
+    )]
+    format: Vec<Format>,
+
+    /// Write one file per input and format into this directory, named after the input [default: standard output]
+    #[arg(short, long, value_name = "DIR")]
+    output: Option<PathBuf>,
+
+    /// Language spoken: name or ISO code from the model's list, or auto
+    #[arg(long, value_name = "NAME", default_value = "auto")]
+    language: String,
+
+    /// Names and terms to expect
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
+    context: String,
+
+    /// Times in the output: none, segment, word [default: segment for srt, vtt and json, none for text]
+    #[arg(long, value_name = "KIND", hide_possible_values = true)]
+    timestamps: Option<Timestamps>,
+
+    /// Aligner model for word times
+    #[arg(long, value_name = "PATH", hide = true)]
+    aligner: Option<PathBuf>,
+
+    /// Most generated tokens per segment; a text cut there is exit code 6 [default: max(64, ceil(16 * seconds) + 32)]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=MAX_TOKENS))]
+    max_tokens: Option<u64>,
+
+    /// Cut long audio near this length, in seconds, at a quiet place; 0 never cuts
+    #[arg(long, value_name = "SECONDS", default_value_t = DEFAULT_SEGMENT_S, value_parser = parse_segment,
+          allow_negative_numbers = true)]
+    segment: f64,
+
+    /// Add the generated token ids to JSON
+    #[arg(long)]
+    token_ids: bool,
+
+    /// What audio attends to in the encoder: windowed (8 s, as trained) or full (the whole clip)
+    #[arg(long, value_name = "KIND", default_value = "windowed", hide_possible_values = true)]
+    audio_attention: AttentionArg,
+
+    /// Type of the attention cache: f16 or f32
+    #[arg(long, value_name = "TYPE", default_value = "f16", hide_possible_values = true)]
+    kv_type: KvType,
+
+    /// Say the time of every stage on standard error, one line each
+    #[arg(long)]
+    timings: bool,
+
+    /// Write mel, audio embeddings, prompt ids and first logits of every input as safetensors into this directory
+    #[arg(long, value_name = "DIR")]
+    dump: Option<PathBuf>,
+
+    /// Say nothing but errors on standard error
+    #[arg(short, long)]
+    quiet: bool,
+
+    /// Say more on standard error
+    #[arg(short, long, conflicts_with = "quiet")]
+    verbose: bool,
+}
+
+/// What has times in the output.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+enum Timestamps {
+    None,
+    Segment,
+    Word,
+}
+
+/// `--audio-attention`.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+enum AttentionArg {
+    Windowed,
+    Full,
+}
+
+impl From<AttentionArg> for AudioAttention {
+    fn from(arg: AttentionArg) -> Self {
+        match arg {
+            AttentionArg::Windowed => Self::Windowed,
+            AttentionArg::Full => Self::Full,
+        }
+    }
+}
+
+fn parse_segment(text: &str) -> Result<f64, String> {
+    let seconds = text.parse::<f64>().ok().filter(|s| s.is_finite() && (0.0..=MAX_SEGMENT_S).contains(s));
+    let seconds = seconds.ok_or_else(|| format!("want seconds, 0 to {MAX_SEGMENT_S}"))?;
+    if seconds > 0.0 && seconds < 1.0 {
+        return Err("want 0 or at least 1 second".into());
+    }
+    Ok(seconds)
+}
+
+/// Runs the subcommand.
+///
+/// Errors: usage, a model that cannot be loaded, or the only input that failed.
+pub fn run(args: &TranscribeArgs) -> Outcome<Exit> {
+    let say = Verbosity::new(args.quiet, args.verbose);
+    check(args)?;
+    let language = find_language(&args.language)?;
+    let device = args.device.open()?;
+    let (inputs, mut failures) = expand(args, say);
+    let inputs = named(args, inputs)?;
+
+    let load = Instant::now();
+    let options = LoadOptions { audio_attention: args.audio_attention.into() };
+    let model = args.model.load(options, say)?;
+    let backends = [std::sync::Arc::clone(&device.backend)];
+    let transcriber = Transcriber::open(&model.loaded, &backends, args.kv_type.into());
+    let transcriber = transcriber.with_context(|| format!("loading {}", model.name)).map_err(Failure::model)?;
+    let load_ms = load.elapsed().as_secs_f64() * 1000.0;
+    if args.device.device == "auto" {
+        say.detail(format_args!("device: {} ({} threads)", device.backend.name(), device.threads));
+    }
+
+    let n_inputs = inputs.len() + failures.len();
+    let mut run = Run { args, say, language, device, model, transcriber, load_ms };
+    let mut truncated = false;
+    for (input, stem) in &inputs {
+        match run.input(input, stem) {
+            Ok(transcript) => truncated |= transcript.truncated(),
+            Err(failure) => failures.push(failure),
+        }
+    }
+    finish(failures, n_inputs, truncated)
+}
+
+/// The exit code of the whole run; every failure but a last one that is returned is said here.
+fn finish(mut failures: Vec<Failure>, n_inputs: usize, truncated: bool) -> Outcome<Exit> {
+    if failures.is_empty() {
+        return Ok(if truncated { Exit::Truncated } else { Exit::Done });
+    }
+    let all_failed = failures.len() == n_inputs;
+    let last = failures.pop();
+    for failure in &failures {
+        eprintln!("error: {failure}");
+    }
+    match last {
+        Some(failure) if all_failed => Err(failure),
+        Some(failure) => {
+            eprintln!("error: {failure}");
+            Ok(Exit::SomeFailed)
+        }
+        None => Ok(Exit::Done),
+    }
+}
+
+/// Refuses what makes no sense together and what this version does not have.
+fn check(args: &TranscribeArgs) -> Outcome<()> {
+    if let Some(format) = args.format.iter().find(|f| !f.is_built()) {
+        return Err(Failure::not_in_this_version(format!("--format {}", format.extension())));
+    }
+    if args.timestamps == Some(Timestamps::Word) {
+        return Err(Failure::not_in_this_version("--timestamps word"));
+    }
+    if let Some(path) = &args.aligner {
+        return Err(Failure::not_in_this_version(format!("--aligner {}", path.display())));
+    }
+    let subtitles = args.format.iter().find(|f| matches!(f, Format::Srt | Format::Vtt));
+    if let (Some(Timestamps::None), Some(format)) = (args.timestamps, subtitles) {
+        return Err(Failure::usage(format!("--timestamps none: {} is nothing without times", format.extension())));
+    }
+    if args.format.len() > 1 && args.output.is_none() {
+        return Err(Failure::usage("several formats need --output DIR"));
+    }
+    let stdin = args.inputs.iter().filter(|i| i.as_os_str() == "-").count();
+    if stdin > 1 {
+        return Err(Failure::usage("- (standard input) can be read only once"));
+    }
+    Ok(())
+}
+
+fn find_language(name: &str) -> Outcome<Option<String>> {
+    if name.eq_ignore_ascii_case("auto") {
+        return Ok(None);
+    }
+    languages::find(name, &[]).map(Some).map_err(|e| Failure::usage(format!("--language: {e}")))
+}
+
+/// The files that the arguments stand for, and the arguments that stand for none.
+fn expand(args: &TranscribeArgs, say: Verbosity) -> (Vec<Input>, Vec<Failure>) {
+    let mut inputs = Vec::new();
+    let mut failures = Vec::new();
+    for argument in &args.inputs {
+        match inputs::expand(argument) {
+            Ok((found, skipped)) => {
+                if skipped > 0 {
+                    say.note(format_args!("{}: {skipped} files skipped (not audio by their name)", argument.display()));
+                }
+                inputs.extend(found);
+            }
+            Err(e) => failures.push(Failure::input(e)),
+        }
+    }
+    (inputs, failures)
+}
+
+/// Inputs with the names of their output files: the input's stem, or its whole name where another has the same stem.
+///
+/// Errors: two inputs that would write the same file.
+fn named(args: &TranscribeArgs, inputs: Vec<Input>) -> Outcome<Vec<(Input, String)>> {
+    let mut stems: HashMap<String, usize> = HashMap::new();
+    for input in &inputs {
+        *stems.entry(input.stem()).or_default() += 1;
+    }
+    let name = |i: &Input| if stems[&i.stem()] > 1 { i.file_name() } else { i.stem() };
+    let named: Vec<(Input, String)> = inputs.into_iter().map(|i| (i.clone(), name(&i))).collect();
+    let mut writers: HashMap<&str, &Input> = HashMap::new();
+    for (input, name) in &named {
+        let other = writers.insert(name, input);
+        if let Some(other) = other.filter(|_| args.output.is_some() || args.dump.is_some()) {
+            let message = format!("{} and {} would write the same file", other.name(), input.name());
+            return Err(Failure::usage(message));
+        }
+    }
+    Ok(named)
+}
+
+/// What stays the same from input to input.
+struct Run<'a> {
+    args: &'a TranscribeArgs,
+    say: Verbosity,
+    language: Option<String>,
+    device: Device,
+    model: Model,
+    transcriber: Transcriber,
+    load_ms: f64,
+}
+
+/// Samples at the model's rate, and what it took to get them.
+struct Samples {
+    values: Vec<f32>,
+    decode_audio_ms: f64,
+    resample_ms: f64,
+}
+
+impl Run<'_> {
+    fn input(&mut self, input: &Input, stem: &str) -> Outcome<Transcript> {
+        let args = self.args;
+        let start = Instant::now();
+        let samples = self.read(input)?;
+        let request = Request {
+            language: self.language.as_deref(),
+            context: &args.context,
+            segment_s: args.segment,
+            max_tokens: args.max_tokens.map(|n| usize::try_from(n).unwrap_or(usize::MAX)),
+        };
+        let live = args.output.is_none() && args.format == [Format::Text] && std::io::stdout().is_terminal();
+        let live = live && args.timestamps != Some(Timestamps::Segment);
+        let mut watcher = Watcher::new(live, self.language.clone(), args.dump.is_some());
+        let transcript = self.transcriber.transcribe(&samples.values, &request, &mut watcher);
+        let transcript = transcript.with_context(|| input.name()).map_err(Failure::model)?;
+        let facts = Facts {
+            file: input.name(),
+            architecture: self.model.loaded.arch.name.into(),
+            model_file: self.model.name.clone(),
+            dtype: self.model.dtype.clone(),
+            device: self.device.backend.name().into(),
+            threads: self.device.threads,
+            token_ids: args.token_ids,
+            timestamps: false,
+            load_ms: self.load_ms,
+            decode_audio_ms: samples.decode_audio_ms,
+            resample_ms: samples.resample_ms,
+            total_ms: start.elapsed().as_secs_f64() * 1000.0,
+            peak_rss_bytes: peak_rss_bytes(),
+        };
+        self.write(stem, &transcript, &facts, &watcher)?;
+        self.summary(&transcript, &facts);
+        if transcript.truncated() {
+            self.say.note(format_args!("{}: text cut at the token limit (--max-tokens)", input.name()));
+        }
+        Ok(transcript)
+    }
+
+    /// Decodes and resamples an input.
+    fn read(&self, input: &Input) -> Outcome<Samples> {
+        let start = Instant::now();
+        let decoded: Result<Decoded, AudioError> = match input {
+            Input::File(path) => decode_file(path),
+            Input::Stdin => decode_reader("standard input", std::io::stdin().lock()),
+        };
+        let decoded = decoded.map_err(Failure::input)?;
+        if decoded.samples.is_empty() {
+            let empty = AudioError { input: input.name(), kind: AudioErrorKind::NoSamples };
+            return Err(Failure::input(empty));
+        }
+        if !decoded.loss.is_none() {
+            let Loss { bad_packets, cut_short } = decoded.loss;
+            let end = if cut_short { ", ends before its announced end" } else { "" };
+            self.say.note(format_args!("{}: damaged: {bad_packets} packets left out{end}", input.name()));
+        }
+        let decode_audio_ms = start.elapsed().as_secs_f64() * 1000.0;
+        let start = Instant::now();
+        let mut values = resample(decoded.samples, decoded.rate_hz, RATE_HZ);
+        normalize(&mut values);
+        Ok(Samples { values, decode_audio_ms, resample_ms: start.elapsed().as_secs_f64() * 1000.0 })
+    }
+
+    /// Writes the transcript in every format, and the dump.
+    fn write(&self, stem: &str, transcript: &Transcript, facts: &Facts, watcher: &Watcher) -> Outcome<()> {
+        for &format in &self.args.format {
+            let timestamps = match self.args.timestamps {
+                Some(t) => t == Timestamps::Segment,
+                None => format != Format::Text,
+            };
+            let facts = Facts { timestamps, ..facts.clone() };
+            let body = render(format, transcript, &facts);
+            match &self.args.output {
+                Some(dir) => write_atomically(dir, &format!("{stem}.{}", format.extension()), body.as_bytes()),
+                None if watcher.live => watcher.end_line(&transcript.text),
+                None => print(&body),
+            }
+            .map_err(Failure::input)?;
+        }
+        if let Some(dir) = &self.args.dump {
+            dump::write(dir, stem, &watcher.dumped).map_err(Failure::input)?;
+        }
+        Ok(())
+    }
+
+    fn summary(&self, transcript: &Transcript, facts: &Facts) {
+        let t = &transcript.timings;
+        let s = |d: std::time::Duration| d.as_secs_f64();
+        let (load, total) = (facts.load_ms / 1000.0, facts.total_ms / 1000.0);
+        let rate = t.generated_tokens as f64 / s(t.decode).max(1e-9);
+        let peak = facts
+            .peak_rss_bytes
+            .map_or(String::new(), |b| format!(" | peak {:.1} GiB", b as f64 / (1u64 << 30) as f64));
+        self.say.note(format_args!(
+            "audio {:.1} s | load {load:.2} mel {:.2} encode {:.2} prefill {:.2} decode {:.2} ({} tok, {rate:.0}/s) | RTF {:.2}{peak}",
+            transcript.duration_s, s(t.mel), s(t.encode), s(t.prefill), s(t.decode), t.generated_tokens,
+            total / transcript.duration_s,
+        ));
+        if !self.args.timings {
+            return;
+        }
+        let per_token = s(t.decode) * 1000.0 / t.generated_tokens.saturating_sub(1).max(1) as f64;
+        let stats = self.transcriber.stats();
+        for (stage, ms, detail) in [
+            ("load", facts.load_ms, String::new()),
+            ("decode audio", facts.decode_audio_ms, String::new()),
+            ("resample", facts.resample_ms, String::new()),
+            ("mel", s(t.mel) * 1000.0, String::new()),
+            ("encode", s(t.encode) * 1000.0, format!("{} audio tokens", t.audio_tokens)),
+            ("prefill", s(t.prefill) * 1000.0, format!("{} prompt tokens", t.prompt_tokens)),
+            ("decode", s(t.decode) * 1000.0, format!("{} tokens, {per_token:.2} ms each", t.generated_tokens)),
+            ("total", facts.total_ms, format!("{} graphs built, {} reused", stats.builds, stats.hits)),
+        ] {
+            self.say.note(format_args!("{stage:>12} {ms:>10.2} ms  {detail}"));
+        }
+    }
+}
+
+/// Prints to standard output; a reader that has gone away ends the program quietly, as it does for other tools.
+fn print(text: &str) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        other => other.context("standard output"),
+    }
+}
+
+/// Prints text as it is decoded, and keeps tensors for the dump.
+struct Watcher {
+    live: bool,
+    forced: Option<String>,
+    printed: String,
+    wants_tensors: bool,
+    dumped: Vec<dump::Dumped>,
+}
+
+impl Watcher {
+    fn new(live: bool, forced: Option<String>, wants_tensors: bool) -> Self {
+        Self { live, forced, printed: String::new(), wants_tensors, dumped: Vec::new() }
+    }
+
+    /// Ends the line that was printed bit by bit; starts anew where the final text is another one.
+    fn end_line(&self, text: &str) -> anyhow::Result<()> {
+        match text.strip_prefix(self.printed.as_str()) {
+            Some(rest) => print(&format!("{rest}\n")),
+            None => print(&format!("\n{text}\n")),
+        }
+    }
+}
+
+impl Observer for Watcher {
+    fn answer(&mut self, segment: usize, answer: &str) {
+        // Only the first segment's text is a beginning of the whole for certain.
+        if !self.live || segment > 0 {
+            return;
+        }
+        if self.forced.is_none() && !answer.contains(ASR_TEXT) {
+            return;
+        }
+        let text = parse(answer, self.forced.as_deref()).text;
+        if let Some(more) = text.strip_prefix(self.printed.as_str()) {
+            // The end of the run reports a broken terminal.
+            let _ = print(more);
+            self.printed = text;
+        }
+    }
+
+    fn tensors(&mut self, segment: usize, n_segments: usize, tensors: &Tensors<'_>) {
+        if self.wants_tensors {
+            self.dumped.push(dump::Dumped::new(segment, n_segments, tensors));
+        }
+    }
+}
