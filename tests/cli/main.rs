@@ -1,5 +1,6 @@
 //! The program as users run it: what it prints, where, and what it exits with.
 
+mod bad_input;
 mod contract;
 mod exact_text;
 mod run;
