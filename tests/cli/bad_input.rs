@@ -110,5 +110,10 @@ fn truncated_empty_and_mistaken_files() {
     check(&transcribe(None, &folder.join("config.json")).expect(3), 3, "config.json", "a text as audio");
     check(&transcribe(Some(&clip("yes.wav")), &clip("yes.wav")).expect(4), 4, "yes.wav", "audio as a model");
     check(&convert(&clip("yes.wav"), &dir.path().join("x.gguf")).expect(4), 4, "yes.wav", "audio as a checkpoint");
-    check(&convert(dir.path(), &dir.path().join("x.gguf")).expect(4), 4, "config.json", "a directory without a checkpoint");
+    check(
+        &convert(dir.path(), &dir.path().join("x.gguf")).expect(4),
+        4,
+        "config.json",
+        "a directory without a checkpoint",
+    );
 }

@@ -254,3 +254,38 @@ fn the_version_names_the_licences() {
     assert!(run.out.contains(env!("CARGO_PKG_VERSION")) && run.out.contains("MIT") && run.out.contains("CC BY-SA 4.0"));
     assert_eq!(tympan(["--version"]).expect(0).out, format!("tympan {}\n", env!("CARGO_PKG_VERSION")));
 }
+
+#[test]
+fn an_independent_parser_reads_the_subtitles() {
+    let run =
+        |format: &str| transcribe(&["-q", "-f", format, "--segment", "8"], &[&clip("long_24s.wav")]).expect(0).out;
+    let (srt, vtt, json) = (run("srt"), run("vtt"), run("json"));
+    let document: Value = serde_json::from_str(&json).unwrap();
+    let spoken: Vec<&Value> = document["segments"].as_array().unwrap().iter().filter(|s| s["text"] != "").collect();
+    let ms = |seconds: &Value| (seconds.as_f64().unwrap() * 1000.0).round() as u64;
+    let clock = |h: u64, m: u64, s: u64, ms: u64| ((h * 60 + m) * 60 + s) * 1000 + ms;
+
+    let srt = subtp::srt::SubRip::parse(&srt).unwrap();
+    assert_eq!(srt.subtitles.len(), spoken.len());
+    for (i, (cue, segment)) in srt.subtitles.iter().zip(&spoken).enumerate() {
+        let time = |t: &subtp::srt::SrtTimestamp| {
+            clock(t.hours.into(), t.minutes.into(), t.seconds.into(), t.milliseconds.into())
+        };
+        assert_eq!(cue.sequence as usize, i + 1);
+        assert_eq!((time(&cue.start), time(&cue.end)), (ms(&segment["start"]), ms(&segment["end"])));
+        assert_eq!(cue.text, [segment["text"].as_str().unwrap()]);
+    }
+    let vtt = subtp::vtt::WebVtt::parse(&vtt).unwrap();
+    let cues: Vec<_> = vtt
+        .blocks
+        .iter()
+        .filter_map(|b| match b {
+            subtp::vtt::VttBlock::Que(cue) => Some(cue),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(cues.len(), spoken.len());
+    for (cue, segment) in cues.iter().zip(&spoken) {
+        assert_eq!(cue.payload, [segment["text"].as_str().unwrap()]);
+    }
+}
