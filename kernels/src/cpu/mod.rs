@@ -1,6 +1,6 @@
 //! Kernels for CPUs: one handle, [`Kernels`], through which everything is called.
 //!
-//! [`scalar`] says what every kernel means; the files of the other instruction sets hold faster versions of some of
+//! `scalar` says what every kernel means; the files of the other instruction sets hold faster versions of some of
 //! them, and `table` joins them. Whoever holds a [`Kernels`] may call any kernel: it exists only for an instruction set
 //! that this CPU has.
 

@@ -1,7 +1,7 @@
 //! Published checkpoints (safetensors) to GGUF. [`Conversion`] is the type to read first.
 //!
-//! A conversion is planned before it is done: configuration and tensor tables are read and checked ([`qwen3`],
-//! [`qwen3_asr`]), and only then are weights streamed into the files ([`write`]). Names, shapes, types, bytes and keys of
+//! A conversion is planned before it is done: configuration and tensor tables are read and checked (`qwen3`,
+//! `qwen3_asr`), and only then are weights streamed into the files (`write`). Names, shapes, types, bytes and keys of
 //! the files are those of llama.cpp's converter.
 
 mod checkpoint;
