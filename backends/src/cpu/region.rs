@@ -1,6 +1,6 @@
 //! [`Region`]: a list of steps that all threads walk together.
 //!
-//! Threads meet once per run, not once per step: each reads the cursor, claims the chunk it shows and runs it; whoever
+//! Threads meet once per run, not once per step: each reads the cursor, claims the chunks it shows and runs them; whoever
 //! finishes a step's last chunk moves the cursor to the next step. A late thread joins where the others are, and nobody
 //! waits for a thread that holds no chunk. What a chunk is belongs to the step, so results do not depend on the number of
 //! threads.
@@ -12,6 +12,10 @@ use std::sync::{Mutex, PoisonError};
 
 /// Pauses before a waiting thread yields: about 2 us.
 const SPINS: u32 = 40;
+
+/// Most chunks that a thread claims at once. Chunks that follow each other often read what lies behind each other, and the
+/// first reads of a new place are slow; with too many, the others may have to wait for a thread that lost its core.
+const MAX_CLAIM: u32 = 8;
 
 /// A thread's part in one run. Numbers count from 0 and are held by one thread at a time.
 pub(super) struct Worker(usize);
@@ -40,6 +44,7 @@ struct Entry {
 /// Steps in order, and how far a run is.
 pub(super) struct Region {
     steps: Vec<Entry>,
+    n_threads: u32,
     /// Step in the upper half, next unclaimed chunk in the lower.
     cursor: AtomicU64,
     /// Finished chunks of the cursor's step.
@@ -67,6 +72,7 @@ impl Region {
         };
         Self {
             steps: steps.into_iter().filter_map(entry).collect(),
+            n_threads: 1,
             cursor: AtomicU64::new(END),
             finished: AtomicU32::new(0),
             panic: Mutex::new(None),
@@ -76,6 +82,7 @@ impl Region {
     /// Runs every step once on `n_threads` threads of the rayon pool that this thread is in. A panic in a step ends the
     /// run and is raised again here.
     pub(super) fn run(&mut self, n_threads: usize) {
+        self.n_threads = u32::try_from(n_threads).unwrap_or(u32::MAX).max(1);
         *self.finished.get_mut() = 0;
         *self.cursor.get_mut() = pack(0, 0);
         self.spread(0, n_threads);
@@ -114,15 +121,18 @@ impl Region {
                 pause(&mut spins);
                 continue;
             }
-            // The cursor shows each pair once in a run, so nothing can have happened in between if it still does.
-            let claim = self.cursor.compare_exchange_weak(cursor, cursor + 1, Ordering::AcqRel, Ordering::Relaxed);
-            if claim.is_err() {
+            let n = ((chunks - chunk) / (2 * self.n_threads)).clamp(1, MAX_CLAIM);
+            // The cursor only grows in a run, so nothing can have happened in between if it still shows the same.
+            let next = cursor + u64::from(n);
+            if self.cursor.compare_exchange_weak(cursor, next, Ordering::AcqRel, Ordering::Relaxed).is_err() {
                 continue;
             }
             spins = 0;
-            step.run(chunk as usize, worker);
+            for chunk in chunk..chunk + n {
+                step.run(chunk as usize, worker);
+            }
             // Acquire and release make every chunk's writes visible to whoever reads the moved cursor.
-            if self.finished.fetch_add(1, Ordering::AcqRel) + 1 == *chunks {
+            if self.finished.fetch_add(n, Ordering::AcqRel) + n == *chunks {
                 self.finished.store(0, Ordering::Relaxed);
                 self.cursor.store(pack(i_step + 1, 0), Ordering::Release);
             }
@@ -176,7 +186,7 @@ mod tests {
     #[test]
     fn every_chunk_runs_once_and_after_the_step_before() {
         for n_threads in [1, 2, 3, 8] {
-            let sizes = (0..200).map(|i| i * 7 % 13);
+            let sizes = (0..200).map(|i| i * 37 % 101);
             let counts: Vec<Vec<AtomicUsize>> = sizes.map(|n| (0..n).map(|_| AtomicUsize::new(0)).collect()).collect();
             let (counts, round) = (Arc::new(counts), Arc::new(AtomicUsize::new(0)));
             let steps = (0..counts.len()).map(|i_step| {
