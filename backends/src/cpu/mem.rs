@@ -5,45 +5,44 @@
 
 #![allow(unsafe_code, reason = "typed windows into untyped memory")]
 
-use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::marker::PhantomData;
 use std::ops::{Deref, Range};
-use std::ptr::NonNull;
 use std::sync::Arc;
 
 use bytemuck::Pod;
 use engine::Error;
 use engine::error::Result;
 use engine::weights::{WeightId, WeightStore};
+use memmap2::{MmapMut, MmapRaw};
 
 use super::region::Worker;
 
 /// Alignment of owned memory and of every tensor in an arena: a cache line, and a vector of the widest instruction set.
 pub(super) const ALIGNMENT: usize = 64;
 
+/// Bytes from which on memory is asked for in large pages.
+#[cfg(target_os = "linux")]
+const LARGE_PAGE: usize = 2 << 20;
+
 /// Bytes that a buffer of this backend stands for.
 pub(super) struct Storage(Bytes);
 
 enum Bytes {
-    Owned { start: NonNull<u8>, layout: Layout },
+    Owned(MmapRaw),
     Mapped { store: WeightStore, id: WeightId },
 }
 
-// SAFETY: owned bytes are reached through this type alone, which hands out `&mut` only by unsafe functions whose callers
-// guarantee that no other reference to those bytes exists; mapped bytes are never written.
-unsafe impl Send for Storage {}
-// SAFETY: as above.
-unsafe impl Sync for Storage {}
-
 impl Storage {
-    /// Zeroed memory. `what` names it in the error.
+    /// Zeroed memory, in large pages where the system has them. `what` names it in the error.
     pub(super) fn zeroed(bytes: usize, what: &str) -> Result<Self> {
-        let out_of_memory = || Error::OutOfMemory { what: what.to_owned(), wanted: bytes, free: None };
-        let layout = Layout::from_size_align(bytes.max(ALIGNMENT), ALIGNMENT).map_err(|_| out_of_memory())?;
-        // SAFETY: the layout's size is not zero.
-        let start = unsafe { alloc_zeroed(layout) };
-        let start = NonNull::new(start).ok_or_else(out_of_memory)?;
-        Ok(Self(Bytes::Owned { start, layout }))
+        let out_of_memory = |_| Error::OutOfMemory { what: what.to_owned(), wanted: bytes, free: None };
+        let memory = MmapRaw::from(MmapMut::map_anon(bytes.max(1)).map_err(out_of_memory)?);
+        #[cfg(target_os = "linux")]
+        if bytes >= LARGE_PAGE {
+            // A hint: without it nothing is wrong, only slower.
+            let _ = memory.advise(memmap2::Advice::HugePage);
+        }
+        Ok(Self(Bytes::Owned(memory)))
     }
 
     /// The mapped bytes of a weight, which stay mapped as long as this lives.
@@ -54,7 +53,7 @@ impl Storage {
     /// Number of bytes that may be used.
     pub(super) fn len(&self) -> usize {
         match &self.0 {
-            Bytes::Owned { layout, .. } => layout.size(),
+            Bytes::Owned(memory) => memory.len(),
             Bytes::Mapped { store, id } => store.bytes(*id).len(),
         }
     }
@@ -62,14 +61,14 @@ impl Storage {
     /// Whether the bytes may be written.
     pub(super) fn is_owned(&self) -> bool {
         match self.0 {
-            Bytes::Owned { .. } => true,
+            Bytes::Owned(_) => true,
             Bytes::Mapped { .. } => false,
         }
     }
 
     fn start(&self) -> *mut u8 {
         match &self.0 {
-            Bytes::Owned { start, .. } => start.as_ptr(),
+            Bytes::Owned(memory) => memory.as_mut_ptr(),
             Bytes::Mapped { store, id } => store.bytes(*id).as_ptr().cast_mut(),
         }
     }
@@ -81,7 +80,7 @@ impl Storage {
     /// Nobody writes these bytes while the slice lives.
     pub(super) unsafe fn bytes(&self, range: Range<usize>) -> &[u8] {
         assert!(range.start <= range.end && range.end <= self.len(), "bytes of a buffer");
-        // SAFETY: the range lies inside the allocation, as asserted.
+        // SAFETY: the range lies inside the memory, as asserted.
         let start = unsafe { self.start().add(range.start) };
         // SAFETY: the bytes are initialised, and the caller guarantees that nobody writes them.
         unsafe { std::slice::from_raw_parts(start, range.len()) }
@@ -95,19 +94,10 @@ impl Storage {
     #[allow(clippy::mut_from_ref, reason = "exclusive by the caller's guarantee")]
     pub(super) unsafe fn bytes_mut(&self, range: Range<usize>) -> &mut [u8] {
         assert!(range.start <= range.end && range.end <= self.len() && self.is_owned(), "bytes of an owned buffer");
-        // SAFETY: the range lies inside the allocation, as asserted.
+        // SAFETY: the range lies inside the memory, as asserted.
         let start = unsafe { self.start().add(range.start) };
         // SAFETY: the bytes are initialised and owned, and the caller guarantees that the slice is the only way to them.
         unsafe { std::slice::from_raw_parts_mut(start, range.len()) }
-    }
-}
-
-impl Drop for Storage {
-    fn drop(&mut self) {
-        if let Bytes::Owned { start, layout } = self.0 {
-            // SAFETY: `start` came from `alloc_zeroed` with this layout and is freed once.
-            unsafe { dealloc(start.as_ptr(), layout) };
-        }
     }
 }
 
