@@ -20,10 +20,6 @@ use super::region::Worker;
 /// Alignment of owned memory and of every tensor in an arena: a cache line, and a vector of the widest instruction set.
 pub(super) const ALIGNMENT: usize = 64;
 
-/// Bytes from which on memory is asked for in large pages.
-#[cfg(target_os = "linux")]
-const LARGE_PAGE: usize = 2 << 20;
-
 /// Bytes that a buffer of this backend stands for.
 pub(super) struct Storage(Bytes);
 
@@ -33,16 +29,21 @@ enum Bytes {
 }
 
 impl Storage {
-    /// Zeroed memory, in large pages where the system has them. `what` names it in the error.
+    /// Zeroed memory. `what` names it in the error.
     pub(super) fn zeroed(bytes: usize, what: &str) -> Result<Self> {
         let out_of_memory = |_| Error::OutOfMemory { what: what.to_owned(), wanted: bytes, free: None };
         let memory = MmapRaw::from(MmapMut::map_anon(bytes.max(1)).map_err(out_of_memory)?);
+        Ok(Self(Bytes::Owned(memory)))
+    }
+
+    /// Asks for large pages: for memory that will be used as a whole, since a page of it counts when it is first touched.
+    pub(super) fn in_large_pages(self) -> Self {
         #[cfg(target_os = "linux")]
-        if bytes >= LARGE_PAGE {
+        if let Bytes::Owned(memory) = &self.0 {
             // A hint: without it nothing is wrong, only slower.
             let _ = memory.advise(memmap2::Advice::HugePage);
         }
-        Ok(Self(Bytes::Owned(memory)))
+        self
     }
 
     /// The mapped bytes of a weight, which stay mapped as long as this lives.

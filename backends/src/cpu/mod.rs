@@ -103,11 +103,11 @@ impl Backend for CpuBackend {
     }
 
     fn alloc(&self, bytes: usize, usage: Usage) -> Result<Buffer> {
-        let what = match usage {
-            Usage::Arena => "activations",
-            Usage::State => "states",
+        let storage = match usage {
+            Usage::Arena => Storage::zeroed(bytes, "activations")?.in_large_pages(),
+            Usage::State => Storage::zeroed(bytes, "states")?,
         };
-        Ok(CpuBuffer::wrap(bytes, Storage::zeroed(bytes, what)?, &self.pool))
+        Ok(CpuBuffer::wrap(bytes, storage, &self.pool))
     }
 
     fn import_weight(&self, w: &WeightData<'_>) -> Result<Buffer> {

@@ -67,7 +67,7 @@ pub(super) fn pack_conv(from: &Arc<Storage>, dtype: DType, dims: ConvDims, kerne
     let format = format_of(dtype).unwrap_or(Format::F32);
     let (taps, k) = (kh * kw, c_in * kh * kw);
     let rows = View::<u8>::new(from, Window::contiguous(0, c_out, format.row_bytes(k)))?;
-    let packed = Arc::new(Storage::zeroed(c_out * k * size_of::<f32>(), "a convolution's weight")?);
+    let packed = Arc::new(Storage::zeroed(c_out * k * size_of::<f32>(), "a convolution's weight")?.in_large_pages());
     let out = ViewMut::<f32>::new(&packed, Window::contiguous(0, c_out, k))?;
     let mut row = vec![0.0; k];
     for o in 0..c_out {

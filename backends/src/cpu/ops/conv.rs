@@ -16,10 +16,11 @@ use super::super::region::{Step, Worker};
 use super::rows::{SeqInputs, element};
 use super::{activate, piece};
 
-/// `f32`s of gathered pixels in one chunk: they stay in the second-level cache while the weights pass by.
-const CHUNK_PIXEL_VALUES: usize = 256 * 1024;
+/// `f32`s of gathered pixels in one chunk. All weights pass by for every chunk, so it should not be small; with too many,
+/// the last chunks keep one thread busy.
+const CHUNK_PIXEL_VALUES: usize = 512 * 1024;
 /// `f32`s of results in one chunk, the other limit, for kernels over few channels.
-const CHUNK_RESULTS: usize = 32 * 1024;
+const CHUNK_RESULTS: usize = 64 * 1024;
 
 /// Extents of a convolution.
 #[derive(Clone, Copy, Debug)]
