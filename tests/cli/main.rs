@@ -2,5 +2,6 @@
 
 mod bad_input;
 mod contract;
+mod convert;
 mod exact_text;
 mod run;

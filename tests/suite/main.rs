@@ -3,6 +3,7 @@
 mod appendix;
 mod audio;
 mod checkpoint;
+mod convert;
 mod gguf;
 mod golden;
 mod safetensors;

@@ -64,7 +64,8 @@ impl From<KvType> for DType {
     }
 }
 
-fn parse_threads(text: &str) -> Result<NonZeroUsize, String> {
+/// A number of threads from the command line.
+pub fn parse_threads(text: &str) -> Result<NonZeroUsize, String> {
     let n: usize = text.parse().map_err(|_| format!("want 1 to {MAX_THREADS}"))?;
     NonZeroUsize::new(n).filter(|n| n.get() <= MAX_THREADS).ok_or_else(|| format!("want 1 to {MAX_THREADS}"))
 }

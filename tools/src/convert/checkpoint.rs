@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Result, anyhow, bail, ensure};
 use engine::{DType, Shape};
@@ -52,13 +52,20 @@ impl Model {
         &self.folder
     }
 
-    /// The folder's name: what files made from it are called.
+    /// What files made from it are called: the folder's name, or the model's where the folder is a download in the cache
+    /// of Hugging Face (`models--Qwen--Qwen3-ASR-0.6B/snapshots/REVISION`).
     pub fn name(&self) -> Result<String> {
         let io = |source| engine::Error::Io { path: self.folder.clone(), source };
+        let is_named = matches!(self.folder.components().next_back(), Some(Component::Normal(_)));
         // `.` and `..` have no name of their own.
-        let path = self.folder.canonicalize().map_err(io)?;
-        let name = path.file_name().ok_or_else(|| anyhow!("{}: a directory without a name", path.display()))?;
-        Ok(name.to_string_lossy().into_owned())
+        let path = if is_named { self.folder.clone() } else { self.folder.canonicalize().map_err(io)? };
+        let text = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned());
+        let cache = path.parent().filter(|parent| parent.ends_with("snapshots")).and_then(Path::parent).and_then(text);
+        let cached = cache.as_deref().and_then(|name| name.strip_prefix("models--")?.rsplit("--").next());
+        match cached {
+            Some(name) => Ok(name.to_owned()),
+            None => text(&path).ok_or_else(|| anyhow!("{}: a directory without a name", path.display())),
+        }
     }
 
     /// `config.json`.

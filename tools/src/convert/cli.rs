@@ -1,6 +1,7 @@
 //! `tympan convert`: arguments, file names, progress.
 
 use std::io::IsTerminal;
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -10,6 +11,7 @@ use engine::DType;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::{Conversion, FileType, Options, Watch, projector_name};
+use crate::args::parse_threads;
 use crate::exit::{Exit, Failure, Outcome};
 use crate::interrupt::Interrupt;
 
@@ -52,8 +54,8 @@ pub struct ConvertArgs {
     bundle: bool,
 
     /// Threads [default: all available cores]
-    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
-    threads: Option<u16>,
+    #[arg(short, long, value_name = "N", value_parser = parse_threads)]
+    threads: Option<NonZeroUsize>,
 
     /// No progress bar and no summary
     #[arg(short, long)]
@@ -105,7 +107,7 @@ pub fn run(args: &ConvertArgs) -> Outcome<Exit> {
         eprintln!("warning: an audio tower below 8 bits costs accuracy: {}", options.audio_type.dtype());
     }
     let interrupt = Interrupt::install()?;
-    let threads = args.threads.map_or(0, usize::from);
+    let threads = args.threads.map_or(0, NonZeroUsize::get);
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().map_err(Failure::output)?;
     let conversion = Conversion::open(&args.checkpoint, |_: DType| options)?;
     let paths = output_paths(&conversion.file_names(), args.output.as_deref())?;

@@ -101,6 +101,7 @@ impl Qwen3Asr {
         refuse_aligner(checkpoint, &inner)?;
         let section = inner.section("text_config")?;
         let mut text = TextConfig::read(&section)?;
+        text.tied |= inner.flag("tie_word_embeddings", false)?;
         let audio = AudioConfig::read(&inner.section("audio_config")?, text.n_embd)?;
 
         let mut text_keys = text.keys(ARCHITECTURE);
