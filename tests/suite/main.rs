@@ -2,9 +2,12 @@
 
 mod appendix;
 mod audio;
+mod boundaries;
 mod checkpoint;
 mod convert;
 mod gguf;
 mod golden;
+mod hybrid;
+mod reuse;
 mod safetensors;
 mod tokenizer;

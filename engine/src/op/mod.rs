@@ -35,7 +35,7 @@ pub enum Binary {
 /// Which elements of a head are rotated together.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum RopePairs {
-    /// `(i, i + n_rot / 2)`: GPT-NeoX, Llama in transformers, Qwen, LFM2.
+    /// `(i, i + n_rot / 2)`: GPT-NeoX, and `rotate_half` in transformers.
     Halves,
     /// `(2 i, 2 i + 1)`: the original RoFormer.
     Interleaved,

@@ -1,0 +1,304 @@
+//! A model with one attention layer and one convolution layer, built here with the public interface alone: sequences of
+//! unequal length in any slots, with attention and recurrent states side by side.
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
+use engine::backend::Backend;
+use engine::batch::{Batch, Sequence, Tokens};
+use engine::builder::{BatchInputs, GraphBuilder, KvCache};
+use engine::gguf::GgufWriter;
+use engine::key::{GraphKey, Rows};
+use engine::memory::{Slot, StateOptions, StateSpec};
+use engine::model::Model;
+use engine::op::{Rope, RopePairs};
+use engine::pass::CompileOptions;
+use engine::session::{Session, SessionOptions};
+use engine::tensor::{State, StateId};
+use engine::weights::{Weight, WeightStore};
+use engine::{DType, Error, Shape};
+use tests::rng::Rng;
+
+const N_VOCAB: usize = 40;
+const N_EMBD: usize = 32;
+const N_HEAD: usize = 4;
+const N_HEAD_KV: usize = 2;
+const HEAD_DIM: usize = 8;
+const D_CONV: usize = 3;
+const N_SLOTS: usize = 6;
+const EPS: f32 = 1e-5;
+/// Relative difference of logits between ways to compute them that sum in another order.
+const CLOSE: f32 = 1e-4;
+
+/// `x + conv(x)`, then `x + attention(x)`, norm and head.
+struct Hybrid {
+    embed: Weight,
+    conv: Weight,
+    q: Weight,
+    k: Weight,
+    v: Weight,
+    output: Weight,
+    norm: Weight,
+}
+
+const WEIGHTS: [(&str, &[usize]); 7] = [
+    ("embed", &[N_VOCAB, N_EMBD]),
+    ("conv", &[N_EMBD, D_CONV]),
+    ("q", &[N_HEAD * HEAD_DIM, N_EMBD]),
+    ("k", &[N_HEAD_KV * HEAD_DIM, N_EMBD]),
+    ("v", &[N_HEAD_KV * HEAD_DIM, N_EMBD]),
+    ("output", &[N_EMBD, N_HEAD * HEAD_DIM]),
+    ("norm", &[N_EMBD]),
+];
+
+fn weights() -> WeightStore {
+    let mut rng = Rng::new(7);
+    let mut uniform = || (rng.next_u64() >> 40) as f32 / (1u32 << 23) as f32 - 1.0;
+    let mut file = GgufWriter::in_memory("hybrid");
+    for (name, shape) in WEIGHTS {
+        file.tensor(name, DType::F32, Shape::new(shape).unwrap()).unwrap();
+    }
+    for (name, shape) in WEIGHTS {
+        let n: usize = shape.iter().product();
+        file.begin(name).unwrap();
+        file.write(&(0..n).flat_map(|_| uniform().to_le_bytes()).collect::<Vec<u8>>()).unwrap();
+    }
+    WeightStore::new([file.finish_in_memory().unwrap()]).unwrap()
+}
+
+impl Hybrid {
+    fn new(w: &WeightStore) -> Self {
+        Self {
+            embed: w.get("embed", [N_VOCAB, N_EMBD]).unwrap(),
+            conv: w.get("conv", [N_EMBD, D_CONV]).unwrap(),
+            q: w.get("q", [N_HEAD * HEAD_DIM, N_EMBD]).unwrap(),
+            k: w.get("k", [N_HEAD_KV * HEAD_DIM, N_EMBD]).unwrap(),
+            v: w.get("v", [N_HEAD_KV * HEAD_DIM, N_EMBD]).unwrap(),
+            output: w.get("output", [N_EMBD, N_HEAD * HEAD_DIM]).unwrap(),
+            norm: w.get("norm", [N_EMBD]).unwrap(),
+        }
+    }
+}
+
+impl Model for Hybrid {
+    fn arch(&self) -> &'static str {
+        "hybrid"
+    }
+
+    fn n_vocab(&self) -> usize {
+        N_VOCAB
+    }
+
+    fn n_embd(&self) -> usize {
+        N_EMBD
+    }
+
+    fn states(&self, options: &StateOptions) -> Vec<StateSpec> {
+        let [k, v] = StateSpec::kv(1, N_HEAD_KV, HEAD_DIM, options);
+        vec![StateSpec::conv(0, D_CONV, N_EMBD), k, v]
+    }
+
+    fn build(&self, g: &GraphBuilder<'_>, key: &GraphKey) {
+        let state = |i| State(StateId(i));
+        let batch = BatchInputs::new(g, key);
+        let x = batch.embed(g, self.embed);
+        let x = g.add(x, g.causal_conv1d(x, self.conv, state(0), &batch));
+        let rope = Rope { n_rot: 8, theta_base: 1e4, pairs: RopePairs::Halves };
+        let q = g.rope(g.split_heads(g.linear(x, self.q), N_HEAD), &batch, rope);
+        let k = g.rope(g.split_heads(g.linear(x, self.k), N_HEAD_KV), &batch, rope);
+        let v = g.split_heads(g.linear(x, self.v), N_HEAD_KV);
+        let kv = g.kv_write(KvCache { k: state(1), v: state(2) }, k, v, &batch);
+        let y = g.cached_attention(q, kv, &batch, 0.3);
+        let x = g.add(x, g.linear(g.merge_heads(y), self.output));
+        let Some(x) = batch.output_rows(g, x) else { return };
+        g.output(g.linear(g.rms_norm(x, self.norm, EPS), self.embed));
+    }
+}
+
+fn open(backend: &Arc<dyn Backend>, reuse: bool) -> Session {
+    let weights = weights();
+    let options = SessionOptions {
+        n_slots: N_SLOTS,
+        n_ctx: 64,
+        kv_dtype: DType::F32,
+        reuse,
+        compile: CompileOptions { poison: true, ..CompileOptions::default() },
+        ..SessionOptions::default()
+    };
+    Session::open(Arc::new(Hybrid::new(&weights)), &weights, std::slice::from_ref(backend), options).unwrap()
+}
+
+fn backends() -> Vec<Arc<dyn Backend>> {
+    backends::list().iter().map(|b| (b.open)(&backends::Options::default()).unwrap()).collect()
+}
+
+fn tokens(seed: u64, n: usize) -> Vec<u32> {
+    let mut rng = Rng::new(seed);
+    (0..n).map(|_| u32::try_from(rng.below(N_VOCAB)).unwrap()).collect()
+}
+
+/// Logits of the last token of every sequence.
+fn step(s: &mut Session, seqs: &[(Slot, &[u32])]) -> Vec<Vec<f32>> {
+    let seqs: Vec<Sequence<'_>> = seqs.iter().map(|&(slot, ids)| Sequence { slot, tokens: Tokens::Ids(ids) }).collect();
+    let logits = s.step(&Batch { seqs: &seqs, rows: Rows::Last }).unwrap();
+    (0..seqs.len()).map(|i| logits.last(i).to_vec()).collect()
+}
+
+/// Three sequences of unequal length: prompts of 5, 1 and 7 tokens, then steps of 1, 1, 1 and of 3, 1, 2 tokens.
+fn schedule(s: &mut Session, slots: [usize; 3]) -> Vec<Vec<f32>> {
+    let slots = slots.map(|i| s.memory_mut().acquire_at(i).unwrap());
+    let mut all = Vec::new();
+    for (round, lengths) in [[5, 1, 7], [1, 1, 1], [3, 1, 2], [1, 1, 1]].into_iter().enumerate() {
+        let ids: Vec<Vec<u32>> = (0..3).map(|i| tokens((10 * round + i) as u64, lengths[i])).collect();
+        let seqs: Vec<(Slot, &[u32])> = slots.iter().copied().zip(ids.iter().map(Vec::as_slice)).collect();
+        all.extend(step(s, &seqs));
+    }
+    all
+}
+
+#[track_caller]
+fn close(what: &str, got: &[f32], want: &[f32]) {
+    let largest = want.iter().fold(1.0f32, |a, b| a.max(b.abs()));
+    let worst = got.iter().zip(want).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    assert!(got.len() == want.len() && worst <= CLOSE * largest, "{what}: {worst}");
+}
+
+#[test]
+fn reuse_on_and_off_give_the_same_bits() {
+    for backend in backends() {
+        let (mut on, mut off) = (open(&backend, true), open(&backend, false));
+        assert_eq!(schedule(&mut on, [4, 0, 3]), schedule(&mut off, [4, 0, 3]), "{}", backend.name());
+        // Keys: 7 tokens, 1 token, 3 tokens.
+        assert_eq!((on.stats().builds, on.stats().hits), (3, 1));
+        assert_eq!((off.stats().builds, off.stats().hits), (4, 0));
+    }
+}
+
+#[test]
+fn any_slots_give_the_same_logits() {
+    for backend in backends() {
+        let want = schedule(&mut open(&backend, true), [0, 1, 2]);
+        for slots in [[2, 1, 0], [5, 0, 3], [1, 4, 2]] {
+            assert_eq!(schedule(&mut open(&backend, true), slots), want, "{slots:?} on {}", backend.name());
+        }
+    }
+}
+
+#[test]
+fn a_batch_gives_what_each_sequence_gives_alone() {
+    for backend in backends() {
+        let together = schedule(&mut open(&backend, true), [0, 1, 2]);
+        for i in 0..3 {
+            let mut s = open(&backend, true);
+            let slot = s.memory_mut().acquire().unwrap();
+            for (round, lengths) in [[5, 1, 7], [1, 1, 1], [3, 1, 2], [1, 1, 1]].into_iter().enumerate() {
+                let ids = tokens((10 * round + i) as u64, lengths[i]);
+                let alone = step(&mut s, &[(slot, &ids)]);
+                close(
+                    &format!("sequence {i} round {round} on {}", backend.name()),
+                    &together[3 * round + i],
+                    &alone[0],
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn a_prompt_in_pieces_gives_the_same_logits() {
+    let ids = tokens(3, 20);
+    for backend in backends() {
+        let mut s = open(&backend, true);
+        let (whole, pieces) = (s.memory_mut().acquire().unwrap(), s.memory_mut().acquire().unwrap());
+        let want = step(&mut s, &[(whole, &ids)]).remove(0);
+        step(&mut s, &[(pieces, &ids[..1])]);
+        step(&mut s, &[(pieces, &ids[1..8])]);
+        let got = step(&mut s, &[(pieces, &ids[8..])]).remove(0);
+        close(backend.name(), &got, &want);
+    }
+}
+
+fn states(s: &Session, slot: Slot) -> Vec<Vec<u8>> {
+    (0..s.memory().specs().len()).map(|i| s.memory().read_state(slot, i).unwrap()).collect()
+}
+
+#[test]
+fn padding_never_changes_state() {
+    for backend in backends() {
+        let run = |other: &[u32]| {
+            let mut s = open(&backend, true);
+            let slots = [2, 5, 1].map(|i| s.memory_mut().acquire_at(i).unwrap());
+            step(&mut s, &[(slots[2], &tokens(9, 4))]);
+            let untouched = states(&s, slots[2]);
+            // Two real tokens and padding up to the length of the other sequence.
+            step(&mut s, &[(slots[0], &[3, 4]), (slots[1], other)]);
+            assert_eq!(states(&s, slots[2]), untouched, "a slot outside the batch changed on {}", backend.name());
+            states(&s, slots[0])
+        };
+        assert_eq!(run(&tokens(1, 6)), run(&tokens(2, 6)), "{}", backend.name());
+    }
+}
+
+#[test]
+fn a_new_sequence_never_sees_the_slot_s_last_owner() {
+    for backend in backends() {
+        let ids = tokens(5, 6);
+        let mut fresh = open(&backend, true);
+        let slot = fresh.memory_mut().acquire_at(1).unwrap();
+        let want = [step(&mut fresh, &[(slot, &ids)]), step(&mut fresh, &[(slot, &[7])])];
+
+        let mut s = open(&backend, true);
+        let slot = s.memory_mut().acquire_at(1).unwrap();
+        let tokens = Tokens::Mixed { ids: &[-1; 9], embeddings: &[f32::NAN; 9 * N_EMBD] };
+        s.step(&Batch { seqs: &[Sequence { slot, tokens }], rows: Rows::Last }).unwrap();
+        s.memory_mut().release(slot);
+        let slot = s.memory_mut().acquire_at(1).unwrap();
+        assert_eq!([step(&mut s, &[(slot, &ids)]), step(&mut s, &[(slot, &[7])])], want, "{}", backend.name());
+    }
+}
+
+#[test]
+fn copies_go_on_like_their_original_and_rewinding_is_exact_or_refused() {
+    for backend in backends() {
+        let mut s = open(&backend, true);
+        let (a, b) = (s.memory_mut().acquire().unwrap(), s.memory_mut().acquire().unwrap());
+        step(&mut s, &[(a, &tokens(1, 9))]);
+        s.memory_mut().copy(a, b).unwrap();
+        assert_eq!(step(&mut s, &[(a, &[8])]), step(&mut s, &[(b, &[8])]), "{}", backend.name());
+        assert!(matches!(s.memory_mut().rewind(a, 4), Err(Error::NotRewindable)));
+        let first = step(&mut s, &[(a, &[8])]);
+        s.memory_mut().rewind(b, 0).unwrap();
+        step(&mut s, &[(b, &tokens(1, 9))]);
+        step(&mut s, &[(b, &[8])]);
+        assert_eq!(step(&mut s, &[(b, &[8])]), first, "{}", backend.name());
+    }
+}
+
+#[test]
+fn calls_that_make_no_sense_are_refused() {
+    let mut s = open(&backends()[0], true);
+    let slot = s.memory_mut().acquire().unwrap();
+    let mut refused = |seqs: &[Sequence<'_>]| s.step(&Batch { seqs, rows: Rows::Last }).map(|_| ()).unwrap_err();
+    let ids = |ids| Sequence { slot, tokens: Tokens::Ids(ids) };
+    assert!(matches!(refused(&[]), Error::Batch { .. }));
+    assert!(matches!(refused(&[ids(&[])]), Error::Batch { .. }));
+    assert!(matches!(refused(&[ids(&[40])]), Error::Batch { .. }));
+    assert!(matches!(refused(&[ids(&[1]), ids(&[2])]), Error::Batch { .. }));
+    assert!(matches!(refused(&[ids(&[1; 65])]), Error::ContextFull { capacity: 64, wanted: 65 }));
+    let mixed = Sequence { slot, tokens: Tokens::Mixed { ids: &[-1, 3], embeddings: &[0.0; 3] } };
+    assert!(matches!(refused(&[mixed]), Error::Batch { .. }));
+    s.memory_mut().release(slot);
+    assert!(matches!(s.feed(slot, Tokens::Ids(&[1]), Rows::Last), Err(Error::Batch { .. })));
+}
+
+#[test]
+fn any_number_of_threads_gives_the_same_bits() {
+    let with = |threads: usize| {
+        let options = backends::Options { threads: NonZeroUsize::new(threads), ..backends::Options::default() };
+        schedule(&mut open(&backends::open("cpu", &options).unwrap(), true), [0, 1, 2])
+    };
+    let one = with(1);
+    for threads in [2, 3, 8] {
+        assert_eq!(with(threads), one, "{threads} threads");
+    }
+}
