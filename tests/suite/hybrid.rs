@@ -294,7 +294,7 @@ fn calls_that_make_no_sense_are_refused() {
 #[test]
 fn any_number_of_threads_gives_the_same_bits() {
     let with = |threads: usize| {
-        let options = backends::Options { threads: NonZeroUsize::new(threads), ..backends::Options::default() };
+        let options = backends::Options { threads: NonZeroUsize::new(threads) };
         schedule(&mut open(&backends::open("cpu", &options).unwrap(), true), [0, 1, 2])
     };
     let one = with(1);

@@ -26,7 +26,7 @@ fn trained(file_type: FileType) -> Gguf {
 }
 
 fn cpu(threads: usize) -> Arc<dyn Backend> {
-    let options = backends::Options { threads: NonZeroUsize::new(threads), ..backends::Options::default() };
+    let options = backends::Options { threads: NonZeroUsize::new(threads) };
     backends::open("cpu", &options).unwrap()
 }
 
