@@ -589,10 +589,13 @@ fn hostile_headers_stay_within_bounds() {
     let mib = |n: usize| n << 20;
     says(Layout::new().array("a", U8, mib(16) as u64, vec![1; mib(16)]), "array elements outside tokenizer. keys");
     says(Layout::new().array("a", U8, 1 << 18, vec![1; 1 << 18]), "opened");
-    says(Layout::new().array("tokenizer.a", U8, 1 << 22, vec![1; 1 << 22]), "opened");
-    says(Layout::new().array("tokenizer.a", STRING, 1 << 22, vec![0; 8 << 22]), "opened");
-    says(Layout::new().key("a", STRING, text(vec![0xff; mib(15)])), "opened");
-    says(Layout::new().key("a", STRING, text(vec![b'a'; mib(17)])), "header bytes outside tokenizer. arrays");
+    says(Layout::new().array("tokenizer.a", U8, 1 << 21, vec![1; 1 << 21]), "opened");
+    says(Layout::new().array("tokenizer.a", STRING, 1 << 21, vec![0; 8 << 21]), "opened");
+    says(Layout::new().key("a", STRING, text(vec![b'a'; mib(9)])), "header bytes outside tokenizer. arrays");
+    // All limits together: long names, bytes that grow threefold as text, and a vocabulary.
+    let words = Layout::new().array("tokenizer.a", STRING, 1 << 21, text([b'w'; 20]).repeat(1 << 21));
+    let words = words.array("a", U8, 1 << 18, vec![255; 1 << 18]).key("b", STRING, text(vec![0xff; mib(7)]));
+    says(words, "opened");
     says(Layout::new().array("tokenizer.a", STRING, 1, text(vec![b'a'; mib(65)])), "the header goes past byte");
     let keys = (0..1 << 14).fold(Layout::new(), |layout, i| layout.key(format!("{i}"), U8, [0]));
     says(keys, "opened");

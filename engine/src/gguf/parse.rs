@@ -55,19 +55,18 @@ fn compare_keys(path: &Path, file: &[u8], header: &Header, model: &GGUFModel) ->
 
 /// Whether `read` agrees with the key's bytes as far as gguf-rs keeps them.
 fn same_value(key: &Key, bytes: &[u8], read: &serde_json::Value) -> bool {
-    let ty = match key.kind {
-        Kind::One(ty) => ty,
+    match key.kind {
         Kind::Many(_, n) => {
             let n = if key.is_vocabulary() { 0 } else { n };
-            return read.as_array().is_some_and(|read| read.len() == n);
+            read.as_array().is_some_and(|read| read.len() == n)
         }
-    };
-    match Value::decode(ty, bytes) {
-        Value::Bool(v) => read.as_bool() == Some(v),
-        Value::String(v) => read.as_str() == Some(&*String::from_utf8_lossy(&v)),
-        Value::F32(_) | Value::F64(_) => read.is_number() || read.is_null(),
-        v if ty == ValueType::U64 => read.as_u64().map(i128::from) == v.as_integer(),
-        v => read.as_i64().map(i128::from) == v.as_integer(),
+        Kind::One(ValueType::String) => read.as_str() == Some(&*String::from_utf8_lossy(bytes)),
+        Kind::One(ty) => match Value::decode(ty, bytes) {
+            Value::Bool(v) => read.as_bool() == Some(v),
+            Value::F32(_) | Value::F64(_) => read.is_number() || read.is_null(),
+            v if ty == ValueType::U64 => read.as_u64().map(i128::from) == v.as_integer(),
+            v => read.as_i64().map(i128::from) == v.as_integer(),
+        },
     }
 }
 

@@ -1,7 +1,7 @@
 //! The guard in front of gguf-rs. [`scan`] walks over a header without allocating for what the file claims, refuses
 //! what is malformed, unknown or beyond a limit, and notes where every key's value stands.
 //!
-//! The limits keep the memory for any header under 150 MB, mapped pages included. gguf-rs, which comes after, spends
+//! The limits keep the memory for any header under 160 MB, mapped pages included. gguf-rs, which comes after, spends
 //! about 65 bytes on an array element and three times the bytes of a string that is not UTF-8.
 
 use std::collections::HashSet;
@@ -33,7 +33,7 @@ const VOCABULARY_PREFIX: &str = "tokenizer.";
 /// Bytes before tensor data. Vocabularies of 262,144 tokens with their merges take about 16 MiB.
 const MAX_HEADER_BYTES: usize = 64 << 20;
 /// Header bytes outside the arrays of `tokenizer.` keys: templates, licences, the tensor table.
-const MAX_PLAIN_BYTES: usize = 16 << 20;
+const MAX_PLAIN_BYTES: usize = 8 << 20;
 /// Metadata keys. Files have about fifty.
 const MAX_KEYS: u64 = 1 << 14;
 /// Tensors of a file. Models have a few thousand.
@@ -42,8 +42,8 @@ pub(super) const MAX_TENSORS: usize = 1 << 16;
 pub(super) const MAX_KEY_BYTES: usize = (1 << 16) - 1;
 /// Bytes of a tensor's name. The specification allows 64; writers that ignore it stay under this.
 const MAX_TENSOR_NAME_BYTES: usize = 256;
-/// Array elements under `tokenizer.` keys, all arrays together: eight times the largest vocabulary with merges.
-const MAX_VOCABULARY_ELEMENTS: u64 = 1 << 22;
+/// Array elements under `tokenizer.` keys, all arrays together: 262,144 tokens with scores, types and merges are half.
+const MAX_VOCABULARY_ELEMENTS: u64 = 1 << 21;
 /// Array elements under other keys, all arrays together: one per layer is the usual length.
 const MAX_OTHER_ELEMENTS: u64 = 1 << 18;
 

@@ -317,14 +317,13 @@ impl Temporary {
     fn beside(target: &Path) -> std::io::Result<(Self, File)> {
         /// Tells apart the writers of one process.
         static NEXT: AtomicU32 = AtomicU32::new(0);
-        let Some(name) = target.file_name() else {
+        if target.file_name().is_none() {
             return Err(std::io::Error::other("not a file name"));
-        };
+        }
         loop {
-            let mut hidden = std::ffi::OsString::from(".");
-            hidden.push(name);
-            hidden.push(format!(".{}-{}.tmp", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
-            let path = target.with_file_name(hidden);
+            // Without the target's name, which may be as long as the file system allows.
+            let name = format!(".{}-{}.gguf.tmp", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+            let path = target.with_file_name(name);
             match OpenOptions::new().write(true).create_new(true).open(&path) {
                 Ok(file) => return Ok((Self { path, renamed: false }, file)),
                 // Left behind by a killed process that had the same number.
