@@ -2,8 +2,9 @@
 
 use std::f64::consts::TAU;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-use models::audio::{self, MelParams, MelSpectrogram, decode_file};
+use models::audio::{self, MelParams, MelSpectrogram, decode_bytes, decode_file, decode_reader};
 use safetensors::{Dtype, SafeTensors};
 
 /// The extractor of Qwen3-ASR.
@@ -164,6 +165,349 @@ const RESAMPLED: [&str; 13] = [
     "fsdd/single_5_george_2",
     "fsdd/single_8_jackson_21",
 ];
+
+/// What every file of `formats/` holds: container, codec, samples, delay in samples at 16 kHz, least SNR in dB.
+///
+/// Numbers of samples are those of the source, or what ffmpeg decodes where the file does not tell.
+const FORMATS: [(&str, &str, &str, usize, usize, f64); 29] = [
+    ("u8.wav", "wav", "pcm_u8", 13_917, 0, 25.0),
+    ("s32.wav", "wav", "pcm_s32le", 13_917, 0, EXACT),
+    ("f32.wav", "wav", "pcm_f32le", 13_917, 0, EXACT),
+    ("f64.wav", "wav", "pcm_f64le", 4800, 0, EXACT),
+    ("streamed.wav", "wav", "pcm_s16le", 13_917, 0, EXACT),
+    ("mulaw.wav", "wav", "pcm_mulaw", 13_917, 0, 35.0),
+    ("alaw.wav", "wav", "pcm_alaw", 13_917, 0, 35.0),
+    ("adpcm_ms.wav", "wav", "adpcm_ms", 14_252, 0, 20.0),
+    ("adpcm_ima.wav", "wav", "adpcm_ima_wav", 14_287, 0, 20.0),
+    ("flac.flac", "flac", "flac", 13_917, 0, EXACT),
+    ("flac.ogg", "ogg", "flac", 13_917, 0, EXACT),
+    ("flac.mka", "mkv", "flac", 13_917, 0, EXACT),
+    ("alac.m4a", "mp4", "alac", 13_917, 0, EXACT),
+    ("alac.caf", "caf", "alac", 13_917, 0, EXACT),
+    ("aiff.aiff", "aiff", "pcm_s16be", 13_917, 0, EXACT),
+    ("sowt.aifc", "aiff", "pcm_s16le", 13_917, 0, EXACT),
+    ("pcm.caf", "caf", "pcm_s16le", 13_917, 0, EXACT),
+    ("pcm.mov", "mp4", "pcm_s16le", 13_917, 0, EXACT),
+    ("mp3.mp3", "mp3", "mp3", 13_917, 0, 18.0),
+    ("stereo_44k.mp3", "mp3", "mp3", 40_320, 401, 18.0),
+    ("mp2.mp2", "mp2", "mp2", 14_976, 481, 20.0),
+    ("vorbis.ogg", "ogg", "vorbis", 13_917, 0, 15.0),
+    ("vorbis.webm", "mkv", "vorbis", 14_208, 0, 15.0),
+    ("aac.m4a", "mp4", "aac", 14_336, 0, 30.0),
+    ("with_video.mp4", "mp4", "aac", 14_336, 0, 30.0),
+    ("aac_fragmented.mp4", "mp4", "aac", 15_360, 1024, 30.0),
+    ("aac.aac", "adts", "aac", 15_360, 1024, 30.0),
+    ("aac.mka", "mkv", "aac", 15_360, 1024, 30.0),
+    ("s24_left.wav", "wav", "pcm_s24le", 13_917, 0, 6.0),
+];
+
+/// Samples equal those of the source bit for bit.
+const EXACT: f64 = f64::INFINITY;
+
+#[test]
+fn every_format_is_read() {
+    let source = load(&fixture("audio/yes.wav"));
+    for (name, container, codec, n, delay, least_db) in FORMATS {
+        let clip = decode_file(&fixture(&format!("formats/{name}"))).unwrap();
+        assert_eq!((clip.container, clip.codec, clip.samples.len()), (container, codec, n), "{name}");
+        assert!(clip.loss.is_none(), "{name}");
+        let got = audio::resample(clip.samples, clip.rate_hz, 16_000);
+        let n = source.len().min(got.len() - delay);
+        let snr = snr_db(&got[delay..][..n], &source[..n]);
+        assert!(snr >= least_db, "{name}: {snr:.1} dB");
+    }
+}
+
+#[test]
+fn channels_are_averaged() {
+    let source = load(&fixture("audio/yes.wav"));
+    let half: Vec<f32> = source.iter().map(|x| x / 2.0).collect();
+    assert_eq!(load(&fixture("formats/s24_left.wav")), half);
+}
+
+#[test]
+fn all_clips_of_the_reference_are_read() {
+    let reference = std::fs::read_to_string(fixture("audio/reference.json")).unwrap();
+    let reference: serde_json::Value = serde_json::from_str(&reference).unwrap();
+    let clips = reference["tiny-qwen3-asr"]["official"]["clips"].as_object().unwrap();
+    assert_eq!(clips.len(), 29);
+    for name in clips.keys() {
+        let clip = decode_file(&fixture(&format!("audio/{name}"))).unwrap();
+        let resampled = RESAMPLED.contains(&name.trim_end_matches(".wav"));
+        assert_eq!(clip.rate_hz != 16_000, resampled, "{name}");
+        assert!(clip.loss.is_none(), "{name}");
+    }
+}
+
+#[test]
+fn what_cannot_be_decoded_is_named() {
+    let message = |path: &str| {
+        let e = decode_file(&fixture(path)).unwrap_err().to_string();
+        e.rsplit_once(std::path::MAIN_SEPARATOR).unwrap().1.to_string()
+    };
+    for container in ["ogg", "webm", "mp4"] {
+        let short = container.replace("webm", "mkv");
+        assert_eq!(
+            message(&format!("formats/opus.{container}")),
+            format!("opus.{container}: codec opus is not supported (container {short}; there is no decoder)")
+        );
+    }
+    for (name, want) in [
+        ("ac3.mka", "codec ac3 is not supported (container mkv; there is no decoder)"),
+        ("ac3.mp4", "codec ac3 is not supported (container mp4; there is no decoder)"),
+        ("wma.wav", "codec wma is not supported (container wav; there is no decoder)"),
+        ("g726.wav", "codec g726 is not supported (container wav; there is no decoder)"),
+        ("video_only.mp4", "no audio track (container mp4; tracks: video h264)"),
+        ("README.md", "not an audio file in a known format"),
+        ("missing.wav", "no such file"),
+    ] {
+        assert_eq!(message(&format!("formats/{name}")), format!("{name}: {want}"));
+    }
+    assert!(message("formats").ends_with("formats: is a directory"));
+}
+
+#[test]
+fn he_aac_is_refused() {
+    let plain = std::fs::read(fixture("formats/aac.m4a")).unwrap();
+    // AAC-LC at 16 kHz, mono, followed by "no band replication": the last byte says yes instead, to 32 kHz.
+    let config = [0x14, 0x08, 0x56, 0xe5, 0x00];
+    let at = plain.windows(config.len()).position(|w| w == config).unwrap();
+    for (bytes, name) in [
+        ([0x14, 0x08, 0x56, 0xe5, 0xa8], "he-aac"),
+        // Object type 5 or 29 first: 16 kHz, mono, to 32 kHz, core of type 2.
+        ([0x2c, 0x0a, 0x88, 0x00, 0x00], "he-aac"),
+        ([0xec, 0x0a, 0x88, 0x00, 0x00], "he-aac v2"),
+    ] {
+        let mut file = plain.clone();
+        file[at..at + bytes.len()].copy_from_slice(&bytes);
+        let want = format!("clip: codec {name} is not supported (container mp4; only AAC-LC is decoded)");
+        assert_eq!(decode_bytes("clip", &file).unwrap_err().to_string(), want);
+    }
+}
+
+/// A WAV file of 32-bit floats.
+fn float_wav(rate_hz: u32, n_channels: u16, samples: &[f32]) -> Vec<u8> {
+    let data: Vec<u8> = samples.iter().flat_map(|x| x.to_le_bytes()).collect();
+    wav(3, rate_hz, n_channels, 32, &data)
+}
+
+fn wav(format: u16, rate_hz: u32, n_channels: u16, bits: u16, data: &[u8]) -> Vec<u8> {
+    let align = n_channels.wrapping_mul(bits / 8);
+    let mut file = b"RIFF".to_vec();
+    file.extend((36 + data.len() as u32).to_le_bytes());
+    file.extend(b"WAVEfmt ");
+    file.extend(16u32.to_le_bytes());
+    for half in [format, n_channels] {
+        file.extend(half.to_le_bytes());
+    }
+    for word in [rate_hz, rate_hz.wrapping_mul(u32::from(align))] {
+        file.extend(word.to_le_bytes());
+    }
+    for half in [align, bits] {
+        file.extend(half.to_le_bytes());
+    }
+    file.extend(b"data");
+    file.extend((data.len() as u32).to_le_bytes());
+    file.extend(data);
+    file
+}
+
+#[test]
+fn loud_float_files_are_scaled_to_their_peak() {
+    let x: Vec<f32> = synthetic(4000).iter().map(|x| x * 3.0).collect();
+    let peak = x.iter().fold(0f32, |m, x| m.max(x.abs()));
+    assert!(peak > 1.1);
+    let clip = decode_bytes("clip", &float_wav(16_000, 1, &x)).unwrap();
+    assert_eq!(clip.samples, x, "decoding does not scale");
+    let mut got = clip.samples;
+    audio::normalize(&mut got);
+    assert!(got.iter().zip(&x).all(|(a, b)| *a == b / peak));
+    let mut quiet = vec![0.25, -0.5];
+    audio::normalize(&mut quiet);
+    assert_eq!(quiet, [0.25, -0.5], "quiet clips are not raised");
+}
+
+#[test]
+fn unusable_samples_and_rates_are_named() {
+    let error = |file: &[u8]| decode_bytes("clip", file).unwrap_err().to_string();
+    assert_eq!(error(b""), "clip: empty file");
+    assert_eq!(error(&float_wav(16_000, 1, &[])), "clip: no samples");
+    for (value, shown) in [(f32::NAN, "NaN"), (f32::INFINITY, "inf"), (f32::NEG_INFINITY, "-inf"), (2e30, "2e30")] {
+        let mut x = vec![0.0; 5000];
+        x[2 * 2001 + 1] = value;
+        let shown = if value == 2e30 { format!("{value}") } else { shown.into() };
+        assert_eq!(
+            error(&float_wav(16_000, 2, &x)),
+            format!("clip: sample 2001 is {shown}, want a number of at most 1e30")
+        );
+    }
+    for rate in [0, 999, 384_001, u32::MAX] {
+        assert_eq!(
+            error(&float_wav(rate, 1, &[0.0; 10])),
+            format!("clip: sample rate {rate} Hz, want 1000 to 384000 Hz")
+        );
+    }
+    for channels in [0, 65, u16::MAX] {
+        let message = error(&float_wav(16_000, channels, &[0.0; 70]));
+        assert!(message.starts_with("clip: "), "{message}");
+        assert!(!message.contains("stopped on it"), "{message}");
+    }
+}
+
+#[test]
+fn files_longer_than_memory_allows_are_refused() {
+    // At 1000 Hz the limit holds for the samples at 16 kHz.
+    let limit = audio::decode::MAX_SAMPLES / 16;
+    let fits = decode_bytes("clip", &wav(1, 1000, 1, 8, &vec![128; limit])).unwrap();
+    assert_eq!(fits.samples.len(), limit);
+    drop(fits);
+    let error = decode_bytes("clip", &wav(1, 1000, 1, 8, &vec![128; limit + 1])).unwrap_err();
+    assert_eq!(error.to_string(), "clip: longer than 33554 s, the limit at its sample rate");
+}
+
+#[test]
+fn unfinished_wav_files_give_what_is_there() {
+    let whole = std::fs::read(fixture("audio/yes.wav")).unwrap();
+    let source = load(&fixture("audio/yes.wav"));
+    let data = whole.windows(4).position(|w| w == b"data").unwrap() + 4;
+    let with = |riff: u32, len: u32, end: usize| {
+        let mut file = whole[..end].to_vec();
+        file[4..8].copy_from_slice(&riff.to_le_bytes());
+        file[data..data + 4].copy_from_slice(&len.to_le_bytes());
+        decode_bytes("clip", &file).unwrap()
+    };
+    let size = (whole.len() - data - 4) as u32;
+    // Lengths that a program filled in beforehand, or never, or beyond the end.
+    for (riff, len, cut_short) in [
+        (0, 0, false),
+        (36, 0, false),
+        (u32::MAX, u32::MAX, false),
+        (0, size, false),
+        (100, size, false),
+        (u32::MAX, 0x7fff_ff00, true),
+        (size + 36, size + 1000, true),
+    ] {
+        let clip = with(riff, len, whole.len());
+        assert_eq!(clip.samples, source, "{riff} {len}");
+        assert_eq!(clip.loss.cut_short, cut_short, "{riff} {len}");
+    }
+    // A file that was cut off, within a sample.
+    let clip = with(size + 36, size, whole.len() - 2001);
+    assert_eq!(clip.samples, source[..source.len() - 1001]);
+    assert!(clip.loss.cut_short);
+    // An empty data chunk with a chunk after it is empty.
+    let mut file = wav(1, 16_000, 1, 16, &[]);
+    file.extend(b"LIST\x04\0\0\0INFO");
+    assert_eq!(decode_bytes("clip", &file).unwrap_err().to_string(), "clip: no samples");
+}
+
+#[test]
+fn files_that_were_cut_give_their_beginning() {
+    for (name, cut) in [("mp3.mp3", 4000), ("aac.aac", 3000), ("flac.flac", 12_000), ("vorbis.webm", 4000)] {
+        let whole = std::fs::read(fixture(&format!("formats/{name}"))).unwrap();
+        let all = decode_bytes(name, &whole).unwrap().samples;
+        let part = decode_bytes(name, &whole[..cut]).unwrap().samples;
+        assert!(part.len() > all.len() / 4 && part.len() < all.len(), "{name}: {} of {}", part.len(), all.len());
+        assert!(part.iter().zip(&all).take(part.len() - 1200).all(|(a, b)| a == b), "{name}");
+    }
+}
+
+#[test]
+fn streams_are_read_like_files() {
+    let bytes = std::fs::read(fixture("formats/mp3.mp3")).unwrap();
+    let from_file = decode_file(&fixture("formats/mp3.mp3")).unwrap();
+    let from_stream = decode_reader("standard input", &bytes[..]).unwrap();
+    assert_eq!(from_file.samples, from_stream.samples);
+}
+
+/// Random changes of a file: bytes, bits, lengths in its head, pieces taken out or put in, and its end cut off.
+fn mutated(file: &[u8], random: &mut impl FnMut(usize) -> usize) -> Vec<u8> {
+    let mut bytes = file.to_vec();
+    let head = bytes.len().min(512);
+    let at = random(bytes.len());
+    let end = (at + random(200)).min(bytes.len());
+    match random(6) {
+        0 => (0..=random(8)).for_each(|_| bytes[random(file.len())] = random(256) as u8),
+        1 => (0..=random(4)).for_each(|_| bytes[random(head)] ^= 1 << random(8)),
+        2 => {
+            let (from, value) = (random(head - 4), [0, 0x7f, 0x80, 0xff][random(4)]);
+            bytes[from..from + 4].fill(value);
+        }
+        3 => bytes.truncate(at),
+        4 => drop(bytes.drain(at..end)),
+        _ => {
+            let noise: Vec<u8> = (at..end).map(|_| random(256) as u8).collect();
+            bytes.splice(at..at, noise);
+        }
+    }
+    bytes
+}
+
+/// Decodes mutations of a file to 16 kHz: success or an error, no panic, no hang.
+fn survives(name: &str, file: &[u8], n: usize) {
+    let mut state = 0x9e37_79b9_7f4a_7c15u64 ^ file.len() as u64;
+    let mut random = |n: usize| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 11) as usize % n
+    };
+    let mut n_read = 0;
+    for i in 0..n {
+        let bytes = mutated(file, &mut random);
+        let start = Instant::now();
+        match decode_bytes(name, &bytes) {
+            Ok(clip) => {
+                n_read += 1;
+                let mut samples = audio::resample(clip.samples, clip.rate_hz, 16_000);
+                audio::normalize(&mut samples);
+                assert!(samples.iter().all(|x| (-1.0..=1.0).contains(x)), "{name}, mutation {i}");
+            }
+            Err(e) => {
+                let message = e.to_string();
+                assert!(message.starts_with(name) && message.lines().count() == 1, "{name}, mutation {i}: {message}");
+            }
+        }
+        // A bound that only a hang or a flood of data breaks.
+        assert!(start.elapsed() < Duration::from_secs(2), "{name}, mutation {i}: {:?}", start.elapsed());
+    }
+    println!("{name}: {n_read} of {n} mutations can be read");
+}
+
+#[test]
+fn damaged_wav_files_are_errors_at_worst() {
+    survives("yes.wav", &std::fs::read(fixture("audio/yes.wav")).unwrap(), 2000);
+}
+
+#[test]
+fn damaged_mp3_files_are_errors_at_worst() {
+    survives("mp3.mp3", &std::fs::read(fixture("formats/mp3.mp3")).unwrap(), 2000);
+}
+
+#[test]
+fn damaged_files_of_all_formats_are_errors_at_worst() {
+    let mut files: Vec<_> = std::fs::read_dir(fixture("formats")).unwrap().map(|f| f.unwrap().path()).collect();
+    files.sort();
+    for path in files {
+        let name = path.file_name().unwrap().to_str().unwrap();
+        survives(name, &std::fs::read(&path).unwrap(), 100);
+    }
+}
+
+#[test]
+fn noise_is_no_audio_file() {
+    let mut state = 1u64;
+    for i in 0..50 {
+        let bytes: Vec<u8> = (0..200_000)
+            .map(|_| {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                (state >> 56) as u8
+            })
+            .collect();
+        let result = decode_bytes("noise", &bytes);
+        assert!(result.is_err(), "file {i}: {:?} samples", result.map(|clip| clip.samples.len()));
+    }
+}
 
 /// A file's samples at 16 kHz, as the official loader prepares them.
 fn load(path: &Path) -> Vec<f32> {

@@ -22,7 +22,8 @@ use symphonia::core::io::{MediaSource, MediaSourceStream};
 use symphonia::core::meta::MetadataOptions;
 
 use super::error::{AudioError, AudioErrorKind};
-use super::riff::Patched;
+use super::mp4::{self, Start};
+use super::riff::{self, Patched, Riff};
 use super::{aac, names};
 
 /// Longest stream that is buffered, in bytes: more than 90 minutes of 16-bit stereo at 44.1 kHz.
@@ -51,6 +52,12 @@ const PROBE_BYTES: u32 = 1 << 16;
 
 /// Consecutive packets without sound after which a file counts as ended. Headers can promise billions of them.
 const MAX_FRUITLESS_PACKETS: usize = 1000;
+
+/// The same for packets of other tracks: an hour of video before the first sound.
+const MAX_FOREIGN_PACKETS: usize = 216_000;
+
+/// Said of codecs that are not known.
+const NO_DECODER: &str = "there is no decoder";
 
 /// Mono samples of a clip.
 #[derive(Clone, Debug)]
@@ -100,12 +107,14 @@ pub fn decode_file(path: &Path) -> Result<Decoded, AudioError> {
 
 /// Samples of a stream of at most [`MAX_INPUT_BYTES`], which is buffered whole. `name` stands for it in errors.
 pub fn decode_reader(name: &str, reader: impl Read) -> Result<Decoded, AudioError> {
-    let mut bytes = Vec::new();
-    reader.take(MAX_INPUT_BYTES + 1).read_to_end(&mut bytes).map_err(|e| AudioErrorKind::Io(e).of(name))?;
-    if bytes.len() as u64 > MAX_INPUT_BYTES {
-        return Err(AudioErrorKind::TooManyBytes.of(name));
-    }
+    let bytes = read_all(reader, MAX_INPUT_BYTES).map_err(|kind| kind.of(name))?;
     decode_bytes(name, &bytes)
+}
+
+fn read_all(reader: impl Read, limit: u64) -> Result<Vec<u8>, AudioErrorKind> {
+    let mut bytes = Vec::new();
+    reader.take(limit + 1).read_to_end(&mut bytes).map_err(AudioErrorKind::Io)?;
+    if bytes.len() as u64 > limit { Err(AudioErrorKind::TooManyBytes) } else { Ok(bytes) }
 }
 
 /// Samples of a file in memory. `name` stands for it in errors.
@@ -113,14 +122,16 @@ pub fn decode_bytes(name: &str, bytes: &[u8]) -> Result<Decoded, AudioError> {
     decode(name, Cursor::new(bytes), bytes.len() as u64)
 }
 
-fn decode<'s>(name: &str, source: impl MediaSource + 's, len: u64) -> Result<Decoded, AudioError> {
+fn decode<'s>(name: &str, mut source: impl MediaSource + 's, len: u64) -> Result<Decoded, AudioError> {
     if len == 0 {
         return Err(AudioErrorKind::Empty.of(name));
     }
     let decoded = caught(|| {
-        let source = Patched::new(source, len).map_err(AudioErrorKind::Io)?;
+        let riff = riff::inspect(&mut source, len).map_err(AudioErrorKind::Io)?;
+        let starts = mp4::starts(&mut source, len).map_err(AudioErrorKind::Io)?;
+        let source = Patched::new(source, &riff).map_err(AudioErrorKind::Io)?;
         let stream = MediaSourceStream::new(Box::new(source), Default::default());
-        Demuxed::open(stream)?.decode()
+        Demuxed::open(stream, &riff)?.decode(&starts)
     });
     let panicked = |why| AudioErrorKind::Container { why: format!("the decoder stopped on it ({why})") };
     decoded.unwrap_or_else(|why| Err(panicked(why))).map_err(|kind| kind.of(name))
@@ -143,32 +154,42 @@ struct Demuxed<'s> {
 }
 
 impl<'s> Demuxed<'s> {
-    fn open(stream: MediaSourceStream<'s>) -> Result<Self, AudioErrorKind> {
-        let format = PROBE.probe(&Hint::new(), stream, FormatOptions::default(), MetadataOptions::default()).map_err(
-            |e| match e {
-                SymphoniaError::Unsupported(why) if why.starts_with("core (probe)") => AudioErrorKind::NotRecognised,
-                e => container_error(e),
+    fn open(stream: MediaSourceStream<'s>, riff: &Riff) -> Result<Self, AudioErrorKind> {
+        let probed = PROBE.probe(&Hint::new(), stream, FormatOptions::default(), MetadataOptions::default());
+        let format = probed.map_err(|e| match e {
+            SymphoniaError::Unsupported(why) if why.starts_with("core (probe)") => AudioErrorKind::NotRecognised,
+            SymphoniaError::Unsupported("wav: unsupported wave format") => AudioErrorKind::Codec {
+                codec: riff.format_tag.map_or("unknown".into(), names::wave_format),
+                container: "wav",
+                why: NO_DECODER,
             },
-        )?;
+            e => container_error(e),
+        })?;
         let container = names::container(format.format_info());
         let (track, decoder, codec) = first_decodable(&*format, container)?;
         Ok(Self { format, track, decoder, container, codec })
     }
 
-    fn decode(mut self) -> Result<Decoded, AudioErrorKind> {
-        let mut mono = Mono::default();
+    fn decode(mut self, starts: &[Start]) -> Result<Decoded, AudioErrorKind> {
+        let start = starts.iter().find(|s| s.track == self.track).copied();
+        // Without an announced length, the end of the file is the end of the sound.
+        let announced = self.format.tracks().iter().any(|t| t.id == self.track && t.num_frames.is_some());
+        let mut mono = Mono { start, ..Mono::default() };
         let mut loss = Loss::default();
-        let (mut n_packets, mut fruitless) = (0, 0);
+        let (mut n_packets, mut fruitless, mut foreign) = (0, 0, 0);
         let mut first_reason = None;
-        while fruitless < MAX_FRUITLESS_PACKETS {
-            let before = mono.samples.len();
+        while fruitless < MAX_FRUITLESS_PACKETS && foreign < MAX_FOREIGN_PACKETS {
+            let before = mono.n_frames;
             match self.step(&mut mono) {
                 Ok(Step::Packet) => n_packets += 1,
-                Ok(Step::Other) => {}
+                Ok(Step::Foreign) => {
+                    foreign += 1;
+                    continue;
+                }
                 Ok(Step::End) => break,
                 Err(StepError::Fatal(kind)) => return Err(kind),
                 Err(StepError::End(why)) => {
-                    loss.cut_short = true;
+                    loss.cut_short = announced;
                     first_reason.get_or_insert(why);
                     break;
                 }
@@ -178,9 +199,10 @@ impl<'s> Demuxed<'s> {
                     first_reason.get_or_insert(why);
                 }
             }
-            fruitless = if mono.samples.len() > before { 0 } else { fruitless + 1 };
+            fruitless = if mono.n_frames > before { 0 } else { fruitless + 1 };
+            foreign = 0;
         }
-        loss.cut_short |= fruitless == MAX_FRUITLESS_PACKETS;
+        loss.cut_short |= fruitless == MAX_FRUITLESS_PACKETS || foreign == MAX_FOREIGN_PACKETS;
 
         let why = || first_reason.unwrap_or_default();
         if loss.bad_packets > n_packets / 2 {
@@ -206,7 +228,7 @@ impl<'s> Demuxed<'s> {
                 // A stream chained to the first: it has tracks of its own.
                 let (track, decoder, _) = first_decodable(&*self.format, self.container).map_err(StepError::Fatal)?;
                 (self.track, self.decoder) = (track, decoder);
-                return Ok(Step::Other);
+                return Ok(Step::Foreign);
             }
             Err(SymphoniaError::IoError(e)) if e.kind() == std::io::ErrorKind::UnexpectedEof => {
                 return Err(StepError::End("the file ends early".into()));
@@ -215,7 +237,7 @@ impl<'s> Demuxed<'s> {
             Err(e) => return Err(StepError::Bad(reason(&e))),
         };
         if packet.track_id != self.track {
-            return Ok(Step::Other);
+            return Ok(Step::Foreign);
         }
         match self.decoder.decode(&packet) {
             Ok(buffer) => mono.append(&buffer).map(|()| Step::Packet).map_err(StepError::Fatal),
@@ -232,8 +254,8 @@ impl<'s> Demuxed<'s> {
 enum Step {
     /// Samples, perhaps none.
     Packet,
-    /// It belongs to another track.
-    Other,
+    /// It belongs to another track, or begins another stream.
+    Foreign,
     /// There are no more.
     End,
 }
@@ -289,7 +311,7 @@ fn open_decoder(
     let options = AudioDecoderOptions::default().gapless(true);
     symphonia::default::get_codecs().make_audio_decoder(params, &options).map_err(|e| match e {
         _ if params.codec == CODEC_ID_NULL_AUDIO => refuse(name, "the file does not say which"),
-        SymphoniaError::Unsupported("core (codec): unsupported audio codec") => refuse(name, "there is no decoder"),
+        SymphoniaError::Unsupported("core (codec): unsupported audio codec") => refuse(name, NO_DECODER),
         SymphoniaError::Unsupported(why) => refuse(name, why),
         e => container_error(e),
     })
@@ -326,6 +348,10 @@ fn reason(e: &SymphoniaError) -> String {
 struct Mono {
     samples: Vec<f32>,
     rate_hz: u32,
+    /// Frames decoded, kept or not.
+    n_frames: u64,
+    /// The part to leave out.
+    start: Option<Start>,
     planes: Vec<Vec<f32>>,
 }
 
@@ -337,32 +363,38 @@ impl Mono {
             return Ok(());
         }
         let rate_hz = buffer.spec().rate();
-        if self.samples.is_empty() {
+        if self.n_frames == 0 {
             check_rate(rate_hz)?;
             self.rate_hz = rate_hz;
         } else if rate_hz != self.rate_hz {
             return Err(AudioErrorKind::RateChange { from_hz: self.rate_hz, to_hz: rate_hz });
         }
         check_channels(buffer.num_planes())?;
-
-        let limit = MAX_SAMPLES as u64 * u64::from(rate_hz).min(REFERENCE_RATE_HZ) / REFERENCE_RATE_HZ;
-        let too_long = AudioErrorKind::TooLong { limit_s: limit / u64::from(rate_hz) };
-        if (self.samples.len() + n) as u64 > limit || self.samples.try_reserve(n).is_err() {
-            return Err(too_long);
-        }
         buffer.copy_to_vecs_planar(&mut self.planes);
-        let start = self.samples.len();
-        let n_channels = self.planes.len() as f64;
-        for i in 0..n {
-            let sum: f64 = self.planes.iter().map(|plane| f64::from(plane[i])).sum();
-            self.samples.push((sum / n_channels) as f32);
-        }
-        for (i, &value) in self.planes.iter().flat_map(|plane| plane[..n].iter().enumerate()) {
+        for (i, &value) in self.planes.iter().flat_map(|plane| plane.iter().enumerate()) {
             if value.is_nan() || value.abs() > MAX_MAGNITUDE {
-                return Err(AudioErrorKind::BadSample { at: start + i, value });
+                return Err(AudioErrorKind::BadSample { at: self.n_frames + i as u64, value });
             }
         }
+
+        let skip = self.n_skipped().saturating_sub(self.n_frames).min(n as u64) as usize;
+        self.n_frames += n as u64;
+        let limit = MAX_SAMPLES as u64 * u64::from(rate_hz).min(REFERENCE_RATE_HZ) / REFERENCE_RATE_HZ;
+        if (self.samples.len() + n - skip) as u64 > limit || self.samples.try_reserve(n - skip).is_err() {
+            return Err(AudioErrorKind::TooLong { limit_s: limit / u64::from(rate_hz) });
+        }
+        let n_channels = self.planes.len() as f64;
+        self.samples.extend((skip..n).map(|i| {
+            let sum: f64 = self.planes.iter().map(|plane| f64::from(plane[i])).sum();
+            (sum / n_channels) as f32
+        }));
         Ok(())
+    }
+
+    /// Frames before the start.
+    fn n_skipped(&self) -> u64 {
+        let frames = |s: Start| u128::from(s.media_time) * u128::from(self.rate_hz) / u128::from(s.timescale);
+        self.start.map_or(0, |s| u64::try_from(frames(s)).unwrap_or(u64::MAX))
     }
 }
 
@@ -396,4 +428,25 @@ fn caught<T>(f: impl FnOnce() -> T) -> Result<T, String> {
 fn message(panic: Box<dyn Any + Send>) -> String {
     let text = panic.downcast_ref::<&str>().copied().or(panic.downcast_ref::<String>().map(String::as_str));
     text.and_then(|text| text.lines().next()).unwrap_or("no reason given").into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn panics_become_errors() {
+        let shout = || -> u8 { panic!("first {}\nsecond", "line") };
+        assert_eq!(caught(shout).unwrap_err(), "first line");
+        assert_eq!(caught(|| caught(shout).unwrap_err()).unwrap(), "first line");
+        assert!(!CATCHING.get());
+        assert_eq!(caught(|| 7), Ok(7));
+    }
+
+    #[test]
+    fn streams_are_read_up_to_the_limit() {
+        assert_eq!(read_all(&[1u8, 2, 3][..], 3).unwrap(), [1, 2, 3]);
+        assert!(matches!(read_all(&[1u8, 2, 3, 4][..], 3), Err(AudioErrorKind::TooManyBytes)));
+        assert!(matches!(read_all(std::io::repeat(0), 1000), Err(AudioErrorKind::TooManyBytes)));
+    }
 }

@@ -82,7 +82,7 @@ pub enum AudioErrorKind {
     /// A sample is not a number, or above [`MAX_MAGNITUDE`].
     BadSample {
         /// Index of its frame.
-        at: usize,
+        at: u64,
         /// The sample.
         value: f32,
     },

@@ -5,6 +5,7 @@ mod aac;
 pub mod decode;
 pub mod error;
 pub mod mel;
+mod mp4;
 mod names;
 pub mod resample;
 mod riff;

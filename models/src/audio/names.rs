@@ -54,6 +54,28 @@ pub(super) fn audio_codec(codec: AudioCodecId) -> &'static str {
     }
 }
 
+/// Name of a sample format of WAV files. Source: RFC 2361 and mmreg.h.
+pub(super) fn wave_format(tag: u16) -> String {
+    let name = match tag {
+        0x0031 => "gsm 6.10",
+        0x0040 => "g721",
+        0x0014 => "g723",
+        0x0045 | 0x0064 => "g726",
+        0x0065 | 0x028f => "g722",
+        0x0050 => "mp2",
+        0x0055 => "mp3",
+        0x00ff | 0x1600..=0x1602 | 0x1610 => "aac",
+        0x0160..=0x0163 => "wma",
+        0x2000 => "ac3",
+        0x2001 => "dts",
+        0x566f | 0x674f..=0x6771 => "vorbis",
+        0x704f => "opus",
+        0xf1ac => "flac",
+        _ => return format!("{tag:#06x}"),
+    };
+    name.into()
+}
+
 /// Name of a video codec.
 fn video_codec(codec: VideoCodecId) -> &'static str {
     match codec {

@@ -10,49 +10,51 @@ const TO_THE_END: [u8; 4] = [0xff; 4];
 /// Chunks before the samples that are looked at.
 const MAX_CHUNKS: usize = 256;
 
-/// A seekable source with some bytes replaced.
-pub(super) struct Patched<S> {
-    inner: S,
-    at: u64,
-    patches: Vec<(u64, [u8; 4])>,
+/// What is to know about a WAV file before it is demuxed.
+#[derive(Default)]
+pub(super) struct Riff {
+    /// Code of the sample format, for the message if it is not supported.
+    pub format_tag: Option<u16>,
+    patches: Patches,
 }
 
-impl<S: Read + Seek> Patched<S> {
-    /// `inner` from its start, `len` bytes long; if it is a WAV file, with lengths that can be believed.
-    ///
-    /// The length of the whole is ignored; a data chunk of length 0 that is followed by no chunks extends to the end, as
-    /// libsndfile reads it.
-    pub(super) fn new(mut inner: S, len: u64) -> Result<Self> {
-        inner.seek(SeekFrom::Start(0))?;
-        let patches = wav_patches(&mut inner, len)?;
-        inner.seek(SeekFrom::Start(0))?;
-        Ok(Self { inner, at: 0, patches })
-    }
-}
+/// Bytes to replace, with where they are.
+type Patches = Vec<(u64, [u8; 4])>;
 
-fn wav_patches(src: &mut (impl Read + Seek), len: u64) -> Result<Vec<(u64, [u8; 4])>> {
+/// Looks at a file of `len` bytes; nothing is known of one that is no WAV file.
+///
+/// Its own length is to be ignored; a data chunk of length 0 that is followed by no chunks extends to the end, as
+/// libsndfile reads it.
+pub(super) fn inspect(src: &mut (impl Read + Seek), len: u64) -> Result<Riff> {
+    let mut riff = Riff::default();
     let mut head = [0; 12];
     if len < head.len() as u64 {
-        return Ok(Vec::new());
+        return Ok(riff);
     }
+    src.seek(SeekFrom::Start(0))?;
     src.read_exact(&mut head)?;
     if &head[..4] != b"RIFF" || &head[8..] != b"WAVE" {
-        return Ok(Vec::new());
+        return Ok(riff);
     }
-    let mut patches = vec![(4, TO_THE_END)];
+    riff.patches.push((4, TO_THE_END));
     let mut at = head.len() as u64;
     for _ in 0..MAX_CHUNKS {
         let Some((tag, size)) = chunk(src, at, len)? else { break };
         let body = at + 8;
+        if &tag == b"fmt " && size >= 2 && body + 2 <= len {
+            let mut code = [0; 2];
+            src.read_exact(&mut code)?;
+            riff.format_tag = Some(u16::from_le_bytes(code));
+        }
         if &tag == b"data" {
             if size == 0 && !ends_with_chunks(src, body, len)? {
-                patches.push((at + 4, TO_THE_END));
+                riff.patches.push((at + 4, TO_THE_END));
             }
             break;
         }
         at = body + u64::from(size) + u64::from(size % 2);
     }
-    Ok(patches)
+    Ok(riff)
 }
 
 /// Tag and length of the chunk at `at`, if its header is inside the file.
@@ -77,6 +79,21 @@ fn ends_with_chunks(src: &mut (impl Read + Seek), mut at: u64, len: u64) -> Resu
         at += 8 + u64::from(size) + u64::from(size % 2);
     }
     Ok(false)
+}
+
+/// A seekable source with some bytes replaced.
+pub(super) struct Patched<S> {
+    inner: S,
+    at: u64,
+    patches: Patches,
+}
+
+impl<S: Read + Seek> Patched<S> {
+    /// `inner` from its start, with lengths that can be believed.
+    pub(super) fn new(mut inner: S, riff: &Riff) -> Result<Self> {
+        inner.seek(SeekFrom::Start(0))?;
+        Ok(Self { inner, at: 0, patches: riff.patches.clone() })
+    }
 }
 
 impl<S: Read> Read for Patched<S> {
