@@ -8,6 +8,8 @@ mod convert;
 mod gguf;
 mod golden;
 mod hybrid;
+mod prompt;
 mod reuse;
 mod safetensors;
 mod tokenizer;
+mod vocab;

@@ -36,9 +36,18 @@ fn byte_of_char(c: char) -> Option<u8> {
     }
 }
 
-/// Bytes that an ordinary token stands for; `None` when a character is outside the alphabet.
-pub(super) fn bytes_of(token: &str) -> Option<Vec<u8>> {
-    token.chars().map(byte_of_char).collect()
+/// Appends the bytes that an ordinary token stands for; false, with nothing appended, when a character is outside the
+/// alphabet.
+pub(super) fn push_bytes(token: &str, bytes: &mut Vec<u8>) -> bool {
+    let start = bytes.len();
+    for c in token.chars() {
+        let Some(byte) = byte_of_char(c) else {
+            bytes.truncate(start);
+            return false;
+        };
+        bytes.push(byte);
+    }
+    true
 }
 
 /// Which pairs of tokens merge, in which order, and into what.

@@ -94,9 +94,7 @@ pub struct Tokenizer {
     pre: PreTokenizer,
     kinds: Vec<TokenKind>,
     ids: HashMap<String, u32>,
-    /// What every token prints, one after the other; token `i` ends at `ends[i]`.
-    bytes: Vec<u8>,
-    ends: Vec<usize>,
+    printed: Printed,
     /// Ordinary tokens by what they print, for pre-tokenizers that look whole words up before merging.
     whole_words: HashMap<Vec<u8>, u32>,
     merges: Merges,
@@ -139,32 +137,18 @@ impl Tokenizer {
             }
         }
 
-        let mut bytes = Vec::new();
-        let mut ends = Vec::with_capacity(tokens.len());
+        let printed = Printed::new(&tokens, &kinds);
         let mut whole_words = HashMap::new();
-        let mut added = Vec::new();
-        for (id, (text, &kind)) in (0u32..).zip(tokens.iter().zip(&kinds)) {
-            match kind {
-                TokenKind::Normal => match bpe::bytes_of(text) {
-                    Some(word) => {
-                        bytes.extend_from_slice(&word);
-                        if pre.looks_up_whole_words() {
-                            whole_words.insert(word, id);
-                        }
-                    }
-                    // Such a token is never made from text; it prints as the tokenizers crate prints it.
-                    None => bytes.extend_from_slice(text.as_bytes()),
-                },
-                TokenKind::Unused => {}
-                TokenKind::Control | TokenKind::Unknown | TokenKind::UserDefined => {
-                    bytes.extend_from_slice(text.as_bytes());
-                    added.push((text.clone(), id));
-                }
-            }
-            ends.push(bytes.len());
+        if pre.looks_up_whole_words() {
+            let words = printed.in_alphabet.iter().map(|&id| (printed.bytes_of(id).to_vec(), id));
+            whole_words.extend(words);
         }
-        let user_defined =
-            added.iter().filter(|&&(_, id)| kinds[id as usize] == TokenKind::UserDefined).cloned().collect();
+        let added = |is_added: fn(TokenKind) -> bool| {
+            let tokens = (0u32..).zip(&tokens).zip(&kinds).filter(|&(_, &kind)| is_added(kind));
+            AddedTokens::new(tokens.map(|((id, text), _)| (text.clone(), id)).collect())
+        };
+        let added_text = added(|kind| kind == TokenKind::UserDefined);
+        let added = added(|kind| kind == TokenKind::UserDefined || kind.is_control());
 
         let n_tokens = tokens.len();
         let mut ids = HashMap::with_capacity(n_tokens);
@@ -176,13 +160,12 @@ impl Tokenizer {
         let merges = Merges::new(&merges, &ids, &kinds)?;
         Ok(Self {
             add_bos: add_bos.unwrap_or(pre.adds_bos() && bos.is_some()),
-            added: AddedTokens::new(added),
-            added_text: AddedTokens::new(user_defined),
             pre,
             kinds,
             ids,
-            bytes,
-            ends,
+            printed,
+            added,
+            added_text,
             whole_words,
             merges,
             bos,
@@ -243,10 +226,7 @@ impl Tokenizer {
 
     /// Bytes that a token prints; none for unused tokens and ids outside the vocabulary.
     pub fn token_bytes(&self, id: u32) -> &[u8] {
-        let id = id as usize;
-        let Some(&end) = self.ends.get(id) else { return &[] };
-        let start = if id == 0 { 0 } else { self.ends[id - 1] };
-        &self.bytes[start..end]
+        self.printed.bytes_of(id)
     }
 
     /// Id of the token stored as `text`: for added tokens the text itself, for ordinary tokens its byte-to-unicode form.
@@ -298,6 +278,43 @@ impl Tokenizer {
     /// Whether text for this model begins with [`Tokenizer::bos`]. [`Tokenizer::encode`] leaves that to the caller.
     pub fn add_bos(&self) -> bool {
         self.add_bos
+    }
+}
+
+/// What each token prints.
+#[derive(Debug)]
+struct Printed {
+    /// All tokens, one after the other; token `i` ends at `ends[i]`.
+    bytes: Vec<u8>,
+    ends: Vec<usize>,
+    /// Ordinary tokens that are written in the byte-to-unicode alphabet.
+    in_alphabet: Vec<u32>,
+}
+
+impl Printed {
+    fn new(tokens: &[String], kinds: &[TokenKind]) -> Self {
+        let mut printed = Self { bytes: Vec::new(), ends: Vec::with_capacity(tokens.len()), in_alphabet: Vec::new() };
+        for (id, (text, &kind)) in (0u32..).zip(tokens.iter().zip(kinds)) {
+            match kind {
+                TokenKind::Normal if bpe::push_bytes(text, &mut printed.bytes) => printed.in_alphabet.push(id),
+                // An ordinary token outside the alphabet is never made from text; it prints as the tokenizers crate
+                // prints it.
+                TokenKind::Normal | TokenKind::Control | TokenKind::Unknown | TokenKind::UserDefined => {
+                    printed.bytes.extend_from_slice(text.as_bytes());
+                }
+                TokenKind::Unused => {}
+            }
+            printed.ends.push(printed.bytes.len());
+        }
+        printed
+    }
+
+    /// Bytes of one token; none outside the vocabulary.
+    fn bytes_of(&self, id: u32) -> &[u8] {
+        let id = id as usize;
+        let Some(&end) = self.ends.get(id) else { return &[] };
+        let start = if id == 0 { 0 } else { self.ends[id - 1] };
+        &self.bytes[start..end]
     }
 }
 
