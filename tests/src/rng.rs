@@ -10,6 +10,11 @@ impl Rng {
         Self(seed)
     }
 
+    /// The generator that belongs to a name (FNV-1a hash), so that what is made for a name repeats.
+    pub fn named(name: &str) -> Self {
+        Self(name.bytes().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3)))
+    }
+
     /// The next 64 bits.
     pub const fn next_u64(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -27,6 +32,17 @@ impl Rng {
     /// One of `items`. Panics where there is none.
     pub fn pick<'a, T>(&mut self, items: &'a [T]) -> &'a T {
         &items[self.below(items.len())]
+    }
+
+    /// Uniform in `low..high`.
+    pub fn uniform(&mut self, [low, high]: [f32; 2]) -> f32 {
+        let unit = (self.next_u64() >> 40) as f32 / (1u32 << 24) as f32;
+        low + (high - low) * unit
+    }
+
+    /// `n` numbers, uniform in the range.
+    pub fn floats(&mut self, n: usize, range: [f32; 2]) -> Vec<f32> {
+        (0..n).map(|_| self.uniform(range)).collect()
     }
 
     /// `n` random bytes.

@@ -10,6 +10,7 @@ mod golden;
 mod hybrid;
 mod prompt;
 mod reuse;
+mod ops;
 mod safetensors;
 mod tokenizer;
 mod vocab;

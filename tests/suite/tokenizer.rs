@@ -87,6 +87,11 @@ fn classes() -> &'static Characters {
     })
 }
 
+/// One of `texts`.
+fn any<'a>(random: &mut Rng, texts: &[&'a str]) -> &'a str {
+    texts[random.below(texts.len())]
+}
+
 /// A string of up to 24 pieces, weighted towards what the rules treat specially.
 fn random_text(seed: u64, added: &[&str]) -> String {
     let mut random = Rng::new(seed);
@@ -96,45 +101,37 @@ fn random_text(seed: u64, added: &[&str]) -> String {
         match random.below(16) {
             0 => text.push(*random.pick(&classes.all)),
             1 => text.push(*random.pick(&classes.spaces)),
-            2 => text.push_str(*random.pick(&[" ", "  ", "\n", "\r\n", " \n", "\t", "\u{a0}", "\u{3000}", "\u{85}"])),
+            2 => {
+                text.push_str(any(&mut random, &[" ", "  ", "\n", "\r\n", " \n", "\t", "\u{a0}", "\u{3000}", "\u{85}"]))
+            }
             3 => text.push(*random.pick(&classes.numbers)),
-            4 => text.push_str(*random.pick(&["0", "12", "345", "6789", "\u{bd}", "\u{2167}"])),
-            5 => text.push_str(*random.pick(&["'", "\u{2019}", "''", " '", "\u{ff07}"])),
-            6 => text.push_str(
-                *random.pick(&["'s", "'S", "'\u{17f}", "'T", "'re", "'rE", "'Ve", "'m", "'LL", "'l", "'d", "'r"]),
-            ),
+            4 => text.push_str(any(&mut random, &["0", "12", "345", "6789", "\u{bd}", "\u{2167}"])),
+            5 => text.push_str(any(&mut random, &["'", "\u{2019}", "''", " '", "\u{ff07}"])),
+            6 => text.push_str(any(
+                &mut random,
+                &["'s", "'S", "'\u{17f}", "'T", "'re", "'rE", "'Ve", "'m", "'LL", "'l", "'d", "'r"],
+            )),
             7 | 8 => text.push(*random.pick(&classes.marks)),
             9 => text.push(*random.pick(&classes.letters)),
             10 => text.push(*random.pick(&classes.composed)),
-            11 => text.push_str(*random.pick(added)),
+            11 => text.push_str(any(&mut random, added)),
             12 => {
-                let token = *random.pick(added);
+                let token = any(&mut random, added);
                 let cut = token.char_indices().map(|(i, _)| i).nth(random.below(token.chars().count())).unwrap();
                 text.push_str(if random.below(2) == 0 { &token[..cut] } else { &token[cut..] });
             }
-            13 => text.push_str(
-                *random.pick(&["the", "turn", "light", " on", " three", "A", "e", "language", "English", "off"]),
-            ),
-            14 => text.push_str(*random.pick(&[
-                "!",
-                "...",
-                "<",
-                "|>",
-                "_",
-                "\u{1f600}",
-                "\u{1f468}\u{200d}\u{1f469}",
-                "-",
-                "\u{3002}",
-            ])),
-            _ => text.push_str(*random.pick(&[
-                "a",
-                "B",
-                "\u{df}",
-                "\u{e9}",
-                "\u{4e2d}\u{6587}",
-                "\u{ac00}",
-                "\u{e01}\u{e33}",
-            ])),
+            13 => text.push_str(any(
+                &mut random,
+                &["the", "turn", "light", " on", " three", "A", "e", "language", "English", "off"],
+            )),
+            14 => text.push_str(any(
+                &mut random,
+                &["!", "...", "<", "|>", "_", "\u{1f600}", "\u{1f468}\u{200d}\u{1f469}", "-", "\u{3002}"],
+            )),
+            _ => text.push_str(any(
+                &mut random,
+                &["a", "B", "\u{df}", "\u{e9}", "\u{4e2d}\u{6587}", "\u{ac00}", "\u{e01}\u{e33}"],
+            )),
         }
     }
     text

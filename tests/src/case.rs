@@ -1,0 +1,291 @@
+//! [`OpCase`]: one or a few ops with their operands, and how far a backend may be off.
+
+use engine::DType;
+use engine::Shape;
+use engine::builder::{BatchInputs, GraphBuilder};
+use engine::key::{GraphKey, Rows, Stage};
+use engine::memory::{Role, StateSpec};
+use engine::tensor::{Input, State, Tensor};
+use engine::weights::Weight;
+use kernels::cpu::{Kernels, Operand};
+
+use crate::files::random_weight;
+use crate::rng::Rng;
+
+/// Half a unit in the last place of 1 in f32, squared: what one rounding adds to a normalised squared error at most.
+const EPS_SQUARED: f64 = 1.0 / (1u64 << 48) as f64;
+
+/// For ops with a few roundings per element.
+pub const ELEMENTWISE: Tolerance = Tolerance::Nmse(1e-12);
+
+/// Largest normalised mean squared error.
+#[derive(Clone, Copy, Debug)]
+pub enum Tolerance {
+    /// The same for every backend.
+    Nmse(f64),
+    /// Matrix products of `m` rows with `k` elements, in as many of which a result has a part.
+    Product {
+        /// Format of the weights.
+        dtype: DType,
+        /// Rows of activations.
+        m: usize,
+        /// Elements of a sum.
+        k: usize,
+        /// Factor: products that are multiplied add their errors.
+        factor: f64,
+    },
+}
+
+impl Tolerance {
+    /// Sums of `n` products: each of the partial sums, at most as large as the result in the mean, is rounded. The factor
+    /// covers results that are small by cancellation.
+    pub fn sums(n: usize) -> Self {
+        Self::Nmse(sums(n))
+    }
+
+    /// What is allowed for these kernels, or for f64 arithmetic.
+    pub fn max_nmse(self, kernels: Option<Kernels>) -> f64 {
+        let Some(kernels) = kernels else { return REFERENCE };
+        match self {
+            Self::Nmse(nmse) => nmse,
+            Self::Product { dtype, m, k, factor } => {
+                let format = kernels::quant::Format::ALL.into_iter().find(|f| format!("{f:?}") == dtype.name());
+                let format = format.expect("every weight has a format");
+                let quantized = match kernels.operand(format, m) {
+                    Operand::Rows | Operand::Panels => 0.0,
+                    Operand::Q8 | Operand::Q8K => QUANTIZED_TO_8_BITS,
+                };
+                factor * (sums(k) + quantized)
+            }
+        }
+    }
+}
+
+fn sums(n: usize) -> f64 {
+    8.0 * (n + 8) as f64 * EPS_SQUARED
+}
+
+/// The interpreter against itself, fused and unfused: both round results to f32 once.
+const REFERENCE: f64 = 4.0 * EPS_SQUARED;
+
+/// Range of activations of products. Its mean is not 0, so that no result is small by cancellation, neither with weights
+/// around 0 nor with weights around another mean.
+pub const PRODUCT_RANGE: [f32; 2] = [-0.5, 1.5];
+
+/// Activations uniform in [`PRODUCT_RANGE`] as multiples of amax / 127: the error is uniform in half a level, its variance
+/// `(1.5 / 127)^2 / 12` at most, against a mean square of `0.5^2 + 1 / 3`. In the mean over activations that is the share
+/// of every result, whatever the weights; the factor covers the few results of a case.
+const QUANTIZED_TO_8_BITS: f64 = 3.0 * (1.5 / 127.0) * (1.5 / 127.0) / 12.0 / (0.25 + 1.0 / 3.0);
+
+/// A weight: shape, format and range of its elements.
+pub struct WeightArg {
+    /// The format.
+    pub dtype: DType,
+    /// The extents.
+    pub shape: Shape,
+    /// Range of elements in float formats.
+    pub range: [f32; 2],
+}
+
+/// An activation: shape and range of its elements.
+pub struct InputArg {
+    /// The extents.
+    pub shape: Shape,
+    /// Range of elements.
+    pub range: [f32; 2],
+}
+
+/// A sequence of a batch.
+#[derive(Clone, Copy, Debug)]
+pub struct Sequence {
+    /// Its slot.
+    pub slot: usize,
+    /// Tokens before this call.
+    pub n_past: usize,
+    /// Real tokens of this call; 0 for a sequence that pads the batch.
+    pub length: usize,
+}
+
+/// Sequences in slots.
+#[derive(Clone, Debug)]
+pub struct BatchArg {
+    /// Slots of the memory.
+    pub n_slots: usize,
+    /// Positions per slot.
+    pub n_ctx: usize,
+    /// Tokens per sequence, padding included.
+    pub n_tokens: usize,
+    /// The sequences.
+    pub seqs: Vec<Sequence>,
+}
+
+impl BatchArg {
+    /// The key of a call of this shape.
+    pub fn key(&self, stage: Stage) -> GraphKey {
+        let size = |n: usize| u32::try_from(n).expect("cases are small");
+        GraphKey {
+            stage,
+            n_seqs: size(self.seqs.len()),
+            n_tokens: size(self.n_tokens),
+            n_kv: size(self.n_ctx),
+            rows: Rows::All,
+        }
+    }
+}
+
+/// The operands of a case as the builder's handles.
+pub struct Args {
+    /// Activations, in the order of the case.
+    pub x: Vec<Tensor>,
+    /// Weights, in the order of the case.
+    pub w: Vec<Weight>,
+    /// States, in the order of the case.
+    pub s: Vec<State>,
+    /// Positions, slots and lengths; there if the case has a batch.
+    pub batch: Option<BatchInputs>,
+    /// Raw inputs, in the order of the case.
+    pub raw: Vec<Tensor>,
+}
+
+impl Args {
+    /// Positions, slots and lengths.
+    pub fn batch(&self) -> &BatchInputs {
+        self.batch.as_ref().expect("the case has a batch")
+    }
+}
+
+type Build = Box<dyn Fn(&GraphBuilder<'_>, &Args) -> Vec<Tensor> + Send + Sync>;
+
+/// One row of the op table.
+pub struct OpCase {
+    /// Unique; the seed of all random numbers.
+    pub name: String,
+    /// Activations.
+    pub inputs: Vec<InputArg>,
+    /// Weights.
+    pub weights: Vec<WeightArg>,
+    /// States, for one slot.
+    pub states: Vec<StateSpec>,
+    /// Sequences.
+    pub batch: Option<BatchArg>,
+    /// Whether the batch is fed with vectors and ids together.
+    pub stage: Stage,
+    /// Inputs with given words.
+    pub raw: Vec<(Input, Shape, Vec<u32>)>,
+    /// The fusion rule that must apply once or more; without, none may.
+    pub rule: Option<&'static str>,
+    /// How far a backend may be off.
+    pub tolerance: Tolerance,
+    /// Makes the nodes and returns what is compared.
+    pub build: Build,
+}
+
+impl OpCase {
+    /// A case without operands.
+    pub fn new(
+        name: impl Into<String>,
+        tolerance: Tolerance,
+        build: impl Fn(&GraphBuilder<'_>, &Args) -> Vec<Tensor> + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            name: name.into(),
+            inputs: Vec::new(),
+            weights: Vec::new(),
+            states: Vec::new(),
+            batch: None,
+            stage: Stage::Tokens,
+            raw: Vec::new(),
+            rule: None,
+            tolerance,
+            build: Box::new(build),
+        }
+    }
+
+    /// Adds an activation, uniform in -1..1.
+    #[must_use]
+    pub fn input(self, shape: impl Into<Shape>) -> Self {
+        self.input_in(shape, [-1.0, 1.0])
+    }
+
+    /// Adds an activation, uniform in a range.
+    #[must_use]
+    pub fn input_in(mut self, shape: impl Into<Shape>, range: [f32; 2]) -> Self {
+        self.inputs.push(InputArg { shape: shape.into(), range });
+        self
+    }
+
+    /// Adds a weight, uniform in -1..1 or of random blocks.
+    #[must_use]
+    pub fn weight(mut self, dtype: DType, shape: impl Into<Shape>) -> Self {
+        self.weights.push(WeightArg { dtype, shape: shape.into(), range: [-1.0, 1.0] });
+        self
+    }
+
+    /// Adds keys and values of one layer.
+    #[must_use]
+    pub fn kv(mut self, dtype: DType, n_head_kv: usize, head_dim: usize) -> Self {
+        let n_ctx = self.batch.as_ref().expect("the batch comes first").n_ctx;
+        for role in [Role::Key, Role::Value] {
+            self.states.push(StateSpec { layer: 0, role, shape: Shape::from([n_ctx, n_head_kv, head_dim]), dtype });
+        }
+        self
+    }
+
+    /// Adds the state of a convolution.
+    #[must_use]
+    pub fn conv_state(mut self, d_conv: usize, width: usize) -> Self {
+        self.states.push(StateSpec::conv(0, d_conv, width));
+        self
+    }
+
+    /// Adds positions, slots and lengths.
+    #[must_use]
+    pub fn batch(mut self, batch: BatchArg) -> Self {
+        self.batch = Some(batch);
+        self
+    }
+
+    /// Adds an input with given words.
+    #[must_use]
+    pub fn raw(mut self, input: Input, shape: impl Into<Shape>, words: Vec<u32>) -> Self {
+        self.raw.push((input, shape.into(), words));
+        self
+    }
+
+    /// Says which fusion rule must apply.
+    #[must_use]
+    pub fn fuses(mut self, rule: &'static str) -> Self {
+        self.rule = Some(rule);
+        self
+    }
+
+    /// The elements of every activation.
+    pub fn input_values(&self) -> Vec<Vec<f32>> {
+        let mut rng = Rng::named(&format!("{} inputs", self.name));
+        self.inputs.iter().map(|i| rng.floats(i.shape.elements(), i.range)).collect()
+    }
+
+    /// The bytes of every weight.
+    pub fn weight_bytes(&self) -> Vec<Vec<u8>> {
+        let mut rng = Rng::named(&format!("{} weights", self.name));
+        self.weights.iter().map(|w| random_weight(&mut rng, w.dtype, w.shape.elements(), w.range)).collect()
+    }
+
+    /// The bytes of every state before the call: the past of every sequence is random, all else is NaN.
+    pub fn state_bytes(&self) -> Vec<Vec<u8>> {
+        let Some(batch) = &self.batch else { return Vec::new() };
+        let mut rng = Rng::named(&format!("{} states", self.name));
+        let one = |spec: &StateSpec| {
+            let mut bytes = vec![0xff; spec.bytes() * batch.n_slots];
+            for seq in batch.seqs.iter().filter(|s| s.length > 0 && s.n_past > 0) {
+                // Rows of positions, or all of a recurrent state.
+                let rows = if spec.role.is_recurrent() { spec.shape.dim(0) } else { seq.n_past };
+                let past =
+                    random_weight(&mut rng, spec.dtype, rows * spec.shape.elements() / spec.shape.dim(0), [-1.0, 1.0]);
+                bytes[seq.slot * spec.bytes()..][..past.len()].copy_from_slice(&past);
+            }
+            bytes
+        };
+        self.states.iter().map(one).collect()
+    }
+}

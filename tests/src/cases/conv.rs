@@ -1,0 +1,103 @@
+//! Convolutions: over a sequence's past, and over images.
+
+use engine::DType;
+use engine::op::Unary;
+
+use super::batch;
+use crate::case::{ELEMENTWISE, OpCase, Tolerance};
+
+/// Every width of kernel, fresh and continued sequences, lengths below and above the history.
+pub fn causal_conv1d(cases: &mut Vec<OpCase>) {
+    let batches: [&[(usize, usize, usize)]; 7] = [
+        &[(0, 0, 1)],
+        &[(1, 5, 1)],
+        &[(2, 0, 2)],
+        &[(0, 9, 33)],
+        &[(2, 0, 5), (0, 17, 1), (4, 64, 3)],
+        &[(3, 1, 1), (0, 100, 1), (1, 0, 1)],
+        &[(1, 12, 4), (0, 0, 0), (2, 0, 2), (0, 0, 0)],
+    ];
+    for (i, seqs) in batches.into_iter().enumerate() {
+        for d_conv in 2..=5 {
+            for width in [1, 7, 8, 17, 64, 100] {
+                let batch = batch(128, seqs);
+                let shape = [batch.seqs.len(), batch.n_tokens, width];
+                cases.push(
+                    OpCase::new(format!("causal conv {d_conv} width {width}, batch {i}"), ELEMENTWISE, |g, a| {
+                        vec![g.causal_conv1d(a.x[0], a.w[0], a.s[0], a.batch())]
+                    })
+                    .batch(batch)
+                    .input(shape)
+                    .weight(DType::F32, [width, d_conv])
+                    .conv_state(d_conv, width),
+                );
+            }
+        }
+    }
+    cases.push(
+        OpCase::new("causal conv of a part of each row", ELEMENTWISE, |g, a| {
+            let [b, c, u] = g.chunk(a.x[0]);
+            vec![g.mul(c, g.causal_conv1d(b, a.w[0], a.s[0], a.batch())), g.mul(b, u)]
+        })
+        .batch(batch(64, &[(1, 3, 6), (0, 0, 9)]))
+        .input([2, 9, 60])
+        .weight(DType::F32, [20, 3])
+        .conv_state(3, 20),
+    );
+}
+
+/// Images of odd sizes, every stride and border, weights of float formats.
+pub fn conv2d(cases: &mut Vec<OpCase>) {
+    let sizes = [
+        // n, h, w, c_in, c_out, kh, kw, stride, pad
+        [1, 1, 1, 1, 1, 1, 1, 1, 0],
+        [1, 3, 3, 1, 5, 3, 3, 1, 1],
+        [2, 8, 9, 3, 4, 3, 3, 2, 1],
+        [1, 7, 5, 8, 17, 3, 3, 2, 1],
+        [3, 5, 4, 17, 8, 2, 3, 1, 0],
+        [1, 16, 50, 1, 12, 3, 3, 2, 1],
+        [1, 16, 25, 12, 12, 3, 3, 2, 1],
+        [1, 6, 6, 33, 7, 5, 5, 3, 2],
+        [2, 4, 4, 2, 3, 1, 1, 1, 0],
+        [1, 2, 2, 3, 2, 3, 3, 1, 1],
+        [1, 64, 40, 1, 20, 3, 3, 2, 1],
+    ];
+    for [n, h, w, c_in, c_out, kh, kw, stride, pad] in sizes {
+        for dtype in [DType::F32, DType::F16, DType::BF16] {
+            let (stride, pad) = (stride as u8, pad as u8);
+            let case = |act: Option<Unary>| {
+                let size = format!("[{n}, {h}, {w}, {c_in}] to {c_out} by {kh}x{kw} step {stride} border {pad}");
+                OpCase::new(
+                    format!("conv2d {dtype} {size} {act:?}"),
+                    Tolerance::sums(2 * kh * kw * c_in),
+                    move |g, a| {
+                        let y = g.conv2d(a.x[0], a.w[0], a.w[1], stride, pad);
+                        vec![act.map_or(y, |act| g.unary(act, y))]
+                    },
+                )
+                .input([n, h, w, c_in])
+                .weight(dtype, [c_out, c_in, kh, kw])
+                .weight(DType::F32, [c_out])
+            };
+            cases.push(case(None));
+            cases.push(case(Some(Unary::Gelu)).fuses("conv_act"));
+        }
+    }
+    cases.push(
+        OpCase::new("conv2d of a transposed image", Tolerance::sums(36), |g, a| {
+            vec![g.conv2d(g.permute(a.x[0], [0, 2, 3, 1]), a.w[0], a.w[1], 2, 1)]
+        })
+        .input([2, 2, 9, 10])
+        .weight(DType::F32, [5, 2, 3, 3])
+        .weight(DType::F32, [5]),
+    );
+    cases.push(
+        OpCase::new("conv2d of a part of an image", Tolerance::sums(18), |g, a| {
+            let view = g.slice(g.slice(a.x[0], 1, 2, 6), 2, 3, 7);
+            vec![g.conv2d(g.permute(view, [0, 2, 1, 3]), a.w[0], a.w[1], 1, 1)]
+        })
+        .input([1, 9, 11, 1])
+        .weight(DType::F16, [4, 1, 3, 3])
+        .weight(DType::F32, [4]),
+    );
+}

@@ -1,0 +1,53 @@
+//! The op table, by family.
+
+pub mod attention;
+pub mod conv;
+pub mod linear;
+pub mod norm;
+pub mod pointwise;
+pub mod rope;
+pub mod rows;
+
+use crate::case::{BatchArg, OpCase, Sequence};
+
+/// Around the widths of vectors and of unrolled loops.
+const LENGTHS: [usize; 14] = [1, 2, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 65, 100];
+
+/// A family of ops and its cases.
+pub type Family = (&'static str, fn(&mut Vec<OpCase>));
+
+/// Every family.
+pub const FAMILIES: [Family; 16] = [
+    ("unary", pointwise::unary),
+    ("binary", pointwise::binary),
+    ("glu", pointwise::glu),
+    ("norm", norm::norm),
+    ("add_norm", norm::add_norm),
+    ("linear_formats", linear::formats),
+    ("linear_floats", linear::floats),
+    ("linear_layouts", linear::layouts),
+    ("linear_fused", linear::fused),
+    ("rope", rope::rope),
+    ("cached_attention", attention::cached),
+    ("attention", attention::windowed),
+    ("causal_conv1d", conv::causal_conv1d),
+    ("conv2d", conv::conv2d),
+    ("rows", rows::rows),
+    ("layout", rows::layout),
+];
+
+/// The cases of a family.
+pub fn family(name: &str) -> Vec<OpCase> {
+    let (_, list) = FAMILIES.iter().find(|(n, _)| *n == name).expect("the family is listed");
+    let mut cases = Vec::new();
+    list(&mut cases);
+    cases
+}
+
+/// Sequences `(slot, n_past, length)`, as few tokens as the longest needs, one slot more than is used.
+fn batch(n_ctx: usize, seqs: &[(usize, usize, usize)]) -> BatchArg {
+    let seqs: Vec<Sequence> = seqs.iter().map(|&(slot, n_past, length)| Sequence { slot, n_past, length }).collect();
+    let n_slots = seqs.iter().map(|s| s.slot).max().unwrap_or(0) + 2;
+    let n_tokens = seqs.iter().map(|s| s.length).max().unwrap_or(1);
+    BatchArg { n_slots, n_ctx, n_tokens, seqs }
+}

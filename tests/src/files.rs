@@ -1,0 +1,99 @@
+//! Model files for tests: weights in a temporary GGUF file that is gone once it is mapped.
+
+use engine::DType;
+use engine::Shape;
+use engine::gguf::{Gguf, GgufWriter};
+use engine::weights::{Weight, WeightStore};
+use half::{bf16, f16};
+
+use crate::rng::Rng;
+
+/// A weight with its bytes.
+pub struct WeightBytes {
+    /// The tensor's name.
+    pub name: String,
+    /// Its format.
+    pub dtype: DType,
+    /// Its extents, outermost first.
+    pub shape: Shape,
+    /// Its elements as the file stores them.
+    pub bytes: Vec<u8>,
+}
+
+/// Elements of the tensor between two weights: one line of the alignment.
+const GUARD: usize = 8;
+
+/// A store of these weights, with NaN before, between and behind them, so that reading past the end of one shows.
+pub fn store(weights: &[WeightBytes]) -> WeightStore {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let path = dir.path().join("weights.gguf");
+    let mut file = GgufWriter::create(&path).expect("the folder is ours");
+    let guard = |i: usize| format!("guard.{i}");
+    let guards = Shape::from([GUARD]);
+    file.tensor(&guard(0), DType::F32, guards).expect("a valid tensor");
+    for (i, w) in weights.iter().enumerate() {
+        file.tensor(&w.name, w.dtype, w.shape).expect("a valid tensor");
+        file.tensor(&guard(i + 1), DType::F32, guards).expect("a valid tensor");
+    }
+    let nan = [0xff; GUARD * 4];
+    let mut write = |name: &str, bytes: &[u8]| {
+        file.begin(name).expect("tensors come in order");
+        file.write(bytes).expect("the disk has room");
+    };
+    write(&guard(0), &nan);
+    for (i, w) in weights.iter().enumerate() {
+        write(&w.name, &w.bytes);
+        write(&guard(i + 1), &nan);
+    }
+    file.finish().expect("every tensor has its bytes");
+    WeightStore::new([Gguf::open(&path).expect("our own file")]).expect("names differ")
+}
+
+/// The weight `name` of this shape.
+pub fn weight(store: &WeightStore, name: &str, shape: Shape) -> Weight {
+    let dims: Vec<usize> = shape.dims().iter().map(|&d| d as usize).collect();
+    let found = match dims[..] {
+        [a] => store.get(name, [a]),
+        [a, b] => store.get(name, [a, b]),
+        [a, b, c] => store.get(name, [a, b, c]),
+        [a, b, c, d] => store.get(name, [a, b, c, d]),
+        _ => panic!("{shape} has no extents"),
+    };
+    found.expect("the weight was written")
+}
+
+/// `n` elements of a weight: uniform in the range for float formats, random blocks with scales of a usual size for
+/// quantized ones. `n` is whole blocks.
+pub fn random_weight(rng: &mut Rng, dtype: DType, n: usize, range: [f32; 2]) -> Vec<u8> {
+    let mut bytes = vec![0; dtype.row_bytes(n)];
+    let scales: &[usize] = match dtype {
+        DType::F32 => {
+            bytes.as_chunks_mut().0.iter_mut().for_each(|b| *b = rng.uniform(range).to_le_bytes());
+            return bytes;
+        }
+        DType::F16 => {
+            bytes.as_chunks_mut().0.iter_mut().for_each(|b| *b = f16::from_f32(rng.uniform(range)).to_le_bytes());
+            return bytes;
+        }
+        DType::BF16 => {
+            bytes.as_chunks_mut().0.iter_mut().for_each(|b| *b = bf16::from_f32(rng.uniform(range)).to_le_bytes());
+            return bytes;
+        }
+        DType::I32 => panic!("weights are not integers"),
+        DType::Q8_0 | DType::Q4_0 | DType::Q5_0 => &[0],
+        DType::Q4_1 | DType::Q5_1 | DType::Q4_K | DType::Q5_K => &[0, 2],
+        DType::Q2_K => &[80, 82],
+        DType::Q3_K => &[108],
+        DType::Q6_K => &[208],
+    };
+    for block in bytes.chunks_exact_mut(dtype.block().bytes) {
+        block.fill_with(|| rng.next_u64() as u8);
+        for &at in scales {
+            // Of either sign, but never so small that another block decides a row alone.
+            let size = rng.uniform([0.005, 0.02]);
+            let scale = f16::from_f32(if rng.below(2) == 0 { size } else { -size });
+            block[at..at + 2].copy_from_slice(&scale.to_le_bytes());
+        }
+    }
+    bytes
+}
