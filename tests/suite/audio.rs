@@ -258,7 +258,7 @@ fn what_cannot_be_decoded_is_named() {
         ("wma.wav", "codec wma is not supported (container wav; there is no decoder)"),
         ("g726.wav", "codec g726 is not supported (container wav; there is no decoder)"),
         ("video_only.mp4", "no audio track (container mp4; tracks: video h264)"),
-        ("README.md", "not an audio file in a known format"),
+        ("make.sh", "not an audio file in a known format"),
         ("missing.wav", "no such file"),
     ] {
         assert_eq!(message(&format!("formats/{name}")), format!("{name}: {want}"));
@@ -403,7 +403,7 @@ fn unfinished_wav_files_give_what_is_there() {
 
 #[test]
 fn files_that_were_cut_give_their_beginning() {
-    for (name, cut) in [("mp3.mp3", 4000), ("aac.aac", 3000), ("flac.flac", 12_000), ("vorbis.webm", 4000)] {
+    for (name, cut) in [("mp3.mp3", 4000), ("aac.aac", 3000), ("flac.flac", 12_000)] {
         let whole = std::fs::read(fixture(&format!("formats/{name}"))).unwrap();
         let all = decode_bytes(name, &whole).unwrap().samples;
         let part = decode_bytes(name, &whole[..cut]).unwrap().samples;
