@@ -84,6 +84,10 @@ fn later_flags_and_types_are_refused() {
         assert!(run.err.contains(want) && run.out.is_empty(), "{}: want {want}", run.err);
     }
     tympan(["convert"]).expect(2);
+    let run = convert(&["--audio-type", "f16"], &fixtures().join("golden/qwen3")).expect(2);
+    assert!(run.err.contains("--audio-type f16: ") && run.err.ends_with("has no audio tower\n"), "{}", run.err);
+    let help = tympan(["convert", "--help"]).expect(0).out;
+    assert!(help.contains("[possible values: f32, f16, bf16, q8_0, q4_0]"), "{help}");
 }
 
 #[test]

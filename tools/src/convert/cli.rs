@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use clap::Args;
-use clap::builder::PossibleValuesParser;
+use clap::builder::{PossibleValue, PossibleValuesParser};
 use engine::DType;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
@@ -20,6 +20,11 @@ const TYPES: [&str; 18] = [
     "f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q2_k", "q3_k_s", "q3_k_m", "q3_k_l", "q4_k_s",
     "q4_k_m", "q5_k_s", "q5_k_m", "q6_k", "iq4_nl",
 ];
+
+/// Accepts every type of the contract, and lists those of this version.
+fn types() -> PossibleValuesParser {
+    TYPES.map(|name| PossibleValue::new(name).hide(FileType::from_name(name).is_none())).into()
+}
 
 /// Converts a checkpoint (safetensors) to GGUF.
 ///
@@ -40,13 +45,12 @@ pub struct ConvertArgs {
     #[arg(short, long, value_name = "OUT")]
     output: Option<PathBuf>,
 
-    /// Type of the matrices
-    #[arg(long = "type", value_name = "TYPE", default_value = "bf16", ignore_case = true,
-          value_parser = PossibleValuesParser::new(TYPES))]
+    /// Type of the matrices; q4_0 keeps the head in q8_0
+    #[arg(long = "type", value_name = "TYPE", default_value = "bf16", ignore_case = true, value_parser = types())]
     file_type: String,
 
     /// Type of the audio tower's matrices [default: as --type, but q8_0 where that is below 8 bits]
-    #[arg(long, value_name = "TYPE", ignore_case = true, value_parser = PossibleValuesParser::new(TYPES))]
+    #[arg(long, value_name = "TYPE", ignore_case = true, value_parser = types())]
     audio_type: Option<String>,
 
     /// Write one file instead of the pair
@@ -57,7 +61,7 @@ pub struct ConvertArgs {
     #[arg(short, long, value_name = "N", value_parser = parse_threads)]
     threads: Option<NonZeroUsize>,
 
-    /// No progress bar and no summary
+    /// No progress bar
     #[arg(short, long)]
     quiet: bool,
 
@@ -110,6 +114,10 @@ pub fn run(args: &ConvertArgs) -> Outcome<Exit> {
     let threads = args.threads.map_or(0, NonZeroUsize::get);
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().map_err(Failure::output)?;
     let conversion = Conversion::open(&args.checkpoint, |_: DType| options)?;
+    if let Some(name) = args.audio_type.as_deref().filter(|_| !conversion.has_audio()) {
+        let checkpoint = args.checkpoint.display();
+        return Err(Failure::usage(format!("--audio-type {name}: {checkpoint} has no audio tower")));
+    }
     let paths = output_paths(&conversion.file_names(), args.output.as_deref())?;
     let bar = Bar::new(conversion.elements(), args.quiet, interrupt);
     let result = pool.install(|| conversion.write(&paths, &bar));

@@ -66,6 +66,7 @@ pub struct Conversion {
     text: FilePlan,
     /// The projector's file, and its type.
     projector: Option<(FilePlan, FileType)>,
+    has_audio: bool,
 }
 
 impl Conversion {
@@ -80,12 +81,13 @@ impl Conversion {
         let checkpoint = Model::open(folder)?;
         let name = checkpoint.name()?;
         let parts = Parts::read(&checkpoint)?;
+        let has_audio = parts.audio.is_some();
         let audio_rows = parts.audio.as_ref().map_or(&[][..], |audio| &audio.rows);
         checkpoint.check(&[&parts.text.rows, audio_rows])?;
         let options = options(checkpoint.main_dtype(&parts.text.rows)?);
         // After the check of the embedding: its rows bound the vocabulary.
         let mut vocabulary = CheckpointVocabulary::read(folder, PRE_TOKENIZER, parts.n_vocab)?;
-        if parts.audio.is_some() {
+        if has_audio {
             vocabulary = vocabulary.with_plain_chatml()?;
         }
         let mut text = parts.text.plan("model", &name, options.text_type, &checkpoint)?;
@@ -101,7 +103,12 @@ impl Conversion {
             }
         }
         text.keys.extend(vocabulary.into_metadata().into_iter().map(|(key, value)| (key.to_owned(), value)));
-        Ok(Self { checkpoint, name, text_type: options.text_type, text, projector })
+        Ok(Self { checkpoint, name, text_type: options.text_type, text, projector, has_audio })
+    }
+
+    /// Whether there is an audio tower.
+    pub fn has_audio(&self) -> bool {
+        self.has_audio
     }
 
     /// Elements that [`Conversion::write`] writes, for progress.
