@@ -152,3 +152,16 @@ fn nan_activations_show_in_the_scale() {
         assert!(bytemuck::cast_slice::<_, BlockQ8_K>(&out)[0].d.is_nan(), "{kernels:?}");
     }
 }
+
+#[test]
+fn random_blocks_decode_as_in_gguf_py() {
+    let file = fixture("random_blocks");
+    let tensors = SafeTensors::deserialize(&file).unwrap();
+    for format in [Format::Q2_K, Format::Q3_K, Format::Q4_K, Format::Q5_K, Format::Q6_K] {
+        let blocks = tensors.tensor(&format!("{format:?}.bytes")).unwrap();
+        let want = floats(tensors.tensor(&format!("{format:?}.decoded")).unwrap().data());
+        let mut got = vec![0.0; want.len()];
+        format.decode_row(blocks.data(), &mut got);
+        assert_eq!(bits(&got), bits(&want), "{format:?}");
+    }
+}
