@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::graph::{Graph, Node};
 use crate::key::{GraphKey, Rows, Stage};
 use crate::memory::StateSpec;
-use crate::op::{Binary, Op, Rope, Unary, Window};
+use crate::op::{Binary, Op, Rope, Route, Unary, Window};
 use crate::shape::{MAX_RANK, Shape};
 use crate::tensor::{Input, NodeId, Source, State, StateId, Tensor, TensorDesc, TensorId};
 use crate::weights::Weight;
@@ -237,6 +237,69 @@ impl<'a> GraphBuilder<'a> {
     #[track_caller]
     pub fn conv2d(&self, x: Tensor, w: Weight, bias: Weight, stride: u8, pad: u8) -> Tensor {
         self.push1(Op::Conv2d { stride, pad, act: None }, &[x, self.weight(w), self.weight(bias)])
+    }
+
+    /// [`Op::DepthwiseConv2d`].
+    #[track_caller]
+    pub fn depthwise_conv2d(&self, x: Tensor, w: Weight, bias: Weight, stride: u8, pad: u8) -> Tensor {
+        self.push1(Op::DepthwiseConv2d { stride, pad }, &[x, self.weight(w), self.weight(bias)])
+    }
+
+    /// [`Op::DepthwiseConv1d`].
+    #[track_caller]
+    pub fn depthwise_conv1d(&self, x: Tensor, w: Weight, bias: Weight, lengths: Tensor) -> Tensor {
+        self.push1(Op::DepthwiseConv1d, &[x, self.weight(w), self.weight(bias), lengths])
+    }
+
+    /// Zeros behind the end of every sequence; `unit` entries of `lengths` make a row.
+    #[track_caller]
+    pub fn mask_rows(&self, x: Tensor, lengths: Tensor, unit: u32) -> Tensor {
+        self.push1(Op::MaskRows { unit }, &[x, lengths])
+    }
+
+    /// `a + scale * b`.
+    #[track_caller]
+    pub fn add_scaled(&self, a: Tensor, b: Tensor, scale: f32) -> Tensor {
+        self.push1(Op::AddScaled { scale }, &[a, b])
+    }
+
+    /// Sinusoids of the distances between the tokens of `x`.
+    #[track_caller]
+    pub fn rel_positions(&self, x: Tensor) -> Tensor {
+        self.push1(Op::RelPositions, &[x])
+    }
+
+    /// [`Op::RelPosAttention`]; `bias` are `bias_u` and `bias_v`.
+    #[track_caller]
+    pub fn rel_pos_attention(
+        &self,
+        [q, k, v]: [Tensor; 3],
+        p: Tensor,
+        bias: [Weight; 2],
+        lengths: Tensor,
+        scale: f32,
+    ) -> Tensor {
+        let [u, b] = bias.map(|w| self.weight(w));
+        self.push1(Op::RelPosAttention { scale }, &[q, k, v, p, u, b, lengths])
+    }
+
+    /// Ids and weights of the experts of every token.
+    #[track_caller]
+    pub fn route(&self, logits: Tensor, bias: Option<Weight>, route: Route) -> [Tensor; 2] {
+        let args: Vec<Tensor> = std::iter::once(logits).chain(bias.map(|b| self.weight(b))).collect();
+        self.push(Op::Route(Route { bias: bias.is_some(), ..route }), &args)
+    }
+
+    /// [`Op::ExpertLinear`].
+    #[track_caller]
+    pub fn expert_linear(&self, x: Tensor, w: Weight, ids: Tensor) -> Tensor {
+        self.push1(Op::ExpertLinear, &[x, self.weight(w), ids])
+    }
+
+    /// [`Op::ExpertSum`].
+    #[track_caller]
+    pub fn expert_sum(&self, x: Tensor, weights: Tensor) -> Tensor {
+        self.push1(Op::ExpertSum, &[x, weights])
     }
 
     /// The same elements, stored contiguously.

@@ -279,6 +279,7 @@ impl Session {
             }
         });
         self.fill(index, Input::Lengths, |words| words[0] = u32::try_from(n_tokens).unwrap_or(u32::MAX));
+        self.fill(index, Input::Frames, |words| words[0] = u32::try_from(n_frames).unwrap_or(u32::MAX));
         self.run(index)?;
         self.read_output(index)?;
         Ok(&self.values[..n_tokens * self.model.n_embd()])

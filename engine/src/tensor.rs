@@ -68,20 +68,30 @@ pub enum Input {
     Lengths,
     /// Rows of the flattened batch that reach the output head, i32 `[n_outputs]`.
     OutRows,
+    /// How many frames of a clip's features are real; the rest is padding. i32 `[n_seqs]`.
+    Frames,
     /// Features of the audio encoder, f32 `[n_seqs, n_mels, n_frames]`.
     Features,
 }
 
 impl Input {
     /// Every input, in the order of the input block.
-    pub const ALL: [Self; 7] =
-        [Self::Tokens, Self::Embeddings, Self::Positions, Self::Slots, Self::Lengths, Self::OutRows, Self::Features];
+    pub const ALL: [Self; 8] = [
+        Self::Tokens,
+        Self::Embeddings,
+        Self::Positions,
+        Self::Slots,
+        Self::Lengths,
+        Self::OutRows,
+        Self::Frames,
+        Self::Features,
+    ];
 
     /// The element format of this input.
     pub const fn dtype(self) -> DType {
         match self {
             Self::Embeddings | Self::Features => DType::F32,
-            Self::Tokens | Self::Positions | Self::Slots | Self::Lengths | Self::OutRows => DType::I32,
+            Self::Tokens | Self::Positions | Self::Slots | Self::Lengths | Self::OutRows | Self::Frames => DType::I32,
         }
     }
 }

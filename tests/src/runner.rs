@@ -366,7 +366,9 @@ fn input_words(case: &OpCase, graph: &Graph, plan: &MemoryPlan) -> Vec<u32> {
             }
             Input::Slots => words.iter_mut().zip(&batch().seqs).for_each(|(w, s)| *w = s.slot as u32),
             Input::Lengths => words.iter_mut().zip(&batch().seqs).for_each(|(w, s)| *w = s.length as u32),
-            Input::Tokens | Input::Embeddings | Input::OutRows => panic!("{}: no words for {input:?}", case.name),
+            Input::Tokens | Input::Embeddings | Input::OutRows | Input::Frames => {
+                panic!("{}: no words for {input:?}", case.name)
+            }
         }
     }
     words

@@ -35,6 +35,10 @@ families!(
     attention,
     causal_conv1d,
     conv2d,
+    depthwise,
+    rel_pos,
+    moe,
     rows,
     layout,
+    mask_rows,
 );

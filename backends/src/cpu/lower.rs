@@ -17,7 +17,7 @@ use kernels::cpu::Kernels;
 use super::NAME;
 use super::mem::{ALIGNMENT, Storage, View, ViewMut, Window, WorkerScratch};
 use super::ops::rope::RopeTable;
-use super::ops::{Poison, attention, conv, elementwise, linear, norm, rope, rows};
+use super::ops::{Poison, attention, conv, depthwise, elementwise, linear, moe, norm, rel_pos, rope, rows};
 use super::pool::Pool;
 use super::region::Step;
 use super::weights::CpuBuffer;
@@ -80,6 +80,10 @@ pub(super) fn needs(machine: Machine, op: &Op, args: &[&TensorDesc]) -> Needs {
         Op::Attention { .. } => attention::needs_full(machine, args),
         Op::CausalConv1d => conv::needs_causal(args),
         Op::Conv2d { .. } => conv::needs_2d(machine, args),
+        Op::DepthwiseConv2d { .. } | Op::DepthwiseConv1d => depthwise::needs(args),
+        Op::RelPosAttention { .. } => rel_pos::needs(args),
+        Op::Route(_) => moe::needs_route(args),
+        Op::ExpertLinear => moe::needs_linear(machine, args),
         Op::GetRows
         | Op::Embed
         | Op::RmsNorm { .. }
@@ -91,6 +95,10 @@ pub(super) fn needs(machine: Machine, op: &Op, args: &[&TensorDesc]) -> Needs {
         | Op::Glu(_)
         | Op::Rope(_)
         | Op::KvWrite
+        | Op::MaskRows { .. }
+        | Op::AddScaled { .. }
+        | Op::RelPositions
+        | Op::ExpertSum
         | Op::Copy
         | Op::Concat => Needs::default(),
     }
@@ -114,6 +122,15 @@ fn lower_node(cx: &mut Lowering<'_>, at: At<'_>) -> Result<()> {
         Op::Attention { scale, window } => attention::full(cx, at, scale, window),
         Op::CausalConv1d => conv::causal_conv1d(cx, at),
         Op::Conv2d { stride, pad, act } => conv::conv2d(cx, at, usize::from(stride), usize::from(pad), act),
+        Op::DepthwiseConv2d { stride, pad } => depthwise::conv2d(cx, at, usize::from(stride), usize::from(pad)),
+        Op::DepthwiseConv1d => depthwise::conv1d(cx, at),
+        Op::MaskRows { unit } => rows::mask(cx, at, unit as usize),
+        Op::AddScaled { scale } => elementwise::add_scaled(cx, at, scale),
+        Op::RelPositions => rel_pos::positions(cx, at),
+        Op::RelPosAttention { scale } => rel_pos::attention(cx, at, scale),
+        Op::Route(route) => moe::route(cx, at, route),
+        Op::ExpertLinear => moe::linear(cx, at),
+        Op::ExpertSum => moe::sum(cx, at),
         Op::Copy => rows::copy(cx, at),
         Op::Concat => rows::concat(cx, at),
     }

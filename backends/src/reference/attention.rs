@@ -115,3 +115,57 @@ pub fn windowed(cx: &Operands<'_>, args: &[TensorId], scale: f32, window: Window
     }
     Ok(out)
 }
+
+/// Base of the frequencies of relative positions.
+const SINUSOID_BASE: f64 = 10_000.0;
+
+/// `[x]`: `[2 n_tokens - 1, n]`, sines and cosines of the distances `n_tokens - 1` down to `-(n_tokens - 1)`.
+///
+/// Source: liquid-audio, `model/conformer/mha.py`, `RelPositionalEncoding.create_pe`.
+pub fn rel_positions(cx: &Operands<'_>, args: &[TensorId]) -> Result<Vec<f64>> {
+    let [_, n_tokens, n] = cx.dims(args[0])?;
+    let mut out = Vec::with_capacity((2 * n_tokens - 1) * n);
+    for r in 0..2 * n_tokens - 1 {
+        let distance = (n_tokens - 1) as f64 - r as f64;
+        for i in 0..n / 2 {
+            let (sin, cos) = (distance * SINUSOID_BASE.powf(-2.0 * i as f64 / n as f64)).sin_cos();
+            out.extend([sin, cos]);
+        }
+    }
+    Ok(out)
+}
+
+/// `[q, k, v, p, bias_u, bias_v, lengths]`: over the real tokens, with relative positions. NaN for padding.
+pub fn rel_pos(cx: &Operands<'_>, args: &[TensorId], scale: f32) -> Result<Vec<f64>> {
+    let [n_seqs, n_tokens, n_head, head_dim] = cx.dims(args[0])?;
+    let [q, k, v, p, bias_u, bias_v] = [0, 1, 2, 3, 4, 5].map(|i| cx.values(args[i]));
+    let (q, k, v, p, bias_u, bias_v) = (q?, k?, v?, p?, bias_u?, bias_v?);
+    let lengths = cx.lengths(args[6], n_tokens)?;
+    let width = n_head * head_dim;
+    let mut out = vec![f64::NAN; n_seqs * n_tokens * width];
+    for (s, &length) in lengths.iter().enumerate() {
+        let sequence = &mut out[s * n_tokens * width..][..length * width];
+        sequence.par_chunks_exact_mut(width).enumerate().for_each(|(i, out)| {
+            for (h, out) in out.chunks_exact_mut(head_dim).enumerate() {
+                let head = h * head_dim..(h + 1) * head_dim;
+                let row = |token: usize| (s * n_tokens + token) * width + h * head_dim;
+                let query = &q[row(i)..][..head_dim];
+                let plus = |b: &[f64]| query.iter().zip(&b[head.clone()]).map(|(q, b)| q + b).collect::<Vec<_>>();
+                let (content, position) = (plus(&bias_u), plus(&bias_v));
+                let score = |j: usize| {
+                    let distance = &p[(j + n_tokens - 1 - i) * width + h * head_dim..][..head_dim];
+                    f64::from(scale) * (dot(&content, &k[row(j)..][..head_dim]) + dot(&position, distance))
+                };
+                let mut scores: Vec<f64> = (0..length).map(score).collect();
+                let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                scores.iter_mut().for_each(|s| *s = (*s - max).exp());
+                let sum: f64 = scores.iter().sum();
+                out.fill(0.0);
+                for (j, weight) in scores.iter().enumerate() {
+                    out.iter_mut().zip(&v[row(j)..][..head_dim]).for_each(|(o, v)| *o += weight / sum * v);
+                }
+            }
+        });
+    }
+    Ok(out)
+}

@@ -70,3 +70,59 @@ pub fn conv2d(cx: &Operands<'_>, args: &[TensorId], stride: usize, pad: usize) -
     out.chunks_exact_mut(c_out).for_each(|row| row.iter_mut().zip(bias.iter()).for_each(|(y, b)| *y += b));
     Ok(out)
 }
+
+/// `[x, w, bias]`: every channel with its own kernel, with a border of zeros.
+pub fn depthwise_conv2d(cx: &Operands<'_>, args: &[TensorId], stride: usize, pad: usize) -> Result<Vec<f64>> {
+    let [n, height, width, channels] = cx.dims(args[0])?;
+    let [_, _, kh, kw] = cx.dims(args[1])?;
+    let (x, w, bias) = (cx.values(args[0])?, cx.values(args[1])?, cx.values(args[2])?);
+    let (h_out, w_out) = ((height + 2 * pad - kh) / stride + 1, (width + 2 * pad - kw) / stride + 1);
+    let mut out = Vec::with_capacity(n * h_out * w_out * channels);
+    for pixel in 0..n * h_out * w_out {
+        let (image, oy, ox) = (pixel / (h_out * w_out), pixel / w_out % h_out, pixel % w_out);
+        for c in 0..channels {
+            let mut sum = bias[c];
+            for tap in 0..kh * kw {
+                let (y, x_at) = ((oy * stride + tap / kw).checked_sub(pad), (ox * stride + tap % kw).checked_sub(pad));
+                if let (Some(iy), Some(ix)) = (y.filter(|&y| y < height), x_at.filter(|&x| x < width)) {
+                    sum += w[c * kh * kw + tap] * x[((image * height + iy) * width + ix) * channels + c];
+                }
+            }
+            out.push(sum);
+        }
+    }
+    Ok(out)
+}
+
+/// `[x, w, bias, lengths]`: a centred kernel for every channel over the real tokens. NaN for padding.
+pub fn depthwise_conv1d(cx: &Operands<'_>, args: &[TensorId]) -> Result<Vec<f64>> {
+    let [n_seqs, n_tokens, width] = cx.dims(args[0])?;
+    let [_, d_conv] = cx.dims(args[1])?;
+    let (x, w, bias) = (cx.values(args[0])?, cx.values(args[1])?, cx.values(args[2])?);
+    let lengths = cx.lengths(args[3], n_tokens)?;
+    let mut out = vec![f64::NAN; n_seqs * n_tokens * width];
+    for s in 0..n_seqs {
+        for t in 0..lengths[s] {
+            for c in 0..width {
+                let inputs = (0..d_conv).filter_map(|j| Some((j, (t + j).checked_sub(d_conv / 2)?)));
+                let taps = inputs.filter(|&(_, i)| i < lengths[s]);
+                let products = taps.map(|(j, i)| w[c * d_conv + j] * x[(s * n_tokens + i) * width + c]);
+                out[(s * n_tokens + t) * width + c] = bias[c] + products.sum::<f64>();
+            }
+        }
+    }
+    Ok(out)
+}
+
+/// `[x, lengths]`: zeros in the rows behind the end of every sequence.
+pub fn mask_rows(cx: &Operands<'_>, args: &[TensorId], unit: usize) -> Result<Vec<f64>> {
+    let mut out = cx.values(args[0])?.into_owned();
+    let shape = cx.desc(args[0]).shape;
+    let (n_seqs, n_rows) = (shape.dim(0), shape.dim(1));
+    let lengths = cx.lengths(args[1], n_rows.saturating_mul(unit))?;
+    let row_len = out.len() / (n_seqs * n_rows);
+    for (rows, length) in out.chunks_exact_mut(n_rows * row_len).zip(lengths) {
+        rows[length.div_ceil(unit) * row_len..].fill(0.0);
+    }
+    Ok(out)
+}

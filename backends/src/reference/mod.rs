@@ -8,6 +8,7 @@ mod attention;
 mod conv;
 mod linear;
 mod math;
+mod moe;
 mod operands;
 mod pointwise;
 mod rows;
@@ -21,7 +22,7 @@ use engine::op::{Binary, Op};
 use engine::plan::MemoryPlan;
 use engine::tensor::{TensorDesc, TensorId};
 use engine::weights::{WeightId, WeightStore};
-use engine::{Error, Result};
+use engine::{DType, Error, Result};
 
 use self::operands::Operands;
 
@@ -199,8 +200,9 @@ impl Executable for Interpreter {
             let values = values[id.index()].as_ref().ok_or_else(|| failed("an output that no node made"))?;
             let bytes = arena.get_mut(offset..).and_then(|b| b.get_mut(..values.len() * WORD));
             let bytes = bytes.ok_or_else(|| failed("an output outside of the arena"))?;
+            let is_integer = self.graph.tensor(id).dtype == DType::I32;
             for (word, v) in bytes.as_chunks_mut().0.iter_mut().zip(values) {
-                *word = (*v as f32).to_le_bytes();
+                *word = if is_integer { (*v as i32).to_le_bytes() } else { (*v as f32).to_le_bytes() };
             }
         }
         Ok(())
@@ -294,6 +296,21 @@ fn compute(cx: &Operands<'_>, node: &Node) -> Result<Vec<Vec<f64>>> {
             }
             vec![y]
         }
+        Op::DepthwiseConv2d { stride, pad } => {
+            vec![conv::depthwise_conv2d(cx, args, usize::from(stride), usize::from(pad))?]
+        }
+        Op::DepthwiseConv1d => vec![conv::depthwise_conv1d(cx, args)?],
+        Op::MaskRows { unit } => vec![conv::mask_rows(cx, args, unit as usize)?],
+        Op::AddScaled { scale } => {
+            let mut y = x()?.into_owned();
+            y.iter_mut().zip(cx.values(args[1])?.iter()).for_each(|(y, b)| *y += f64::from(scale) * b);
+            vec![y]
+        }
+        Op::RelPositions => vec![attention::rel_positions(cx, args)?],
+        Op::RelPosAttention { scale } => vec![attention::rel_pos(cx, args, scale)?],
+        Op::Route(route) => moe::route(cx, args, route)?.into(),
+        Op::ExpertLinear => vec![moe::linear(cx, args)?],
+        Op::ExpertSum => vec![moe::sum(cx, args)?],
         Op::Copy => vec![x()?.into_owned()],
         Op::Concat => vec![[x()?, cx.values(args[1])?].concat()],
     })

@@ -1,6 +1,6 @@
 //! Result shapes and argument checks, one function per family of ops.
 
-use super::{Binary, Op, Rope};
+use super::{Binary, Op, Rope, Route};
 use crate::dtype::DType;
 use crate::shape::Shape;
 use crate::tensor::TensorDesc;
@@ -34,6 +34,15 @@ impl Op {
             | Self::CachedAttention { .. }
             | Self::Attention { .. }
             | Self::CausalConv1d
+            | Self::DepthwiseConv2d { .. }
+            | Self::DepthwiseConv1d
+            | Self::MaskRows { .. }
+            | Self::AddScaled { .. }
+            | Self::RelPositions
+            | Self::RelPosAttention { .. }
+            | Self::Route(_)
+            | Self::ExpertLinear
+            | Self::ExpertSum
             | Self::Concat => check_rows(args)?,
         }
         match *self {
@@ -68,6 +77,20 @@ impl Op {
             Self::Attention { .. } => attention(args),
             Self::CausalConv1d => causal_conv1d(args),
             Self::Conv2d { stride, pad, .. } => conv2d(usize::from(stride), usize::from(pad), args),
+            Self::DepthwiseConv2d { stride, pad } => depthwise_conv2d(usize::from(stride), usize::from(pad), args),
+            Self::DepthwiseConv1d => depthwise_conv1d(args),
+            Self::MaskRows { unit } => mask_rows(unit, args),
+            Self::AddScaled { .. } => {
+                let [a, b] = arguments(args)?;
+                activation("a", a)?;
+                same_activation("b", b, a)?;
+                Ok(vec![(DType::F32, a.shape)])
+            }
+            Self::RelPositions => rel_positions(args),
+            Self::RelPosAttention { .. } => rel_pos_attention(args),
+            Self::Route(route) => route_shapes(route, args),
+            Self::ExpertLinear => expert_linear(args),
+            Self::ExpertSum => expert_sum(args),
             Self::Copy => {
                 let [x] = arguments(args)?;
                 activation("x", x)?;
@@ -264,13 +287,126 @@ fn conv2d(stride: usize, pad: usize, args: &[TensorDesc]) -> Outs {
     ensure(w_in == c_in, || format!("w {} does not fit x {}", w.shape, x.shape))?;
     activation("bias", bias)?;
     shaped("bias", bias, [c_out])?;
-    let extent = |size: usize, kernel: usize| {
-        (size + 2 * pad).checked_sub(kernel).filter(|_| stride > 0).map(|room| room / stride + 1)
-    };
-    let (Some(h_out), Some(w_out)) = (extent(height, kh), extent(width, kw)) else {
-        return Err(OpError(format!("kernel {kh}x{kw} does not fit x {}", x.shape)));
-    };
+    let [h_out, w_out] = convolved([height, width], [kh, kw], stride, pad)?;
     Ok(vec![(DType::F32, shape(&[n, h_out, w_out, c_out])?)])
+}
+
+/// Extents of an image behind a convolution.
+fn convolved(size: [usize; 2], kernel: [usize; 2], stride: usize, pad: usize) -> Result<[usize; 2], OpError> {
+    let extent = |i: usize| {
+        let room = (size[i] + 2 * pad).checked_sub(kernel[i]).filter(|_| stride > 0 && kernel[i] > 0);
+        room.map(|room| room / stride + 1)
+    };
+    match (extent(0), extent(1)) {
+        (Some(h), Some(w)) => Ok([h, w]),
+        _ => Err(OpError(format!("kernel {kernel:?} does not fit an image of {size:?}"))),
+    }
+}
+
+fn depthwise_conv2d(stride: usize, pad: usize, args: &[TensorDesc]) -> Outs {
+    let [x, w, bias] = arguments(args)?;
+    activation("x", x)?;
+    let [n, height, width, channels] = rank("x", x)?;
+    let [_, _, kh, kw] = rank("w", w)?;
+    activation("w", w)?;
+    shaped("w", w, [channels, 1, kh, kw])?;
+    activation("bias", bias)?;
+    shaped("bias", bias, [channels])?;
+    let [h_out, w_out] = convolved([height, width], [kh, kw], stride, pad)?;
+    Ok(vec![(DType::F32, shape(&[n, h_out, w_out, channels])?)])
+}
+
+fn depthwise_conv1d(args: &[TensorDesc]) -> Outs {
+    let [x, w, bias, lengths] = arguments(args)?;
+    activation("x", x)?;
+    activation("w", w)?;
+    let [n_seqs, _, width] = rank("x", x)?;
+    let [_, d_conv] = rank("w", w)?;
+    shaped("w", w, [width, d_conv])?;
+    ensure(d_conv % 2 == 1, || format!("w: want an odd kernel, got {}", w.shape))?;
+    activation("bias", bias)?;
+    shaped("bias", bias, [width])?;
+    indices("lengths", lengths, [n_seqs])?;
+    Ok(vec![(DType::F32, x.shape)])
+}
+
+fn mask_rows(unit: u32, args: &[TensorDesc]) -> Outs {
+    let [x, lengths] = arguments(args)?;
+    activation("x", x)?;
+    ensure(x.shape.rank() >= 3 && unit > 0, || format!("x {} has no rows of {unit}", x.shape))?;
+    indices("lengths", lengths, [x.shape.dim(0)])?;
+    Ok(vec![(DType::F32, x.shape)])
+}
+
+fn rel_positions(args: &[TensorDesc]) -> Outs {
+    let [x] = arguments(args)?;
+    activation("x", x)?;
+    let [_, n_tokens, n] = rank("x", x)?;
+    ensure(n.is_multiple_of(2) && n_tokens > 0, || format!("x: want tokens of even width, got {}", x.shape))?;
+    Ok(vec![(DType::F32, shape(&[2 * n_tokens - 1, n])?)])
+}
+
+fn rel_pos_attention(args: &[TensorDesc]) -> Outs {
+    let [q, k, v, p, bias_u, bias_v, lengths] = arguments(args)?;
+    activation("q", q)?;
+    let [n_seqs, n_tokens, n_head, head_dim] = rank("q", q)?;
+    same_activation("k", k, q)?;
+    same_activation("v", v, q)?;
+    activation("p", p)?;
+    ensure(n_tokens > 0, || "q: no tokens".into())?;
+    shaped("p", p, [2 * n_tokens - 1, n_head, head_dim])?;
+    for (name, bias) in [("bias_u", bias_u), ("bias_v", bias_v)] {
+        activation(name, bias)?;
+        shaped(name, bias, [n_head, head_dim])?;
+    }
+    indices("lengths", lengths, [n_seqs])?;
+    Ok(vec![(DType::F32, q.shape)])
+}
+
+/// The extents of `t` with the last one replaced.
+fn with_last(t: &TensorDesc, last: &[usize]) -> Result<Shape, OpError> {
+    let mut dims: Vec<usize> = t.shape.dims().iter().map(|&d| d as usize).collect();
+    dims.pop();
+    dims.extend_from_slice(last);
+    shape(&dims)
+}
+
+fn route_shapes(route: Route, args: &[TensorDesc]) -> Outs {
+    let want = 1 + usize::from(route.bias);
+    ensure(args.len() == want, || format!("want {want} arguments, got {}", args.len()))?;
+    let logits = &args[0];
+    activation("logits", logits)?;
+    ensure(logits.shape.rank() >= 1, || "logits: want at least one extent".into())?;
+    let (n_expert, n_used) = (logits.shape.last(), route.n_used as usize);
+    ensure((1..=n_expert).contains(&n_used), || format!("{n_used} of {n_expert} experts"))?;
+    for bias in &args[1..] {
+        activation("bias", bias)?;
+        shaped("bias", bias, [n_expert])?;
+    }
+    let out = with_last(logits, &[n_used])?;
+    Ok(vec![(DType::I32, out), (DType::F32, out)])
+}
+
+fn expert_linear(args: &[TensorDesc]) -> Outs {
+    let [x, w, ids] = arguments(args)?;
+    activation("x", x)?;
+    let [_, n, k] = rank("w", w)?;
+    ensure(w.dtype != DType::I32 && w.is_contiguous(), || "w: want contiguous rows of weights".into())?;
+    ensure(ids.dtype == DType::I32 && ids.shape.rank() >= 1, || format!("ids: want I32, got {}", ids.dtype))?;
+    let n_used = ids.shape.last();
+    let fits = x.shape == with_last(ids, &[k])? || x.shape == with_last(ids, &[n_used, k])?;
+    ensure(fits, || format!("x {} does not fit w {} and ids {}", x.shape, w.shape, ids.shape))?;
+    Ok(vec![(DType::F32, with_last(ids, &[n_used, n])?)])
+}
+
+fn expert_sum(args: &[TensorDesc]) -> Outs {
+    let [x, weights] = arguments(args)?;
+    activation("x", x)?;
+    activation("weights", weights)?;
+    ensure(x.shape.rank() >= 2 && weights.shape.rank() >= 1, || format!("x {} has no experts", x.shape))?;
+    let n = x.shape.last();
+    shaped("x", x, with_last(weights, &[weights.shape.last(), n])?)?;
+    Ok(vec![(DType::F32, with_last(weights, &[n])?)])
 }
 
 fn concat(args: &[TensorDesc]) -> Outs {

@@ -61,6 +61,33 @@ pub enum Window {
     Blocks(u32),
 }
 
+/// How the scores of experts follow from the router's logits.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Gating {
+    /// `1 / (1 + exp(-x))` of each expert by itself.
+    Sigmoid,
+    /// Softmax over all experts.
+    Softmax,
+}
+
+/// The choice of experts for a token: the `n_used` of highest `gating(logits) + bias`, the lower number first where two are
+/// equal. Their weights are the scores without the bias.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Route {
+    /// Experts that a token is sent to.
+    pub n_used: u32,
+    /// From logits to scores.
+    pub gating: Gating,
+    /// Whether there is a bias.
+    pub bias: bool,
+    /// Whether the weights are divided by `sum + norm_eps`; else they are the scores themselves.
+    pub normalize: bool,
+    /// Added to the sum.
+    pub norm_eps: f32,
+    /// Factor of the weights, applied last.
+    pub scale: f32,
+}
+
 /// Every operation. The variant documents its arguments in order; shapes are outermost first.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub enum Op {
@@ -147,6 +174,49 @@ pub enum Op {
         /// Applied last.
         act: Option<Unary>,
     },
+    /// `[x, w, bias]`: every channel convolved with its own kernel, with zero border. `x [n, h, w, c]`, `w [c, 1, kh, kw]`,
+    /// `bias [c]` gives `[n, h', w', c]` as [`Op::Conv2d`].
+    DepthwiseConv2d {
+        /// Step between outputs, both directions.
+        stride: u8,
+        /// Zeros around the image.
+        pad: u8,
+    },
+    /// `[x, w, bias, lengths]`: every channel convolved with its own centred kernel over the real tokens,
+    /// `y[t] = bias + sum_j w[:, j] * x[t + j - (d_conv - 1) / 2]`. `x [n_seqs, n_tokens, width]`, `w [width, d_conv]` with
+    /// odd `d_conv`, `bias [width]`.
+    DepthwiseConv1d,
+    /// `[x, lengths]`: rows `t >= ceil(lengths[s] / unit)` of `x [n_seqs, n_rows, ..]` become zero: the border that
+    /// convolutions see behind the end of a padded sequence.
+    MaskRows {
+        /// Entries of `lengths` that make a row.
+        unit: u32,
+    },
+    /// `[a, b]`: `a + scale * b`, of the same shape.
+    AddScaled {
+        /// Factor of `b`.
+        scale: f32,
+    },
+    /// `[x]`: sinusoids of every distance between two of the tokens of `x [n_seqs, n_tokens, n]`, of which only the shape
+    /// counts: row `r` of the result `[2 n_tokens - 1, n]` belongs to distance `p = n_tokens - 1 - r` and holds
+    /// `sin(p f_i), cos(p f_i)` in turn, `f_i = 10000^(-2 i / n)`.
+    RelPositions,
+    /// `[q, k, v, p, bias_u, bias_v, lengths]`: bidirectional attention with relative positions,
+    /// `softmax_j(scale ((q_i + bias_u) . k_j + (q_i + bias_v) . p[j - i + n_tokens - 1])) v_j` over the real tokens. `q`, `k`,
+    /// `v` are `[n_seqs, n_tokens, n_head, head_dim]`, `p [2 n_tokens - 1, n_head, head_dim]`, biases `[n_head, head_dim]`.
+    /// Source: Dai et al. 2019, "Transformer-XL", section 3.3.
+    RelPosAttention {
+        /// Factor of the scores.
+        scale: f32,
+    },
+    /// `[logits]` or `[logits, bias]`: results are `ids` (i32) and `weights`, both `[.., n_used]`, by falling score.
+    /// `logits [.., n_expert]`, `bias [n_expert]`.
+    Route(Route),
+    /// `[x, w, ids]`: each token's row times the matrices of its experts. `w [n_expert, n, k]`, `ids` i32 `[.., n_used]`, `x`
+    /// `[.., k]`, or `[.., n_used, k]` with a row for every expert, gives `[.., n_used, n]`.
+    ExpertLinear,
+    /// `[x, weights]`: `sum_u weights[.., u] * x[.., u, :]`. `x [.., n_used, n]`, `weights [.., n_used]` gives `[.., n]`.
+    ExpertSum,
     /// `[x]`: the same elements, stored contiguously.
     Copy,
     /// `[a, b]`: the rows of `a`, then those of `b`, along the outermost extent.
@@ -198,6 +268,15 @@ impl Op {
             Self::Attention { .. } => OpSpec::new("attention"),
             Self::CausalConv1d => OpSpec { mutates: Some(2), ..OpSpec::new("causal_conv1d") },
             Self::Conv2d { .. } => OpSpec::new("conv2d"),
+            Self::DepthwiseConv2d { .. } => OpSpec::new("depthwise_conv2d"),
+            Self::DepthwiseConv1d => OpSpec::new("depthwise_conv1d"),
+            Self::MaskRows { .. } => OpSpec { inplace: Some(0), ..OpSpec::new("mask_rows") },
+            Self::AddScaled { .. } => OpSpec { inplace: Some(0), ..OpSpec::new("add_scaled") },
+            Self::RelPositions => OpSpec::new("rel_positions"),
+            Self::RelPosAttention { .. } => OpSpec::new("rel_pos_attention"),
+            Self::Route(_) => OpSpec { outputs: 2, ..OpSpec::new("route") },
+            Self::ExpertLinear => OpSpec::new("expert_linear"),
+            Self::ExpertSum => OpSpec::new("expert_sum"),
             Self::Copy => OpSpec::new("copy"),
             Self::Concat => OpSpec::new("concat"),
         }

@@ -101,3 +101,58 @@ pub fn conv2d(cases: &mut Vec<OpCase>) {
         .weight(DType::F32, [4]),
     );
 }
+
+/// Kernels of single channels: images of odd sizes, and tokens of padded batches.
+pub fn depthwise(cases: &mut Vec<OpCase>) {
+    let sizes = [
+        // n, h, w, c, kh, kw, stride, pad
+        [1, 1, 1, 1, 3, 3, 2, 1],
+        [2, 7, 5, 8, 3, 3, 2, 1],
+        [1, 8, 6, 17, 3, 3, 2, 1],
+        [1, 20, 32, 64, 3, 3, 2, 1],
+        [1, 5, 4, 3, 2, 3, 1, 0],
+        [1, 6, 7, 33, 5, 1, 3, 2],
+    ];
+    for [n, h, w, c, kh, kw, stride, pad] in sizes {
+        let (stride, pad) = (stride as u8, pad as u8);
+        let name = format!("depthwise conv2d [{n}, {h}, {w}, {c}] by {kh}x{kw} step {stride} border {pad}");
+        cases.push(
+            OpCase::new(name, ELEMENTWISE, move |g, a| vec![g.depthwise_conv2d(a.x[0], a.w[0], a.w[1], stride, pad)])
+                .input([n, h, w, c])
+                .weight(DType::F32, [c, 1, kh, kw])
+                .weight(DType::F32, [c]),
+        );
+    }
+    for lengths in [&[1][..], &[4], &[9], &[40], &[13, 5], &[3, 0, 11]] {
+        for (width, d_conv) in [(1, 9), (7, 1), (16, 3), (33, 9), (64, 9), (100, 5)] {
+            let seqs: Vec<_> = lengths.iter().map(|&n| (0, 0, n)).collect();
+            let batch = batch(1, &seqs);
+            let shape = [batch.seqs.len(), batch.n_tokens, width];
+            cases.push(
+                OpCase::new(
+                    format!("depthwise conv1d {d_conv} width {width}, lengths {lengths:?}"),
+                    ELEMENTWISE,
+                    |g, a| vec![g.depthwise_conv1d(a.x[0], a.w[0], a.w[1], a.batch().lengths)],
+                )
+                .batch(batch)
+                .input(shape)
+                .weight(DType::F32, [width, d_conv])
+                .weight(DType::F32, [width]),
+            );
+        }
+    }
+    cases.push(
+        OpCase::new("depthwise conv1d of a part of each row", ELEMENTWISE, |g, a| {
+            let [value, gate] = g.chunk(a.x[0]);
+            let x = g.glu(Unary::Sigmoid, gate, value);
+            vec![
+                g.depthwise_conv1d(x, a.w[0], a.w[1], a.batch().lengths),
+                g.depthwise_conv1d(gate, a.w[0], a.w[1], a.batch().lengths),
+            ]
+        })
+        .batch(batch(1, &[(0, 0, 6), (0, 0, 9)]))
+        .input([2, 9, 40])
+        .weight(DType::F32, [20, 9])
+        .weight(DType::F32, [20]),
+    );
+}

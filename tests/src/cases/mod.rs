@@ -3,8 +3,10 @@
 pub mod attention;
 pub mod conv;
 pub mod linear;
+pub mod moe;
 pub mod norm;
 pub mod pointwise;
+pub mod rel_pos;
 pub mod rope;
 pub mod rows;
 
@@ -17,7 +19,7 @@ const LENGTHS: [usize; 14] = [1, 2, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 65, 100
 pub type Family = (&'static str, fn(&mut Vec<OpCase>));
 
 /// Every family.
-pub const FAMILIES: [Family; 16] = [
+pub const FAMILIES: [Family; 20] = [
     ("unary", pointwise::unary),
     ("binary", pointwise::binary),
     ("glu", pointwise::glu),
@@ -32,8 +34,12 @@ pub const FAMILIES: [Family; 16] = [
     ("attention", attention::windowed),
     ("causal_conv1d", conv::causal_conv1d),
     ("conv2d", conv::conv2d),
+    ("depthwise", conv::depthwise),
+    ("rel_pos", rel_pos::rel_pos),
+    ("moe", moe::moe),
     ("rows", rows::rows),
     ("layout", rows::layout),
+    ("mask_rows", rows::mask_rows),
 ];
 
 /// The cases of a family.

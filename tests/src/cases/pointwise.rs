@@ -55,6 +55,22 @@ pub fn binary(cases: &mut Vec<OpCase>) {
                 .input([3, n]),
         );
     }
+    for (n, scale) in [(1, 0.5), (17, -2.0), (64, 0.5), (100, 0.0)] {
+        cases.push(
+            OpCase::new(format!("add {scale} times n={n}"), ELEMENTWISE, move |g, a| {
+                vec![g.add_scaled(a.x[0], a.x[1], scale)]
+            })
+            .input([3, n])
+            .input([3, n]),
+        );
+    }
+    cases.push(
+        OpCase::new("add a part of each row, scaled", ELEMENTWISE, |g, a| {
+            let [first, second] = g.chunk(a.x[0]);
+            vec![g.add_scaled(second, first, 0.25), g.add_scaled(first, first, 0.5)]
+        })
+        .input([5, 26]),
+    );
     cases.push(
         OpCase::new("add strided", ELEMENTWISE, |g, a| vec![g.add(g.slice(a.x[0], 1, 2, 9), g.slice(a.x[1], 1, 4, 9))])
             .input([7, 20])

@@ -103,3 +103,15 @@ pub fn layout(cases: &mut Vec<OpCase>) {
     );
     cases.push(OpCase::new("concat of vectors", EXACT, |g, a| vec![g.concat(a.x[0], a.x[1])]).input([3]).input([70]));
 }
+
+/// Rows of images and of tokens, lengths in units of one and of several.
+pub fn mask_rows(cases: &mut Vec<OpCase>) {
+    for (unit, lengths) in [(1, [3, 7]), (1, [0, 5]), (2, [5, 13]), (4, [1, 28]), (8, [50, 0])] {
+        for shape in [&[2, 7, 5][..], &[2, 7, 3, 4], &[2, 7, 1]] {
+            let shape = engine::Shape::new(shape).expect("a shape");
+            let name = format!("mask rows of {shape} unit {unit} lengths {lengths:?}");
+            let case = OpCase::new(name, EXACT, move |g, a| vec![g.mask_rows(a.x[0], a.raw[0], unit)]);
+            cases.push(case.input(shape).raw(Input::Frames, [2], lengths.to_vec()));
+        }
+    }
+}

@@ -36,6 +36,39 @@ pub(in super::super) fn glu(cx: &mut Lowering<'_>, at: At<'_>, act: Unary) -> Re
     Ok(())
 }
 
+/// `[a, b]`: `a + scale * b`.
+pub(in super::super) fn add_scaled(cx: &mut Lowering<'_>, at: At<'_>, scale: f32) -> Result<()> {
+    let a = cx.unless_in_place(at.arg(0), at.out(0))?;
+    cx.push(AddScaled { a, b: cx.view(at.arg(1))?, scale, y: cx.result(at.out(0))?, kernels: cx.machine.kernels });
+    Ok(())
+}
+
+struct AddScaled {
+    /// `None`: planned in place, `y` already holds a.
+    a: Option<View<f32>>,
+    b: View<f32>,
+    scale: f32,
+    y: ViewMut<f32>,
+    kernels: Kernels,
+}
+
+impl Step for AddScaled {
+    fn chunks(&self) -> usize {
+        self.y.n_rows().div_ceil(rows_per_chunk(self.y.row_len()))
+    }
+
+    fn run(&self, chunk: usize, _worker: &mut Worker) {
+        for r in piece(chunk, rows_per_chunk(self.y.row_len()), self.y.n_rows()) {
+            // SAFETY: row `r` of `y` belongs to this chunk alone.
+            let y = unsafe { self.y.row_mut(r) };
+            if let Some(a) = &self.a {
+                y.copy_from_slice(a.row(r));
+            }
+            self.kernels.axpy_f32(y, self.scale, self.b.row(r));
+        }
+    }
+}
+
 struct TwoOperands {
     /// `None`: planned in place, `y` already holds a.
     a: Option<View<f32>>,

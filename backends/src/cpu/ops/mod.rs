@@ -2,9 +2,12 @@
 
 pub(super) mod attention;
 pub(super) mod conv;
+pub(super) mod depthwise;
 pub(super) mod elementwise;
 pub(super) mod linear;
+pub(super) mod moe;
 pub(super) mod norm;
+pub(super) mod rel_pos;
 pub(super) mod rope;
 pub(super) mod rows;
 
@@ -59,6 +62,7 @@ pub(super) fn supports(machine: Machine, op: &Op, args: &[&TensorDesc]) -> bool 
         Op::Linear { .. } => linear::supports(machine, args, 1),
         Op::LinearGroup { n, .. } => linear::supports(machine, args, usize::from(n)),
         Op::LinearGlu { .. } => linear::supports(machine, args, 2),
+        Op::ExpertLinear => moe::supports(args),
         Op::GetRows | Op::Embed => args.first().is_some_and(|table| rows::has_whole_blocks(table)),
         Op::RmsNorm { .. }
         | Op::AddRmsNorm { .. }
@@ -73,6 +77,14 @@ pub(super) fn supports(machine: Machine, op: &Op, args: &[&TensorDesc]) -> bool 
         | Op::Attention { .. }
         | Op::CausalConv1d
         | Op::Conv2d { .. }
+        | Op::DepthwiseConv2d { .. }
+        | Op::DepthwiseConv1d
+        | Op::MaskRows { .. }
+        | Op::AddScaled { .. }
+        | Op::RelPositions
+        | Op::RelPosAttention { .. }
+        | Op::Route(_)
+        | Op::ExpertSum
         | Op::Copy
         | Op::Concat => true,
     }

@@ -172,6 +172,56 @@ pub(in super::super) fn copy(cx: &mut Lowering<'_>, at: At<'_>) -> Result<()> {
     Ok(())
 }
 
+/// `[x, lengths]`: zeros behind the end of every sequence; `unit` entries of `lengths` make a row.
+pub(in super::super) fn mask(cx: &mut Lowering<'_>, at: At<'_>, unit: usize) -> Result<()> {
+    let shape = cx.desc(at.arg(0)).shape;
+    let (y, n_rows) = (cx.result(at.out(0))?, shape.dim(1));
+    let step = MaskRows {
+        x: cx.unless_in_place(at.arg(0), at.out(0))?,
+        lengths: cx.view(at.arg(1))?,
+        unit,
+        n_rows,
+        // A row of the op is several rows of the view where there are more than three extents.
+        views_per_row: y.n_rows() / (shape.dim(0) * n_rows).max(1),
+        y,
+    };
+    cx.push(step);
+    Ok(())
+}
+
+struct MaskRows {
+    /// `None`: planned in place, `y` already holds x.
+    x: Option<View<f32>>,
+    lengths: View<i32>,
+    unit: usize,
+    n_rows: usize,
+    views_per_row: usize,
+    y: ViewMut<f32>,
+}
+
+impl Step for MaskRows {
+    fn chunks(&self) -> usize {
+        self.y.n_rows().div_ceil(rows_per_chunk(self.y.row_len()))
+    }
+
+    fn run(&self, chunk: usize, _worker: &mut Worker) {
+        for r in piece(chunk, rows_per_chunk(self.y.row_len()), self.y.n_rows()) {
+            let row = r / self.views_per_row;
+            let length = index(element(&self.lengths, row / self.n_rows)).div_ceil(self.unit);
+            let is_real = row % self.n_rows < length;
+            if is_real && self.x.is_none() {
+                continue;
+            }
+            // SAFETY: row `r` of `y` belongs to this chunk alone.
+            let y = unsafe { self.y.row_mut(r) };
+            match &self.x {
+                Some(x) if is_real => y.copy_from_slice(x.row(r)),
+                _ => y.fill(0.0),
+            }
+        }
+    }
+}
+
 /// `[a, b]`.
 pub(in super::super) fn concat(cx: &mut Lowering<'_>, at: At<'_>) -> Result<()> {
     let mut first = 0;

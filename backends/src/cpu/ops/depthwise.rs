@@ -1,0 +1,159 @@
+//! Convolutions of every channel with its own kernel, channels innermost: `DepthwiseConv2d` over images and
+//! `DepthwiseConv1d` over the real tokens of a sequence.
+
+#![allow(unsafe_code, reason = "writes rows of results")]
+
+use engine::error::Result;
+use engine::tensor::TensorDesc;
+
+use super::super::lower::{At, Lowering, Needs};
+use super::super::mem::{View, ViewMut, WorkerScratch};
+use super::super::region::{Step, Worker};
+use super::rows::{element, index};
+use super::{piece, rows_per_chunk};
+
+/// Scratch memory of operands whose second one is the kernel: its taps with channels innermost.
+pub(in super::super) fn needs(args: &[&TensorDesc]) -> Needs {
+    Needs { shared: 0, worker: args[1].shape.elements() }
+}
+
+/// Weights `[width, n_taps]` whose rows need not be as the view's.
+struct Taps {
+    w: View<f32>,
+    width: usize,
+    n_taps: usize,
+    worker: WorkerScratch,
+}
+
+impl Taps {
+    fn new(cx: &Lowering<'_>, at: At<'_>) -> Result<Self> {
+        let w = *cx.desc(at.arg(1));
+        let width = w.shape.dim(0);
+        let worker = cx.scratch(at, needs(&[&w, &w]))?.1;
+        Ok(Self { w: cx.view(at.arg(1))?, width, n_taps: w.shape.elements() / width, worker })
+    }
+
+    /// `[n_taps, width]`.
+    fn transposed<'a>(&'a self, worker: &'a mut Worker) -> &'a [f32] {
+        let out = self.worker.of(worker);
+        let values = (0..self.w.n_rows()).flat_map(|r| self.w.row(r));
+        for (i, &value) in values.enumerate() {
+            out[i % self.n_taps * self.width + i / self.n_taps] = value;
+        }
+        out
+    }
+}
+
+/// `y += w * x`.
+fn accumulate(y: &mut [f32], w: &[f32], x: &[f32]) {
+    for ((y, w), x) in y.iter_mut().zip(w).zip(x) {
+        *y += w * x;
+    }
+}
+
+/// `[x, w, bias]`.
+pub(in super::super) fn conv2d(cx: &mut Lowering<'_>, at: At<'_>, stride: usize, pad: usize) -> Result<()> {
+    let (x, w, y) = (cx.desc(at.arg(0)).shape, cx.desc(at.arg(1)).shape, cx.desc(at.out(0)).shape);
+    let step = DepthwiseConv2d {
+        x: cx.view(at.arg(0))?,
+        taps: Taps::new(cx, at)?,
+        bias: cx.view(at.arg(2))?,
+        y: cx.result(at.out(0))?,
+        size: [x.dim(1), x.dim(2)],
+        size_out: [y.dim(1), y.dim(2)],
+        kernel: [w.dim(2), w.dim(3)],
+        stride,
+        pad,
+    };
+    cx.push(step);
+    Ok(())
+}
+
+/// Heights come before widths.
+struct DepthwiseConv2d {
+    x: View<f32>,
+    taps: Taps,
+    bias: View<f32>,
+    y: ViewMut<f32>,
+    size: [usize; 2],
+    size_out: [usize; 2],
+    kernel: [usize; 2],
+    stride: usize,
+    pad: usize,
+}
+
+impl DepthwiseConv2d {
+    /// Input coordinate under tap `tap` of output coordinate `at`; `None` on the border.
+    fn under(&self, at: usize, tap: usize, size: usize) -> Option<usize> {
+        (at * self.stride + tap).checked_sub(self.pad).filter(|&i| i < size)
+    }
+}
+
+impl Step for DepthwiseConv2d {
+    fn chunks(&self) -> usize {
+        self.y.n_rows().div_ceil(rows_per_chunk(self.y.row_len()))
+    }
+
+    fn run(&self, chunk: usize, worker: &mut Worker) {
+        let taps = self.taps.transposed(worker);
+        let ([height, width], [kh, kw]) = (self.size, self.kernel);
+        for pixel in piece(chunk, rows_per_chunk(self.y.row_len()), self.y.n_rows()) {
+            let (column, rest) = (pixel % self.size_out[1], pixel / self.size_out[1]);
+            let (row, image) = (rest % self.size_out[0], rest / self.size_out[0]);
+            // SAFETY: row `pixel` of `y` belongs to this chunk alone.
+            let y = unsafe { self.y.row_mut(pixel) };
+            y.copy_from_slice(self.bias.row(0));
+            for (tap, w) in taps.chunks_exact(self.taps.width).enumerate().take(kh * kw) {
+                let (dy, dx) = (self.under(row, tap / kw, height), self.under(column, tap % kw, width));
+                if let Some((dy, dx)) = dy.zip(dx) {
+                    accumulate(y, w, self.x.row((image * height + dy) * width + dx));
+                }
+            }
+        }
+    }
+}
+
+/// `[x, w, bias, lengths]`.
+pub(in super::super) fn conv1d(cx: &mut Lowering<'_>, at: At<'_>) -> Result<()> {
+    let step = DepthwiseConv1d {
+        n_tokens: cx.desc(at.arg(0)).shape.dim(1),
+        x: cx.view(at.arg(0))?,
+        taps: Taps::new(cx, at)?,
+        bias: cx.view(at.arg(2))?,
+        lengths: cx.view(at.arg(3))?,
+        y: cx.result(at.out(0))?,
+    };
+    cx.push(step);
+    Ok(())
+}
+
+struct DepthwiseConv1d {
+    x: View<f32>,
+    taps: Taps,
+    bias: View<f32>,
+    lengths: View<i32>,
+    y: ViewMut<f32>,
+    n_tokens: usize,
+}
+
+impl Step for DepthwiseConv1d {
+    fn chunks(&self) -> usize {
+        self.y.n_rows().div_ceil(rows_per_chunk(self.y.row_len()))
+    }
+
+    fn run(&self, chunk: usize, worker: &mut Worker) {
+        let taps = self.taps.transposed(worker);
+        for r in piece(chunk, rows_per_chunk(self.y.row_len()), self.y.n_rows()) {
+            let (s, t) = (r / self.n_tokens, r % self.n_tokens);
+            let length = index(element(&self.lengths, s)).min(self.n_tokens);
+            // SAFETY: row `r` of `y` belongs to this chunk alone.
+            let y = unsafe { self.y.row_mut(r) };
+            y.copy_from_slice(self.bias.row(0));
+            for (j, w) in taps.chunks_exact(self.taps.width).enumerate() {
+                if let Some(i) = (t + j).checked_sub(self.taps.n_taps / 2).filter(|&i| i < length) {
+                    accumulate(y, w, self.x.row(s * self.n_tokens + i));
+                }
+            }
+        }
+    }
+}
