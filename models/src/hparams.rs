@@ -45,6 +45,53 @@ impl<'a> Hparams<'a> {
         Ok(value as usize)
     }
 
+    /// A size, or `absent` where the key is not there.
+    ///
+    /// Errors: as [`Self::size`].
+    pub fn size_or(&self, name: &str, absent: usize) -> Result<usize> {
+        if self.contains(name) { self.size(name) } else { Ok(absent) }
+    }
+
+    /// A number that may be 0, or `absent` where the key is not there.
+    ///
+    /// Errors: `WrongType`, `BadValue` for numbers that no model has.
+    pub fn count_or(&self, name: &str, absent: usize) -> Result<usize> {
+        let key = self.key(name);
+        let Ok(file) = self.file(&key) else { return Ok(absent) };
+        let value = file.get_u32(&key)?;
+        if value > MAX_SIZE {
+            return Err(Error::BadValue { key, what: format!("want at most {MAX_SIZE}, got {value}") });
+        }
+        Ok(value as usize)
+    }
+
+    /// A flag, or `absent` where the key is not there.
+    ///
+    /// Errors: `WrongType`.
+    pub fn flag_or(&self, name: &str, absent: bool) -> Result<bool> {
+        let key = self.key(name);
+        self.file(&key).map_or(Ok(absent), |file| file.get_bool(&key))
+    }
+
+    /// One number for each of `n_layer` layers, which may be 0; a single number holds for all.
+    ///
+    /// Errors: `MissingKey`, `WrongType`, `BadValue` for a list of another length and for numbers that no model has.
+    pub fn sizes_of_layers(&self, name: &str, n_layer: usize) -> Result<Vec<usize>> {
+        let key = self.key(name);
+        let file = self.file(&key)?;
+        let values = match file.get_u32(&key) {
+            Ok(value) => vec![value; n_layer],
+            Err(_) => file.get_u32_array(&key)?,
+        };
+        if values.len() != n_layer {
+            return Err(Error::BadValue { key, what: format!("want {n_layer} layers, got {}", values.len()) });
+        }
+        match values.iter().find(|&&value| value > MAX_SIZE) {
+            Some(value) => Err(Error::BadValue { key, what: format!("want at most {MAX_SIZE}, got {value}") }),
+            None => Ok(values.into_iter().map(|value| value as usize).collect()),
+        }
+    }
+
     /// A positive, finite number.
     ///
     /// Errors: `MissingKey`, `WrongType`, `BadValue`.

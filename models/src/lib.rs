@@ -5,6 +5,8 @@
 pub mod audio;
 pub mod blocks;
 pub mod hparams;
+pub mod lfm2;
+pub mod lfm2_audio;
 pub mod qwen3;
 pub mod qwen3_asr;
 pub mod registry;

@@ -118,6 +118,11 @@ fn activation(name: &str, t: &TensorDesc) -> Result<(), OpError> {
     ensure(t.dtype == DType::F32, || format!("{name}: want F32, got {}", t.dtype))
 }
 
+fn float_weight(name: &str, t: &TensorDesc) -> Result<(), OpError> {
+    let is_float = matches!(t.dtype, DType::F32 | DType::F16 | DType::BF16);
+    ensure(is_float, || format!("{name}: want a float format, got {}", t.dtype))
+}
+
 fn shaped(name: &str, t: &TensorDesc, want: impl Into<Shape>) -> Result<(), OpError> {
     let want = want.into();
     ensure(t.shape == want, || format!("{name}: want {want}, got {}", t.shape))
@@ -281,9 +286,7 @@ fn conv2d(stride: usize, pad: usize, args: &[TensorDesc]) -> Outs {
     activation("x", x)?;
     let [n, height, width, c_in] = rank("x", x)?;
     let [c_out, w_in, kh, kw] = rank("w", w)?;
-    ensure(matches!(w.dtype, DType::F32 | DType::F16 | DType::BF16), || {
-        format!("w: want a float format, got {}", w.dtype)
-    })?;
+    float_weight("w", w)?;
     ensure(w_in == c_in, || format!("w {} does not fit x {}", w.shape, x.shape))?;
     activation("bias", bias)?;
     shaped("bias", bias, [c_out])?;
@@ -308,7 +311,7 @@ fn depthwise_conv2d(stride: usize, pad: usize, args: &[TensorDesc]) -> Outs {
     activation("x", x)?;
     let [n, height, width, channels] = rank("x", x)?;
     let [_, _, kh, kw] = rank("w", w)?;
-    activation("w", w)?;
+    float_weight("w", w)?;
     shaped("w", w, [channels, 1, kh, kw])?;
     activation("bias", bias)?;
     shaped("bias", bias, [channels])?;
@@ -319,7 +322,7 @@ fn depthwise_conv2d(stride: usize, pad: usize, args: &[TensorDesc]) -> Outs {
 fn depthwise_conv1d(args: &[TensorDesc]) -> Outs {
     let [x, w, bias, lengths] = arguments(args)?;
     activation("x", x)?;
-    activation("w", w)?;
+    float_weight("w", w)?;
     let [n_seqs, _, width] = rank("x", x)?;
     let [_, d_conv] = rank("w", w)?;
     shaped("w", w, [width, d_conv])?;

@@ -1,4 +1,18 @@
 //! Parts that architectures share, each readable beside the official module of the same name.
 
+pub mod affine;
 pub mod attention;
 pub mod ffn;
+pub mod moe;
+pub mod short_conv;
+
+use engine::weights::WeightStore;
+use engine::{Error, Result};
+
+/// Extent 0 of a weight: for widths that metadata do not say, or say wrongly.
+///
+/// Errors: `MissingWeight`.
+pub fn rows_of(w: &WeightStore, name: &str) -> Result<usize> {
+    let (_, desc) = w.find(name).ok_or_else(|| Error::MissingWeight { name: name.to_owned() })?;
+    Ok(desc.shape.dims().first().map_or(0, |&d| d as usize))
+}

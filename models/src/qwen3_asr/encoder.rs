@@ -11,6 +11,8 @@ use engine::weights::{Weight, WeightStore};
 use engine::{Error, Result};
 
 use super::AudioAttention;
+use crate::blocks::affine::{LayerNorm, Linear};
+use crate::blocks::rows_of;
 use crate::hparams::Hparams;
 
 /// Frames of a chunk, which is convolved by itself: one second. Not in the files: `2 * n_window` of every release.
@@ -44,40 +46,6 @@ pub fn audio_tokens(n_frames: usize) -> usize {
     let rest = n_frames % CHUNK_FRAMES;
     let tail = if rest == 0 { 0 } else { stem_extent(rest) };
     n_frames / CHUNK_FRAMES * CHUNK_TOKENS + tail
-}
-
-struct Linear {
-    weight: Weight, // [n_out, n_in]
-    bias: Weight,   // [n_out]
-}
-
-impl Linear {
-    fn load(w: &WeightStore, name: &str, n_out: usize, n_in: usize) -> Result<Self> {
-        Ok(Self {
-            weight: w.get(&format!("{name}.weight"), [n_out, n_in])?,
-            bias: w.get(&format!("{name}.bias"), [n_out])?,
-        })
-    }
-
-    fn build(&self, g: &GraphBuilder<'_>, x: Tensor) -> Tensor {
-        g.linear_bias(x, self.weight, self.bias)
-    }
-}
-
-struct LayerNorm {
-    weight: Weight, // [d_model]
-    bias: Weight,   // [d_model]
-    eps: f32,
-}
-
-impl LayerNorm {
-    fn load(w: &WeightStore, name: &str, n: usize, eps: f32) -> Result<Self> {
-        Ok(Self { weight: w.get(&format!("{name}.weight"), [n])?, bias: w.get(&format!("{name}.bias"), [n])?, eps })
-    }
-
-    fn build(&self, g: &GraphBuilder<'_>, x: Tensor) -> Tensor {
-        g.layer_norm(x, self.weight, self.bias, self.eps)
-    }
 }
 
 struct Conv {
@@ -236,12 +204,6 @@ impl Encoder {
         let h = g.unary(Unary::Gelu, layer.fc1.build(g, h));
         g.add(x, layer.fc2.build(g, h))
     }
-}
-
-/// Extent 0 of a tensor.
-fn rows_of(w: &WeightStore, name: &str) -> Result<usize> {
-    let (_, desc) = w.find(name).ok_or_else(|| Error::MissingWeight { name: name.to_owned() })?;
-    Ok(desc.shape.dims().first().map_or(0, |&d| d as usize))
 }
 
 #[cfg(test)]

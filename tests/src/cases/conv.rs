@@ -114,17 +114,28 @@ pub fn depthwise(cases: &mut Vec<OpCase>) {
         [1, 6, 7, 33, 5, 1, 3, 2],
     ];
     for [n, h, w, c, kh, kw, stride, pad] in sizes {
-        let (stride, pad) = (stride as u8, pad as u8);
-        let name = format!("depthwise conv2d [{n}, {h}, {w}, {c}] by {kh}x{kw} step {stride} border {pad}");
-        cases.push(
-            OpCase::new(name, ELEMENTWISE, move |g, a| vec![g.depthwise_conv2d(a.x[0], a.w[0], a.w[1], stride, pad)])
+        for dtype in [DType::F32, DType::F16] {
+            let (stride, pad) = (stride as u8, pad as u8);
+            let name = format!("depthwise conv2d {dtype} [{n}, {h}, {w}, {c}] by {kh}x{kw} step {stride} border {pad}");
+            cases.push(
+                OpCase::new(name, ELEMENTWISE, move |g, a| {
+                    vec![g.depthwise_conv2d(a.x[0], a.w[0], a.w[1], stride, pad)]
+                })
                 .input([n, h, w, c])
-                .weight(DType::F32, [c, 1, kh, kw])
+                .weight(dtype, [c, 1, kh, kw])
                 .weight(DType::F32, [c]),
-        );
+            );
+        }
     }
     for lengths in [&[1][..], &[4], &[9], &[40], &[13, 5], &[3, 0, 11]] {
-        for (width, d_conv) in [(1, 9), (7, 1), (16, 3), (33, 9), (64, 9), (100, 5)] {
+        for (width, d_conv, dtype) in [
+            (1, 9, DType::F32),
+            (7, 1, DType::F16),
+            (16, 3, DType::F32),
+            (33, 9, DType::F16),
+            (64, 9, DType::F32),
+            (100, 5, DType::BF16),
+        ] {
             let seqs: Vec<_> = lengths.iter().map(|&n| (0, 0, n)).collect();
             let batch = batch(1, &seqs);
             let shape = [batch.seqs.len(), batch.n_tokens, width];
@@ -136,7 +147,7 @@ pub fn depthwise(cases: &mut Vec<OpCase>) {
                 )
                 .batch(batch)
                 .input(shape)
-                .weight(DType::F32, [width, d_conv])
+                .weight(dtype, [width, d_conv])
                 .weight(DType::F32, [width]),
             );
         }

@@ -5,40 +5,52 @@
 
 use engine::error::Result;
 use engine::tensor::TensorDesc;
+use kernels::cpu::Kernels;
+use kernels::quant::Format;
 
 use super::super::lower::{At, Lowering, Needs};
 use super::super::mem::{View, ViewMut, WorkerScratch};
 use super::super::region::{Step, Worker};
 use super::rows::{element, index};
 use super::{piece, rows_per_chunk};
+use crate::format::format_of;
 
-/// Scratch memory of operands whose second one is the kernel: its taps with channels innermost.
+/// Scratch memory of operands whose second one is the kernel: its taps with channels innermost, and those of a channel.
 pub(in super::super) fn needs(args: &[&TensorDesc]) -> Needs {
-    Needs { shared: 0, worker: args[1].shape.elements() }
+    let w = args[1].shape;
+    Needs { shared: 0, worker: w.elements() + w.elements() / w.dim(0) }
 }
 
-/// Weights `[width, n_taps]` whose rows need not be as the view's.
+/// Weights of a float format, `n_taps` for each of `width` channels.
 struct Taps {
-    w: View<f32>,
+    w: View<u8>,
+    format: Format,
     width: usize,
     n_taps: usize,
     worker: WorkerScratch,
+    kernels: Kernels,
 }
 
 impl Taps {
     fn new(cx: &Lowering<'_>, at: At<'_>) -> Result<Self> {
         let w = *cx.desc(at.arg(1));
         let width = w.shape.dim(0);
+        let n_taps = w.shape.elements() / width;
+        let format = format_of(w.dtype).ok_or_else(|| cx.fail("a kernel of integers"))?;
+        let bytes = cx.bytes(at.arg(1))?;
         let worker = cx.scratch(at, needs(&[&w, &w]))?.1;
-        Ok(Self { w: cx.view(at.arg(1))?, width, n_taps: w.shape.elements() / width, worker })
+        Ok(Self { w: bytes, format, width, n_taps, worker, kernels: cx.machine.kernels })
     }
 
     /// `[n_taps, width]`.
     fn transposed<'a>(&'a self, worker: &'a mut Worker) -> &'a [f32] {
-        let out = self.worker.of(worker);
-        let values = (0..self.w.n_rows()).flat_map(|r| self.w.row(r));
-        for (i, &value) in values.enumerate() {
-            out[i % self.n_taps * self.width + i / self.n_taps] = value;
+        let (channel, out) = self.worker.of(worker).split_at_mut(self.n_taps);
+        let bytes = self.w.rows(0..self.w.n_rows()).chunks_exact(self.format.row_bytes(self.n_taps));
+        for (c, bytes) in bytes.enumerate() {
+            self.kernels.decode_row(self.format, bytes, channel);
+            for (tap, value) in channel.iter().enumerate() {
+                out[tap * self.width + c] = *value;
+            }
         }
         out
     }

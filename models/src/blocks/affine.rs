@@ -1,0 +1,46 @@
+//! Layers with a weight and a bias.
+
+use engine::Result;
+use engine::builder::GraphBuilder;
+use engine::tensor::Tensor;
+use engine::weights::{Weight, WeightStore};
+
+/// `x . weight^T + bias`.
+pub struct Linear {
+    weight: Weight, // [n_out, n_in]
+    bias: Weight,   // [n_out]
+}
+
+impl Linear {
+    /// The weights `{name}.weight` and `{name}.bias`. Extents of 1 are passed over: a pointwise convolution is this layer.
+    pub fn load(w: &WeightStore, name: &str, n_out: usize, n_in: usize) -> Result<Self> {
+        Ok(Self {
+            weight: w.get_squeezed(&format!("{name}.weight"), [n_out, n_in])?,
+            bias: w.get_squeezed(&format!("{name}.bias"), [n_out])?,
+        })
+    }
+
+    /// `x [.., n_in]` gives `[.., n_out]`.
+    pub fn build(&self, g: &GraphBuilder<'_>, x: Tensor) -> Tensor {
+        g.linear_bias(x, self.weight, self.bias)
+    }
+}
+
+/// Layer norm over the innermost extent.
+pub struct LayerNorm {
+    weight: Weight, // [n]
+    bias: Weight,   // [n]
+    eps: f32,
+}
+
+impl LayerNorm {
+    /// The weights `{name}.weight` and `{name}.bias`.
+    pub fn load(w: &WeightStore, name: &str, n: usize, eps: f32) -> Result<Self> {
+        Ok(Self { weight: w.get(&format!("{name}.weight"), [n])?, bias: w.get(&format!("{name}.bias"), [n])?, eps })
+    }
+
+    /// `x [.., n]` gives the same shape.
+    pub fn build(&self, g: &GraphBuilder<'_>, x: Tensor) -> Tensor {
+        g.layer_norm(x, self.weight, self.bias, self.eps)
+    }
+}
