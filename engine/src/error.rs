@@ -130,6 +130,16 @@ pub enum Error {
     },
     /// Recurrent state cannot be taken back to an earlier position.
     NotRewindable,
+    /// A call failed half-way through this slot's recurrent states: release it or rewind it to 0.
+    TornSlot {
+        /// The slot.
+        slot: usize,
+    },
+    /// Bytes that are no snapshot of this model: damaged, cut short or of another one.
+    Snapshot {
+        /// Expected and found.
+        what: String,
+    },
     /// A call does not fit the model: a token outside the vocabulary, an embedding of another width, an empty batch.
     Batch {
         /// Expected and found.
@@ -164,6 +174,10 @@ impl std::fmt::Display for Error {
                 write!(f, "the context holds {capacity} tokens, {wanted} are needed")
             }
             Self::NotRewindable => f.write_str("recurrent state cannot be rewound to this position"),
+            Self::TornSlot { slot } => {
+                write!(f, "a call failed half-way through the state of slot {slot}: release it or rewind it to 0")
+            }
+            Self::Snapshot { what } => write!(f, "snapshot: {what}"),
             Self::Batch { what } => f.write_str(what),
         }
     }

@@ -33,6 +33,7 @@ pub mod pass;
 pub mod plan;
 pub mod session;
 pub mod shape;
+mod snapshot;
 pub mod tensor;
 pub mod weights;
 

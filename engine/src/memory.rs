@@ -1,5 +1,9 @@
 //! [`Memory`]: arrays indexed `[slot, ..]`, one slot per sequence, the same slot in every layer. There is no class for
 //! caches, recurrent states or hybrids: what a model remembers is its list of [`StateSpec`]s.
+//!
+//! A call that fails after it began to run may have changed recurrent states of its sequences. Their slots are *torn*:
+//! only [`Memory::release`] and rewinding to 0 are accepted for them. Attention rows past a sequence's length are never
+//! read, so a sequence without recurrent state, or without a past, is what it was before the call.
 
 use std::sync::Arc;
 
@@ -7,6 +11,7 @@ use crate::backend::{Backend, Buffer, Usage};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::shape::Shape;
+use crate::snapshot;
 
 /// Most slots of one memory.
 const MAX_SLOTS: usize = 4096;
@@ -82,6 +87,16 @@ impl StateSpec {
     pub fn bytes(&self) -> usize {
         self.shape.rows() * self.dtype.row_bytes(self.shape.last())
     }
+
+    /// Bytes at the start of a slot that matter for a sequence of `n_past` tokens: nothing before the first token, then
+    /// the rows of its positions or the whole recurrent state.
+    pub fn used_bytes(&self, n_past: usize) -> usize {
+        match self.role {
+            Role::Key | Role::Value => self.bytes() / self.shape.dim(0) * n_past,
+            Role::Conv | Role::Ssm if n_past == 0 => 0,
+            Role::Conv | Role::Ssm => self.bytes(),
+        }
+    }
 }
 
 fn layer_number(layer: usize) -> u32 {
@@ -99,14 +114,24 @@ impl Slot {
     }
 }
 
+/// The sequence in a slot.
+#[derive(Clone, Copy, Debug)]
+struct Held {
+    /// Tokens seen.
+    n_past: usize,
+    /// Whether a call began to change recurrent states and has not ended well.
+    torn: bool,
+}
+
 /// State buffers of all slots, and which slots hold a sequence of what length.
 pub struct Memory {
     backend: Arc<dyn Backend>,
     specs: Vec<StateSpec>,
     buffers: Vec<Buffer>,
-    /// Tokens seen by the sequence in each slot; `None`: free.
-    n_past: Vec<Option<usize>>,
+    /// `None`: free.
+    slots: Vec<Option<Held>>,
     n_ctx: usize,
+    has_recurrent: bool,
 }
 
 impl Memory {
@@ -128,7 +153,8 @@ impl Memory {
                 backend.alloc(bytes, Usage::State)
             })
             .collect::<Result<_>>()?;
-        Ok(Self { backend, specs, buffers, n_past: vec![None; n_slots], n_ctx })
+        let has_recurrent = specs.iter().any(|s| s.role.is_recurrent());
+        Ok(Self { backend, specs, buffers, slots: vec![None; n_slots], n_ctx, has_recurrent })
     }
 
     /// What every slot holds.
@@ -143,7 +169,7 @@ impl Memory {
 
     /// Number of slots.
     pub fn n_slots(&self) -> usize {
-        self.n_past.len()
+        self.slots.len()
     }
 
     /// Positions per slot.
@@ -158,32 +184,39 @@ impl Memory {
 
     /// The lowest free slot, for a sequence that starts from zeros.
     pub fn acquire(&mut self) -> Result<Slot> {
-        let free = self.n_past.iter().position(Option::is_none);
-        let i = free.ok_or(Error::NoFreeSlot { n_slots: self.n_past.len() })?;
-        self.n_past[i] = Some(0);
-        Ok(Slot(u32::try_from(i).expect("below MAX_SLOTS")))
+        let free = self.slots.iter().position(Option::is_none);
+        self.acquire_at(free.unwrap_or(self.slots.len()))
     }
 
     /// This slot, if it is free.
     pub fn acquire_at(&mut self, index: usize) -> Result<Slot> {
-        match self.n_past.get_mut(index) {
-            Some(n_past @ None) => {
-                *n_past = Some(0);
+        match self.slots.get_mut(index) {
+            Some(free @ None) => {
+                *free = Some(Held { n_past: 0, torn: false });
                 Ok(Slot(u32::try_from(index).expect("below MAX_SLOTS")))
             }
-            Some(Some(_)) | None => Err(Error::NoFreeSlot { n_slots: self.n_past.len() }),
+            Some(Some(_)) | None => Err(Error::NoFreeSlot { n_slots: self.slots.len() }),
         }
     }
 
     /// Frees a slot. What it held is overwritten by its next owner, never read.
     pub fn release(&mut self, slot: Slot) {
-        self.n_past[slot.index()] = None;
+        if let Some(held) = self.slots.get_mut(slot.index()) {
+            *held = None;
+        }
     }
 
     /// Tokens that the sequence in this slot has seen.
+    ///
+    /// Errors: `Batch` for a free slot, `TornSlot` after a call that failed half-way.
     pub fn n_past(&self, slot: Slot) -> Result<usize> {
-        let n_past = self.n_past.get(slot.index()).copied().flatten();
-        n_past.ok_or_else(|| Error::Batch { what: format!("slot {} holds no sequence", slot.0) })
+        let held = self.held(slot)?;
+        if held.torn { Err(Error::TornSlot { slot: slot.index() }) } else { Ok(held.n_past) }
+    }
+
+    fn held(&self, slot: Slot) -> Result<Held> {
+        let held = self.slots.get(slot.index()).copied().flatten();
+        held.ok_or_else(|| Error::Batch { what: format!("slot {} holds no sequence", slot.0) })
     }
 
     /// Room for `n_tokens` more tokens, or [`Error::ContextFull`].
@@ -192,48 +225,94 @@ impl Memory {
         if wanted > self.n_ctx { Err(Error::ContextFull { capacity: self.n_ctx, wanted }) } else { Ok(()) }
     }
 
-    pub(crate) fn advance(&mut self, slot: Slot, n_tokens: usize) {
-        if let Some(n_past) = &mut self.n_past[slot.index()] {
-            *n_past += n_tokens;
+    /// A call is about to change this slot's states; until [`Self::commit`] the slot counts as torn where that matters.
+    pub(crate) fn begin(&mut self, slot: Slot) {
+        if let Some(held) = &mut self.slots[slot.index()] {
+            held.torn = self.has_recurrent && held.n_past > 0;
+        }
+    }
+
+    /// The call has ended well and the sequence is `n_tokens` longer.
+    pub(crate) fn commit(&mut self, slot: Slot, n_tokens: usize) {
+        if let Some(held) = &mut self.slots[slot.index()] {
+            *held = Held { n_past: held.n_past + n_tokens, torn: false };
         }
     }
 
     /// Makes `to` a copy of the sequence in `from`.
+    ///
+    /// Errors: either slot free or torn. If the backend fails, `to` is torn.
     pub fn copy(&mut self, from: Slot, to: Slot) -> Result<()> {
         let n_past = self.n_past(from)?;
         self.n_past(to)?;
         if from == to {
             return Ok(());
         }
+        self.slots[to.index()] = Some(Held { n_past, torn: true });
         for (spec, buffer) in self.specs.iter().zip(&self.buffers) {
-            let bytes = spec.bytes();
-            let start = from.index() * bytes;
-            self.backend.copy(buffer, start..start + bytes, to.index() * bytes)?;
+            let start = from.index() * spec.bytes();
+            let bytes = spec.used_bytes(n_past);
+            self.backend.copy(buffer, start..start + bytes, to.index() * spec.bytes())?;
         }
-        self.n_past[to.index()] = Some(n_past);
+        self.slots[to.index()] = Some(Held { n_past, torn: false });
         Ok(())
     }
 
     /// Drops the tokens from position `n_past` on: exact, or [`Error::NotRewindable`] where a recurrent state folds them.
     pub fn rewind(&mut self, slot: Slot, n_past: usize) -> Result<()> {
-        let now = self.n_past(slot)?;
-        if n_past > now {
-            return Err(Error::Batch { what: format!("cannot rewind from {now} forward to {n_past}") });
+        // Position 0 is exact for every state, torn ones too: the first step reads zeros.
+        if n_past > 0 {
+            let now = self.n_past(slot)?;
+            if n_past > now {
+                return Err(Error::Batch { what: format!("cannot rewind from {now} forward to {n_past}") });
+            }
+            if n_past < now && self.has_recurrent {
+                return Err(Error::NotRewindable);
+            }
+        } else {
+            self.held(slot)?;
         }
-        // Position 0 is exact for every state: the first step reads zeros.
-        let exact = n_past == now || n_past == 0 || !self.specs.iter().any(|s| s.role.is_recurrent());
-        if !exact {
-            return Err(Error::NotRewindable);
-        }
-        self.n_past[slot.index()] = Some(n_past);
+        self.slots[slot.index()] = Some(Held { n_past, torn: false });
         Ok(())
     }
 
     /// The bytes of one state of one slot.
     pub fn read_state(&self, slot: Slot, state: usize) -> Result<Vec<u8>> {
-        let bytes = self.specs[state].bytes();
+        self.read_part(slot, state, self.specs[state].bytes())
+    }
+
+    /// The first `bytes` bytes of one state of one slot.
+    fn read_part(&self, slot: Slot, state: usize, bytes: usize) -> Result<Vec<u8>> {
         let mut out = vec![0; bytes];
-        self.backend.read(&self.buffers[state], slot.index() * bytes, &mut out)?;
+        self.backend.read(&self.buffers[state], slot.index() * self.specs[state].bytes(), &mut out)?;
         Ok(out)
+    }
+
+    /// The sequence in a slot as bytes; `model` says of which model.
+    pub(crate) fn snapshot(&self, slot: Slot, model: u64) -> Result<Vec<u8>> {
+        let n_past = self.n_past(slot)?;
+        let mut writer = snapshot::Writer::new(model, n_past, self.specs.len());
+        for (i, spec) in self.specs.iter().enumerate() {
+            writer.section(&self.read_part(slot, i, spec.used_bytes(n_past))?);
+        }
+        Ok(writer.finish())
+    }
+
+    /// Makes the slot hold the sequence of a snapshot of the same model. The slot is as before after every error but one
+    /// of the backend, which leaves it torn.
+    pub(crate) fn restore(&mut self, slot: Slot, bytes: &[u8], model: u64) -> Result<()> {
+        self.n_past(slot)?;
+        let snapshot = snapshot::read(bytes, model)?;
+        let n_past = snapshot.n_past;
+        if n_past > self.n_ctx {
+            return Err(Error::ContextFull { capacity: self.n_ctx, wanted: n_past });
+        }
+        let sections = snapshot.sections(self.specs.iter().map(|s| s.used_bytes(n_past)))?;
+        self.slots[slot.index()] = Some(Held { n_past, torn: true });
+        for ((spec, buffer), section) in self.specs.iter().zip(&self.buffers).zip(sections) {
+            self.backend.write(buffer, slot.index() * spec.bytes(), section)?;
+        }
+        self.slots[slot.index()] = Some(Held { n_past, torn: false });
+        Ok(())
     }
 }

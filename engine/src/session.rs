@@ -1,7 +1,7 @@
 //! [`Session`]: a model on its backends with memory and compiled graphs. One call is [`Session::step`] for the language
 //! model or [`Session::encode`] for the audio encoder: find the graph of the call's key, write the input block, run, read.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use crate::backend::{Backend, Bindings, Buffer, Executable, Segment, Usage, WeightData};
 use crate::batch::{Batch, Features, Logits, Sequence, Tokens};
@@ -19,6 +19,7 @@ use crate::pass::prune::prune;
 use crate::pass::{CompileOptions, FuseCounts};
 use crate::plan::{MemoryPlan, plan, verify};
 use crate::shape::Shape;
+use crate::snapshot::model_identity;
 use crate::tensor::{Input, Source, TensorDesc, TensorId};
 use crate::weights::{WeightId, WeightStore};
 
@@ -119,6 +120,8 @@ pub struct Session {
     words: Vec<u32>,
     values: Vec<f32>,
     stats: Stats,
+    /// What snapshots are of; made when the first one is asked for.
+    identity: OnceLock<u64>,
 }
 
 impl Session {
@@ -154,6 +157,7 @@ impl Session {
             words: Vec::new(),
             values: Vec::new(),
             stats,
+            identity: OnceLock::new(),
             options,
         })
     }
@@ -171,6 +175,28 @@ impl Session {
     /// Slots and their states, to acquire, release, copy and rewind.
     pub fn memory_mut(&mut self) -> &mut Memory {
         &mut self.memory
+    }
+
+    /// The sequence in a slot as bytes, to be given to [`Session::restore`] of any session of this model.
+    ///
+    /// Errors: a slot without a sequence or with a torn one.
+    pub fn snapshot(&self, slot: Slot) -> Result<Vec<u8>> {
+        self.memory.snapshot(slot, self.identity())
+    }
+
+    /// Makes an acquired slot hold the sequence of a snapshot, in place of its own. The slot, the number of slots and the
+    /// context need not be those of the session that made the snapshot.
+    ///
+    /// Errors: `Snapshot` for damaged bytes or those of another model, another type of attention cache included;
+    /// `ContextFull` for more tokens than a slot holds. The slot is then as before.
+    pub fn restore(&mut self, slot: Slot, snapshot: &[u8]) -> Result<()> {
+        let identity = self.identity();
+        self.memory.restore(slot, snapshot, identity)
+    }
+
+    fn identity(&self) -> u64 {
+        let of = || model_identity(self.model.arch(), self.memory.specs(), &self.weights);
+        *self.identity.get_or_init(of)
     }
 
     /// The session's options.
@@ -215,26 +241,32 @@ impl Session {
     /// Feeds a batch and returns logits of the rows it asks for.
     ///
     /// Errors: a slot without a sequence or twice in the batch, a token outside the vocabulary, more tokens than the
-    /// context or one call holds. After an error no sequence has advanced.
+    /// context or one call holds. After an error no sequence has advanced; if a backend failed half-way, slots whose
+    /// recurrent states may have changed are torn, as [`crate::memory`] says.
     pub fn step(&mut self, batch: &Batch<'_>) -> Result<Logits<'_>> {
         let key = self.key(batch)?;
         let index = self.compiled(&key)?;
         self.write_batch(index, batch, &key)?;
-        self.run(index)?;
         for seq in batch.seqs {
-            self.memory.advance(seq.slot, seq.tokens.len());
+            self.memory.begin(seq.slot);
+        }
+        self.run(index)?;
+        if batch.rows != Rows::None {
+            self.read_output(index)?;
+        }
+        for seq in batch.seqs {
+            self.memory.commit(seq.slot, seq.tokens.len());
         }
         let stride = match batch.rows {
             Rows::None => return Ok(Logits { values: &[], n_vocab: 0, stride: 0 }),
             Rows::Last => 1,
             Rows::All => key.n_tokens as usize,
         };
-        self.read_output(index)?;
         Ok(Logits { values: &self.values, n_vocab: self.model.n_vocab(), stride })
     }
 
     /// Feeds any number of tokens to one sequence in calls of at most `max_tokens`, and returns the logits of the last
-    /// token.
+    /// token. After an error the sequence has advanced by the calls before the failed one.
     pub fn feed(&mut self, slot: Slot, tokens: Tokens<'_>, rows: Rows) -> Result<&[f32]> {
         let n_embd = self.model.n_embd();
         let (total, max) = (tokens.len(), self.options.max_tokens);
@@ -280,6 +312,7 @@ impl Session {
         });
         self.fill(index, Input::Lengths, |words| words[0] = u32::try_from(n_tokens).unwrap_or(u32::MAX));
         self.fill(index, Input::Frames, |words| words[0] = u32::try_from(n_frames).unwrap_or(u32::MAX));
+        self.write_inputs(index)?;
         self.run(index)?;
         self.read_output(index)?;
         Ok(&self.values[..n_tokens * self.model.n_embd()])
@@ -493,7 +526,7 @@ impl Session {
             self.fill(index, Input::Lengths, |w| w[i] = word(n));
             self.fill(index, Input::OutRows, |w| w[i] = word(i * n_tokens + n - 1));
         }
-        Ok(())
+        self.write_inputs(index)
     }
 
     fn clear_words(&mut self, index: usize) {
@@ -512,14 +545,19 @@ impl Session {
         }
     }
 
-    fn run(&mut self, index: usize) -> Result<()> {
-        self.last_run = Some(index);
-        let compiled = self.cache.get_mut(index);
-        for (backend, arena) in self.backends.iter().zip(&compiled.arenas) {
+    /// Writes the input block: the last thing of a call that leaves states alone.
+    fn write_inputs(&mut self, index: usize) -> Result<()> {
+        for (backend, arena) in self.backends.iter().zip(&self.cache.peek(index).arenas) {
             if let Some(arena) = arena {
                 backend.write(arena, 0, bytemuck::cast_slice(&self.words))?;
             }
         }
+        Ok(())
+    }
+
+    fn run(&mut self, index: usize) -> Result<()> {
+        self.last_run = Some(index);
+        let compiled = self.cache.get_mut(index);
         for stage in &mut compiled.stages {
             for copy in &mut stage.copies {
                 let (from, to) = (&compiled.arenas[copy.from], &compiled.arenas[stage.backend]);

@@ -19,13 +19,13 @@ use engine::weights::{Weight, WeightStore};
 use engine::{DType, Error, Shape};
 use tests::rng::Rng;
 
-const N_VOCAB: usize = 40;
-const N_EMBD: usize = 32;
+pub const N_VOCAB: usize = 40;
+pub const N_EMBD: usize = 32;
 const N_HEAD: usize = 4;
 const N_HEAD_KV: usize = 2;
 const HEAD_DIM: usize = 8;
 const D_CONV: usize = 3;
-const N_SLOTS: usize = 6;
+pub const N_SLOTS: usize = 6;
 const EPS: f32 = 1e-5;
 /// Relative difference of logits between ways to compute them that sum in another order.
 const CLOSE: f32 = 1e-4;
@@ -39,6 +39,8 @@ struct Hybrid {
     v: Weight,
     output: Weight,
     norm: Weight,
+    /// Whether there is a convolution; without it the model has no recurrent state.
+    is_hybrid: bool,
 }
 
 const WEIGHTS: [(&str, &[usize]); 7] = [
@@ -51,8 +53,8 @@ const WEIGHTS: [(&str, &[usize]); 7] = [
     ("norm", &[N_EMBD]),
 ];
 
-fn weights() -> WeightStore {
-    let mut rng = Rng::new(7);
+fn weights(seed: u64) -> WeightStore {
+    let mut rng = Rng::new(seed);
     let mut uniform = || (rng.next_u64() >> 40) as f32 / (1u32 << 23) as f32 - 1.0;
     let mut file = GgufWriter::in_memory("hybrid");
     for (name, shape) in WEIGHTS {
@@ -67,7 +69,7 @@ fn weights() -> WeightStore {
 }
 
 impl Hybrid {
-    fn new(w: &WeightStore) -> Self {
+    fn new(w: &WeightStore, is_hybrid: bool) -> Self {
         Self {
             embed: w.get("embed", [N_VOCAB, N_EMBD]).unwrap(),
             conv: w.get("conv", [N_EMBD, D_CONV]).unwrap(),
@@ -76,6 +78,7 @@ impl Hybrid {
             v: w.get("v", [N_HEAD_KV * HEAD_DIM, N_EMBD]).unwrap(),
             output: w.get("output", [N_EMBD, N_HEAD * HEAD_DIM]).unwrap(),
             norm: w.get("norm", [N_EMBD]).unwrap(),
+            is_hybrid,
         }
     }
 }
@@ -95,19 +98,20 @@ impl Model for Hybrid {
 
     fn states(&self, options: &StateOptions) -> Vec<StateSpec> {
         let [k, v] = StateSpec::kv(1, N_HEAD_KV, HEAD_DIM, options);
-        vec![StateSpec::conv(0, D_CONV, N_EMBD), k, v]
+        let conv = self.is_hybrid.then(|| StateSpec::conv(0, D_CONV, N_EMBD));
+        [k, v].into_iter().chain(conv).collect()
     }
 
     fn build(&self, g: &GraphBuilder<'_>, key: &GraphKey) {
         let state = |i| State(StateId(i));
         let batch = BatchInputs::new(g, key);
         let x = batch.embed(g, self.embed);
-        let x = g.add(x, g.causal_conv1d(x, self.conv, state(0), &batch));
+        let x = if self.is_hybrid { g.add(x, g.causal_conv1d(x, self.conv, state(2), &batch)) } else { x };
         let rope = Rope { n_rot: 8, theta_base: 1e4, pairs: RopePairs::Halves };
         let q = g.rope(g.split_heads(g.linear(x, self.q), N_HEAD), &batch, rope);
         let k = g.rope(g.split_heads(g.linear(x, self.k), N_HEAD_KV), &batch, rope);
         let v = g.split_heads(g.linear(x, self.v), N_HEAD_KV);
-        let kv = g.kv_write(KvCache { k: state(1), v: state(2) }, k, v, &batch);
+        let kv = g.kv_write(KvCache { k: state(0), v: state(1) }, k, v, &batch);
         let y = g.cached_attention(q, kv, &batch, 0.3);
         let x = g.add(x, g.linear(g.merge_heads(y), self.output));
         let Some(x) = batch.output_rows(g, x) else { return };
@@ -115,30 +119,49 @@ impl Model for Hybrid {
     }
 }
 
-fn open(backend: &Arc<dyn Backend>, reuse: bool) -> Session {
-    let weights = weights();
-    let options = SessionOptions {
+/// Six slots of 64 positions; dead and fresh memory is NaN.
+pub fn options() -> SessionOptions {
+    SessionOptions {
         n_slots: N_SLOTS,
         n_ctx: 64,
         kv_dtype: DType::F32,
-        reuse,
         compile: CompileOptions { poison: true, ..CompileOptions::default() },
         ..SessionOptions::default()
-    };
-    Session::open(Arc::new(Hybrid::new(&weights)), &weights, std::slice::from_ref(backend), options).unwrap()
+    }
 }
 
-fn backends() -> Vec<Arc<dyn Backend>> {
+/// A session of the model whose weights have this seed.
+pub fn open_model(seed: u64, backends: &[Arc<dyn Backend>], options: SessionOptions) -> Session {
+    let weights = weights(seed);
+    Session::open(Arc::new(Hybrid::new(&weights, true)), &weights, backends, options).unwrap()
+}
+
+/// A session of the model without its convolution.
+pub fn open_attention_only(backends: &[Arc<dyn Backend>]) -> Session {
+    let weights = weights(SEED);
+    Session::open(Arc::new(Hybrid::new(&weights, false)), &weights, backends, options()).unwrap()
+}
+
+/// Seed of the weights where it does not matter.
+pub const SEED: u64 = 7;
+
+fn open(backend: &Arc<dyn Backend>, reuse: bool) -> Session {
+    open_model(SEED, std::slice::from_ref(backend), SessionOptions { reuse, ..options() })
+}
+
+/// Every backend.
+pub fn backends() -> Vec<Arc<dyn Backend>> {
     backends::list().iter().map(|b| (b.open)(&backends::Options::default()).unwrap()).collect()
 }
 
-fn tokens(seed: u64, n: usize) -> Vec<u32> {
+/// Random token ids.
+pub fn tokens(seed: u64, n: usize) -> Vec<u32> {
     let mut rng = Rng::new(seed);
     (0..n).map(|_| u32::try_from(rng.below(N_VOCAB)).unwrap()).collect()
 }
 
 /// Logits of the last token of every sequence.
-fn step(s: &mut Session, seqs: &[(Slot, &[u32])]) -> Vec<Vec<f32>> {
+pub fn step(s: &mut Session, seqs: &[(Slot, &[u32])]) -> Vec<Vec<f32>> {
     let seqs: Vec<Sequence<'_>> = seqs.iter().map(|&(slot, ids)| Sequence { slot, tokens: Tokens::Ids(ids) }).collect();
     let logits = s.step(&Batch { seqs: &seqs, rows: Rows::Last }).unwrap();
     (0..seqs.len()).map(|i| logits.last(i).to_vec()).collect()
@@ -156,8 +179,9 @@ fn schedule(s: &mut Session, slots: [usize; 3]) -> Vec<Vec<f32>> {
     all
 }
 
+/// Fails unless the two differ only by the order of sums.
 #[track_caller]
-fn close(what: &str, got: &[f32], want: &[f32]) {
+pub fn close(what: &str, got: &[f32], want: &[f32]) {
     let largest = want.iter().fold(1.0f32, |a, b| a.max(b.abs()));
     let worst = got.iter().zip(want).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
     assert!(got.len() == want.len() && worst <= CLOSE * largest, "{what}: {worst}");
@@ -218,7 +242,8 @@ fn a_prompt_in_pieces_gives_the_same_logits() {
     }
 }
 
-fn states(s: &Session, slot: Slot) -> Vec<Vec<u8>> {
+/// All states of one slot.
+pub fn states(s: &Session, slot: Slot) -> Vec<Vec<u8>> {
     (0..s.memory().specs().len()).map(|i| s.memory().read_state(slot, i).unwrap()).collect()
 }
 

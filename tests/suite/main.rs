@@ -8,6 +8,7 @@ mod convert;
 mod gguf;
 mod golden;
 mod hybrid;
+mod memory;
 mod ops;
 mod prompt;
 mod reuse;

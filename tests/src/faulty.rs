@@ -1,0 +1,136 @@
+//! [`Faulty`]: a backend that leaves some ops to others and fails when it is told to.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use engine::backend::{Backend, Bindings, Buffer, Caps, Executable, Segment, Usage, WeightData};
+use engine::op::Op;
+use engine::plan::MemoryPlan;
+use engine::tensor::TensorDesc;
+use engine::{Error, Result};
+
+/// How a run goes wrong.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Fault {
+    /// Nothing is computed.
+    BeforeRun = 1,
+    /// Everything is computed, and an error returned.
+    AfterRun = 2,
+    /// Everything is computed, then a panic.
+    Panic = 3,
+    /// The input block cannot be written.
+    Write = 4,
+}
+
+/// Another backend with faults.
+pub struct Faulty {
+    inner: Arc<dyn Backend>,
+    refuses: fn(&Op) -> bool,
+    next: Arc<AtomicU8>,
+    /// Names of the ops that were compiled for this backend.
+    compiled: Mutex<Vec<&'static str>>,
+}
+
+impl Faulty {
+    /// `inner` without the ops that `refuses` names.
+    pub fn new(inner: Arc<dyn Backend>, refuses: fn(&Op) -> bool) -> Arc<Self> {
+        Arc::new(Self { inner, refuses, next: Arc::default(), compiled: Mutex::default() })
+    }
+
+    /// Lets the next run or write go wrong.
+    pub fn fail(&self, fault: Fault) {
+        self.next.store(fault as u8, Ordering::Relaxed);
+    }
+
+    /// Whether it refuses this op.
+    pub fn refuses(&self, op: &Op) -> bool {
+        (self.refuses)(op)
+    }
+
+    /// Names of the ops that were compiled for this backend, with repetitions.
+    pub fn compiled(&self) -> Vec<&'static str> {
+        self.compiled.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// Whether the next fault is this one, which is then over.
+fn takes(next: &AtomicU8, fault: Fault) -> bool {
+    next.compare_exchange(fault as u8, 0, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+}
+
+fn error() -> Error {
+    Error::Device { backend: "faulty".into(), msg: "told to fail".into() }
+}
+
+impl Backend for Faulty {
+    fn name(&self) -> &str {
+        self.inner.name()
+    }
+
+    fn caps(&self) -> Caps {
+        self.inner.caps()
+    }
+
+    fn supports(&self, op: &Op, args: &[&TensorDesc]) -> bool {
+        !self.refuses(op) && self.inner.supports(op, args)
+    }
+
+    fn scratch_bytes(&self, op: &Op, args: &[&TensorDesc]) -> usize {
+        self.inner.scratch_bytes(op, args)
+    }
+
+    fn alloc(&self, bytes: usize, usage: Usage) -> Result<Buffer> {
+        self.inner.alloc(bytes, usage)
+    }
+
+    fn import_weight(&self, w: &WeightData<'_>) -> Result<Buffer> {
+        self.inner.import_weight(w)
+    }
+
+    fn write(&self, dst: &Buffer, offset: usize, src: &[u8]) -> Result<()> {
+        if takes(&self.next, Fault::Write) {
+            return Err(error());
+        }
+        self.inner.write(dst, offset, src)
+    }
+
+    fn read(&self, src: &Buffer, offset: usize, dst: &mut [u8]) -> Result<()> {
+        self.inner.read(src, offset, dst)
+    }
+
+    fn copy(&self, buf: &Buffer, from: Range<usize>, to: usize) -> Result<()> {
+        self.inner.copy(buf, from, to)
+    }
+
+    fn zero(&self, buf: &Buffer, range: Range<usize>) -> Result<()> {
+        self.inner.zero(buf, range)
+    }
+
+    fn compile(&self, segment: &Segment<'_>, plan: &MemoryPlan, bind: &Bindings<'_>) -> Result<Box<dyn Executable>> {
+        let ops = segment.graph.nodes[segment.nodes.clone()].iter().map(|n| n.op.spec().name);
+        self.compiled.lock().unwrap_or_else(PoisonError::into_inner).extend(ops);
+        let inner = self.inner.compile(segment, plan, bind)?;
+        Ok(Box::new(FaultyRun { inner, next: Arc::clone(&self.next) }))
+    }
+
+    fn enter(&self, request: &mut (dyn FnMut() + Send)) {
+        self.inner.enter(request);
+    }
+}
+
+struct FaultyRun {
+    inner: Box<dyn Executable>,
+    next: Arc<AtomicU8>,
+}
+
+impl Executable for FaultyRun {
+    fn run(&mut self) -> Result<()> {
+        if takes(&self.next, Fault::BeforeRun) {
+            return Err(error());
+        }
+        self.inner.run()?;
+        assert!(!takes(&self.next, Fault::Panic), "told to fail");
+        if takes(&self.next, Fault::AfterRun) { Err(error()) } else { Ok(()) }
+    }
+}
