@@ -50,7 +50,7 @@ fn tiny_qwen() -> (Tokenizer, tokenizers::Tokenizer) {
 }
 
 fn tiny_lfm2() -> (Tokenizer, tokenizers::Tokenizer) {
-    pair("tokenizers/tiny-lfm2-audio", "lfm2", 896)
+    pair("models/tiny-lfm2-audio", "lfm2", 896)
 }
 
 /// Characters of a regular expression's class that Unicode 12.1 assigns.

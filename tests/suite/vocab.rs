@@ -106,7 +106,7 @@ fn special_ids_of_config_json_are_taken_where_the_tokenizer_names_none() {
 
 #[test]
 fn lfm2_begins_texts_with_its_token() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/tokenizers/tiny-lfm2-audio");
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/models/tiny-lfm2-audio");
     let read = CheckpointVocabulary::read(&folder, "lfm2", 896).unwrap();
     assert_eq!(read.vocabulary.add_bos, Some(true));
     assert_eq!(read.vocabulary.token_types[..132], [3; 132]);

@@ -1,27 +1,31 @@
-//! The built-in demonstration model: a bundle in bf16, made by `tympan convert` from the trained test checkpoint.
+//! The built-in demonstration model: the small trained checkpoint of the tests, converted when the program starts.
 //!
-//! Its weights are under CC BY-SA 4.0: see `tools/demo/MODEL_CARD.md`.
+//! Its weights are under CC BY-SA 4.0: see `tests/fixtures/models/tiny-qwen3-asr/MODEL_CARD.md`.
 
-use engine::gguf::{Gguf, TENSOR_ALIGNMENT};
+use engine::gguf::Gguf;
 
-/// Name of the file in messages.
-pub const NAME: &str = "tiny-qwen3-asr-BF16.gguf";
+use crate::convert::{Files, to_memory};
 
-/// The file, where tensors may be borrowed from.
-static MODEL: &Aligned<[u8]> = &Aligned(*include_bytes!("../demo/tiny-qwen3-asr-BF16.gguf"));
-
-/// Bytes that begin at a multiple of [`TENSOR_ALIGNMENT`].
-#[repr(C, align(32))]
-struct Aligned<T: ?Sized>(T);
-
-const _: () = assert!(align_of::<Aligned<[u8; 1]>>() == TENSOR_ALIGNMENT);
-
-/// The bytes of the model.
-pub fn bytes() -> &'static [u8] {
-    &MODEL.0
+/// A file of the checkpoint with its name.
+macro_rules! file {
+    ($name:literal) => {
+        ($name, include_bytes!(concat!("../../tests/fixtures/models/tiny-qwen3-asr/", $name)).as_slice())
+    };
 }
 
-/// Opens the model.
-pub fn open() -> engine::Result<Gguf> {
-    Gguf::from_static(bytes(), NAME)
+/// The checkpoint.
+const FILES: Files = Files::Embedded {
+    name: "tiny-qwen3-asr",
+    files: &[
+        file!("config.json"),
+        file!("generation_config.json"),
+        file!("model.safetensors"),
+        file!("tokenizer.json"),
+        file!("tokenizer_config.json"),
+    ],
+};
+
+/// Converts the model in memory.
+pub fn open() -> anyhow::Result<Gguf> {
+    to_memory(FILES)
 }

@@ -1,22 +1,23 @@
-//! A checkpoint folder: configuration and stored weights. [`Model`] is the type to read first.
+//! A checkpoint: configuration and stored weights. [`Model`] is the type to read first.
 
 use std::collections::HashSet;
 use std::ops::Range;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Component, Path};
 
 use anyhow::{Result, anyhow, bail, ensure};
 use engine::{DType, Shape};
 
 use super::config::{Config, Section};
+use super::files::Files;
 use super::plan::{FileType, PlannedTensor, Row, Source};
 use super::safetensors::{Checkpoint, Dtype, SourceTensor};
 
 /// Buffers that some exports store and every implementation computes.
 const IGNORED_SUFFIX: &str = ".rotary_emb.inv_freq";
 
-/// An open checkpoint folder.
+/// An open checkpoint.
 pub struct Model {
-    folder: PathBuf,
+    files: Files,
     config: Config,
     generation: Option<Config>,
     weights: Checkpoint,
@@ -34,31 +35,35 @@ pub struct Weight<'a> {
 }
 
 impl Model {
-    /// Opens the checkpoint in `folder`. Errors name the file that is missing or malformed.
-    pub fn open(folder: &Path) -> Result<Self> {
-        let io = |source| engine::Error::Io { path: folder.to_owned(), source };
-        let found = std::fs::metadata(folder).map_err(io)?;
-        ensure!(found.is_dir(), "{}: want a checkpoint directory, got a file", folder.display());
+    /// Opens the checkpoint in `files`. Errors name the file that is missing or malformed.
+    pub fn open(files: Files) -> Result<Self> {
+        files.check()?;
         Ok(Self {
-            folder: folder.to_owned(),
-            config: Config::read(&folder.join("config.json"))?,
-            generation: Config::read_optional(&folder.join("generation_config.json"))?,
-            weights: Checkpoint::open(folder)?,
+            config: Config::read(&files, "config.json")?,
+            generation: Config::read_optional(&files, "generation_config.json")?,
+            weights: Checkpoint::of(&files)?,
+            files,
         })
     }
 
-    /// The folder.
+    /// Its files.
+    pub fn files(&self) -> &Files {
+        &self.files
+    }
+
+    /// The folder, or what stands for it in messages.
     pub fn folder(&self) -> &Path {
-        &self.folder
+        self.files.path()
     }
 
     /// What files made from it are called: the folder's name, or the model's where the folder is a download in the cache
     /// of Hugging Face (`models--Qwen--Qwen3-ASR-0.6B/snapshots/REVISION`).
     pub fn name(&self) -> Result<String> {
-        let io = |source| engine::Error::Io { path: self.folder.clone(), source };
-        let is_named = matches!(self.folder.components().next_back(), Some(Component::Normal(_)));
+        let folder = self.folder();
+        let io = |source| engine::Error::Io { path: folder.to_owned(), source };
+        let is_named = matches!(folder.components().next_back(), Some(Component::Normal(_)));
         // `.` and `..` have no name of their own.
-        let path = if is_named { self.folder.clone() } else { self.folder.canonicalize().map_err(io)? };
+        let path = if is_named { folder.to_owned() } else { folder.canonicalize().map_err(io)? };
         let text = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned());
         let cache = path.parent().filter(|parent| parent.ends_with("snapshots")).and_then(Path::parent).and_then(text);
         let cached = cache.as_deref().and_then(|name| name.strip_prefix("models--")?.rsplit("--").next());

@@ -2,13 +2,13 @@
 //!
 //! A key without a value is an error: no default of a Python class stands in for a checkpoint's own number.
 
-use std::fs::File;
-use std::io::Read;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, anyhow, ensure};
 use serde_json::{Map, Value};
+
+use super::files::Files;
 
 /// Largest configuration read; published ones are a few KB.
 const MAX_FILE_BYTES: u64 = 16 << 20;
@@ -22,29 +22,21 @@ pub struct Config {
 }
 
 impl Config {
-    /// Reads a file. Errors name it: absent, too large, not JSON, not an object.
-    pub fn read(path: &Path) -> Result<Self> {
-        Self::read_optional(path)?.ok_or_else(|| anyhow!("{}: no such file", path.display()))
+    /// Reads the file `name`. Errors name it: absent, too large, not JSON, not an object.
+    pub fn read(files: &Files, name: &str) -> Result<Self> {
+        let missing = || anyhow!("{}: no such file", files.path().join(name).display());
+        Self::read_optional(files, name)?.ok_or_else(missing)
     }
 
     /// Like [`Config::read`], with `None` where there is no such file.
-    pub fn read_optional(path: &Path) -> Result<Option<Self>> {
+    pub fn read_optional(files: &Files, name: &str) -> Result<Option<Self>> {
+        let Some((path, bytes)) = files.read(name, MAX_FILE_BYTES)? else { return Ok(None) };
         let name = path.display();
-        let io = |source| engine::Error::Io { path: path.to_owned(), source };
-        match std::fs::metadata(path) {
-            Ok(found) => ensure!(found.is_file(), "{name}: not a regular file"),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(io(e).into()),
-        }
-        let mut bytes = Vec::new();
-        let file = File::open(path).map_err(io)?;
-        file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(io)?;
-        ensure!(bytes.len() as u64 <= MAX_FILE_BYTES, "{name}: larger than {MAX_FILE_BYTES} bytes");
         let value: Value = serde_json::from_slice(&bytes).map_err(|e| anyhow!("{name}: not JSON: {e}"))?;
         let Value::Object(root) = value else {
             return Err(anyhow!("{name}: want a JSON object, got {}", shown(&value)));
         };
-        Ok(Some(Self { path: path.to_owned(), root }))
+        Ok(Some(Self { path, root }))
     }
 
     /// The whole file.

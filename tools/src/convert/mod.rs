@@ -7,6 +7,7 @@
 mod checkpoint;
 mod cli;
 mod config;
+mod files;
 mod general;
 mod plan;
 mod positions;
@@ -16,7 +17,7 @@ pub mod safetensors;
 pub mod vocab;
 mod write;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 
 use anyhow::{Result, bail};
@@ -31,6 +32,7 @@ use self::vocab::CheckpointVocabulary;
 use crate::exit::{Failure, Outcome};
 
 pub use self::cli::{ConvertArgs, run};
+pub use self::files::Files;
 pub use self::plan::FileType;
 pub use self::write::Watch;
 
@@ -70,15 +72,15 @@ pub struct Conversion {
 }
 
 impl Conversion {
-    /// Reads the checkpoint in `folder`; `options` are chosen by the format that most of its weights are stored in.
+    /// Reads a checkpoint; `options` are chosen by the format that most of its weights are stored in.
     ///
     /// Fails with the code of a bad model; the error names file, expected and found.
-    pub fn open(folder: &Path, options: impl FnOnce(DType) -> Options) -> Outcome<Self> {
-        Self::read(folder, options).map_err(Failure::model)
+    pub fn open(files: impl Into<Files>, options: impl FnOnce(DType) -> Options) -> Outcome<Self> {
+        Self::read(files.into(), options).map_err(Failure::model)
     }
 
-    fn read(folder: &Path, options: impl FnOnce(DType) -> Options) -> Result<Self> {
-        let checkpoint = Model::open(folder)?;
+    fn read(files: Files, options: impl FnOnce(DType) -> Options) -> Result<Self> {
+        let checkpoint = Model::open(files)?;
         let name = checkpoint.name()?;
         let parts = Parts::read(&checkpoint)?;
         let has_audio = parts.audio.is_some();
@@ -86,7 +88,7 @@ impl Conversion {
         checkpoint.check(&[&parts.text.rows, audio_rows])?;
         let options = options(checkpoint.main_dtype(&parts.text.rows)?);
         // After the check of the embedding: its rows bound the vocabulary.
-        let mut vocabulary = CheckpointVocabulary::read(folder, PRE_TOKENIZER, parts.n_vocab)?;
+        let mut vocabulary = CheckpointVocabulary::read(checkpoint.files().clone(), PRE_TOKENIZER, parts.n_vocab)?;
         if has_audio {
             vocabulary = vocabulary.with_plain_chatml()?;
         }
@@ -153,16 +155,16 @@ impl Conversion {
     }
 }
 
-/// The checkpoint in `folder` as one bundle in memory, in the format that most of its weights are stored in.
+/// A checkpoint as one bundle in memory, in the format that most of its weights are stored in.
 ///
 /// Takes as much memory as the bundle would take on the disk. Errors are those of a bad checkpoint.
-pub fn to_memory(folder: &Path) -> Result<Gguf> {
+pub fn to_memory(files: impl Into<Files>) -> Result<Gguf> {
     let as_stored = |stored| {
         let text_type = FileType::ALL.into_iter().find(|t| t.dtype() == stored).unwrap_or(FileType::F32);
         Options { bundle: true, ..Options::new(text_type) }
     };
-    let conversion = Conversion::read(folder, as_stored)?;
-    let mut out = GgufWriter::in_memory(&folder.display().to_string());
+    let conversion = Conversion::read(files.into(), as_stored)?;
+    let mut out = GgufWriter::in_memory(&conversion.checkpoint.folder().display().to_string());
     conversion.write_file(&conversion.text, &mut out, &AtomicBool::new(false)).map_err(|failure| failure.error)?;
     Ok(out.finish_in_memory()?)
 }

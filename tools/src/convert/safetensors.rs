@@ -11,9 +11,10 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use engine::mapping::Mapping;
 use safetensors::tensor::{Metadata, TensorInfo};
 use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
+
+use super::files::{Files, Mapped};
 
 pub use safetensors::Dtype;
 
@@ -36,7 +37,7 @@ const MAX_SHOWN_CHARS: usize = 80;
 /// An open checkpoint: names, types, shapes and mapped bytes of its tensors.
 pub struct Checkpoint {
     path: PathBuf,
-    files: Vec<Mapping>,
+    files: Vec<Mapped>,
     tensors: Vec<Entry>,
     by_name: HashMap<String, usize>,
 }
@@ -70,40 +71,46 @@ impl Checkpoint {
     /// Errors: a file that is missing, cut short or malformed, a tensor that is there twice, an index that disagrees
     /// with the shards. The message has the file and the cause.
     pub fn open(path: &Path) -> Result<Self> {
-        if !path.is_dir() {
-            let index = path.extension().is_some_and(|extension| extension == "json");
-            return if index { Self::open_index(path) } else { Self::open_single(path) };
-        }
-        let (single, index) = (path.join(SINGLE_FILE), path.join(INDEX_FILE));
-        match (single.exists(), index.exists()) {
-            (true, _) => Self::open_single(&single),
-            (false, true) => Self::open_index(&index),
-            (false, false) => bail!("{}: neither {SINGLE_FILE} nor {INDEX_FILE} is there", path.display()),
+        let (Some(folder), Some(name)) = (path.parent(), path.file_name().filter(|_| !path.is_dir())) else {
+            return Self::of(&path.into());
+        };
+        let index = path.extension().is_some_and(|extension| extension == "json");
+        let (files, name) = (folder.into(), Path::new(name));
+        if index { Self::open_index(&files, name) } else { Self::open_single(&files, name) }
+    }
+
+    /// Opens `model.safetensors`, or `model.safetensors.index.json` and the shards it lists. Errors as for a folder.
+    pub fn of(files: &Files) -> Result<Self> {
+        match (files.has(SINGLE_FILE), files.has(INDEX_FILE)) {
+            (true, _) => Self::open_single(files, Path::new(SINGLE_FILE)),
+            (false, true) => Self::open_index(files, Path::new(INDEX_FILE)),
+            (false, false) => bail!("{}: neither {SINGLE_FILE} nor {INDEX_FILE} is there", files.path().display()),
         }
     }
 
-    fn open_single(path: &Path) -> Result<Self> {
-        let mut checkpoint = Self::empty(path);
-        checkpoint.add(path)?;
+    fn open_single(files: &Files, name: &Path) -> Result<Self> {
+        let mut checkpoint = Self::empty(files.path().join(name));
+        checkpoint.add(files, name)?;
         Ok(checkpoint)
     }
 
-    fn open_index(path: &Path) -> Result<Self> {
-        let index = read_index(path)?;
-        let mut checkpoint = Self::empty(path);
+    fn open_index(files: &Files, name: &Path) -> Result<Self> {
+        let path = files.path().join(name);
+        let index = read_index(&files.map(name)?)?;
+        let mut checkpoint = Self::empty(path.clone());
         let shards: BTreeSet<&str> = index.iter().map(|(_, shard)| &**shard).collect();
         let shards: Vec<&str> = shards.into_iter().collect();
         for shard in &shards {
             let plain = Path::new(shard).file_name().is_some_and(|name| name == *shard);
             ensure!(plain, "{}: want names of files beside it, got {}", path.display(), shown(shard));
-            checkpoint.add(&path.with_file_name(shard)).with_context(|| format!("{}", path.display()))?;
+            checkpoint.add(files, Path::new(shard)).with_context(|| format!("{}", path.display()))?;
         }
         checkpoint.compare(&index, &shards).with_context(|| format!("{}", path.display()))?;
         Ok(checkpoint)
     }
 
-    fn empty(path: &Path) -> Self {
-        Self { path: path.to_owned(), files: Vec::new(), tensors: Vec::new(), by_name: HashMap::new() }
+    fn empty(path: PathBuf) -> Self {
+        Self { path, files: Vec::new(), tensors: Vec::new(), by_name: HashMap::new() }
     }
 
     /// The file, or the index of a checkpoint in shards.
@@ -152,8 +159,9 @@ impl Checkpoint {
     }
 
     /// Maps a file and takes its tensors in.
-    fn add(&mut self, path: &Path) -> Result<()> {
-        let file = Mapping::open(path)?;
+    fn add(&mut self, files: &Files, name: &Path) -> Result<()> {
+        let file = files.map(name)?;
+        let path = file.path();
         let entries = read_file(&file, self.files.len()).with_context(|| format!("{}", path.display()))?;
         ensure!(
             self.tensors.len() + entries.len() <= MAX_TENSORS,
@@ -273,11 +281,11 @@ impl<'de, V: Deserialize<'de>> Deserialize<'de> for Pairs<V> {
 }
 
 /// The lines of an index: tensor and shard.
-fn read_index(path: &Path) -> Result<Vec<(String, String)>> {
-    let file = Mapping::open(path)?;
+fn read_index(file: &Mapped) -> Result<Vec<(String, String)>> {
+    let path = file.path();
     let n = file.len();
     ensure!(n <= MAX_HEADER_BYTES, "{}: want an index of at most {MAX_HEADER_BYTES} bytes, got {n}", path.display());
-    let index: Index = serde_json::from_slice(&file).with_context(|| format!("{}: malformed index", path.display()))?;
+    let index: Index = serde_json::from_slice(file).with_context(|| format!("{}: malformed index", path.display()))?;
     let mut names = HashSet::new();
     for (name, _) in &index.weight_map.0 {
         ensure!(names.insert(name), "{}: tensor {} is listed twice", path.display(), shown(name));

@@ -1,18 +1,18 @@
-//! The vocabulary of a checkpoint folder, as GGUF stores it.
+//! The vocabulary of a checkpoint, as GGUF stores it.
 //!
 //! Reads `tokenizer.json`, or `vocab.json` with `merges.txt` where there is none, and `tokenizer_config.json`. What ends up
 //! in the file (token types, padding rows, which special ids) follows llama.cpp's converter: `conversion/base.py`,
 //! `get_vocab_base`, and `gguf-py`, `SpecialVocab`.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use engine::gguf::Value as GgufValue;
 use models::tokenizer::{Tokenizer, Vocabulary};
 use serde_json::Value;
+
+use super::files::Files;
 
 /// Largest file read as a whole; published `tokenizer.json` files stay under 40 MB.
 const MAX_FILE_BYTES: u64 = 256 << 20;
@@ -43,14 +43,16 @@ pub struct CheckpointVocabulary {
 }
 
 impl CheckpointVocabulary {
-    /// Reads the vocabulary in `folder` for the pre-tokenizer that GGUF calls `pre`.
+    /// Reads the vocabulary in `files` for the pre-tokenizer that GGUF calls `pre`.
     ///
     /// `n_vocab`: rows of the embedding. Rows without a token become unused tokens `[PADn]`.
     /// Errors name the file and what was expected in it.
-    pub fn read(folder: &Path, pre: &str, n_vocab: usize) -> Result<Self> {
-        let tokenizer = JsonFile::read(folder.join("tokenizer.json"))?;
-        let config = JsonFile::read(folder.join("tokenizer_config.json"))?;
-        let model_config = JsonFile::read(folder.join("config.json"))?;
+    pub fn read(files: impl Into<Files>, pre: &str, n_vocab: usize) -> Result<Self> {
+        let files = &files.into();
+        let folder = files.path();
+        let tokenizer = JsonFile::read(files, "tokenizer.json")?;
+        let config = JsonFile::read(files, "tokenizer_config.json")?;
+        let model_config = JsonFile::read(files, "config.json")?;
 
         ensure!(
             n_vocab <= Tokenizer::MAX_TOKENS,
@@ -60,7 +62,7 @@ impl CheckpointVocabulary {
         );
         let Bpe { ids, merges } = match &tokenizer {
             Some(tokenizer) => Bpe { ids: model_ids(tokenizer)?, merges: model_merges(tokenizer)? },
-            None => read_vocab_and_merges(folder)?,
+            None => read_vocab_and_merges(files)?,
         };
         let listed = tokenizer.as_ref().map_or(Ok(Vec::new()), listed_tokens)?;
         let configured = config.as_ref().map_or(Ok(Vec::new()), configured_tokens)?;
@@ -91,7 +93,7 @@ impl CheckpointVocabulary {
             add_bos,
         };
         Tokenizer::new(vocabulary.clone()).with_context(|| folder.display().to_string())?;
-        let chat_template = read_chat_template(folder, config.as_ref())?;
+        let chat_template = read_chat_template(files, config.as_ref())?;
         Ok(Self { vocabulary, unknown, add_eos, chat_template })
     }
 
@@ -139,12 +141,9 @@ struct JsonFile {
 
 impl JsonFile {
     /// `None` when there is no such file.
-    fn read(path: PathBuf) -> Result<Option<Self>> {
-        if !path.is_file() {
-            return Ok(None);
-        }
-        let text = read_text(&path)?;
-        let value = serde_json::from_str(&text).map_err(|e| anyhow!("{}: not JSON: {e}", path.display()))?;
+    fn read(files: &Files, name: &str) -> Result<Option<Self>> {
+        let Some((path, bytes)) = files.read(name, MAX_FILE_BYTES)? else { return Ok(None) };
+        let value = serde_json::from_slice(&bytes).map_err(|e| anyhow!("{}: not JSON: {e}", path.display()))?;
         Ok(Some(Self { path, value }))
     }
 
@@ -154,13 +153,11 @@ impl JsonFile {
     }
 }
 
-fn read_text(path: &Path) -> Result<String> {
-    let name = path.display();
-    let file = File::open(path).map_err(|e| anyhow!("{name}: {e}"))?;
-    let mut text = String::new();
-    let n = file.take(MAX_FILE_BYTES + 1).read_to_string(&mut text).map_err(|e| anyhow!("{name}: {e}"))?;
-    ensure!(n as u64 <= MAX_FILE_BYTES, "{name}: larger than {MAX_FILE_BYTES} bytes");
-    Ok(text)
+/// A text in UTF-8; `None` when there is no such file.
+fn read_text(files: &Files, name: &str) -> Result<Option<String>> {
+    let Some((path, bytes)) = files.read(name, MAX_FILE_BYTES)? else { return Ok(None) };
+    let text = String::from_utf8(bytes.into_owned()).map_err(|e| anyhow!("{}: {e}", path.display()))?;
+    Ok(Some(text))
 }
 
 /// Ordinary tokens with their ids, and the merges that make them.
@@ -263,13 +260,14 @@ fn model_merges(file: &JsonFile) -> Result<Vec<String>> {
 }
 
 /// `vocab.json` and `merges.txt`.
-fn read_vocab_and_merges(folder: &Path) -> Result<Bpe> {
-    let Some(vocab) = JsonFile::read(folder.join("vocab.json"))? else {
-        bail!("{}: no vocabulary (tokenizer.json, or vocab.json and merges.txt)", folder.display());
+fn read_vocab_and_merges(files: &Files) -> Result<Bpe> {
+    const MERGES: &str = "merges.txt";
+    let Some(vocab) = JsonFile::read(files, "vocab.json")? else {
+        bail!("{}: no vocabulary (tokenizer.json, or vocab.json and merges.txt)", files.path().display());
     };
     let ids = token_ids(&vocab, "vocabulary", &vocab.value)?;
-    let path = folder.join("merges.txt");
-    let text = read_text(&path)?;
+    let path = files.path().join(MERGES);
+    let text = read_text(files, MERGES)?.ok_or_else(|| anyhow!("{}: no such file", path.display()))?;
     let mut merges = Vec::new();
     for (i, line) in text.lines().enumerate() {
         if (i == 0 && line.starts_with('#')) || line.trim().is_empty() {
@@ -402,14 +400,13 @@ fn token_content(value: &Value) -> Option<&str> {
 }
 
 /// The chat template: that of `tokenizer_config.json`, else the file of its own.
-fn read_chat_template(folder: &Path, config: Option<&JsonFile>) -> Result<Option<String>> {
+fn read_chat_template(files: &Files, config: Option<&JsonFile>) -> Result<Option<String>> {
     if let Some(template) = config.and_then(|config| config.value.get("chat_template")) {
         return Ok(template.as_str().map(str::to_owned));
     }
-    let path = folder.join("chat_template.jinja");
-    if path.is_file() {
-        return Ok(Some(read_text(&path)?));
+    if let Some(template) = read_text(files, "chat_template.jinja")? {
+        return Ok(Some(template));
     }
-    let file = JsonFile::read(folder.join("chat_template.json"))?;
+    let file = JsonFile::read(files, "chat_template.json")?;
     Ok(file.and_then(|file| file.value["chat_template"].as_str().map(str::to_owned)))
 }

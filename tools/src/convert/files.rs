@@ -1,0 +1,129 @@
+//! The files of a checkpoint, wherever they are. [`Files`] is the type to read first.
+
+use std::borrow::Cow;
+use std::fs::File;
+use std::io::Read;
+use std::ops::{Deref, Range};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, bail, ensure};
+use engine::mapping::Mapping;
+
+/// Where the files of a checkpoint are.
+#[derive(Clone, Debug)]
+pub enum Files {
+    /// In this directory.
+    Directory(PathBuf),
+    /// In the program.
+    Embedded {
+        /// Stands for the directory in messages.
+        name: &'static str,
+        /// Names and contents.
+        files: &'static [(&'static str, &'static [u8])],
+    },
+}
+
+impl<P: AsRef<Path> + ?Sized> From<&P> for Files {
+    fn from(directory: &P) -> Self {
+        Self::Directory(directory.as_ref().to_owned())
+    }
+}
+
+impl Files {
+    /// The directory, or what stands for it.
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::Directory(path) => path,
+            Self::Embedded { name, .. } => Path::new(name),
+        }
+    }
+
+    /// Checks that there is a directory.
+    pub fn check(&self) -> Result<()> {
+        let Self::Directory(path) = self else { return Ok(()) };
+        let io = |source| engine::Error::Io { path: path.clone(), source };
+        let found = std::fs::metadata(path).map_err(io)?;
+        ensure!(found.is_dir(), "{}: want a checkpoint directory, got a file", path.display());
+        Ok(())
+    }
+
+    /// Whether there is something called `name`.
+    pub fn has(&self, name: &str) -> bool {
+        match self {
+            Self::Directory(path) => path.join(name).exists(),
+            Self::Embedded { .. } => self.embedded(Path::new(name)).is_some(),
+        }
+    }
+
+    /// Path of the file `name` for messages, and its bytes, which may be at most `max`; `None` where there is no such file.
+    pub fn read(&self, name: &str, max: u64) -> Result<Option<(PathBuf, Cow<'static, [u8]>)>> {
+        let path = self.path().join(name);
+        let Self::Directory(_) = self else {
+            return Ok(self.embedded(Path::new(name)).map(|bytes| (path, bytes.into())));
+        };
+        let io = |source| engine::Error::Io { path: path.clone(), source };
+        match std::fs::metadata(&path) {
+            Ok(found) => ensure!(found.is_file(), "{}: not a regular file", path.display()),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(io(e).into()),
+        }
+        let mut bytes = Vec::new();
+        let file = File::open(&path).map_err(io)?;
+        file.take(max.saturating_add(1)).read_to_end(&mut bytes).map_err(io)?;
+        ensure!(bytes.len() as u64 <= max, "{}: larger than {max} bytes", path.display());
+        Ok(Some((path, bytes.into())))
+    }
+
+    /// The file `name`, not read but mapped.
+    pub fn map(&self, name: &Path) -> Result<Mapped> {
+        let path = self.path().join(name);
+        match (self, self.embedded(name)) {
+            (Self::Directory(_), _) => Ok(Mapped::File(Mapping::open(&path)?)),
+            (Self::Embedded { .. }, Some(bytes)) => Ok(Mapped::Embedded(path, bytes)),
+            (Self::Embedded { .. }, None) => bail!("{}: no such file", path.display()),
+        }
+    }
+
+    fn embedded(&self, name: &Path) -> Option<&'static [u8]> {
+        let Self::Embedded { files, .. } = self else { return None };
+        files.iter().find(|(found, _)| name == Path::new(found)).map(|(_, bytes)| *bytes)
+    }
+}
+
+/// The bytes of a file.
+pub enum Mapped {
+    /// Read from the disk when they are needed.
+    File(Mapping),
+    /// Part of the program, under this path in messages.
+    Embedded(PathBuf, &'static [u8]),
+}
+
+impl Mapped {
+    /// The file.
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::File(map) => map.path(),
+            Self::Embedded(path, _) => path,
+        }
+    }
+
+    /// Gives the memory behind `range` back to the system, where it can be read again.
+    pub fn release(&self, range: Range<usize>) {
+        match self {
+            Self::File(map) => map.release(range),
+            // The program's own pages are the system's to keep.
+            Self::Embedded(..) => {}
+        }
+    }
+}
+
+impl Deref for Mapped {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::File(map) => map,
+            Self::Embedded(_, bytes) => bytes,
+        }
+    }
+}
