@@ -135,6 +135,11 @@ pub enum Error {
         /// The slot.
         slot: usize,
     },
+    /// A graph that is kept differs from what the model builds for the same key: the model is not a function of the key.
+    StaleGraph {
+        /// The key and the first difference.
+        what: String,
+    },
     /// Bytes that are no snapshot of this model: damaged, cut short or of another one.
     Snapshot {
         /// Expected and found.
@@ -177,6 +182,7 @@ impl std::fmt::Display for Error {
             Self::TornSlot { slot } => {
                 write!(f, "a call failed half-way through the state of slot {slot}: release it or rewind it to 0")
             }
+            Self::StaleGraph { what } => write!(f, "a kept graph is stale: {what}"),
             Self::Snapshot { what } => write!(f, "snapshot: {what}"),
             Self::Batch { what } => f.write_str(what),
         }

@@ -34,6 +34,7 @@ pub mod plan;
 pub mod session;
 pub mod shape;
 mod snapshot;
+pub mod stats;
 pub mod tensor;
 pub mod weights;
 

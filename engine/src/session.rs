@@ -20,14 +20,30 @@ use crate::pass::{CompileOptions, FuseCounts};
 use crate::plan::{MemoryPlan, plan, verify};
 use crate::shape::Shape;
 use crate::snapshot::model_identity;
+use crate::stats::{BuildReason, History};
 use crate::tensor::{Input, Source, TensorDesc, TensorId};
 use crate::weights::{WeightId, WeightStore};
+
+pub use crate::stats::Stats;
 
 /// Most positions of a slot: states of usual widths then have far fewer elements than a shape can count.
 const MAX_CONTEXT: usize = 1 << 17;
 
 /// Bytes of an input word: ids, positions and f32 values alike.
 const WORD: usize = 4;
+
+/// Whether compiled graphs are used again.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub enum Reuse {
+    /// Every call builds.
+    Off,
+    /// A call whose key was compiled before runs that graph.
+    #[default]
+    On,
+    /// As `On`; at every use the graph is built, fused and planned once more, and a difference is
+    /// [`Error::StaleGraph`].
+    Verified,
+}
 
 /// Sizes and switches of a session.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -42,8 +58,8 @@ pub struct SessionOptions {
     pub max_tokens: usize,
     /// Compiled graphs kept.
     pub cached_graphs: usize,
-    /// Whether compiled graphs are used again; off, every call builds.
-    pub reuse: bool,
+    /// Whether compiled graphs are used again.
+    pub reuse: Reuse,
     /// How graphs are compiled.
     pub compile: CompileOptions,
 }
@@ -56,31 +72,15 @@ impl Default for SessionOptions {
             kv_dtype: DType::F16,
             max_tokens: 512,
             cached_graphs: 32,
-            reuse: true,
+            reuse: Reuse::default(),
             compile: CompileOptions::default(),
         }
     }
 }
 
-/// Counters of a session.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
-pub struct Stats {
-    /// Graphs built, planned and lowered.
-    pub builds: u64,
-    /// Builds that made room by dropping another graph.
-    pub evictions: u64,
-    /// Calls that used a compiled graph again.
-    pub hits: u64,
-    /// Bytes of the arenas in use, largest first call included.
-    pub arena_bytes: usize,
-    /// Bytes of states of all slots.
-    pub state_bytes: usize,
-}
-
 /// A compiled graph, bound to arenas of its own generation.
 struct Compiled {
-    graph: Graph,
-    plan: MemoryPlan,
+    described: Described,
     inputs: Vec<(Input, TensorId)>,
     stages: Vec<CompiledStage>,
     /// One arena per backend, shared with other graphs: a graph keeps the arena it was bound to, also when later graphs
@@ -88,7 +88,15 @@ struct Compiled {
     arenas: Vec<Option<Buffer>>,
     /// Backend that makes each output, in the order of the graph's outputs.
     output_owners: Vec<usize>,
+}
+
+/// A graph as the passes leave it, and its plan. Equal keys give equal ones.
+#[derive(PartialEq)]
+struct Described {
+    graph: Graph,
     fused: FuseCounts,
+    cuts: Vec<Cut>,
+    plan: MemoryPlan,
 }
 
 struct CompiledStage {
@@ -116,6 +124,7 @@ pub struct Session {
     imported: Vec<Vec<Option<Buffer>>>,
     arenas: Vec<Option<Buffer>>,
     cache: GraphCache<Compiled>,
+    history: History,
     last_run: Option<usize>,
     words: Vec<u32>,
     values: Vec<f32>,
@@ -152,7 +161,8 @@ impl Session {
             memory,
             imported: vec![vec![None; n_weights]; backends.len()],
             arenas: vec![None; backends.len()],
-            cache: GraphCache::new(if options.reuse { options.cached_graphs } else { 0 }),
+            cache: GraphCache::new(options.cached_graphs),
+            history: History::default(),
             last_run: None,
             words: Vec::new(),
             values: Vec::new(),
@@ -202,6 +212,15 @@ impl Session {
     /// The session's options.
     pub fn options(&self) -> &SessionOptions {
         &self.options
+    }
+
+    /// Switches reuse. Compiled graphs are dropped when it is switched off.
+    pub fn set_reuse(&mut self, reuse: Reuse) {
+        self.options.reuse = reuse;
+        if reuse == Reuse::Off {
+            self.cache.clear();
+            self.last_run = None;
+        }
     }
 
     /// Counters since the session was opened.
@@ -321,18 +340,19 @@ impl Session {
     /// A named tensor of the last run, as [`CompileOptions::taps`] asked for it: its values and shape.
     pub fn tap(&self, name: &str) -> Result<Option<(Vec<f32>, Shape)>> {
         let Some(compiled) = self.last_run.map(|i| self.cache.peek(i)) else { return Ok(None) };
-        let Some(&id) = compiled.graph.names.get(name) else { return Ok(None) };
-        let Some(at) = compiled.graph.outputs.iter().position(|&o| o == id) else { return Ok(None) };
+        let Some(&id) = compiled.described.graph.names.get(name) else { return Ok(None) };
+        let Some(at) = compiled.described.graph.outputs.iter().position(|&o| o == id) else { return Ok(None) };
         let mut values = Vec::new();
         self.read_tensor(compiled, id, compiled.output_owners[at], &mut values)?;
-        Ok(Some((values, compiled.graph.tensor(id).shape)))
+        Ok(Some((values, compiled.described.graph.tensor(id).shape)))
     }
 
     /// The graph that a call of this shape runs, and how often each fusion rule applied to it.
     pub fn graph(&mut self, key: &GraphKey) -> Result<(&Graph, &MemoryPlan, &FuseCounts)> {
         let index = self.compiled(key)?;
         let compiled = self.cache.peek(index);
-        Ok((&compiled.graph, &compiled.plan, &compiled.fused))
+        let Described { graph, plan, fused, .. } = &compiled.described;
+        Ok((graph, plan, fused))
     }
 
     /// The key of a batch, after checking everything that kernels rely on.
@@ -390,21 +410,45 @@ impl Session {
 
     /// Index in the cache of the compiled graph for this key.
     fn compiled(&mut self, key: &GraphKey) -> Result<usize> {
-        if self.options.reuse
-            && let Some(index) = self.cache.find(key)
-        {
+        let kept = if self.options.reuse == Reuse::Off { None } else { self.cache.find(key) };
+        if let Some(index) = kept {
+            if self.options.reuse == Reuse::Verified {
+                self.check_kept(key, index)?;
+            }
             self.stats.hits += 1;
             return Ok(index);
         }
         self.last_run = None;
         let compiled = self.compile(key)?;
+        if self.options.reuse == Reuse::Off {
+            self.cache.clear();
+            self.stats.count_build(BuildReason::ReuseOff);
+        } else {
+            self.stats.count_build(self.history.reason(key));
+        }
         let (index, evicted) = self.cache.insert(*key, compiled);
-        self.stats.builds += 1;
-        self.stats.evictions += u64::from(evicted && self.options.reuse);
+        self.stats.evictions += u64::from(evicted);
         Ok(index)
     }
 
-    fn compile(&mut self, key: &GraphKey) -> Result<Compiled> {
+    /// Builds a kept graph once more. Errors: `StaleGraph` where it comes out otherwise.
+    fn check_kept(&self, key: &GraphKey, index: usize) -> Result<()> {
+        let (kept, rebuilt) = (&self.cache.peek(index).described, self.describe(key)?);
+        if *kept == rebuilt {
+            return Ok(());
+        }
+        let (kept_text, text) = (kept.graph.dump(), rebuilt.graph.dump());
+        let lines = kept_text.lines().chain([""]).zip(text.lines().chain([""]));
+        let line = lines.filter(|(a, b)| a != b).map(|(a, b)| format!("kept {a:?}, built {b:?}")).next();
+        let what = line.unwrap_or_else(|| {
+            let part = if kept.graph != rebuilt.graph { "layout of its tensors" } else { "plan or its backends" };
+            format!("the {part} differs")
+        });
+        Err(Error::StaleGraph { what: format!("{key:?}: {what}") })
+    }
+
+    /// What a call of this shape computes, where, and where everything lies: a function of the key alone.
+    fn describe(&self, key: &GraphKey) -> Result<Described> {
         let builder = GraphBuilder::new(self.memory.specs(), self.options.n_slots);
         self.model.build(&builder, key);
         let mut graph = builder.finish()?;
@@ -423,23 +467,28 @@ impl Session {
         }
         let cuts = assign(&graph, &self.backends)?;
         let alignment = self.backends.iter().map(|b| b.caps().alignment).max().unwrap_or(WORD);
-        let owner = |node: usize| cuts.iter().find(|c| c.nodes.contains(&node)).map_or(0, |c| c.backend);
         let plan = plan(&graph, alignment, &|id| {
             let node = graph.node(id);
             let args: Vec<&TensorDesc> = node.args.iter().map(|&a| graph.tensor(a)).collect();
-            self.backends[owner(id.index())].scratch_bytes(&node.op, &args)
+            self.backends[owner(&cuts, id.index())].scratch_bytes(&node.op, &args)
         });
+        Ok(Described { graph, fused, cuts, plan })
+    }
+
+    fn compile(&mut self, key: &GraphKey) -> Result<Compiled> {
+        let described = self.describe(key)?;
+        let Described { graph, plan, cuts, .. } = &described;
         if cfg!(debug_assertions) || self.options.compile.poison {
-            verify(&graph, &plan).map_err(|e| Error::Graph { at: "plan".into(), op: "verify", msg: e.0 })?;
+            verify(graph, plan).map_err(|e| Error::Graph { at: "plan".into(), op: "verify", msg: e.0 })?;
         }
-        self.grow_arenas(&cuts, plan.arena_bytes)?;
+        self.grow_arenas(cuts, plan.arena_bytes)?;
         let mut stages = Vec::with_capacity(cuts.len());
-        for cut in &cuts {
-            stages.push(self.lower(&graph, &plan, cut)?);
+        for cut in cuts {
+            stages.push(self.lower(graph, plan, cut)?);
         }
-        let output_owners = graph.outputs.iter().map(|&o| graph.producer(o).map_or(0, |n| owner(n.index()))).collect();
-        let inputs = graph.inputs();
-        Ok(Compiled { inputs, arenas: self.arenas.clone(), graph, plan, stages, output_owners, fused })
+        let maker = |&o: &TensorId| graph.producer(o).map_or(0, |n| owner(cuts, n.index()));
+        let output_owners = graph.outputs.iter().map(maker).collect();
+        Ok(Compiled { inputs: graph.inputs(), arenas: self.arenas.clone(), stages, output_owners, described })
     }
 
     fn lower(&mut self, graph: &Graph, plan: &MemoryPlan, cut: &Cut) -> Result<CompiledStage> {
@@ -530,7 +579,7 @@ impl Session {
     }
 
     fn clear_words(&mut self, index: usize) {
-        let bytes = self.cache.peek(index).plan.input_bytes;
+        let bytes = self.cache.peek(index).described.plan.input_bytes;
         self.words.clear();
         self.words.resize(bytes / WORD, 0);
     }
@@ -539,8 +588,8 @@ impl Session {
     fn fill(&mut self, index: usize, input: Input, write: impl FnOnce(&mut [u32])) {
         let compiled = self.cache.peek(index);
         if let Some(&(_, id)) = compiled.inputs.iter().find(|(i, _)| *i == input) {
-            let start = compiled.plan.offset(id) / WORD;
-            let len = compiled.graph.tensor(id).shape.elements();
+            let start = compiled.described.plan.offset(id) / WORD;
+            let len = compiled.described.graph.tensor(id).shape.elements();
             write(&mut self.words[start..start + len]);
         }
     }
@@ -573,7 +622,7 @@ impl Session {
     fn read_output(&mut self, index: usize) -> Result<()> {
         let mut values = std::mem::take(&mut self.values);
         let compiled = self.cache.peek(index);
-        let output = *compiled.graph.outputs.first().ok_or_else(|| Error::Graph {
+        let output = *compiled.described.graph.outputs.first().ok_or_else(|| Error::Graph {
             at: self.model.arch().into(),
             op: "output",
             msg: "the graph has no output".into(),
@@ -584,8 +633,8 @@ impl Session {
     }
 
     fn read_tensor(&self, compiled: &Compiled, id: TensorId, owner: usize, values: &mut Vec<f32>) -> Result<()> {
-        let desc = compiled.graph.tensor(id);
-        let root = compiled.graph.root(id);
+        let desc = compiled.described.graph.tensor(id);
+        let root = compiled.described.graph.root(id);
         let start = match desc.source {
             Source::View { offset, .. } => offset as usize * WORD,
             Source::Weight(_) | Source::State(_) | Source::Input(_) | Source::Node(..) => 0,
@@ -598,8 +647,13 @@ impl Session {
         values.clear();
         values.resize(desc.shape.elements(), 0.0);
         let bytes = bytemuck::cast_slice_mut(values);
-        self.backends[owner].read(arena, compiled.plan.offset(root) + start, bytes)
+        self.backends[owner].read(arena, compiled.described.plan.offset(root) + start, bytes)
     }
+}
+
+/// Backend of a node.
+fn owner(cuts: &[Cut], node: usize) -> usize {
+    cuts.iter().find(|c| c.nodes.contains(&node)).map_or(0, |c| c.backend)
 }
 
 fn check_context(n_ctx: usize) -> Result<()> {

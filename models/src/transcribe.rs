@@ -173,6 +173,11 @@ impl Transcriber {
         Ok(Self { session, tokenizer, mel, prompt, n_used })
     }
 
+    /// Switches the reuse of compiled graphs.
+    pub fn set_reuse(&mut self, reuse: engine::session::Reuse) {
+        self.session.set_reuse(reuse);
+    }
+
     /// Counters of the session.
     pub fn stats(&self) -> engine::session::Stats {
         self.session.stats()

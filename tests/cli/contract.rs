@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::run::{clip, tympan, tympan_with_input};
+use crate::run::{Run, clip, command, tympan, tympan_with_input};
 
 /// Text of `open_door.wav`.
 const OPEN_DOOR: &str = "please open the door";
@@ -49,6 +49,32 @@ fn json_has_every_field_of_the_contract() {
     assert_eq!(document["model"]["architecture"], "qwen3-asr");
     assert_eq!(document["model"]["dtype"], "BF16");
     assert_eq!(document["timings"]["audio_tokens"], 25);
+}
+
+#[test]
+fn graph_reuse_is_switched_by_flag_and_environment() {
+    let run = |flag: &[&str], variables: &[(&str, &str)]| -> Run {
+        let clip = clip("open_door.wav");
+        let mut all = vec!["transcribe", "--timings"];
+        all.extend(flag);
+        all.push(clip.to_str().unwrap());
+        command(&all).envs(variables.iter().copied()).output().unwrap().into()
+    };
+    let reused = |run: &Run| run.err.contains("graphs built (first 1") && !run.err.contains(", 0 reused");
+    let on = run(&[], &[]).expect(0);
+    assert!(reused(&on) && !on.err.contains("reuse off"), "{}", on.err);
+    for (flag, variables) in [(&["--graph-reuse", "off"][..], &[][..]), (&[], &[("TYMPAN_GRAPH_REUSE", "off")])] {
+        let off = run(flag, variables).expect(0);
+        assert!(off.err.contains("(reuse off ") && off.err.contains(", 0 reused"), "{}", off.err);
+        assert_eq!(off.out, on.out);
+    }
+    let both = run(&["--graph-reuse", "on"], &[("TYMPAN_GRAPH_REUSE", "off"), ("TYMPAN_GRAPH_VERIFY", "0")]).expect(0);
+    assert!(reused(&both), "{}", both.err);
+    run(&["--graph-reuse", "maybe"], &[]).expect(2);
+    for (name, value) in [("TYMPAN_GRAPH_REUSE", "yes"), ("TYMPAN_GRAPH_VERIFY", "true")] {
+        let bad = run(&[], &[(name, value)]).expect(2);
+        assert!(bad.err.contains(name) && bad.err.contains(value), "{}", bad.err);
+    }
 }
 
 /// The document with the name of its type in place of every value, keys in their order.

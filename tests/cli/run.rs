@@ -60,8 +60,10 @@ pub fn tympan_with_input<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item
     command(args).stdin(file).output().expect("the program starts").into()
 }
 
-fn command<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
+/// The program with these arguments, not yet started.
+pub fn command<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tympan"));
-    command.args(args).current_dir(std::env::temp_dir()).stdin(Stdio::null()).env_remove("TYMPAN_ISA");
+    command.args(args).current_dir(std::env::temp_dir()).stdin(Stdio::null());
+    command.env_remove("TYMPAN_ISA").env_remove("TYMPAN_GRAPH_REUSE").env("TYMPAN_GRAPH_VERIFY", "1");
     command
 }

@@ -11,3 +11,4 @@ pub mod files;
 pub mod mutate;
 pub mod rng;
 pub mod runner;
+pub mod sessions;

@@ -19,6 +19,7 @@ use models::qwen3_asr::{AudioAttention, mel_params};
 use models::sample::greedy;
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::json;
+use tests::sessions::session_options;
 use tools::convert::FileType;
 
 use crate::checkpoint::converted;
@@ -242,7 +243,7 @@ fn session(file: &Gguf, backend: &Arc<dyn Backend>, attention: AudioAttention, t
         taps: taps.iter().map(|&t| t.to_owned()).collect(),
         ..CompileOptions::default()
     };
-    let options = SessionOptions { n_ctx: 256, kv_dtype: DType::F32, compile, ..SessionOptions::default() };
+    let options = SessionOptions { n_ctx: 256, kv_dtype: DType::F32, compile, ..session_options() };
     Session::open(loaded.model, &loaded.weights, std::slice::from_ref(backend), options).unwrap()
 }
 

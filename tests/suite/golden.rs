@@ -18,6 +18,7 @@ use models::qwen3_asr::AudioAttention;
 use models::sample::greedy;
 use safetensors::SafeTensors;
 use serde_json::Value;
+use tests::sessions::session_options;
 use tools::convert::FileType;
 
 use crate::checkpoint::converted;
@@ -90,7 +91,7 @@ impl Golden {
                 taps: taps.iter().map(|&t| t.to_owned()).collect(),
                 ..CompileOptions::default()
             },
-            ..SessionOptions::default()
+            ..session_options()
         };
         Session::open(loaded.model, &loaded.weights, std::slice::from_ref(backend), options).unwrap()
     }
@@ -342,7 +343,7 @@ fn check_trained(backend: &Arc<dyn Backend>, clip: &str) {
 
     let loaded = models::load(vec![converted(&dir, FileType::BF16)], LoadOptions::default()).unwrap();
     let compile = CompileOptions { taps: vec!["enc.ln_post".into()], ..CompileOptions::default() };
-    let options = SessionOptions { n_ctx: 512, kv_dtype: DType::F32, compile, ..SessionOptions::default() };
+    let options = SessionOptions { n_ctx: 512, kv_dtype: DType::F32, compile, ..session_options() };
     let mut s = Session::open(loaded.model, &loaded.weights, std::slice::from_ref(backend), options).unwrap();
     let (values, n_mels) = (floats("mel"), tensors.tensor("mel").unwrap().shape()[0]);
     let input = Features { n_mels, n_frames: values.len() / n_mels, values: &values };

@@ -3,6 +3,7 @@
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use engine::backend::Backend;
 use engine::batch::{Batch, Sequence, Tokens};
@@ -13,11 +14,13 @@ use engine::memory::{Slot, StateOptions, StateSpec};
 use engine::model::Model;
 use engine::op::{Rope, RopePairs};
 use engine::pass::CompileOptions;
-use engine::session::{Session, SessionOptions};
+use engine::session::{Reuse, Session, SessionOptions};
+use engine::stats::{BuildReason, Stats};
 use engine::tensor::{State, StateId};
 use engine::weights::{Weight, WeightStore};
 use engine::{DType, Error, Shape};
 use tests::rng::Rng;
+use tests::sessions::session_options;
 
 pub const N_VOCAB: usize = 40;
 pub const N_EMBD: usize = 32;
@@ -41,6 +44,8 @@ struct Hybrid {
     norm: Weight,
     /// Whether there is a convolution; without it the model has no recurrent state.
     is_hybrid: bool,
+    /// Bits of the factor of attention's scores, so that a test can change what the model is.
+    scale: AtomicU32,
 }
 
 const WEIGHTS: [(&str, &[usize]); 7] = [
@@ -79,6 +84,7 @@ impl Hybrid {
             output: w.get("output", [N_EMBD, N_HEAD * HEAD_DIM]).unwrap(),
             norm: w.get("norm", [N_EMBD]).unwrap(),
             is_hybrid,
+            scale: AtomicU32::new(0.3f32.to_bits()),
         }
     }
 }
@@ -112,7 +118,7 @@ impl Model for Hybrid {
         let k = g.rope(g.split_heads(g.linear(x, self.k), N_HEAD_KV), &batch, rope);
         let v = g.split_heads(g.linear(x, self.v), N_HEAD_KV);
         let kv = g.kv_write(KvCache { k: state(0), v: state(1) }, k, v, &batch);
-        let y = g.cached_attention(q, kv, &batch, 0.3);
+        let y = g.cached_attention(q, kv, &batch, f32::from_bits(self.scale.load(Ordering::Relaxed)));
         let x = g.add(x, g.linear(g.merge_heads(y), self.output));
         let Some(x) = batch.output_rows(g, x) else { return };
         g.output(g.linear(g.rms_norm(x, self.norm, EPS), self.embed));
@@ -126,7 +132,7 @@ pub fn options() -> SessionOptions {
         n_ctx: 64,
         kv_dtype: DType::F32,
         compile: CompileOptions { poison: true, ..CompileOptions::default() },
-        ..SessionOptions::default()
+        ..session_options()
     }
 }
 
@@ -145,7 +151,7 @@ pub fn open_attention_only(backends: &[Arc<dyn Backend>]) -> Session {
 /// Seed of the weights where it does not matter.
 pub const SEED: u64 = 7;
 
-fn open(backend: &Arc<dyn Backend>, reuse: bool) -> Session {
+fn open(backend: &Arc<dyn Backend>, reuse: Reuse) -> Session {
     open_model(SEED, std::slice::from_ref(backend), SessionOptions { reuse, ..options() })
 }
 
@@ -190,7 +196,7 @@ pub fn close(what: &str, got: &[f32], want: &[f32]) {
 #[test]
 fn reuse_on_and_off_give_the_same_bits() {
     for backend in backends() {
-        let (mut on, mut off) = (open(&backend, true), open(&backend, false));
+        let (mut on, mut off) = (open(&backend, Reuse::Verified), open(&backend, Reuse::Off));
         assert_eq!(schedule(&mut on, [4, 0, 3]), schedule(&mut off, [4, 0, 3]), "{}", backend.name());
         // Keys: 7 tokens, 1 token, 3 tokens.
         assert_eq!((on.stats().builds, on.stats().hits), (3, 1));
@@ -199,11 +205,72 @@ fn reuse_on_and_off_give_the_same_bits() {
 }
 
 #[test]
+fn a_model_that_is_no_function_of_the_key_is_found_out() {
+    let weights = weights(SEED);
+    let model = Arc::new(Hybrid::new(&weights, true));
+    let backend = backends().remove(0);
+    let mut s = Session::open(Arc::clone(&model) as _, &weights, &[backend], options()).unwrap();
+    let slot = s.memory_mut().acquire().unwrap();
+    let mut next =
+        || s.step(&Batch { seqs: &[Sequence { slot, tokens: Tokens::Ids(&[1]) }], rows: Rows::Last }).map(|_| ());
+    next().unwrap();
+    next().unwrap();
+    model.scale.store(0.4f32.to_bits(), Ordering::Relaxed);
+    let message = next().unwrap_err().to_string();
+    assert!(message.contains("CachedAttention { scale: 0.3 }"), "{message}");
+    assert!(message.contains("CachedAttention { scale: 0.4 }"), "{message}");
+    model.scale.store(0.3f32.to_bits(), Ordering::Relaxed);
+    next().unwrap();
+    assert_eq!(s.memory().n_past(slot).unwrap(), 3, "the refused call changed nothing");
+}
+
+#[test]
+fn every_build_has_its_reason() {
+    let backend = backends().remove(0);
+    let options = SessionOptions { cached_graphs: 3, ..options() };
+    let mut s = open_model(SEED, &[backend], options);
+    let [a, b] = [(); 2].map(|()| s.memory_mut().acquire().unwrap());
+    let mut last = Stats::default();
+    let mut reason = |s: &Session| {
+        let stats = s.stats();
+        let reasons: Vec<BuildReason> =
+            BuildReason::ALL.into_iter().filter(|&r| stats.builds_for(r) > last.builds_for(r)).collect();
+        assert_eq!(reasons.len() as u64, stats.builds - last.builds);
+        last = stats;
+        reasons.first().copied()
+    };
+    step(&mut s, &[(a, &[1, 2, 3])]);
+    assert_eq!(reason(&s), Some(BuildReason::First));
+    step(&mut s, &[(a, &[1])]);
+    assert_eq!(reason(&s), Some(BuildReason::Tokens));
+    step(&mut s, &[(a, &[2])]);
+    assert_eq!(reason(&s), None);
+    step(&mut s, &[(a, &[2]), (b, &[1])]);
+    assert_eq!(reason(&s), Some(BuildReason::Sequences));
+    s.step(&Batch { seqs: &[Sequence { slot: b, tokens: Tokens::Ids(&[1]) }], rows: Rows::None }).unwrap();
+    assert_eq!(reason(&s), Some(BuildReason::Rows));
+    // The first graph was the one used longest ago.
+    step(&mut s, &[(a, &[1, 2, 3])]);
+    assert_eq!(reason(&s), Some(BuildReason::Dropped));
+    assert_eq!(s.stats().evictions, 2);
+    s.reserve_context(100).unwrap();
+    let a = s.memory_mut().acquire().unwrap();
+    step(&mut s, &[(a, &[1, 2, 3])]);
+    assert_eq!(reason(&s), Some(BuildReason::Context));
+    let mixed = Tokens::Mixed { ids: &[-1, 3], embeddings: &[0.5; N_EMBD] };
+    s.step(&Batch { seqs: &[Sequence { slot: a, tokens: mixed }], rows: Rows::Last }).unwrap();
+    assert_eq!(reason(&s), Some(BuildReason::Stage));
+    s.set_reuse(Reuse::Off);
+    step(&mut s, &[(a, &[1, 2, 3])]);
+    assert_eq!(reason(&s), Some(BuildReason::ReuseOff));
+}
+
+#[test]
 fn any_slots_give_the_same_logits() {
     for backend in backends() {
-        let want = schedule(&mut open(&backend, true), [0, 1, 2]);
+        let want = schedule(&mut open(&backend, Reuse::Verified), [0, 1, 2]);
         for slots in [[2, 1, 0], [5, 0, 3], [1, 4, 2]] {
-            assert_eq!(schedule(&mut open(&backend, true), slots), want, "{slots:?} on {}", backend.name());
+            assert_eq!(schedule(&mut open(&backend, Reuse::Verified), slots), want, "{slots:?} on {}", backend.name());
         }
     }
 }
@@ -211,9 +278,9 @@ fn any_slots_give_the_same_logits() {
 #[test]
 fn a_batch_gives_what_each_sequence_gives_alone() {
     for backend in backends() {
-        let together = schedule(&mut open(&backend, true), [0, 1, 2]);
+        let together = schedule(&mut open(&backend, Reuse::Verified), [0, 1, 2]);
         for i in 0..3 {
-            let mut s = open(&backend, true);
+            let mut s = open(&backend, Reuse::Verified);
             let slot = s.memory_mut().acquire().unwrap();
             for (round, lengths) in [[5, 1, 7], [1, 1, 1], [3, 1, 2], [1, 1, 1]].into_iter().enumerate() {
                 let ids = tokens((10 * round + i) as u64, lengths[i]);
@@ -232,7 +299,7 @@ fn a_batch_gives_what_each_sequence_gives_alone() {
 fn a_prompt_in_pieces_gives_the_same_logits() {
     let ids = tokens(3, 20);
     for backend in backends() {
-        let mut s = open(&backend, true);
+        let mut s = open(&backend, Reuse::Verified);
         let (whole, pieces) = (s.memory_mut().acquire().unwrap(), s.memory_mut().acquire().unwrap());
         let want = step(&mut s, &[(whole, &ids)]).remove(0);
         step(&mut s, &[(pieces, &ids[..1])]);
@@ -251,7 +318,7 @@ pub fn states(s: &Session, slot: Slot) -> Vec<Vec<u8>> {
 fn padding_never_changes_state() {
     for backend in backends() {
         let run = |other: &[u32]| {
-            let mut s = open(&backend, true);
+            let mut s = open(&backend, Reuse::Verified);
             let slots = [2, 5, 1].map(|i| s.memory_mut().acquire_at(i).unwrap());
             step(&mut s, &[(slots[2], &tokens(9, 4))]);
             let untouched = states(&s, slots[2]);
@@ -268,11 +335,11 @@ fn padding_never_changes_state() {
 fn a_new_sequence_never_sees_the_slot_s_last_owner() {
     for backend in backends() {
         let ids = tokens(5, 6);
-        let mut fresh = open(&backend, true);
+        let mut fresh = open(&backend, Reuse::Verified);
         let slot = fresh.memory_mut().acquire_at(1).unwrap();
         let want = [step(&mut fresh, &[(slot, &ids)]), step(&mut fresh, &[(slot, &[7])])];
 
-        let mut s = open(&backend, true);
+        let mut s = open(&backend, Reuse::Verified);
         let slot = s.memory_mut().acquire_at(1).unwrap();
         let tokens = Tokens::Mixed { ids: &[-1; 9], embeddings: &[f32::NAN; 9 * N_EMBD] };
         s.step(&Batch { seqs: &[Sequence { slot, tokens }], rows: Rows::Last }).unwrap();
@@ -285,7 +352,7 @@ fn a_new_sequence_never_sees_the_slot_s_last_owner() {
 #[test]
 fn copies_go_on_like_their_original_and_rewinding_is_exact_or_refused() {
     for backend in backends() {
-        let mut s = open(&backend, true);
+        let mut s = open(&backend, Reuse::Verified);
         let (a, b) = (s.memory_mut().acquire().unwrap(), s.memory_mut().acquire().unwrap());
         step(&mut s, &[(a, &tokens(1, 9))]);
         s.memory_mut().copy(a, b).unwrap();
@@ -301,7 +368,7 @@ fn copies_go_on_like_their_original_and_rewinding_is_exact_or_refused() {
 
 #[test]
 fn calls_that_make_no_sense_are_refused() {
-    let mut s = open(&backends()[0], true);
+    let mut s = open(&backends()[0], Reuse::Verified);
     let slot = s.memory_mut().acquire().unwrap();
     let mut refused = |seqs: &[Sequence<'_>]| s.step(&Batch { seqs, rows: Rows::Last }).map(|_| ()).unwrap_err();
     let ids = |ids| Sequence { slot, tokens: Tokens::Ids(ids) };
@@ -320,7 +387,7 @@ fn calls_that_make_no_sense_are_refused() {
 fn any_number_of_threads_gives_the_same_bits() {
     let with = |threads: usize| {
         let options = backends::Options { threads: NonZeroUsize::new(threads) };
-        schedule(&mut open(&backends::open("cpu", &options).unwrap(), true), [0, 1, 2])
+        schedule(&mut open(&backends::open("cpu", &options).unwrap(), Reuse::Verified), [0, 1, 2])
     };
     let one = with(1);
     for threads in [2, 3, 8] {

@@ -10,10 +10,11 @@ use engine::batch::Tokens;
 use engine::gguf::Gguf;
 use engine::key::{GraphKey, Rows, Stage};
 use engine::pass::CompileOptions;
-use engine::session::{Session, SessionOptions};
+use engine::session::{Reuse, Session, SessionOptions};
 use models::LoadOptions;
 use models::sample::greedy;
 use tests::alloc::measure;
+use tests::sessions::session_options;
 use tools::convert::FileType;
 
 use crate::checkpoint::converted;
@@ -60,13 +61,13 @@ const PROMPT: [u32; 13] = [12, 7, 300, 41, 5, 6, 99, 13, 250, 77, 31, 2, 8];
 #[test]
 fn builds_equal_distinct_keys_over_300_tokens() {
     let file = trained(FileType::BF16);
-    let mut s = open(&file, cpu(2), SessionOptions::default());
+    let mut s = open(&file, cpu(2), session_options());
     let first = generate(&mut s, &PROMPT, 300);
     assert_eq!((s.stats().builds, s.stats().hits), (2, 299));
     let again = generate(&mut s, &PROMPT, 300);
     assert_eq!((s.stats().builds, s.stats().hits), (2, 600));
     assert_eq!(first, again);
-    let mut rebuilt = open(&file, cpu(2), SessionOptions { reuse: false, ..SessionOptions::default() });
+    let mut rebuilt = open(&file, cpu(2), SessionOptions { reuse: Reuse::Off, ..session_options() });
     assert_eq!(generate(&mut rebuilt, &PROMPT, 20).0, first.0[..21]);
     assert_eq!(rebuilt.stats().hits, 0);
 }
@@ -75,7 +76,7 @@ fn builds_equal_distinct_keys_over_300_tokens() {
 fn equal_keys_give_equal_graphs() {
     let file = trained(FileType::BF16);
     let fingerprints = |stage, n_tokens| {
-        let mut s = open(&file, cpu(1), SessionOptions { reuse: false, ..SessionOptions::default() });
+        let mut s = open(&file, cpu(1), SessionOptions { reuse: Reuse::Off, ..session_options() });
         let key = GraphKey { stage, n_seqs: 1, n_tokens, n_kv: 512, rows: Rows::Last };
         [(); 2].map(|()| s.graph(&key).unwrap().0.fingerprint())
     };
@@ -93,7 +94,8 @@ fn equal_keys_give_equal_graphs() {
 #[test]
 fn steps_allocate_nothing() {
     for (file_type, threads) in [(FileType::BF16, 1), (FileType::BF16, 2), (FileType::Q8_0, 1), (FileType::Q8_0, 2)] {
-        let mut s = open(&trained(file_type), cpu(threads), SessionOptions::default());
+        let options = SessionOptions { reuse: Reuse::On, ..session_options() };
+        let mut s = open(&trained(file_type), cpu(threads), options);
         let calls = s.enter(|s| {
             let slot = s.memory_mut().acquire().unwrap();
             let mut id = next(s.feed(slot, Tokens::Ids(&PROMPT), Rows::Last).unwrap());
@@ -115,7 +117,7 @@ fn steps_allocate_nothing() {
 fn any_number_of_threads_gives_the_same_bits() {
     for file_type in [FileType::F32, FileType::F16, FileType::BF16, FileType::Q8_0, FileType::Q4_0] {
         let file = trained(file_type);
-        let with = |threads| generate(&mut open(&file, cpu(threads), SessionOptions::default()), &PROMPT, 12);
+        let with = |threads| generate(&mut open(&file, cpu(threads), session_options()), &PROMPT, 12);
         let one = with(1);
         for threads in [2, 3, 8] {
             assert_eq!(with(threads), one, "{file_type:?} with {threads} threads");
@@ -128,7 +130,7 @@ fn fused_and_unfused_graphs_agree() {
     let file = trained(FileType::F32);
     let run = |fuse| {
         let compile = CompileOptions { fuse, poison: true, ..CompileOptions::default() };
-        let options = SessionOptions { kv_dtype: DType::F32, compile, ..SessionOptions::default() };
+        let options = SessionOptions { kv_dtype: DType::F32, compile, ..session_options() };
         let mut s = open(&file, cpu(2), options);
         let key = GraphKey { stage: Stage::Tokens, n_seqs: 1, n_tokens: 1, n_kv: 512, rows: Rows::Last };
         let counts = s.graph(&key).unwrap().2.clone();

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use clap::{Args, ValueEnum};
 use engine::DType;
 use engine::backend::Backend;
+use engine::session::Reuse;
 
 use crate::exit::{Failure, Outcome};
 
@@ -37,6 +38,11 @@ pub struct DeviceArgs {
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub device: String,
 
+    /// Whether compiled graphs are used again: on or off; off builds one for every step, to measure what that costs
+    /// [default: on, or what TYMPAN_GRAPH_REUSE says]
+    #[arg(long, value_name = "on|off", hide_possible_values = true)]
+    pub graph_reuse: Option<Switch>,
+
     /// Layers to keep on the GPU
     #[arg(long, value_name = "N|all", hide = true)]
     pub gpu_layers: Option<String>,
@@ -45,6 +51,21 @@ pub struct DeviceArgs {
     #[arg(long, value_name = "SIZE", hide = true)]
     pub memory_budget: Option<String>,
 }
+
+/// On or off.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Switch {
+    /// Yes.
+    On,
+    /// No.
+    Off,
+}
+
+/// Default of `--graph-reuse`: `on` or `off`.
+const REUSE_VARIABLE: &str = "TYMPAN_GRAPH_REUSE";
+
+/// `1` builds and compares graphs again whenever they are used again.
+const VERIFY_VARIABLE: &str = "TYMPAN_GRAPH_VERIFY";
 
 /// Format of the attention cache.
 #[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
@@ -105,6 +126,34 @@ impl DeviceArgs {
         }
         let backend = backends::open(name, &options).map_err(Failure::usage)?;
         Ok(Device { backend, threads })
+    }
+}
+
+impl DeviceArgs {
+    /// Whether compiled graphs are used again, by the flag or the environment.
+    ///
+    /// Errors: a variable with another value than it may have.
+    pub fn reuse(&self) -> Outcome<Reuse> {
+        let default = environment(REUSE_VARIABLE, &[("on", Switch::On), ("off", Switch::Off)])?;
+        let verify = environment(VERIFY_VARIABLE, &[("1", true), ("0", false)])?;
+        Ok(match self.graph_reuse.or(default).unwrap_or(Switch::On) {
+            Switch::Off => Reuse::Off,
+            Switch::On if verify == Some(true) => Reuse::Verified,
+            Switch::On => Reuse::On,
+        })
+    }
+}
+
+/// What a variable of the environment stands for; nothing where it is not set or empty.
+fn environment<T: Copy>(name: &str, values: &[(&str, T)]) -> Outcome<Option<T>> {
+    let Some(set) = std::env::var_os(name).filter(|v| !v.is_empty()) else { return Ok(None) };
+    match values.iter().find(|(text, _)| set == *text) {
+        Some((_, value)) => Ok(Some(*value)),
+        None => {
+            let accepted: Vec<&str> = values.iter().map(|(text, _)| *text).collect();
+            let message = format!("{name}={}: want {}", set.to_string_lossy(), accepted.join(" or "));
+            Err(Failure::usage(message))
+        }
     }
 }
 

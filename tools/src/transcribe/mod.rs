@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
+use engine::stats::BuildReason;
 use models::LoadOptions;
 use models::audio::{AudioError, AudioErrorKind, Decoded, Loss, decode_file, decode_reader, normalize, resample};
 use models::qwen3_asr::AudioAttention;
@@ -162,6 +163,7 @@ pub fn run(args: &TranscribeArgs) -> Outcome<Exit> {
     check(args)?;
     let language = find_language(&args.language)?;
     let device = args.device.open()?;
+    let reuse = args.device.reuse()?;
     let (inputs, mut failures) = expand(args, say);
     let inputs = named(args, inputs)?;
 
@@ -170,7 +172,9 @@ pub fn run(args: &TranscribeArgs) -> Outcome<Exit> {
     let model = args.model.load(options, say)?;
     let backends = [std::sync::Arc::clone(&device.backend)];
     let transcriber = Transcriber::open(&model.loaded, &backends, args.kv_type.into());
-    let transcriber = transcriber.with_context(|| format!("loading {}", model.name)).map_err(Failure::model)?;
+    let transcriber = transcriber.with_context(|| format!("loading {}", model.name)).map_err(Failure::model);
+    let mut transcriber = transcriber?;
+    transcriber.set_reuse(reuse);
     let load_ms = load.elapsed().as_secs_f64() * 1000.0;
     if args.device.device == "auto" {
         say.detail(format_args!("device: {} ({} threads)", device.backend.name(), device.threads));
@@ -400,6 +404,9 @@ impl Run<'_> {
         }
         let per_token = s(t.decode) * 1000.0 / t.generated_tokens.saturating_sub(1).max(1) as f64;
         let stats = self.transcriber.stats();
+        let reasons = BuildReason::ALL.into_iter().map(|r| (r.name(), stats.builds_for(r))).filter(|(_, n)| *n > 0);
+        let reasons: Vec<String> = reasons.map(|(name, n)| format!("{name} {n}")).collect();
+        let graphs = format!("{} graphs built ({}), {} reused", stats.builds, reasons.join(", "), stats.hits);
         for (stage, ms, detail) in [
             ("load", facts.load_ms, String::new()),
             ("decode audio", facts.decode_audio_ms, String::new()),
@@ -408,7 +415,7 @@ impl Run<'_> {
             ("encode", s(t.encode) * 1000.0, format!("{} audio tokens", t.audio_tokens)),
             ("prefill", s(t.prefill) * 1000.0, format!("{} prompt tokens", t.prompt_tokens)),
             ("decode", s(t.decode) * 1000.0, format!("{} tokens, {per_token:.2} ms each", t.generated_tokens)),
-            ("total", facts.total_ms, format!("{} graphs built, {} reused", stats.builds, stats.hits)),
+            ("total", facts.total_ms, graphs),
         ] {
             self.say.note(format_args!("{stage:>12} {ms:>10.2} ms  {detail}"));
         }
