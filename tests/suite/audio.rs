@@ -4,11 +4,22 @@ use std::f64::consts::TAU;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use models::audio::{self, MelParams, MelSpectrogram, decode_bytes, decode_file, decode_reader};
+use models::audio::{self, MelParams, MelRecipe, MelSpectrogram, decode_bytes, decode_file, decode_reader};
 use safetensors::{Dtype, SafeTensors};
 
 /// The extractor of Qwen3-ASR.
-const QWEN3_ASR: MelParams = MelParams { rate_hz: 16_000, n_fft: 400, hop: 160, n_mels: 128, min_samples: 8000 };
+const QWEN3_ASR: MelParams = MelParams {
+    recipe: MelRecipe::Whisper,
+    rate_hz: 16_000,
+    n_fft: 400,
+    win_length: 400,
+    hop: 160,
+    n_mels: 128,
+    min_samples: 8000,
+};
+
+/// The extractor of LFM2-Audio.
+const LFM2_AUDIO: MelParams = MelParams { recipe: MelRecipe::Nemo, n_fft: 512, min_samples: 1600, ..QWEN3_ASR };
 
 fn fixture(path: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(path)
@@ -21,8 +32,8 @@ fn f32_tensor(file: &SafeTensors<'_>, name: &str) -> Vec<f32> {
 }
 
 /// Largest difference between a clip's features and the official ones.
-fn mel_error(samples: &[f32], want: &[f32], shape: &[usize]) -> f32 {
-    let got = MelSpectrogram::new(QWEN3_ASR).unwrap().compute(samples).unwrap();
+fn mel_error(params: MelParams, samples: &[f32], want: &[f32], shape: &[usize]) -> f32 {
+    let got = MelSpectrogram::new(params).unwrap().compute(samples).unwrap();
     assert_eq!([got.n_mels, got.n_frames], shape);
     got.values.iter().zip(want).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
 }
@@ -31,13 +42,10 @@ fn mel_error(samples: &[f32], want: &[f32], shape: &[usize]) -> f32 {
 fn features_equal_the_official_ones() {
     let bytes = std::fs::read(fixture("golden/qwen3_asr/golden.safetensors")).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
-    let waveform = file.tensor("waveform").unwrap();
-    assert_eq!(waveform.dtype(), Dtype::I16);
-    let waveform: Vec<f32> =
-        waveform.data().chunks_exact(2).map(|b| f32::from(i16::from_le_bytes([b[0], b[1]])) / 32768.0).collect();
+    let waveform = pcm16(&file.tensor("waveform").unwrap());
     for n in [5600, 16_000, 132_977] {
         let name = format!("clip.{n}.features");
-        let e = mel_error(&waveform[..n], &f32_tensor(&file, &name), file.tensor(&name).unwrap().shape());
+        let e = mel_error(QWEN3_ASR, &waveform[..n], &f32_tensor(&file, &name), file.tensor(&name).unwrap().shape());
         // These come from float64: rounding to f32 is all that is left.
         assert!(e < 1e-6, "{name}: {e:e}");
     }
@@ -45,7 +53,7 @@ fn features_equal_the_official_ones() {
         let bytes = std::fs::read(fixture(&format!("models/tiny-qwen3-asr/golden/{clip}.safetensors"))).unwrap();
         let file = SafeTensors::deserialize(&bytes).unwrap();
         let shape = file.tensor("mel").unwrap().shape().to_vec();
-        let e = mel_error(&f32_tensor(&file, "waveform"), &f32_tensor(&file, "mel"), &shape);
+        let e = mel_error(QWEN3_ASR, &f32_tensor(&file, "waveform"), &f32_tensor(&file, "mel"), &shape);
         // These come from a float32 transform, whose noise shows in quiet bands.
         assert!(e < 1e-4, "{clip}: {e:e}");
     }
@@ -139,14 +147,105 @@ fn synthetic_signal_has_the_published_features() {
 }
 
 #[test]
+fn features_of_lfm2_audio_equal_the_official_ones() {
+    let folder = fixture("golden/lfm2_audio");
+    let bytes = std::fs::read(folder.join("golden.safetensors")).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let manifest = std::fs::read_to_string(folder.join("manifest.json")).unwrap();
+    let manifest: serde_json::Value = serde_json::from_str(&manifest).unwrap();
+    let waveform = pcm16(&file.tensor("waveform").unwrap());
+    for n in [5600, 16_000, 128_777] {
+        let name = format!("clip.{n}.features");
+        let tensors = manifest["tensors"].as_array().unwrap();
+        let stored = tensors.iter().find(|t| t["name"] == *name).unwrap();
+        let number = |field: &str| stored[field].as_f64().unwrap();
+        let e = mel_error(LFM2_AUDIO, &waveform[..n], &f32_tensor(&file, &name), file.tensor(&name).unwrap().shape());
+        let tolerance = 20.0 * number("f32_error") + 1e-6 * number("max_abs");
+        assert!(f64::from(e) < tolerance, "{name}: {e:e}, want at most {tolerance:e}");
+        // These come from float64: rounding to f32 is all that is left, of values below 8.
+        assert!(e < 1e-6, "{name}: {e:e}");
+    }
+    for clip in ["open_door", "long_9s"] {
+        let bytes = std::fs::read(fixture(&format!("models/tiny-lfm2-audio/golden/{clip}.safetensors"))).unwrap();
+        let file = SafeTensors::deserialize(&bytes).unwrap();
+        let shape = file.tensor("mel").unwrap().shape().to_vec();
+        let e = mel_error(LFM2_AUDIO, &f32_tensor(&file, "waveform"), &f32_tensor(&file, "mel"), &shape);
+        // These come from a float32 transform.
+        assert!(e < 1e-4, "{clip}: {e:e}");
+    }
+}
+
+/// Samples stored as 16-bit integers.
+fn pcm16(waveform: &safetensors::tensor::TensorView<'_>) -> Vec<f32> {
+    assert_eq!(waveform.dtype(), Dtype::I16);
+    waveform.data().as_chunks().0.iter().map(|&b| f32::from(i16::from_le_bytes(b)) / 32768.0).collect()
+}
+
+/// The signal that llama.cpp tests its front end of LFM2-Audio with: three tones, silence, a quiet tone.
+#[test]
+fn tones_and_silence_have_the_published_features() {
+    let x: Vec<f32> = (0..16_000)
+        .map(|i| {
+            let t = f64::from(i) / 16_000.0;
+            let tone = |hz: f64| (TAU * hz * t).sin();
+            let loud = 0.3 * tone(300.0) + 0.2 * tone(1200.0) + 0.1 * tone(3500.0);
+            (if t < 0.4 {
+                loud
+            } else if t < 0.6 {
+                0.0
+            } else {
+                1e-3 * tone(800.0)
+            }) as f32
+        })
+        .collect();
+    let y = MelSpectrogram::new(LFM2_AUDIO).unwrap().compute(&x).unwrap();
+    assert_eq!((y.n_mels, y.n_frames), (128, 101));
+    for (i_mel, i_frame, want) in [
+        (0, 0, 4.43272),
+        (0, 99, -0.70364),
+        (8, 0, 3.61036),
+        (8, 39, 1.54460),
+        (24, 50, -0.63713),
+        (24, 60, -0.04761),
+        (40, 41, 1.91390),
+        (63, 80, -0.38098),
+        (64, 99, -0.24894),
+        (100, 20, -0.09130),
+        (127, 5, -0.21472),
+        (127, 99, -0.21466),
+        (127, 100, 0.0),
+    ] {
+        // Published as computed in f64, to five digits.
+        let got = f64::from(y.values[i_mel * y.n_frames + i_frame]);
+        assert!((got - want).abs() < 1e-5, "[{i_mel}][{i_frame}]: want {want}, got {got}");
+    }
+    assert!(y.values.chunks_exact(y.n_frames).all(|band| band[y.n_frames - 1] == 0.0));
+}
+
+#[test]
+fn short_clips_are_padded_to_a_tenth_of_a_second() {
+    let mel = MelSpectrogram::new(LFM2_AUDIO).unwrap();
+    let x = synthetic(1600);
+    for n in [1, 159, 160, 1599] {
+        let padded: Vec<f32> = x[..n].iter().copied().chain(std::iter::repeat_n(0.0, 1600 - n)).collect();
+        let y = mel.compute(&x[..n]).unwrap();
+        assert_eq!(y, mel.compute(&padded).unwrap(), "{n} samples");
+        assert!(y.values.iter().all(|v| v.is_finite()), "{n} samples");
+    }
+    assert!(mel.compute(&[]).is_err());
+}
+
+#[test]
 fn features_do_not_depend_on_the_number_of_threads() {
     let x = synthetic(40_000);
-    let mel = MelSpectrogram::new(QWEN3_ASR).unwrap();
-    let with = |n| {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(n).build().unwrap();
-        pool.install(|| mel.compute(&x).unwrap())
-    };
-    assert!([2, 3, 8].map(with).iter().all(|y| *y == with(1)));
+    for params in [QWEN3_ASR, LFM2_AUDIO] {
+        let mel = MelSpectrogram::new(params).unwrap();
+        let with = |n| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(n).build().unwrap();
+            pool.install(|| mel.compute(&x).unwrap())
+        };
+        assert!([2, 3, 8].map(with).iter().all(|y| *y == with(1)));
+    }
 }
 
 /// Clips that are not 16 kHz mono.

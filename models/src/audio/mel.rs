@@ -1,6 +1,7 @@
-//! [`MelSpectrogram`]: samples to Whisper's log-mel features. Start with [`MelSpectrogram::compute`].
+//! [`MelSpectrogram`]: samples to log-mel features, as Whisper or as NeMo computes them. Start with
+//! [`MelSpectrogram::compute`].
 //!
-//! Features belong to a whole clip: the dynamic range is clamped below the clip's maximum, so a clip's features cannot be
+//! Features belong to a whole clip: both recipes scale them by what they find in all of it, so a clip's features cannot be
 //! joined from those of its parts.
 
 use std::f64::consts::TAU;
@@ -11,11 +12,19 @@ use rayon::prelude::*;
 use realfft::num_complex::Complex;
 use realfft::{RealFftPlanner, RealToComplex};
 
-/// Lowest mel power whose logarithm is taken.
-const POWER_FLOOR: f64 = 1e-10;
+use super::filterbank::Filterbank;
 
-/// Decades below the clip's maximum at which features are clamped.
+/// Whisper: lowest mel power whose logarithm is taken.
+const POWER_FLOOR: f64 = 1e-10;
+/// Whisper: decades below the clip's maximum at which features are clamped.
 const DYNAMIC_RANGE: f64 = 8.0;
+
+/// NeMo: how much of a sample is taken from the next one.
+const PRE_EMPHASIS: f64 = 0.97;
+/// NeMo: added to the mel power, `2^-24`.
+const POWER_GUARD: f64 = 1.0 / (1u64 << 24) as f64;
+/// NeMo: added to the standard deviation of a band.
+const DEVIATION_GUARD: f64 = 1e-5;
 
 /// Frames that one task of the thread pool transforms: about half a millisecond of work.
 const FRAMES_PER_TASK: usize = 64;
@@ -24,18 +33,40 @@ const FRAMES_PER_TASK: usize = 64;
 const MAX_N_MELS: usize = 1024;
 const MAX_N_FFT: usize = 1 << 16;
 
+/// What becomes of samples before the transform, and of mel power after it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MelRecipe {
+    /// The clip is reflected at both ends, windowed by a periodic Hann window, and the last frame is dropped:
+    /// `y = log10(max(mel, 1e-10))`, clamped to 8 below the clip's maximum, `(y + 4) / 4`.
+    ///
+    /// Source: transformers, `WhisperFeatureExtractor._np_extract_fbank_features`.
+    Whisper,
+    /// The clip, of which every sample loses 0.97 of the one before, stands between zeros and is windowed by a symmetric
+    /// Hann window: `y = ln(mel + 2^-24)`. Each band is then brought to mean 0 and standard deviation 1 over all frames but
+    /// the last, `(y - mean) / (std + 1e-5)` with the unbiased `std`, and 0 where that is the only one. The last frame is
+    /// zeros.
+    ///
+    /// Source: liquid-audio, `conformer/processor.py`, `FilterbankFeatures` (after NeMo's class of that name).
+    Nemo,
+}
+
 /// What a log-mel spectrogram is computed with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MelParams {
+    /// Whose features they are.
+    pub recipe: MelRecipe,
     /// Samples per second.
     pub rate_hz: u32,
-    /// Samples per frame, the length of the window and of the transform.
+    /// Length of the transform.
     pub n_fft: usize,
+    /// Length of the window, which stands in the middle of the transform.
+    pub win_length: usize,
     /// Samples from one frame to the next.
     pub hop: usize,
     /// Mel bands from 0 Hz to half the rate.
     pub n_mels: usize,
-    /// Shorter clips are padded with zeros to this number of samples. More than half of `n_fft`.
+    /// Shorter clips are padded with zeros to this number of samples. At least `hop`; where the clip is reflected, more
+    /// than half of `n_fft`.
     pub min_samples: usize,
 }
 
@@ -50,17 +81,12 @@ pub struct Features {
     pub values: Vec<f32>,
 }
 
-/// One triangle of the filterbank: its first bin and the weights from there on.
-struct Filter {
-    first: usize,
-    weights: Vec<f32>,
-}
-
 /// Window, transform and filterbank for one set of parameters.
 pub struct MelSpectrogram {
     params: MelParams,
+    /// `[n_fft]`, zeros around the window.
     window: Vec<f64>,
-    filters: Vec<Filter>,
+    filterbank: Filterbank,
     // f32 transforms lose the quiet bands of loud frames: their noise is above the floor of the dynamic range.
     fft: Arc<dyn RealToComplex<f64>>,
 }
@@ -68,29 +94,39 @@ pub struct MelSpectrogram {
 impl MelSpectrogram {
     /// Prepares window, transform and filterbank.
     ///
-    /// Errors: `BadValue` for parameters that are zero, absurdly large, or with `min_samples` too short to be reflected.
+    /// Errors: `BadValue` for parameters that are zero, absurdly large, or with `min_samples` too short for one frame or to
+    /// be reflected.
     pub fn new(params: MelParams) -> Result<Self> {
         let bad = |key: &str, what: String| Err(Error::BadValue { key: key.into(), what });
-        if !(2..=MAX_N_FFT).contains(&params.n_fft) || !params.n_fft.is_multiple_of(2) {
-            return bad("n_fft", format!("want an even number up to {MAX_N_FFT}, got {}", params.n_fft));
+        let MelParams { recipe, rate_hz, n_fft, win_length, hop, n_mels, min_samples } = params;
+        if !(2..=MAX_N_FFT).contains(&n_fft) || !n_fft.is_multiple_of(2) {
+            return bad("n_fft", format!("want an even number up to {MAX_N_FFT}, got {n_fft}"));
         }
-        if !(1..=params.n_fft).contains(&params.hop) {
-            return bad("hop_length", format!("want 1 to {}, got {}", params.n_fft, params.hop));
+        if !(2..=n_fft).contains(&win_length) {
+            return bad("win_length", format!("want 2 to {n_fft}, got {win_length}"));
         }
-        if !(1..=MAX_N_MELS).contains(&params.n_mels) {
-            return bad("num_mel_bins", format!("want 1 to {MAX_N_MELS}, got {}", params.n_mels));
+        if !(1..=n_fft).contains(&hop) {
+            return bad("hop_length", format!("want 1 to {n_fft}, got {hop}"));
         }
-        if params.rate_hz == 0 {
+        if !(1..=MAX_N_MELS).contains(&n_mels) {
+            return bad("num_mel_bins", format!("want 1 to {MAX_N_MELS}, got {n_mels}"));
+        }
+        if rate_hz == 0 {
             return bad("sampling_rate", "want a positive number, got 0".into());
         }
-        if params.min_samples <= params.n_fft / 2 || params.min_samples < params.hop {
-            let want = (params.n_fft / 2 + 1).max(params.hop);
-            return bad("min_samples", format!("want at least {want}, got {}", params.min_samples));
+        let reflected = match recipe {
+            MelRecipe::Whisper => n_fft / 2 + 1,
+            MelRecipe::Nemo => 1,
+        };
+        if min_samples < reflected.max(hop) {
+            return bad("min_samples", format!("want at least {}, got {min_samples}", reflected.max(hop)));
         }
-        let n = params.n_fft as f64;
-        let window = (0..params.n_fft).map(|i| 0.5 - 0.5 * (TAU * i as f64 / n).cos()).collect();
-        let filters = filterbank(&params);
-        Ok(Self { params, window, filters, fft: RealFftPlanner::new().plan_fft_forward(params.n_fft) })
+        Ok(Self {
+            params,
+            window: hann(&params),
+            filterbank: Filterbank::new(rate_hz, n_fft, n_mels),
+            fft: RealFftPlanner::new().plan_fft_forward(n_fft),
+        })
     }
 
     /// The parameters.
@@ -98,23 +134,25 @@ impl MelSpectrogram {
         &self.params
     }
 
-    /// Frames of a clip of `n_samples`: `floor(max(n_samples, min_samples) / hop)`.
+    /// Frames of a clip of `n_samples`: one per hop of `max(n_samples, min_samples)`, and one more where the last is kept.
     pub fn n_frames(&self, n_samples: usize) -> usize {
-        n_samples.max(self.params.min_samples) / self.params.hop
+        let n_hops = n_samples.max(self.params.min_samples) / self.params.hop;
+        match self.params.recipe {
+            MelRecipe::Whisper => n_hops,
+            MelRecipe::Nemo => n_hops + 1,
+        }
     }
 
-    /// Log-mel spectrogram: `log10(max(mel . |stft(x)|^2, 1e-10))`, clamped to 8 below the clip's maximum, `(y + 4) / 4`.
+    /// Log-mel spectrogram of a clip: the mel bands of `|stft(x)|^2` on frames centred at multiples of `hop`, scaled as
+    /// [`MelParams::recipe`] says.
     ///
-    /// `samples`: mono at `rate_hz`, finite, at least one. Frames are centred, the clip is reflected at both ends, and the
-    /// last frame of the transform is dropped: `n_frames = max(samples.len(), min_samples) / hop`. The result does not
+    /// `samples`: mono at `rate_hz`, finite, at least one. Returns [`MelSpectrogram::n_frames`] frames. The result does not
     /// depend on the number of threads.
-    ///
-    /// Source: transformers, `WhisperFeatureExtractor._np_extract_fbank_features` and `Qwen3ASRFeatureExtractor`.
     pub fn compute(&self, samples: &[f32]) -> Result<Features> {
         if samples.is_empty() {
             return Err(Error::BadValue { key: "audio".into(), what: "want at least one sample, got 0".into() });
         }
-        let MelParams { n_mels, min_samples, .. } = self.params;
+        let MelParams { recipe, n_mels, min_samples, .. } = self.params;
         let padded: Vec<f32>;
         let samples = if samples.len() < min_samples {
             padded = samples.iter().copied().chain(std::iter::repeat(0.0)).take(min_samples).collect();
@@ -122,102 +160,124 @@ impl MelSpectrogram {
         } else {
             samples
         };
-        let n_frames = self.n_frames(samples.len());
-        let mut by_frame = vec![0f32; n_frames * n_mels];
-        let max = by_frame
-            .par_chunks_mut(FRAMES_PER_TASK * n_mels)
-            .enumerate()
-            .map(|(i, out)| self.log_mel(samples, i * FRAMES_PER_TASK, out))
-            .reduce(|| f32::NEG_INFINITY, f32::max);
+        let values = match recipe {
+            MelRecipe::Whisper => self.whisper(samples),
+            MelRecipe::Nemo => self.nemo(samples),
+        };
+        Ok(Features { n_mels, n_frames: self.n_frames(samples.len()), values })
+    }
 
+    /// Features `[n_mels, n_frames]` of [`MelRecipe::Whisper`].
+    fn whisper(&self, samples: &[f32]) -> Vec<f32> {
+        let n_frames = self.n_frames(samples.len());
+        let by_frame = self.mel(samples, n_frames, |power| power.max(POWER_FLOOR).log10() as f32);
+        let max = by_frame.par_iter().copied().reduce(|| f32::NEG_INFINITY, f32::max);
         let floor = max - DYNAMIC_RANGE as f32;
-        let mut values = vec![0f32; n_frames * n_mels];
+        let mut values = vec![0f32; by_frame.len()];
         values.par_chunks_mut(n_frames).enumerate().for_each(|(i_mel, row)| {
-            for (y, frame) in row.iter_mut().zip(by_frame.chunks_exact(n_mels)) {
+            for (y, frame) in row.iter_mut().zip(by_frame.chunks_exact(self.params.n_mels)) {
                 *y = (frame[i_mel].max(floor) + 4.0) / 4.0;
             }
         });
-        Ok(Features { n_mels, n_frames, values })
+        values
     }
 
-    /// Logarithm of the mel power of consecutive frames from `first` on, `[frames, n_mels]`. Returns the largest value.
-    fn log_mel(&self, samples: &[f32], first: usize, out: &mut [f32]) -> f32 {
-        let mut frame = self.fft.make_input_vec();
-        let mut spectrum = self.fft.make_output_vec();
-        let mut scratch = self.fft.make_scratch_vec();
-        let mut power = vec![0f64; spectrum.len()];
-        let mut max = f32::NEG_INFINITY;
-        for (i, row) in out.chunks_exact_mut(self.params.n_mels).enumerate() {
-            self.windowed(samples, first + i, &mut frame);
-            self.fft
-                .process_with_scratch(&mut frame, &mut spectrum, &mut scratch)
-                .expect("the buffers come from this transform");
-            for (p, z) in power.iter_mut().zip(&spectrum) {
-                *p = Complex::norm_sqr(z);
+    /// Features `[n_mels, n_frames]` of [`MelRecipe::Nemo`].
+    fn nemo(&self, samples: &[f32]) -> Vec<f32> {
+        let n_frames = self.n_frames(samples.len());
+        // Normalising magnifies: a band that hardly varies would show the rounding of an f32 logarithm.
+        let by_frame = self.mel(samples, n_frames - 1, |power| (power + POWER_GUARD).ln());
+        let mut values = vec![0f32; n_frames * self.params.n_mels];
+        values.par_chunks_mut(n_frames).enumerate().for_each(|(i_mel, row)| {
+            let band = || by_frame.iter().skip(i_mel).step_by(self.params.n_mels);
+            let n = (n_frames - 1) as f64;
+            let mean = band().sum::<f64>() / n;
+            let squares: f64 = band().map(|y| (y - mean).powi(2)).sum();
+            // One frame has no deviation: its features are 0, whatever it is divided by.
+            let std = (squares / (n - 1.0).max(1.0)).sqrt() + DEVIATION_GUARD;
+            for (y, x) in row.iter_mut().zip(band()) {
+                *y = ((x - mean) / std) as f32;
             }
-            for (y, filter) in row.iter_mut().zip(&self.filters) {
-                let bins = &power[filter.first..];
-                let mel: f64 = filter.weights.iter().zip(bins).map(|(&w, p)| f64::from(w) * p).sum();
-                *y = mel.max(POWER_FLOOR).log10() as f32;
-                max = max.max(*y);
-            }
-        }
-        max
+        });
+        values
     }
 
-    /// Frame `i_frame` of the reflected clip times the window.
+    /// Mel power of the first `n_frames` frames after `log`: `[n_frames, n_mels]`.
+    fn mel<T: Copy + Default + Send>(&self, samples: &[f32], n_frames: usize, log: impl Fn(f64) -> T + Sync) -> Vec<T> {
+        let n_mels = self.params.n_mels;
+        let mut by_frame = vec![T::default(); n_frames * n_mels];
+        by_frame.par_chunks_mut(FRAMES_PER_TASK * n_mels).enumerate().for_each(|(i, out)| {
+            let mut frame = self.fft.make_input_vec();
+            let mut spectrum = self.fft.make_output_vec();
+            let mut scratch = self.fft.make_scratch_vec();
+            let mut power = vec![0f64; spectrum.len()];
+            for (k, row) in out.chunks_exact_mut(n_mels).enumerate() {
+                self.windowed(samples, i * FRAMES_PER_TASK + k, &mut frame);
+                self.fft
+                    .process_with_scratch(&mut frame, &mut spectrum, &mut scratch)
+                    .expect("the buffers come from this transform");
+                for (p, z) in power.iter_mut().zip(&spectrum) {
+                    *p = Complex::norm_sqr(z);
+                }
+                for (y, band) in row.iter_mut().zip(self.filterbank.bands(&power)) {
+                    *y = log(band);
+                }
+            }
+        });
+        by_frame
+    }
+
+    /// Frame `i_frame` of the clip, extended at both ends, times the window. At least `hop` samples.
     fn windowed(&self, samples: &[f32], i_frame: usize, frame: &mut [f64]) {
         let half = self.params.n_fft / 2;
         let start = i_frame * self.params.hop;
-        if start >= half && start - half + frame.len() <= samples.len() {
-            let inside = &samples[start - half..][..frame.len()];
-            for ((y, &x), w) in frame.iter_mut().zip(inside).zip(&self.window) {
-                *y = f64::from(x) * w;
+        match self.params.recipe {
+            MelRecipe::Whisper => {
+                if start >= half && start - half + frame.len() <= samples.len() {
+                    let inside = &samples[start - half..][..frame.len()];
+                    for ((y, &x), w) in frame.iter_mut().zip(inside).zip(&self.window) {
+                        *y = f64::from(x) * w;
+                    }
+                    return;
+                }
+                let last = samples.len() - 1;
+                for (k, (y, w)) in frame.iter_mut().zip(&self.window).enumerate() {
+                    let at = (start + k).abs_diff(half);
+                    // Frames reach at most half a window past the end, and the clip is longer than that.
+                    let at = if at > last { 2 * last - at } else { at };
+                    *y = f64::from(samples[at]) * w;
+                }
             }
-            return;
-        }
-        let last = samples.len() - 1;
-        for (k, (y, w)) in frame.iter_mut().zip(&self.window).enumerate() {
-            let at = (start + k).abs_diff(half);
-            // Frames reach at most half a window past the end, and the clip is longer than that.
-            let at = if at > last { 2 * last - at } else { at };
-            *y = f64::from(samples[at]) * w;
+            MelRecipe::Nemo => {
+                let sample = |at: usize| samples.get(at).map_or(0.0, |&x| f64::from(x));
+                for (k, (y, w)) in frame.iter_mut().zip(&self.window).enumerate() {
+                    let emphasised = match (start + k).checked_sub(half) {
+                        None => 0.0,
+                        Some(0) => sample(0),
+                        // Past the end are zeros, not what pre-emphasis would make of them.
+                        Some(at) if at >= samples.len() => 0.0,
+                        Some(at) => sample(at) - PRE_EMPHASIS * sample(at - 1),
+                    };
+                    *y = emphasised * w;
+                }
+            }
         }
     }
 }
 
-/// Triangles on the slaney mel scale with slaney's area normalisation, from 0 Hz to half the rate.
-///
-/// Source: transformers, `audio_utils.mel_filter_bank(norm="slaney", mel_scale="slaney")`.
-fn filterbank(params: &MelParams) -> Vec<Filter> {
-    let nyquist = f64::from(params.rate_hz) / 2.0;
-    let n_bins = params.n_fft / 2 + 1;
-    let top = hz_to_mel(nyquist);
-    let n_points = params.n_mels + 2;
-    let points: Vec<f64> = (0..n_points).map(|i| mel_to_hz(top * i as f64 / (n_points - 1) as f64)).collect();
-    let bin_hz = |k: usize| nyquist * k as f64 / (n_bins - 1) as f64;
-    points
-        .windows(3)
-        .map(|p| {
-            let weight = |k: usize| {
-                let rise = (bin_hz(k) - p[0]) / (p[1] - p[0]);
-                let fall = (p[2] - bin_hz(k)) / (p[2] - p[1]);
-                (rise.min(fall).max(0.0) * 2.0 / (p[2] - p[0])) as f32
-            };
-            let first = (0..n_bins).find(|&k| weight(k) > 0.0).unwrap_or(0);
-            Filter { first, weights: (first..n_bins).map(weight).take_while(|&w| w > 0.0).collect() }
-        })
-        .collect()
-}
-
-/// Slaney's mel scale: linear to 1000 Hz, logarithmic above.
-fn hz_to_mel(hz: f64) -> f64 {
-    if hz < 1000.0 { 3.0 * hz / 200.0 } else { 15.0 + (hz / 1000.0).ln() * 27.0 / 6.4f64.ln() }
-}
-
-/// Inverse of [`hz_to_mel`].
-fn mel_to_hz(mel: f64) -> f64 {
-    if mel < 15.0 { 200.0 * mel / 3.0 } else { 1000.0 * ((mel - 15.0) * 6.4f64.ln() / 27.0).exp() }
+/// Hann's window in the middle of `n_fft` zeros: `0.5 - 0.5 cos(2 pi i / d)`, where `d` is its length, and one less for the
+/// symmetric one.
+fn hann(params: &MelParams) -> Vec<f64> {
+    let &MelParams { recipe, n_fft, win_length, .. } = params;
+    let period = match recipe {
+        MelRecipe::Whisper => win_length,
+        MelRecipe::Nemo => win_length - 1,
+    };
+    let mut window = vec![0.0; n_fft];
+    for (i, w) in window[(n_fft - win_length) / 2..][..win_length].iter_mut().enumerate() {
+        *w = 0.5 - 0.5 * (TAU * i as f64 / period as f64).cos();
+    }
+    window
 }
 
 /// Audio tokens of Qwen3-ASR for `n_frames` mel frames that are encoded in chunks of `chunk_frames`.
@@ -235,44 +295,20 @@ pub fn qwen3_asr_n_tokens(n_frames: usize, chunk_frames: usize) -> usize {
 mod tests {
     use super::*;
 
-    const WHISPER: MelParams = MelParams { rate_hz: 16_000, n_fft: 400, hop: 160, n_mels: 128, min_samples: 8000 };
-
-    fn weight(filters: &[Filter], bin: usize, mel: usize) -> f32 {
-        let f = &filters[mel];
-        bin.checked_sub(f.first).and_then(|i| f.weights.get(i)).copied().unwrap_or(0.0)
-    }
-
-    #[test]
-    fn filterbank_has_the_published_values() {
-        let f = filterbank(&WHISPER);
-        let want = [
-            (1, 0, 0.0123739867),
-            (1, 1, 0.0303925649),
-            (2, 2, 0.0247479733),
-            (3, 5, 0.00564459199),
-            (4, 5, 0.0067293942),
-            (25, 42, 0.0316114595),
-            (100, 100, 0.00257835),
-            (101, 100, 0.00677583),
-            (102, 100, 0.00940942),
-            (103, 100, 0.00531195),
-            (104, 100, 0.00121448),
-            (199, 127, 0.00111428),
-        ];
-        for (bin, mel, value) in want {
-            let got = weight(&f, bin, mel);
-            assert!((f64::from(got) - value).abs() < 5e-9, "F[{bin},{mel}]: want {value}, got {got}");
-        }
-        assert_eq!(f.iter().map(|f| f.weights.len()).sum::<usize>(), 394);
-        let sum: f64 = f.iter().flat_map(|f| &f.weights).map(|&w| f64::from(w)).sum();
-        assert!((sum - 3.19098552854).abs() < 1e-7, "{sum}");
-        assert!(f.iter().all(|f| !f.weights.is_empty()));
-        assert_eq!((f[127].first, f[127].weights.len()), (191, 9));
-    }
+    const WHISPER: MelParams = MelParams {
+        recipe: MelRecipe::Whisper,
+        rate_hz: 16_000,
+        n_fft: 400,
+        win_length: 400,
+        hop: 160,
+        n_mels: 128,
+        min_samples: 8000,
+    };
+    const NEMO: MelParams = MelParams { recipe: MelRecipe::Nemo, n_fft: 512, min_samples: 1600, ..WHISPER };
 
     #[test]
     fn reflection_does_not_repeat_the_edge() {
-        let params = MelParams { rate_hz: 8, n_fft: 4, hop: 1, n_mels: 1, min_samples: 3 };
+        let params = MelParams { rate_hz: 8, n_fft: 4, win_length: 4, hop: 1, n_mels: 1, min_samples: 3, ..WHISPER };
         let mel = MelSpectrogram::new(params).unwrap();
         let mut frame = [0.0; 4];
         let padded = [2.0, 1.0, 0.0, 1.0, 2.0, 1.0, 0.0];
@@ -295,18 +331,74 @@ mod tests {
         bad(&|p| p.n_fft = 0);
         bad(&|p| p.n_fft = 401);
         bad(&|p| p.n_fft = usize::MAX - 1);
+        bad(&|p| p.win_length = 1);
+        bad(&|p| p.win_length = 401);
         bad(&|p| p.hop = 0);
         bad(&|p| p.hop = 401);
         bad(&|p| p.n_mels = 0);
         bad(&|p| p.n_mels = usize::MAX);
         bad(&|p| p.rate_hz = 0);
         bad(&|p| p.min_samples = 200);
-        assert!(MelSpectrogram::new(WHISPER).is_ok());
+        bad(&|p| (p.recipe, p.min_samples) = (MelRecipe::Nemo, 159));
+        assert!(MelSpectrogram::new(WHISPER).is_ok() && MelSpectrogram::new(NEMO).is_ok());
+    }
+
+    #[test]
+    fn the_window_of_nemo_has_the_published_values() {
+        let w = hann(&NEMO);
+        assert_eq!((w.len(), w[56], w[455]), (512, 0.0, 0.0));
+        for (at, want) in [(57, 6.198883e-05), (255, 0.9999845), (256, 0.9999845)] {
+            // Published as the official code has it in f32.
+            assert!((w[at] - want).abs() < 3e-8, "w[{at}]: want {want}, got {}", w[at]);
+        }
+        assert!((w.iter().sum::<f64>() - 199.5).abs() < 1e-9);
+        assert!(w[..56].iter().chain(&w[456..]).all(|&w| w == 0.0));
+    }
+
+    #[test]
+    fn frames_of_nemo_are_emphasised_and_stand_between_zeros() {
+        let params = MelParams { rate_hz: 8, n_fft: 4, win_length: 4, hop: 1, n_mels: 1, min_samples: 1, ..NEMO };
+        let mel = MelSpectrogram::new(params).unwrap();
+        let mut frame = [0.0; 4];
+        let padded = [0.0, 0.0, 3.0, 1.0 - 0.97 * 3.0, 2.0 - 0.97, 0.0, 0.0];
+        let window = [0.0, 0.75, 0.75, 0.0];
+        for i in 0..4 {
+            mel.windowed(&[3.0, 1.0, 2.0], i, &mut frame);
+            for k in 0..4 {
+                assert!((frame[k] - padded[i + k] * window[k]).abs() < 1e-15, "frame {i}: {frame:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn one_frame_has_features_of_zero() {
+        let mel = MelSpectrogram::new(MelParams { min_samples: 160, ..NEMO }).unwrap();
+        let y = mel.compute(&[0.5; 200]).unwrap();
+        assert_eq!((y.n_frames, y.values), (2, vec![0.0; 256]));
+    }
+
+    #[test]
+    fn frames_of_nemo_follow_the_published_table() {
+        let mel = MelSpectrogram::new(NEMO).unwrap();
+        for (n_samples, n_frames) in [
+            (1, 11),
+            (1600, 11),
+            (4800, 31),
+            (16_000, 101),
+            (57_600, 361),
+            (176_000, 1101),
+            (480_000, 3001),
+            (1_040_000, 6501),
+        ] {
+            assert_eq!(mel.n_frames(n_samples), n_frames, "{n_samples} samples");
+        }
     }
 
     #[test]
     fn no_samples_are_an_error() {
-        assert!(MelSpectrogram::new(WHISPER).unwrap().compute(&[]).is_err());
+        for params in [WHISPER, NEMO] {
+            assert!(MelSpectrogram::new(params).unwrap().compute(&[]).is_err());
+        }
     }
 
     #[test]

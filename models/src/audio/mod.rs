@@ -4,6 +4,7 @@
 mod aac;
 pub mod decode;
 pub mod error;
+mod filterbank;
 pub mod mel;
 mod mp4;
 mod names;
@@ -13,7 +14,7 @@ pub mod segment;
 
 pub use decode::{Decoded, Loss, decode_bytes, decode_file, decode_reader};
 pub use error::{AudioError, AudioErrorKind};
-pub use mel::{Features, MelParams, MelSpectrogram};
+pub use mel::{Features, MelParams, MelRecipe, MelSpectrogram};
 pub use resample::resample;
 pub use segment::split;
 

@@ -16,7 +16,7 @@ use engine::weights::WeightStore;
 
 pub use encoder::{CHUNK_FRAMES, Encoder, audio_tokens};
 
-use crate::audio::MelParams;
+use crate::audio::{MelParams, MelRecipe};
 use crate::qwen3::Qwen3;
 
 /// Samples per second.
@@ -40,7 +40,15 @@ pub enum AudioAttention {
 
 /// The front end's parameters: those of Whisper, which no file names.
 pub fn mel_params(n_mels: usize) -> MelParams {
-    MelParams { rate_hz: RATE_HZ, n_fft: N_FFT, hop: HOP, n_mels, min_samples: MIN_SAMPLES }
+    MelParams {
+        recipe: MelRecipe::Whisper,
+        rate_hz: RATE_HZ,
+        n_fft: N_FFT,
+        win_length: N_FFT,
+        hop: HOP,
+        n_mels,
+        min_samples: MIN_SAMPLES,
+    }
 }
 
 /// Audio tower and decoder.
