@@ -5,12 +5,14 @@
 pub mod audio;
 pub mod blocks;
 pub mod hparams;
+pub mod languages;
 pub mod lfm2;
 pub mod lfm2_audio;
 pub mod qwen3;
 pub mod qwen3_asr;
 pub mod registry;
 pub mod sample;
+pub mod speech;
 pub mod tokenizer;
 pub mod transcribe;
 
@@ -35,11 +37,12 @@ pub struct Loaded {
     pub model: Arc<dyn Model>,
 }
 
-/// Loads a text file, a text file with its projector, or a bundle.
+/// Loads a text file, a text file with its projector, or a bundle; of the latter two also the language model alone
+/// ([`LoadOptions::text_only`]).
 ///
 /// Errors: an architecture that is not in the registry; keys or tensors that are missing or do not fit each other.
 pub fn load(mut files: Vec<Gguf>, options: LoadOptions) -> Result<Loaded> {
-    let arch = registry::find(&files)?;
+    let arch = registry::find(&files, options.text_only)?;
     files.sort_by_key(|f| f.get_str("general.architecture").is_ok_and(|a| a == "clip"));
     let weights = WeightStore::new(files.iter().cloned())?;
     let model = arch.load(&files, &weights, options)?;

@@ -1,8 +1,6 @@
 //! Qwen3, text: a causal transformer with grouped-query attention and norms of queries and keys.
 //! Source: transformers, `models/qwen3/modeling_qwen3.py`.
 
-use std::sync::Arc;
-
 use engine::builder::{BatchInputs, GraphBuilder, KvCache};
 use engine::gguf::Gguf;
 use engine::key::GraphKey;
@@ -159,9 +157,4 @@ impl Model for Qwen3 {
         let x = g.name(g.rms_norm(x, self.norm, self.hp.eps), "norm");
         g.output(g.linear(x, self.lm_head));
     }
-}
-
-/// Loads a text model of architecture `qwen3`.
-pub fn load(files: &[Gguf], w: &WeightStore) -> Result<Arc<dyn Model>> {
-    Ok(Arc::new(Qwen3::load(files, "qwen3", w)?))
 }

@@ -8,11 +8,13 @@ use engine::weights::WeightStore;
 use engine::{Error, Result};
 
 use crate::lfm2::Lfm2;
-use crate::lfm2_audio::Lfm2Audio;
-use crate::qwen3;
-use crate::qwen3_asr::{AudioAttention, Qwen3Asr};
+use crate::lfm2_audio::{self, Lfm2Audio};
+use crate::qwen3::Qwen3;
+use crate::qwen3_asr::{self, AudioAttention, Qwen3Asr};
+use crate::speech::SpeechFormat;
+use crate::tokenizer::Tokenizer;
 
-/// Where a projector file or bundle names the kind of projector.
+/// Name the kind of projector in a projector file or bundle; the first that is there counts.
 const PROJECTOR_KEYS: [&str; 2] = ["clip.projector_type", "clip.audio.projector_type"];
 /// `general.architecture` of projector files.
 const PROJECTOR_ARCHITECTURE: &str = "clip";
@@ -20,10 +22,13 @@ const PROJECTOR_ARCHITECTURE: &str = "clip";
 /// Choices that a user makes when a model is loaded.
 #[derive(Clone, Copy, Default, Debug)]
 pub struct LoadOptions {
-    /// What audio tokens attend to, where the architecture leaves a choice.
+    /// What audio tokens attend to, where the architecture leaves a choice ([`Speech::audio_attention`]).
     pub audio_attention: AudioAttention,
+    /// Only the language model, of a speech model's files too.
+    pub text_only: bool,
 }
 
+/// Reads parameters and finds the weights.
 type Load = fn(&[Gguf], &WeightStore, LoadOptions) -> Result<Arc<dyn Model>>;
 
 /// An architecture that files can name.
@@ -32,9 +37,22 @@ pub struct Arch {
     pub name: &'static str,
     /// `general.architecture` of the text file.
     text: &'static str,
-    /// `clip.audio.projector_type` of the projector, for speech.
-    projector: Option<&'static str>,
+    /// Loads the language model.
     load: Load,
+    /// What makes a speech model of it, together with a projector.
+    pub speech: Option<Speech>,
+}
+
+/// The speech side of an architecture.
+pub struct Speech {
+    /// Kind of the projector.
+    projector: &'static str,
+    /// Loads the whole model.
+    load: Load,
+    /// Prompt and answers.
+    format: fn(&Tokenizer) -> Result<Box<dyn SpeechFormat>>,
+    /// Whether [`LoadOptions::audio_attention`] is obeyed.
+    pub audio_attention: bool,
 }
 
 /// Every architecture.
@@ -42,23 +60,38 @@ pub const ARCHITECTURES: [Arch; 5] = [
     Arch {
         name: "qwen3-asr",
         text: "qwen3vl",
-        projector: Some("qwen3a"),
-        load: |files, w, options| Ok(Arc::new(Qwen3Asr::load(files, w, options.audio_attention)?)),
+        load: |files, w, _| Ok(Arc::new(Qwen3::load(files, "qwen3vl", w)?)),
+        speech: Some(Speech {
+            projector: "qwen3a",
+            load: |files, w, options| Ok(Arc::new(Qwen3Asr::load(files, w, options.audio_attention)?)),
+            format: |tokenizer| Ok(Box::new(qwen3_asr::prompt::PromptFormat::new(tokenizer)?)),
+            audio_attention: true,
+        }),
     },
     Arch {
         name: "lfm2-audio",
         text: "lfm2",
-        projector: Some("lfm2a"),
-        load: |files, w, _| Ok(Arc::new(Lfm2Audio::load(files, w)?)),
+        load: |files, w, _| Ok(Arc::new(Lfm2::load(files, w)?)),
+        speech: Some(Speech {
+            projector: "lfm2a",
+            load: |files, w, _| Ok(Arc::new(Lfm2Audio::load(files, w)?)),
+            format: |tokenizer| Ok(Box::new(lfm2_audio::prompt::PromptFormat::new(tokenizer)?)),
+            audio_attention: false,
+        }),
     },
-    Arch { name: "lfm2", text: "lfm2", projector: None, load: |files, w, _| Ok(Arc::new(Lfm2::load(files, w)?)) },
+    Arch { name: "lfm2", text: "lfm2", load: |files, w, _| Ok(Arc::new(Lfm2::load(files, w)?)), speech: None },
     Arch {
         name: "lfm2-moe",
         text: "lfm2moe",
-        projector: None,
         load: |files, w, _| Ok(Arc::new(Lfm2::load_moe(files, w)?)),
+        speech: None,
     },
-    Arch { name: "qwen3", text: "qwen3", projector: None, load: |files, w, _| qwen3::load(files, w) },
+    Arch {
+        name: "qwen3",
+        text: "qwen3",
+        load: |files, w, _| Ok(Arc::new(Qwen3::load(files, "qwen3", w)?)),
+        speech: None,
+    },
 ];
 
 /// Names of all architectures, for messages.
@@ -68,39 +101,47 @@ pub fn known() -> String {
 
 /// Names of the architectures that transcribe, for messages.
 pub fn known_speech() -> String {
-    let speech = ARCHITECTURES.iter().filter(|a| a.projector.is_some());
+    let speech = ARCHITECTURES.iter().filter(|a| a.speech.is_some());
     speech.map(|a| a.name).collect::<Vec<_>>().join(", ")
 }
 
-/// The kind of projector in a file, where there is one.
-fn projector_of(file: &Gguf) -> Result<Option<&str>> {
-    PROJECTOR_KEYS.iter().find(|key| file.contains(key)).map(|key| file.get_str(key)).transpose()
-}
-
-/// Whether a text file holds only half of a model: its architecture needs a projector that this file does not have.
+/// Whether a text file holds only half of a speech model: with a projector, which this file does not have, its architecture
+/// transcribes.
 pub fn needs_projector(file: &Gguf) -> bool {
     let is_text_of = |a: &Arch| file.get_str("general.architecture").is_ok_and(|name| name == a.text);
-    let mut candidates = ARCHITECTURES.iter().filter(|a| is_text_of(a)).peekable();
-    candidates.peek().is_some() && candidates.all(|a| a.projector.is_some()) && matches!(projector_of(file), Ok(None))
+    ARCHITECTURES.iter().any(|a| a.speech.is_some() && is_text_of(a)) && !has_projector(file)
 }
 
-/// The architecture that these files hold together.
+/// Whether a file is a projector or a bundle.
+fn has_projector(file: &Gguf) -> bool {
+    PROJECTOR_KEYS.iter().any(|key| file.contains(key))
+}
+
+/// Kind of the projector that is in one of these files.
+fn projector(files: &[Gguf]) -> Result<Option<&str>> {
+    let keys = PROJECTOR_KEYS.iter().flat_map(|key| files.iter().map(move |f| (f, *key)));
+    keys.filter(|(f, key)| f.contains(key)).map(|(f, key)| f.get_str(key)).next().transpose()
+}
+
+/// The architecture that these files hold together; with `text_only` whatever projector is among them.
 ///
 /// Errors: `UnknownArchitecture`; `BadValue` for speech without its projector file, or a projector without its text file.
-pub fn find(files: &[Gguf]) -> Result<&'static Arch> {
+pub fn find(files: &[Gguf], text_only: bool) -> Result<&'static Arch> {
     const KEY: &str = "general.architecture";
-    let projectors = files.iter().filter_map(|f| projector_of(f).transpose()).collect::<Result<Vec<_>>>()?;
-    let projector = projectors.first().copied();
     let names = files.iter().map(|f| f.get_str(KEY)).collect::<Result<Vec<_>>>()?;
     let Some(text) = names.iter().copied().find(|&n| n != PROJECTOR_ARCHITECTURE) else {
         return Err(Error::BadValue { key: KEY.into(), what: "a projector (mmproj) without its text model".into() });
     };
-    let candidates = ARCHITECTURES.iter().filter(|a| a.text == text);
-    if let Some(arch) = candidates.clone().find(|a| a.projector == projector) {
+    let projector = if text_only { None } else { projector(files)? };
+    let candidates = || ARCHITECTURES.iter().filter(|a| a.text == text);
+    let kind = |a: &Arch| a.speech.as_ref().map(|s| s.projector);
+    if let Some(arch) = candidates().find(|a| kind(a) == projector) {
         return Ok(arch);
     }
-    match (candidates.clone().find_map(|a| a.projector), projector) {
-        (Some(want), None) => {
+    match (candidates().find(|a| a.speech.is_some()), projector) {
+        (Some(arch), None) if text_only => Ok(arch),
+        (Some(arch), None) => {
+            let want = kind(arch).unwrap_or_default();
             let what = format!("{text} needs its {want} projector (mmproj) file beside it, or --mmproj");
             Err(Error::BadValue { key: KEY.into(), what })
         }
@@ -114,6 +155,18 @@ pub fn find(files: &[Gguf]) -> Result<&'static Arch> {
 impl Arch {
     /// Reads parameters and finds the weights.
     pub fn load(&self, files: &[Gguf], w: &WeightStore, options: LoadOptions) -> Result<Arc<dyn Model>> {
-        (self.load)(files, w, options)
+        let load = self.speech.as_ref().filter(|_| !options.text_only).map_or(self.load, |s| s.load);
+        load(files, w, options)
+    }
+
+    /// The prompt and answers of a speech model in this vocabulary.
+    ///
+    /// Errors: `UnknownArchitecture` for a text model; a vocabulary that lacks a token of the prompt.
+    pub fn speech_format(&self, tokenizer: &Tokenizer) -> Result<Box<dyn SpeechFormat>> {
+        let speech = self.speech.as_ref().ok_or_else(|| Error::UnknownArchitecture {
+            found: format!("{} (not a speech model)", self.name),
+            known: known_speech(),
+        })?;
+        (speech.format)(tokenizer)
     }
 }

@@ -12,17 +12,12 @@ use engine::{DType, Result};
 
 use crate::Loaded;
 use crate::audio::{MelSpectrogram, split};
-use crate::qwen3_asr;
-use crate::qwen3_asr::parse::{join_texts, merge_languages, parse};
-use crate::qwen3_asr::prompt::{Prompt, PromptFormat};
 use crate::sample::greedy;
-use crate::tokenizer::{Decoder, TokenKind, Tokenizer};
+use crate::speech::{Prompt, SpeechFormat, join_texts, merge_languages};
+use crate::tokenizer::{Decoder, Tokenizer};
 
 /// Rate of the samples that [`Transcriber::transcribe`] takes.
 pub const RATE_HZ: u32 = 16_000;
-
-/// Length near which long audio is cut by default, in seconds.
-pub const DEFAULT_SEGMENT_S: f64 = 60.0;
 
 /// Default limit of generated tokens per segment: no language is spoken faster than this, in tokens per second.
 const TOKENS_PER_SECOND: f64 = 16.0;
@@ -35,22 +30,16 @@ const MIN_TOKENS: usize = 64;
 const CONTEXT_STEP: usize = 256;
 
 /// How a clip is to be transcribed.
-#[derive(Clone, Debug)]
+#[derive(Clone, Default, Debug)]
 pub struct Request<'a> {
-    /// Name of the language spoken, where known, as the model writes it.
+    /// Name of the language spoken, where known, as [`SpeechFormat::find_language`] gives it.
     pub language: Option<&'a str>,
-    /// Names and terms to expect.
+    /// Names and terms to expect, for models that take them ([`SpeechFormat::takes_context`]).
     pub context: &'a str,
-    /// Long audio is cut near this length at a quiet place; 0 never cuts.
-    pub segment_s: f64,
+    /// Long audio is cut near this length at a quiet place; 0 never cuts. The model's own length if none is given.
+    pub segment_s: Option<f64>,
     /// Most generated tokens per segment.
     pub max_tokens: Option<usize>,
-}
-
-impl Default for Request<'_> {
-    fn default() -> Self {
-        Self { language: None, context: "", segment_s: DEFAULT_SEGMENT_S, max_tokens: None }
-    }
 }
 
 /// The text of a clip.
@@ -113,8 +102,8 @@ pub struct Timings {
 
 /// What a caller may watch while a clip is transcribed.
 pub trait Observer {
-    /// More of the raw answer was decoded; `answer` is all of segment `segment` so far.
-    fn answer(&mut self, segment: usize, answer: &str) {
+    /// More of an answer was decoded; `answer` is all of segment `segment` so far.
+    fn answer(&mut self, segment: usize, answer: &Partial<'_>) {
         let _ = (segment, answer);
     }
 
@@ -126,6 +115,21 @@ pub trait Observer {
 
 /// Watches nothing.
 impl Observer for () {}
+
+/// An answer that is still being written.
+#[derive(Clone, Copy)]
+pub struct Partial<'a> {
+    format: &'a dyn SpeechFormat,
+    raw: &'a str,
+    language: Option<&'a str>,
+}
+
+impl Partial<'_> {
+    /// The text in it, none while it is not clear where the text begins.
+    pub fn text(&self) -> Option<String> {
+        self.format.text_so_far(self.raw, self.language)
+    }
+}
 
 /// What a segment's first token is computed from.
 #[derive(Clone, Copy, Debug)]
@@ -147,7 +151,7 @@ pub struct Transcriber {
     session: Session,
     tokenizer: Tokenizer,
     mel: MelSpectrogram,
-    prompt: PromptFormat,
+    format: Box<dyn SpeechFormat>,
     /// Rows of the head that stand for a token; what follows is padding and never chosen.
     n_used: usize,
 }
@@ -159,18 +163,21 @@ impl Transcriber {
     /// prompt.
     pub fn open(loaded: &Loaded, backends: &[Arc<dyn Backend>], kv_dtype: DType) -> Result<Self> {
         let tokenizer = Tokenizer::from_gguf(&loaded.files[0])?;
-        let encoder = loaded.model.encoder().ok_or_else(|| engine::Error::UnknownArchitecture {
-            found: format!("{} (not a speech model)", loaded.arch.name),
-            known: crate::registry::known_speech(),
+        let format = loaded.arch.speech_format(&tokenizer)?;
+        let encoder = loaded.model.encoder().ok_or_else(|| engine::Error::BadValue {
+            key: "audio encoder".into(),
+            what: format!("only the language model of {} was loaded", loaded.arch.name),
         })?;
-        let mel = MelSpectrogram::new(qwen3_asr::mel_params(encoder.n_mels))?;
-        let prompt = PromptFormat::new(&tokenizer)?;
+        let mel = MelSpectrogram::new(format.mel(encoder.n_mels))?;
         let options = SessionOptions { n_slots: 1, n_ctx: CONTEXT_STEP, kv_dtype, ..SessionOptions::default() };
         let session = Session::open(Arc::clone(&loaded.model), &loaded.weights, backends, options)?;
-        let is_used = |&id: &u32| !matches!(tokenizer.kind(id), None | Some(TokenKind::Unused));
-        let n_vocab = u32::try_from(loaded.model.n_vocab()).unwrap_or(u32::MAX);
-        let n_used = (0..n_vocab).rev().find(is_used).map_or(0, |last| last as usize + 1);
-        Ok(Self { session, tokenizer, mel, prompt, n_used })
+        let n_used = tokenizer.n_used(loaded.model.n_vocab());
+        Ok(Self { session, tokenizer, mel, format, n_used })
+    }
+
+    /// What the model can be asked for.
+    pub fn format(&self) -> &dyn SpeechFormat {
+        &*self.format
     }
 
     /// Switches the reuse of compiled graphs.
@@ -185,27 +192,28 @@ impl Transcriber {
 
     /// Transcribes mono samples at [`RATE_HZ`], at least one.
     ///
-    /// Errors: no samples; a prompt that no context holds.
+    /// Errors: no samples; a context or language that the model has no prompt for; a prompt that no context holds.
     pub fn transcribe(
         &mut self,
         samples: &[f32],
         request: &Request<'_>,
         observer: &mut (dyn Observer + Send),
     ) -> Result<Transcript> {
-        let max_samples = (request.segment_s * f64::from(RATE_HZ)).round();
+        let segment_s = request.segment_s.unwrap_or_else(|| self.format.segment_s());
+        let max_samples = (segment_s * f64::from(RATE_HZ)).round();
         // Float to integer conversion saturates; 0 means no limit.
         let ranges = match max_samples as usize {
             0 => std::iter::once(0..samples.len()).collect(),
             max => split(samples, RATE_HZ, max),
         };
-        let prompt = self.prompt.prompt(&self.tokenizer, request.context, request.language);
+        let prompt = self.format.prompt(&self.tokenizer, request.context, request.language)?;
         let mut timings = Timings::default();
         let mut segments = Vec::with_capacity(ranges.len());
         let n_segments = ranges.len();
         for (i, range) in ranges.into_iter().enumerate() {
             let job = Job { index: i, n_segments, samples: &samples[range.clone()], prompt: &prompt, request };
             let (token_ids, raw, truncated) = self.segment(&job, &mut timings, observer)?;
-            let answer = parse(&raw, request.language);
+            let answer = self.format.parse(&raw, request.language);
             segments.push(Segment {
                 start_s: seconds(range.start),
                 end_s: seconds(range.end),
@@ -231,7 +239,8 @@ impl Transcriber {
         timings: &mut Timings,
         observer: &mut (dyn Observer + Send),
     ) -> Result<(Vec<u32>, String, bool)> {
-        let Self { session, tokenizer, mel, prompt: format, n_used } = self;
+        let Self { session, tokenizer, mel, format, n_used } = self;
+        let format: &dyn SpeechFormat = &**format;
         let n_embd = session.model().n_embd();
         let tokenizer: &Tokenizer = tokenizer;
 
@@ -271,7 +280,8 @@ impl Transcriber {
                     return Ok(false);
                 }
                 answer.decoder.push(next, &mut answer.text);
-                observer.answer(job.index, &answer.text);
+                let partial = Partial { format, raw: &answer.text, language: job.request.language };
+                observer.answer(job.index, &partial);
                 if answer.ids.len() == max_tokens {
                     return Ok(true);
                 }

@@ -237,7 +237,8 @@ const CLIPS: [Clip; 4] = [
 ];
 
 fn session(file: &Gguf, backend: &Arc<dyn Backend>, attention: AudioAttention, taps: &[&str]) -> Session {
-    let loaded = models::load(vec![file.clone()], LoadOptions { audio_attention: attention }).unwrap();
+    let loaded =
+        models::load(vec![file.clone()], LoadOptions { audio_attention: attention, ..LoadOptions::default() }).unwrap();
     let compile = CompileOptions {
         poison: true,
         taps: taps.iter().map(|&t| t.to_owned()).collect(),

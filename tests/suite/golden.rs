@@ -82,7 +82,7 @@ impl Golden {
 
     fn session(&self, backend: &Arc<dyn Backend>, attention: AudioAttention, taps: &[&str]) -> Session {
         let files = vec![converted(&self.dir, FileType::F32)];
-        let loaded = models::load(files, LoadOptions { audio_attention: attention }).unwrap();
+        let loaded = models::load(files, LoadOptions { audio_attention: attention, ..LoadOptions::default() }).unwrap();
         let options = SessionOptions {
             n_ctx: 512,
             kv_dtype: DType::F32,

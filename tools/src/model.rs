@@ -44,9 +44,12 @@ impl ModelArgs {
         }
         let text = if path.is_dir() { the_model_in(path)? } else { path.to_owned() };
         let mut files = vec![Gguf::open(&text)?];
-        if let Some(projector) =
-            self.mmproj.clone().map_or_else(|| projector_beside(&text, &files[0]), |p| Ok(Some(p)))?
-        {
+        let projector = match &self.mmproj {
+            Some(path) => Some(path.clone()),
+            None if options.text_only => None,
+            None => projector_beside(&text, &files[0])?,
+        };
+        if let Some(projector) = projector {
             files.push(Gguf::open(&projector)?);
         }
         let name = text.file_name().unwrap_or(text.as_os_str()).to_string_lossy().into_owned();

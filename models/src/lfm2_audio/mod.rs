@@ -2,6 +2,7 @@
 //! speech are not read. Source: liquid-audio 1.3.0, `model/lfm2_audio.py`.
 
 mod encoder;
+pub mod prompt;
 
 use engine::Result;
 use engine::builder::GraphBuilder;

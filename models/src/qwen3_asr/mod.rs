@@ -2,7 +2,6 @@
 //! Source: qwen-asr 0.0.6, `core/transformers_backend/modeling_qwen3_asr.py`; arXiv:2601.21337.
 
 mod encoder;
-pub mod languages;
 pub mod parse;
 pub mod prompt;
 

@@ -1,7 +1,9 @@
-//! From what the model wrote to language and text, and from the texts of segments to one text.
+//! From what the model wrote to language and text.
 //!
-//! Source: `qwen_asr`, `inference/utils.py`: `parse_asr_output`, `detect_and_fix_repetitions`, `merge_languages`. White
-//! space and lines are those of Python's `str`.
+//! Source: `qwen_asr`, `inference/utils.py`: `parse_asr_output`, `detect_and_fix_repetitions`. White space and lines are those
+//! of Python's `str`.
+
+use crate::speech::{Parsed, trim};
 
 /// Between the language and the text.
 pub const ASR_TEXT: &str = "<asr_text>";
@@ -13,15 +15,6 @@ const NO_SPEECH: &str = "language none";
 const MAX_REPEATS: usize = 20;
 /// Longest pattern in characters whose repeats are looked for.
 const MAX_PATTERN: usize = 20;
-
-/// What was said, and in which language.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Parsed {
-    /// Name of the language; empty when unknown or nothing was said.
-    pub language: String,
-    /// The transcript; empty when nothing was said.
-    pub text: String,
-}
 
 /// Takes an answer apart: `language English<asr_text>Hello.`
 ///
@@ -54,16 +47,6 @@ fn language(meta: &str) -> String {
         Some(first) => first.to_uppercase().chain(letters.as_str().to_lowercase().chars()).collect(),
         None => String::new(),
     }
-}
-
-/// Python's `str.strip`.
-fn trim(text: &str) -> &str {
-    text.trim_matches(is_space)
-}
-
-/// Python's `str.isspace`: Unicode's white space and the four ASCII separators.
-fn is_space(c: char) -> bool {
-    c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)
 }
 
 /// Where Python's `str.splitlines` splits. `\r\n` gives an empty line more here, which names no language.
@@ -119,52 +102,11 @@ fn fix_patterns(text: &[char]) -> Vec<char> {
     fixed
 }
 
-/// One text from the texts of consecutive segments: with a space between two, unless both neighbours are Chinese or
-/// Japanese characters. Empty texts are left out.
-pub fn join_texts<'a>(texts: impl IntoIterator<Item = &'a str>) -> String {
-    let mut joined = String::new();
-    for text in texts {
-        let neighbours = (joined.chars().next_back(), text.chars().next());
-        if let (Some(before), Some(after)) = neighbours
-            && !(is_cjk(before) && is_cjk(after))
-        {
-            joined.push(' ');
-        }
-        joined.push_str(text);
-    }
-    joined
-}
-
-/// Characters of scripts that are written without spaces: Han, kana, bopomofo, and their punctuation and full-width forms.
-/// Hangul is written with spaces.
-fn is_cjk(c: char) -> bool {
-    matches!(u32::from(c),
-        0x2e80..=0x30ff // radicals, punctuation, kana
-        | 0x3100..=0x312f // bopomofo
-        | 0x3190..=0x4dbf // annotations, strokes, enclosed characters, Han extension A
-        | 0x4e00..=0x9fff // Han
-        | 0xf900..=0xfaff // compatibility Han
-        | 0xfe30..=0xfe4f // vertical punctuation
-        | 0xff00..=0xff9f // full-width forms, half-width kana
-        | 0xffe0..=0xffe6 // full-width signs
-        | 0x1aff0..=0x1b16f // kana extensions
-        | 0x1f200..=0x1f2ff // enclosed characters
-        | 0x20000..=0x3ffff // Han extensions B and later
-    )
-}
-
-/// Languages of consecutive segments, separated by commas; empty ones and repeats of the one before are left out.
-pub fn merge_languages<'a>(languages: impl IntoIterator<Item = &'a str>) -> String {
-    let mut merged: Vec<&str> = languages.into_iter().map(trim).filter(|language| !language.is_empty()).collect();
-    merged.dedup();
-    merged.join(",")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    // Expected values: `parse_asr_output`, `detect_and_fix_repetitions` and `merge_languages` of qwen_asr 0.0.6.
+    // Expected values: `parse_asr_output` and `detect_and_fix_repetitions` of qwen_asr 0.0.6.
 
     #[test]
     fn answers_are_parsed_as_the_official_code_does() {
@@ -238,26 +180,5 @@ mod tests {
             assert!(fix_repetitions(&text) == text, "{pattern}");
         }
         assert_eq!(fix_repetitions(&"ab".repeat(1 << 19)), "ab");
-    }
-
-    #[test]
-    fn segments_are_joined_with_a_space_except_between_cjk() {
-        let joined = |texts: &[&str]| join_texts(texts.iter().copied());
-        assert_eq!(joined(&["one", "", "two."]), "one two.");
-        assert_eq!(
-            joined(&["\u{4f60}\u{597d}\u{3002}", "\u{4e16}\u{754c}"]),
-            "\u{4f60}\u{597d}\u{3002}\u{4e16}\u{754c}"
-        );
-        assert_eq!(joined(&["\u{30c6}\u{30b9}\u{30c8}", "ok"]), "\u{30c6}\u{30b9}\u{30c8} ok");
-        assert_eq!(joined(&["\u{c548}\u{b155}", "\u{c138}\u{acc4}"]), "\u{c548}\u{b155} \u{c138}\u{acc4}");
-        assert_eq!(joined(&["", ""]), "");
-    }
-
-    #[test]
-    fn languages_are_merged() {
-        let merged = |languages: &[&str]| merge_languages(languages.iter().copied());
-        assert_eq!(merged(&["Chinese", "English", "English"]), "Chinese,English");
-        assert_eq!(merged(&["", " English ", "", "English", "Chinese", "English"]), "English,Chinese,English");
-        assert_eq!(merged(&[]), "");
     }
 }

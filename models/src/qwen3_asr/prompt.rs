@@ -1,4 +1,4 @@
-//! The chat prompt of Qwen3-ASR as token ids.
+//! The chat prompt of Qwen3-ASR as token ids, and the other choices of its [`SpeechFormat`].
 //!
 //! ```text
 //! <|im_start|>system\n{context}<|im_end|>\n<|im_start|>user\n<|audio_start|> AUDIO <|audio_end|><|im_end|>\n
@@ -9,19 +9,18 @@
 
 use engine::Result;
 
+use super::mel_params;
+use super::parse::{ASR_TEXT, parse};
+use crate::audio::MelParams;
+use crate::languages::{self, UnknownLanguage};
+use crate::speech::{Parsed, Prompt, SpeechFormat};
 use crate::tokenizer::{Special, Tokenizer};
 
 /// Tokens that end an answer.
 const STOP: [&str; 2] = ["<|im_end|>", "<|endoftext|>"];
 
-/// What the model is asked: ids, then one row per audio vector, then ids.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Prompt {
-    /// Ids before the audio.
-    pub before: Vec<u32>,
-    /// Ids after the audio.
-    pub after: Vec<u32>,
-}
+/// Length near which long audio is cut, in seconds.
+const SEGMENT_S: f64 = 60.0;
 
 /// The special tokens of the prompt in one vocabulary.
 #[derive(Clone, Debug)]
@@ -49,17 +48,26 @@ impl PromptFormat {
             stop: tokenizer.ids_of(&STOP)?,
         })
     }
+}
 
-    /// Tokens after which generation stops.
-    pub fn stop(&self) -> &[u32] {
-        &self.stop
+impl SpeechFormat for PromptFormat {
+    fn mel(&self, n_mels: usize) -> MelParams {
+        mel_params(n_mels)
     }
 
-    /// The prompt for one piece of audio.
-    ///
-    /// `context`: what the user says about the audio (names, subject), the text of the system turn; control tokens written
-    /// in it are plain text. `language`: the name of a language to force, as the model writes it.
-    pub fn prompt(&self, tokenizer: &Tokenizer, context: &str, language: Option<&str>) -> Prompt {
+    fn segment_s(&self) -> f64 {
+        SEGMENT_S
+    }
+
+    fn find_language(&self, wanted: &str) -> Result<String, UnknownLanguage> {
+        languages::find(wanted, &[])
+    }
+
+    fn takes_context(&self) -> bool {
+        true
+    }
+
+    fn prompt(&self, tokenizer: &Tokenizer, context: &str, language: Option<&str>) -> Result<Prompt> {
         let text = |text: &str| tokenizer.encode(text, Special::AsText);
         // Text between two special tokens is encoded in one go: a line break at the beginning of the context joins the one
         // after the role.
@@ -80,6 +88,18 @@ impl PromptFormat {
         ]
         .concat();
         let after = [&[self.audio_end, self.im_end][..], &line_break, &[self.im_start], &answer].concat();
-        Prompt { before, after }
+        Ok(Prompt { before, after })
+    }
+
+    fn stop(&self) -> &[u32] {
+        &self.stop
+    }
+
+    fn parse(&self, answer: &str, language: Option<&str>) -> Parsed {
+        parse(answer, language)
+    }
+
+    fn text_so_far(&self, answer: &str, language: Option<&str>) -> Option<String> {
+        (language.is_some() || answer.contains(ASR_TEXT)).then(|| parse(answer, language).text)
     }
 }

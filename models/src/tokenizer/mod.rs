@@ -260,6 +260,14 @@ impl Tokenizer {
         self.kinds.len()
     }
 
+    /// Rows of a head of `n_rows` that can be chosen from: up to the last one that stands for a token. What follows is
+    /// padding.
+    pub fn n_used(&self, n_rows: usize) -> usize {
+        let is_used = |kind: &TokenKind| *kind != TokenKind::Unused;
+        let n = n_rows.min(self.kinds.len());
+        self.kinds[..n].iter().rposition(is_used).map_or(0, |last| last + 1)
+    }
+
     /// Begin-of-text token, where the vocabulary names one.
     pub fn bos(&self) -> Option<u32> {
         self.bos

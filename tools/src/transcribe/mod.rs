@@ -15,9 +15,7 @@ use engine::stats::BuildReason;
 use models::LoadOptions;
 use models::audio::{AudioError, AudioErrorKind, Decoded, Loss, decode_file, decode_reader, normalize, resample};
 use models::qwen3_asr::AudioAttention;
-use models::qwen3_asr::languages;
-use models::qwen3_asr::parse::{ASR_TEXT, parse};
-use models::transcribe::{DEFAULT_SEGMENT_S, Observer, RATE_HZ, Request, Tensors, Transcriber, Transcript};
+use models::transcribe::{Observer, Partial, RATE_HZ, Request, Tensors, Transcriber, Transcript};
 
 use crate::args::{Device, DeviceArgs, KvType, ModelArgs};
 use crate::exit::{Exit, Failure, Outcome};
@@ -68,11 +66,12 @@ pub struct TranscribeArgs {
     #[arg(short, long, value_name = "DIR")]
     output: Option<PathBuf>,
 
-    /// Language spoken: name or ISO code from the model's list, or auto
+    /// Language spoken: name or ISO code from the model's list, or auto. Qwen3-ASR finds the language with auto; LFM2-Audio
+    /// is asked in English with auto, and names no language
     #[arg(long, value_name = "NAME", default_value = "auto")]
     language: String,
 
-    /// Names and terms to expect
+    /// Names and terms to expect (Qwen3-ASR only)
     #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     context: String,
 
@@ -88,18 +87,19 @@ pub struct TranscribeArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=MAX_TOKENS))]
     max_tokens: Option<u64>,
 
-    /// Cut long audio near this length, in seconds, at a quiet place; 0 never cuts
-    #[arg(long, value_name = "SECONDS", default_value_t = DEFAULT_SEGMENT_S, value_parser = parse_segment,
-          allow_negative_numbers = true)]
-    segment: f64,
+    /// Cut long audio near this length, in seconds, at a quiet place; 0 never cuts [default: 60 for Qwen3-ASR, 30 for
+    /// LFM2-Audio]
+    #[arg(long, value_name = "SECONDS", value_parser = parse_segment, allow_negative_numbers = true)]
+    segment: Option<f64>,
 
     /// Add the generated token ids to JSON
     #[arg(long)]
     token_ids: bool,
 
-    /// What audio attends to in the encoder: windowed (8 s, as trained) or full (the whole clip)
-    #[arg(long, value_name = "KIND", default_value = "windowed", hide_possible_values = true)]
-    audio_attention: AttentionArg,
+    /// What audio attends to in the encoder of Qwen3-ASR: windowed (8 s, as trained) or full (the whole clip) [default:
+    /// windowed]
+    #[arg(long, value_name = "KIND", hide_possible_values = true)]
+    audio_attention: Option<AttentionArg>,
 
     /// Type of the attention cache: f16 or f32
     #[arg(long, value_name = "TYPE", default_value = "f16", hide_possible_values = true)]
@@ -161,14 +161,14 @@ fn parse_segment(text: &str) -> Result<f64, String> {
 pub fn run(args: &TranscribeArgs) -> Outcome<Exit> {
     let say = Verbosity::new(args.quiet, args.verbose);
     check(args)?;
-    let language = find_language(&args.language)?;
     let device = args.device.open()?;
     let reuse = args.device.reuse()?;
     let (inputs, mut failures) = expand(args, say);
     let inputs = named(args, inputs)?;
 
     let load = Instant::now();
-    let options = LoadOptions { audio_attention: args.audio_attention.into() };
+    let audio_attention = args.audio_attention.map(AudioAttention::from).unwrap_or_default();
+    let options = LoadOptions { audio_attention, text_only: false };
     let model = args.model.load(options, say)?;
     let backends = [std::sync::Arc::clone(&device.backend)];
     let transcriber = Transcriber::open(&model.loaded, &backends, args.kv_type.into());
@@ -176,6 +176,7 @@ pub fn run(args: &TranscribeArgs) -> Outcome<Exit> {
     let mut transcriber = transcriber?;
     transcriber.set_reuse(reuse);
     let load_ms = load.elapsed().as_secs_f64() * 1000.0;
+    let language = check_model(args, &model, &transcriber)?;
     if args.device.device == "auto" {
         say.detail(format_args!("device: {} ({} threads)", device.backend.name(), device.threads));
     }
@@ -237,11 +238,23 @@ fn check(args: &TranscribeArgs) -> Outcome<()> {
     Ok(())
 }
 
-fn find_language(name: &str) -> Outcome<Option<String>> {
-    if name.eq_ignore_ascii_case("auto") {
+/// Refuses what this model cannot be asked for. Returns the language to ask for.
+fn check_model(args: &TranscribeArgs, model: &Model, transcriber: &Transcriber) -> Outcome<Option<String>> {
+    let (arch, format) = (model.loaded.arch, transcriber.format());
+    let takes_attention = arch.speech.as_ref().is_some_and(|s| s.audio_attention);
+    if args.audio_attention.is_some() && !takes_attention {
+        let message = format!("--audio-attention: {} always attends to the whole clip (only for qwen3-asr)", arch.name);
+        return Err(Failure::usage(message));
+    }
+    if !args.context.is_empty() && !format.takes_context() {
+        let message = format!("--context: {} has no prompt for names and terms (accepted: --language)", arch.name);
+        return Err(Failure::usage(message));
+    }
+    if args.language.eq_ignore_ascii_case("auto") {
         return Ok(None);
     }
-    languages::find(name, &[]).map(Some).map_err(|e| Failure::usage(format!("--language: {e}")))
+    let language = format.find_language(&args.language);
+    language.map(Some).map_err(|e| Failure::usage(format!("--language: {e} with {}", arch.name)))
 }
 
 /// The files that the arguments stand for, and the arguments that stand for none.
@@ -314,7 +327,7 @@ impl Run<'_> {
         };
         let live = args.output.is_none() && args.format == [Format::Text] && std::io::stdout().is_terminal();
         let live = live && args.timestamps != Some(Timestamps::Segment);
-        let mut watcher = Watcher::new(live, self.language.clone(), args.dump.is_some());
+        let mut watcher = Watcher::new(live, args.dump.is_some());
         let transcript = self.transcriber.transcribe(&samples.values, &request, &mut watcher);
         let transcript = transcript.with_context(|| input.name()).map_err(Failure::model)?;
         let facts = Facts {
@@ -434,15 +447,14 @@ fn print(text: &str) -> anyhow::Result<()> {
 /// Prints text as it is decoded, and keeps tensors for the dump.
 struct Watcher {
     live: bool,
-    forced: Option<String>,
     printed: String,
     wants_tensors: bool,
     dumped: Vec<dump::Dumped>,
 }
 
 impl Watcher {
-    fn new(live: bool, forced: Option<String>, wants_tensors: bool) -> Self {
-        Self { live, forced, printed: String::new(), wants_tensors, dumped: Vec::new() }
+    fn new(live: bool, wants_tensors: bool) -> Self {
+        Self { live, printed: String::new(), wants_tensors, dumped: Vec::new() }
     }
 
     /// Ends the line that was printed bit by bit; starts anew where the final text is another one.
@@ -455,15 +467,12 @@ impl Watcher {
 }
 
 impl Observer for Watcher {
-    fn answer(&mut self, segment: usize, answer: &str) {
+    fn answer(&mut self, segment: usize, answer: &Partial<'_>) {
         // Only the first segment's text is a beginning of the whole for certain.
         if !self.live || segment > 0 {
             return;
         }
-        if self.forced.is_none() && !answer.contains(ASR_TEXT) {
-            return;
-        }
-        let text = parse(answer, self.forced.as_deref()).text;
+        let Some(text) = answer.text() else { return };
         if let Some(more) = text.strip_prefix(self.printed.as_str()) {
             // The end of the run reports a broken terminal.
             let _ = print(more);

@@ -1,4 +1,4 @@
-//! The languages of Qwen3-ASR: names, codes, and finding one from what a user typed.
+//! Languages that speech models name: names, codes, and finding one from what a user typed.
 
 use std::fmt;
 
@@ -14,7 +14,7 @@ pub struct Language {
     pub code: &'static str,
 }
 
-/// All languages, in the order of the official list.
+/// All languages that any of the models supports, in the order of Qwen3-ASR's official list, which has them all.
 ///
 /// Source: `qwen_asr`, `SUPPORTED_LANGUAGES`; the codes are those of transformers' Qwen3-ASR processor.
 pub const LANGUAGES: [Language; 30] = [
