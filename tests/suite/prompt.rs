@@ -1,12 +1,13 @@
-//! The prompt of Qwen3-ASR against stored prompts, the official tokenizer, and published ids.
+//! The prompts of speech models against stored prompts, the official tokenizers, and published ids.
 
 use std::path::{Path, PathBuf};
 
 use engine::gguf::Gguf;
 use models::languages::{LANGUAGES, find};
+use models::lfm2_audio;
 use models::qwen3_asr::parse::{fix_repetitions, parse};
 use models::qwen3_asr::prompt::PromptFormat;
-use models::speech::{Prompt, SpeechFormat};
+use models::speech::{Parsed, Prompt, SpeechFormat};
 use models::tokenizer::{Special, Tokenizer, Vocabulary};
 use safetensors::SafeTensors;
 use tests::rng::Rng;
@@ -20,6 +21,13 @@ fn fixture(path: &str) -> PathBuf {
 
 fn vocabulary(folder: &str, n_vocab: usize) -> Vocabulary {
     CheckpointVocabulary::read(&fixture(folder), "qwen2", n_vocab).unwrap().vocabulary
+}
+
+fn lfm2_audio(folder: &str, n_vocab: usize) -> (Tokenizer, lfm2_audio::prompt::PromptFormat) {
+    let vocabulary = CheckpointVocabulary::read(&fixture(folder), "lfm2", n_vocab).unwrap().vocabulary;
+    let tokenizer = Tokenizer::new(vocabulary).unwrap();
+    let format = lfm2_audio::prompt::PromptFormat::new(&tokenizer).unwrap();
+    (tokenizer, format)
 }
 
 fn tiny() -> (Tokenizer, PromptFormat) {
@@ -61,6 +69,76 @@ fn stored_prompts_are_reproduced() {
         assert!(n_audio > 0);
         assert_eq!(filled(&prompt, -1, n_audio), stored, "{clip}");
     }
+}
+
+#[test]
+fn stored_prompts_of_lfm2_audio_are_reproduced() {
+    let ids = |bytes: &[u8]| bytes.as_chunks().0.iter().map(|&b| i64::from_le_bytes(b)).collect::<Vec<_>>();
+    let (tokenizer, format) = lfm2_audio("models/tiny-lfm2-audio", 896);
+    let prompt = format.prompt(&tokenizer, "", None).unwrap();
+    for clip in ["open_door", "long_9s"] {
+        let bytes = std::fs::read(fixture(&format!("models/tiny-lfm2-audio/golden/{clip}.safetensors"))).unwrap();
+        let tensors = SafeTensors::deserialize(&bytes).unwrap();
+        // Ids of the text alone; the flags say what stands at every position, 1 text and 2 audio.
+        let mut text = ids(tensors.tensor("prompt_ids").unwrap().data()).into_iter();
+        let flags = ids(tensors.tensor("modality_flag").unwrap().data());
+        let stored: Vec<i64> = flags.iter().map(|&f| if f == 2 { -1 } else { text.next().unwrap() }).collect();
+        let n_audio = stored.iter().filter(|&&id| id == -1).count();
+        assert!(n_audio > 0);
+        assert_eq!(filled(&prompt, -1, n_audio), stored, "{clip}");
+    }
+
+    let (tokenizer, format) = lfm2_audio("golden/lfm2_audio", 428);
+    let prompt = format.prompt(&tokenizer, "", Some("English")).unwrap();
+    let bytes = std::fs::read(fixture("golden/lfm2_audio/golden.safetensors")).unwrap();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    for clip in ["5600", "16000", "128777"] {
+        let stored = tensors.tensor(&format!("clip.{clip}.prompt.ids")).unwrap();
+        let stored: Vec<i64> = stored.data().as_chunks().0.iter().map(|&b| i32::from_le_bytes(b).into()).collect();
+        let n_audio = stored.iter().filter(|&&id| id == -1).count();
+        assert!(n_audio > 0);
+        assert_eq!(filled(&prompt, -1, n_audio), stored, "{clip}");
+    }
+}
+
+#[test]
+fn lfm2_audio_is_asked_in_two_languages_and_without_context() {
+    let (tokenizer, format) = lfm2_audio("models/tiny-lfm2-audio", 896);
+    let system = |language: Option<&str>| {
+        let prompt = format.prompt(&tokenizer, "", language).unwrap();
+        let text = tokenizer.decode(&prompt.before, false);
+        assert_eq!(tokenizer.decode(&prompt.after, false), "<|im_end|>\n<|im_start|>assistant\n");
+        let text = text.strip_prefix("<|startoftext|><|im_start|>system\n").unwrap();
+        text.strip_suffix("<|im_end|>\n<|im_start|>user\n").unwrap().to_owned()
+    };
+    assert_eq!(system(None), "Perform ASR.");
+    for (wanted, text) in
+        [("english", "Perform ASR."), ("en", "Perform ASR."), ("Japanese", "Perform ASR in japanese.")]
+    {
+        let language = format.find_language(wanted).unwrap();
+        assert_eq!(system(Some(&language)), text, "{wanted}");
+    }
+    let refused = format.find_language("German").unwrap_err().to_string();
+    assert_eq!(refused, "language \"German\" is not supported (supported: English en, Japanese ja)");
+    let refused = format.prompt(&tokenizer, "", Some("German")).unwrap_err().to_string();
+    assert!(refused.contains("English, Japanese") && refused.contains("German"), "{refused}");
+    assert!(!format.takes_context());
+    let refused = format.prompt(&tokenizer, "PostgreSQL", None).unwrap_err().to_string();
+    assert!(refused.contains("names and terms"), "{refused}");
+}
+
+#[test]
+fn answers_of_lfm2_audio_are_their_text() {
+    let (tokenizer, format) = lfm2_audio("models/tiny-lfm2-audio", 896);
+    // Answer and text as stored beside the clip.
+    let answer = tokenizer.decode(&[739, 817, 400, 712, 7], true);
+    let parsed = |language: &str, text: &str| Parsed { language: language.into(), text: text.into() };
+    assert_eq!(format.parse(&answer, None), parsed("", "please open the door"));
+    assert_eq!(format.parse(" Yes.\n", Some("Japanese")), parsed("Japanese", "Yes."));
+    assert_eq!(format.parse(" ", Some("English")), parsed("", ""));
+    let texts = ["<|im_end|>", "<|audio_start|>", "<|endoftext|>", "<|text_end|>"];
+    assert_eq!(format.stop(), [7, 128, 2, 130]);
+    assert_eq!(format.stop(), tokenizer.ids_of(&texts).unwrap());
 }
 
 #[test]
