@@ -337,14 +337,18 @@ impl Session {
         Ok(&self.values[..n_tokens * self.model.n_embd()])
     }
 
-    /// A named tensor of the last run, as [`CompileOptions::taps`] asked for it: its values and shape.
+    /// A named tensor of the last run, as [`CompileOptions::taps`] asked for it: its values, integers too, and its shape.
     pub fn tap(&self, name: &str) -> Result<Option<(Vec<f32>, Shape)>> {
         let Some(compiled) = self.last_run.map(|i| self.cache.peek(i)) else { return Ok(None) };
         let Some(&id) = compiled.described.graph.names.get(name) else { return Ok(None) };
         let Some(at) = compiled.described.graph.outputs.iter().position(|&o| o == id) else { return Ok(None) };
         let mut values = Vec::new();
         self.read_tensor(compiled, id, compiled.output_owners[at], &mut values)?;
-        Ok(Some((values, compiled.described.graph.tensor(id).shape)))
+        let desc = compiled.described.graph.tensor(id);
+        if desc.dtype == DType::I32 {
+            values.iter_mut().for_each(|v| *v = v.to_bits().cast_signed() as f32);
+        }
+        Ok(Some((values, desc.shape)))
     }
 
     /// The graph that a call of this shape runs, and how often each fusion rule applied to it.
@@ -640,7 +644,8 @@ impl Session {
             Source::Weight(_) | Source::State(_) | Source::Input(_) | Source::Node(..) => 0,
         };
         let arena = compiled.arenas[owner].as_ref();
-        let Some(arena) = arena.filter(|_| desc.dtype == DType::F32 && desc.is_contiguous()) else {
+        let Some(arena) = arena.filter(|_| matches!(desc.dtype, DType::F32 | DType::I32) && desc.is_contiguous())
+        else {
             let msg = format!("{}{} cannot be read", desc.dtype, desc.shape);
             return Err(Error::Graph { at: self.model.arch().into(), op: "output", msg });
         };

@@ -5,6 +5,7 @@ mod audio;
 mod boundaries;
 mod checkpoint;
 mod convert;
+mod damaged;
 mod gguf;
 mod golden;
 mod hybrid;

@@ -1,144 +1,22 @@
-//! Whole models against the official implementations: tiny checkpoints with the values that the official code computes
-//! from them. Values of the fixtures are f64 results rounded to f32, see `fixtures/golden/README.md`.
+//! Qwen3 and Qwen3-ASR.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use engine::DType;
 use engine::backend::Backend;
-use engine::batch::{Batch, Features, Sequence, Tokens};
-
-use engine::gguf::Gguf;
+use engine::batch::{Features, Tokens};
 use engine::key::Rows;
-use engine::memory::Slot;
 use engine::pass::CompileOptions;
 use engine::session::{Session, SessionOptions};
 use models::LoadOptions;
 use models::qwen3_asr::AudioAttention;
-use models::sample::greedy;
 use safetensors::SafeTensors;
-use serde_json::Value;
 use tests::sessions::session_options;
 use tools::convert::FileType;
 
+use super::{Golden, all_logits, backends, compare, decode, tap};
 use crate::checkpoint::converted;
-
-/// Normalised squared error that f64 arithmetic may leave: values are stored as f32, states too.
-const REFERENCE_NMSE: f64 = 1e-13;
-
-/// A fixture: checkpoint, expected tensors, and how far the official code is off in f32.
-struct Golden {
-    dir: PathBuf,
-    bytes: Vec<u8>,
-    manifest: Value,
-}
-
-/// An expected tensor.
-struct Expected {
-    shape: Vec<usize>,
-    values: Vec<f32>,
-    /// Largest difference that an f32 engine may show.
-    tolerance: f64,
-}
-
-impl Golden {
-    fn open(name: &str) -> Self {
-        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/golden").join(name);
-        let bytes = std::fs::read(dir.join("golden.safetensors")).unwrap();
-        let manifest = serde_json::from_slice(&std::fs::read(dir.join("manifest.json")).unwrap()).unwrap();
-        Self { dir, bytes, manifest }
-    }
-
-    fn tensors(&self) -> SafeTensors<'_> {
-        SafeTensors::deserialize(&self.bytes).unwrap()
-    }
-
-    fn expected(&self, name: &str) -> Expected {
-        let tensors = self.tensors();
-        let view = tensors.tensor(name).unwrap();
-        let entry = self.manifest["tensors"].as_array().unwrap().iter().find(|t| t["name"] == name).unwrap();
-        let number = |key: &str| entry[key].as_f64().unwrap();
-        Expected {
-            shape: view.shape().to_vec(),
-            values: view.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect(),
-            tolerance: 20.0 * number("f32_error") + 1e-6 * number("max_abs"),
-        }
-    }
-
-    fn ids(&self, name: &str) -> Vec<i32> {
-        let tensors = self.tensors();
-        let view = tensors.tensor(name).unwrap();
-        view.data().chunks_exact(4).map(|b| i32::from_le_bytes(b.try_into().unwrap())).collect()
-    }
-
-    /// The first `n` samples of the waveform.
-    fn waveform(&self, n: usize) -> Vec<f32> {
-        let tensors = self.tensors();
-        let view = tensors.tensor("waveform").unwrap();
-        let samples =
-            view.data().chunks_exact(2).map(|b| f32::from(i16::from_le_bytes(b.try_into().unwrap())) / 32768.0);
-        samples.take(n).collect()
-    }
-
-    fn session(&self, backend: &Arc<dyn Backend>, attention: AudioAttention, taps: &[&str]) -> Session {
-        let files = vec![converted(&self.dir, FileType::F32)];
-        let loaded = models::load(files, LoadOptions { audio_attention: attention, ..LoadOptions::default() }).unwrap();
-        let options = SessionOptions {
-            n_ctx: 512,
-            kv_dtype: DType::F32,
-            compile: CompileOptions {
-                poison: true,
-                taps: taps.iter().map(|&t| t.to_owned()).collect(),
-                ..CompileOptions::default()
-            },
-            ..session_options()
-        };
-        Session::open(loaded.model, &loaded.weights, std::slice::from_ref(backend), options).unwrap()
-    }
-}
-
-/// Compares with the tolerance of the backend; `got` may have more rows than expected at its front.
-fn compare(what: &str, backend: &dyn Backend, got: &[f32], want: &Expected) {
-    let got = &got[got.len() - want.values.len()..];
-    let error = |(a, b): (&f32, &f32)| (f64::from(*a) - f64::from(*b)).abs();
-    if backend.name() == "reference" {
-        let noise: f64 = got.iter().zip(&want.values).map(|p| error(p).powi(2)).sum();
-        let signal: f64 = want.values.iter().map(|b| f64::from(*b).powi(2)).sum();
-        assert!(noise <= REFERENCE_NMSE * signal, "{what} on reference: nmse {:e}", noise / signal);
-    } else {
-        let worst = got.iter().zip(&want.values).map(error).fold(0.0, f64::max);
-        assert!(worst <= want.tolerance, "{what} on {}: {worst:e} > {:e}", backend.name(), want.tolerance);
-    }
-    assert!(got.iter().all(|x| x.is_finite()), "{what}: not finite");
-}
-
-fn backends() -> Vec<Arc<dyn Backend>> {
-    backends::list().iter().map(|b| (b.open)(&backends::Options::default()).unwrap()).collect()
-}
-
-fn tap(session: &Session, name: &str) -> Vec<f32> {
-    session.tap(name).unwrap().unwrap_or_else(|| panic!("no tap {name}")).0
-}
-
-/// Feeds a prompt and returns the logits of every position.
-fn all_logits(session: &mut Session, slot: Slot, tokens: Tokens<'_>) -> Vec<f32> {
-    let n = tokens.len();
-    let logits = session.step(&Batch { seqs: &[Sequence { slot, tokens }], rows: Rows::All }).unwrap();
-    (0..n).flat_map(|t| logits.row(0, t).to_vec()).collect()
-}
-
-/// Greedy continuation: ids, and the logits that chose each.
-fn decode(session: &mut Session, slot: Slot, first: &[f32], n: usize) -> (Vec<i32>, Vec<f32>) {
-    let mut logits = first.to_vec();
-    let (mut ids, mut rows) = (Vec::new(), Vec::new());
-    for _ in 0..n {
-        let next = u32::try_from(greedy(&logits)).unwrap();
-        ids.push(next.cast_signed());
-        rows.extend_from_slice(&logits);
-        logits = session.feed(slot, Tokens::Ids(&[next]), Rows::Last).unwrap().to_vec();
-    }
-    (ids, rows)
-}
 
 const QWEN3_TAPS: [(&str, &str); 8] = [
     ("embed", "tap.embed"),
@@ -372,51 +250,4 @@ fn the_trained_checkpoint_matches_transformers() {
             check_trained(&backend, clip);
         }
     }
-}
-
-/// Damaged copies of a model that are opened and built.
-const N_MUTATIONS: u64 = 2000;
-/// Bytes at the front in which most changes fall: keys and tensor table.
-const HEADER: usize = 24_000;
-
-/// Opens a file, loads model and tokenizer and builds the graphs of every stage.
-fn open_and_build(path: &Path) -> engine::Result<()> {
-    use engine::key::{GraphKey, Stage};
-    let loaded = models::load(vec![Gguf::open(path)?], LoadOptions::default())?;
-    models::tokenizer::Tokenizer::from_gguf(&loaded.files[0])?;
-    let states = loaded.model.states(&engine::memory::StateOptions { n_ctx: 64, kv_dtype: DType::F16 });
-    for (stage, n_tokens) in [(Stage::Encode, 100), (Stage::Embeddings, 8), (Stage::Tokens, 1)] {
-        let key = GraphKey { stage, n_seqs: 1, n_tokens, n_kv: 64, rows: Rows::Last };
-        let builder = engine::builder::GraphBuilder::new(&states, 1);
-        loaded.model.build(&builder, &key);
-        builder.finish()?;
-    }
-    Ok(())
-}
-
-#[test]
-fn damaged_models_are_built_or_refused() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("model.gguf");
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/golden/qwen3_asr");
-    let conversion = tools::convert::Conversion::open(&golden, |_| tools::convert::Options {
-        bundle: true,
-        ..tools::convert::Options::new(FileType::BF16)
-    });
-    let flag = std::sync::atomic::AtomicBool::new(false);
-    conversion.unwrap().write(std::slice::from_ref(&path), &flag).unwrap();
-    let good = std::fs::read(&path).unwrap();
-    let mut built = 0;
-    for seed in 0..N_MUTATIONS {
-        let bad = tests::mutate::mutate(&good, HEADER, &mut tests::rng::Rng::new(seed));
-        let _ = std::fs::remove_file(&path);
-        std::fs::write(&path, bad).unwrap();
-        let (result, usage) = tests::alloc::measure(|| open_and_build(&path));
-        assert!(usage.peak_bytes < 200 << 20, "seed {seed}: {} bytes", usage.peak_bytes);
-        if let Err(e) = &result {
-            assert!(!e.to_string().contains('\n'), "seed {seed}: {e}");
-        }
-        built += u64::from(result.is_ok());
-    }
-    assert!(0 < built && built < N_MUTATIONS / 2, "{built} of {N_MUTATIONS} were built");
 }

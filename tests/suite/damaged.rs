@@ -1,0 +1,56 @@
+//! Damaged model files: refused or built, never a panic and never memory without bound.
+
+use std::path::Path;
+
+use engine::DType;
+use engine::gguf::Gguf;
+use engine::key::Rows;
+use models::LoadOptions;
+use tools::convert::FileType;
+
+/// Damaged copies of a model that are opened and built.
+const N_MUTATIONS: u64 = 2000;
+/// Bytes at the front in which most changes fall: keys and tensor table.
+const HEADER: usize = 24_000;
+
+/// Opens a file, loads model and tokenizer and builds the graphs of every stage.
+fn open_and_build(path: &Path) -> engine::Result<()> {
+    use engine::key::{GraphKey, Stage};
+    let loaded = models::load(vec![Gguf::open(path)?], LoadOptions::default())?;
+    models::tokenizer::Tokenizer::from_gguf(&loaded.files[0])?;
+    let states = loaded.model.states(&engine::memory::StateOptions { n_ctx: 64, kv_dtype: DType::F16 });
+    for (stage, n_tokens) in [(Stage::Encode, 100), (Stage::Embeddings, 8), (Stage::Tokens, 1)] {
+        let key = GraphKey { stage, n_seqs: 1, n_tokens, n_kv: 64, rows: Rows::Last };
+        let builder = engine::builder::GraphBuilder::new(&states, 1);
+        loaded.model.build(&builder, &key);
+        builder.finish()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn damaged_models_are_built_or_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.gguf");
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/golden/qwen3_asr");
+    let conversion = tools::convert::Conversion::open(&golden, |_| tools::convert::Options {
+        bundle: true,
+        ..tools::convert::Options::new(FileType::BF16)
+    });
+    let flag = std::sync::atomic::AtomicBool::new(false);
+    conversion.unwrap().write(std::slice::from_ref(&path), &flag).unwrap();
+    let good = std::fs::read(&path).unwrap();
+    let mut built = 0;
+    for seed in 0..N_MUTATIONS {
+        let bad = tests::mutate::mutate(&good, HEADER, &mut tests::rng::Rng::new(seed));
+        let _ = std::fs::remove_file(&path);
+        std::fs::write(&path, bad).unwrap();
+        let (result, usage) = tests::alloc::measure(|| open_and_build(&path));
+        assert!(usage.peak_bytes < 200 << 20, "seed {seed}: {} bytes", usage.peak_bytes);
+        if let Err(e) = &result {
+            assert!(!e.to_string().contains('\n'), "seed {seed}: {e}");
+        }
+        built += u64::from(result.is_ok());
+    }
+    assert!(0 < built && built < N_MUTATIONS / 2, "{built} of {N_MUTATIONS} were built");
+}
