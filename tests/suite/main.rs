@@ -14,5 +14,6 @@ mod ops;
 mod prompt;
 mod reuse;
 mod safetensors;
+mod schedules;
 mod tokenizer;
 mod vocab;
