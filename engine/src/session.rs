@@ -27,7 +27,7 @@ use crate::weights::{WeightId, WeightStore};
 pub use crate::stats::Stats;
 
 /// Most positions of a slot: states of usual widths then have far fewer elements than a shape can count.
-const MAX_CONTEXT: usize = 1 << 17;
+pub const MAX_CONTEXT: usize = 1 << 17;
 
 /// Bytes of an input word: ids, positions and f32 values alike.
 const WORD: usize = 4;

@@ -7,6 +7,7 @@ use clap_complete::Shell;
 
 use crate::convert::{self, ConvertArgs};
 use crate::exit::{Exit, Failure, Outcome};
+use crate::generate::{self, GenerateArgs};
 use crate::transcribe::{self, TranscribeArgs};
 
 /// What `--version -v` adds.
@@ -34,6 +35,7 @@ struct Cli {
 enum Command {
     Transcribe(Box<TranscribeArgs>),
     Convert(ConvertArgs),
+    Generate(GenerateArgs),
     /// Print a completion script for a shell
     Completions {
         /// The shell
@@ -74,6 +76,7 @@ fn run(cli: Cli) -> Outcome<Exit> {
     match cli.command {
         Some(Command::Transcribe(args)) => transcribe::run(&args),
         Some(Command::Convert(args)) => convert::run(&args),
+        Some(Command::Generate(args)) => generate::run(&args),
         Some(Command::Completions { shell }) => {
             clap_complete::generate(shell, &mut Cli::command(), "tympan", &mut std::io::stdout());
             Ok(Exit::Done)

@@ -5,6 +5,7 @@ pub mod cli;
 pub mod convert;
 pub mod demo;
 pub mod exit;
+pub mod generate;
 pub mod interrupt;
 pub mod model;
 pub mod output;

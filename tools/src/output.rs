@@ -1,14 +1,15 @@
 //! Output files: written under a temporary name and renamed, so that an interrupted run leaves none half done.
 
+use std::ffi::OsStr;
 use std::io::Write;
 use std::path::Path;
 
 use anyhow::Context;
 
 /// Writes `dir/name`, creating the directory where it is missing.
-pub fn write_atomically(dir: &Path, name: &str, bytes: &[u8]) -> anyhow::Result<()> {
+pub fn write_atomically(dir: &Path, name: impl AsRef<OsStr>, bytes: &[u8]) -> anyhow::Result<()> {
     std::fs::create_dir_all(dir).with_context(|| format!("{}: cannot be created", dir.display()))?;
-    let path = dir.join(name);
+    let path = dir.join(name.as_ref());
     let at = || format!("{}: cannot be written", path.display());
     let mut builder = tempfile::Builder::new();
     builder.prefix(".tympan-");

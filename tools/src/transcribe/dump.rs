@@ -34,5 +34,5 @@ pub fn write(dir: &Path, stem: &str, segments: &[Dumped]) -> anyhow::Result<()> 
     });
     let views = views.collect::<anyhow::Result<Vec<_>>>()?;
     let bytes = safetensors::serialize(views, None).context("dump")?;
-    write_atomically(dir, &format!("{stem}.safetensors"), &bytes)
+    write_atomically(dir, format!("{stem}.safetensors"), &bytes)
 }

@@ -387,7 +387,7 @@ impl Run<'_> {
             let facts = Facts { timestamps, ..facts.clone() };
             let body = render(format, transcript, &facts);
             match &self.args.output {
-                Some(dir) => write_atomically(dir, &format!("{stem}.{}", format.extension()), body.as_bytes()),
+                Some(dir) => write_atomically(dir, format!("{stem}.{}", format.extension()), body.as_bytes()),
                 None if watcher.live => watcher.end_line(&transcript.text),
                 None => print(&body),
             }
