@@ -66,8 +66,6 @@ pub struct Generator {
     tokenizer: Tokenizer,
     stop: Vec<u32>,
     n_ctx: usize,
-    /// Rows of the head that stand for a token; what follows is padding and never chosen.
-    n_used: usize,
 }
 
 impl Generator {
@@ -93,8 +91,7 @@ impl Generator {
         let stop = tokenizer.eos().into_iter().chain(end_of_turn).chain(by_text).collect();
         let options = SessionOptions { n_ctx: CONTEXT_STEP.min(n_ctx), kv_dtype, ..SessionOptions::default() };
         let session = Session::open(Arc::clone(&loaded.model), &loaded.weights, backends, options)?;
-        let n_used = tokenizer.n_used(loaded.model.n_vocab());
-        Ok(Self { session, tokenizer, stop, n_ctx, n_used })
+        Ok(Self { session, tokenizer, stop, n_ctx })
     }
 
     /// Switches the reuse of compiled graphs.
@@ -165,9 +162,8 @@ impl Generator {
         let n_ctx = (request.prompt.len() + request.max_tokens).next_multiple_of(CONTEXT_STEP).min(self.n_ctx);
         self.session.reserve_context(n_ctx)?;
         let slot = self.session.memory_mut().acquire()?;
-        let Self { session, tokenizer, stop, n_used, .. } = self;
-        let generated = session
-            .enter(|session| Run { session, slot, tokenizer, stop, n_used: *n_used }.generate(request, observer));
+        let Self { session, tokenizer, stop, .. } = self;
+        let generated = session.enter(|session| Run { session, slot, tokenizer, stop }.generate(request, observer));
         self.session.memory_mut().release(slot);
         generated
     }
@@ -179,7 +175,6 @@ struct Run<'a> {
     slot: Slot,
     tokenizer: &'a Tokenizer,
     stop: &'a [u32],
-    n_used: usize,
 }
 
 impl Run<'_> {
@@ -191,7 +186,7 @@ impl Run<'_> {
         let mut next = if request.prompt_logits {
             generated.prompt_logits = self.all_logits(request.prompt)?;
             let first_of_last = generated.prompt_logits.len() - self.session.model().n_vocab();
-            sampler.choose(&generated.prompt_logits[first_of_last..][..self.n_used])
+            sampler.choose(&generated.prompt_logits[first_of_last..])
         } else {
             self.choose(&mut sampler, request.prompt)?
         };
@@ -217,8 +212,7 @@ impl Run<'_> {
 
     /// Feeds tokens, in pieces where they are many, and chooses the one that follows.
     fn choose(&mut self, sampler: &mut Sampler, ids: &[u32]) -> Result<usize> {
-        let logits = self.session.feed(self.slot, Tokens::Ids(ids), Rows::Last)?;
-        Ok(sampler.choose(&logits[..self.n_used]))
+        Ok(sampler.choose(self.session.feed(self.slot, Tokens::Ids(ids), Rows::Last)?))
     }
 
     /// Feeds tokens and returns the logits of each, `[n_tokens, n_vocab]`.

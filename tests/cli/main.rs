@@ -4,4 +4,5 @@ mod bad_input;
 mod contract;
 mod convert;
 mod exact_text;
+mod generate;
 mod run;
