@@ -103,7 +103,11 @@ fn dot_products_and_axpy_are_close() {
             kernels.axpy_f32(&mut y, 0.3, a);
             let mut z = b.to_vec();
             kernels.axpy_f16(&mut z, 0.3, h);
+            let mut products = b.to_vec();
+            kernels.add_product(&mut products, a, b);
             for i in 0..n {
+                let want = f64::from(b[i]) + f64::from(a[i]) * f64::from(b[i]);
+                close(products[i], want, 2.0 * EPS * 2.0, what);
                 let want = f64::from(b[i]) + f64::from(0.3f32) * f64::from(a[i]);
                 close(y[i], want, 2.0 * EPS * 1.3, what);
                 let want = f64::from(b[i]) + f64::from(0.3f32) * wide_h[i];

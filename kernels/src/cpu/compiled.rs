@@ -8,6 +8,7 @@ macro_rules! compiled_for {
 
         compiled_for! { $features
             fn axpy_f32(y: &mut [f32], s: f32, x: &[f32]) = scalar::axpy_f32::<true>;
+            fn add_product(y: &mut [f32], a: &[f32], b: &[f32]) = scalar::add_product::<true>;
             fn max_of(x: &[f32]) -> f32 = scalar::max_of;
             fn exp_sum(x: &mut [f32], max: f32) -> f32 = scalar::exp_sum::<true>;
             fn rms_norm(y: &mut [f32], w: &[f32], eps: f32) = scalar::rms_norm::<true>;

@@ -78,6 +78,14 @@ pub fn axpy_f32<const FMA: bool>(y: &mut [f32], s: f32, x: &[f32]) {
     }
 }
 
+/// `y += a b`, element by element.
+#[inline(always)]
+pub fn add_product<const FMA: bool>(y: &mut [f32], a: &[f32], b: &[f32]) {
+    for ((y, a), b) in y.iter_mut().zip(a).zip(b) {
+        *y = fma::<FMA>(*a, *b, *y);
+    }
+}
+
 /// `y += s x` with `x` widened.
 pub fn axpy_f16(y: &mut [f32], s: f32, x: &[f16]) {
     for (y, x) in y.iter_mut().zip(x) {

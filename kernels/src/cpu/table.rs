@@ -24,6 +24,7 @@ pub(super) struct Table {
     pub dot_f32: unsafe fn(&[f32], &[f32]) -> f32,
     pub dot_f16: unsafe fn(&[f16], &[f32]) -> f32,
     pub axpy_f32: unsafe fn(&mut [f32], f32, &[f32]),
+    pub add_product: unsafe fn(&mut [f32], &[f32], &[f32]),
     pub axpy_f16: unsafe fn(&mut [f32], f32, &[f16]),
     pub f16_to_f32: unsafe fn(&[f16], &mut [f32]),
     pub f32_to_f16: unsafe fn(&[f32], &mut [f16]),
@@ -56,6 +57,7 @@ const SCALAR: Table = Table {
     dot_f32: scalar::dot_f32::<false>,
     dot_f16: scalar::dot_f16,
     axpy_f32: scalar::axpy_f32::<false>,
+    add_product: scalar::add_product::<false>,
     axpy_f16: scalar::axpy_f16,
     f16_to_f32: scalar::f16_to_f32,
     f32_to_f16: scalar::f32_to_f16,
@@ -90,6 +92,7 @@ const AVX2: Table = Table {
     dot_f32: avx2::dot_f32,
     dot_f16: avx2::dot_f16,
     axpy_f32: avx2::axpy_f32,
+    add_product: avx2::add_product,
     axpy_f16: avx2::axpy_f16,
     f16_to_f32: avx2::f16_to_f32,
     f32_to_f16: avx2::f32_to_f16,
@@ -126,6 +129,7 @@ const AVX512: Table = Table {
     dot_f32: avx512::dot_f32,
     dot_f16: avx512::dot_f16,
     axpy_f32: avx512::axpy_f32,
+    add_product: avx512::add_product,
     axpy_f16: avx512::axpy_f16,
     f16_to_f32: avx512::f16_to_f32,
     f32_to_f16: avx512::f32_to_f16,
@@ -280,6 +284,14 @@ impl Kernels {
         assert_eq!(y.len(), x.len());
         // SAFETY: `Kernels` exists only for instruction sets that this CPU has.
         unsafe { (self.0.axpy_f32)(y, s, x) }
+    }
+
+    /// `y += a b`, element by element.
+    pub fn add_product(self, y: &mut [f32], a: &[f32], b: &[f32]) {
+        assert_eq!(y.len(), a.len());
+        assert_eq!(y.len(), b.len());
+        // SAFETY: `Kernels` exists only for instruction sets that this CPU has.
+        unsafe { (self.0.add_product)(y, a, b) }
     }
 
     /// `y += s x` with `x` widened.

@@ -208,6 +208,7 @@ pub(in super::super) fn causal_conv1d(cx: &mut Lowering<'_>, at: At<'_>) -> Resu
         n_seqs: descs[0].shape.dim(0),
         n_tokens: descs[0].shape.dim(1),
         worker: cx.scratch(at, needs_causal(&descs.iter().collect::<Vec<_>>()))?.1,
+        kernels: cx.machine.kernels,
     };
     cx.push(step);
     Ok(())
@@ -225,6 +226,7 @@ struct CausalConv1d {
     n_seqs: usize,
     n_tokens: usize,
     worker: WorkerScratch,
+    kernels: Kernels,
 }
 
 impl CausalConv1d {
@@ -277,9 +279,7 @@ impl Step for CausalConv1d {
                 let y = unsafe { self.y.part_mut(s * self.n_tokens + t, channels.clone()) };
                 y.fill(0.0);
                 for (j, taps) in taps.chunks_exact(n).enumerate() {
-                    for ((y, tap), x) in y.iter_mut().zip(taps).zip(self.input(s, t + j, &channels, history)) {
-                        *y += tap * x;
-                    }
+                    self.kernels.add_product(y, taps, self.input(s, t + j, &channels, history));
                 }
             }
             for i in 0..d_conv - 1 {

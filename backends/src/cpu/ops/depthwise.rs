@@ -56,13 +56,6 @@ impl Taps {
     }
 }
 
-/// `y += w * x`.
-fn accumulate(y: &mut [f32], w: &[f32], x: &[f32]) {
-    for ((y, w), x) in y.iter_mut().zip(w).zip(x) {
-        *y += w * x;
-    }
-}
-
 /// `[x, w, bias]`.
 pub(in super::super) fn conv2d(cx: &mut Lowering<'_>, at: At<'_>, stride: usize, pad: usize) -> Result<()> {
     let (x, w, y) = (cx.desc(at.arg(0)).shape, cx.desc(at.arg(1)).shape, cx.desc(at.out(0)).shape);
@@ -118,7 +111,7 @@ impl Step for DepthwiseConv2d {
             for (tap, w) in taps.chunks_exact(self.taps.width).enumerate().take(kh * kw) {
                 let (dy, dx) = (self.under(row, tap / kw, height), self.under(column, tap % kw, width));
                 if let Some((dy, dx)) = dy.zip(dx) {
-                    accumulate(y, w, self.x.row((image * height + dy) * width + dx));
+                    self.taps.kernels.add_product(y, w, self.x.row((image * height + dy) * width + dx));
                 }
             }
         }
@@ -163,7 +156,7 @@ impl Step for DepthwiseConv1d {
             y.copy_from_slice(self.bias.row(0));
             for (j, w) in taps.chunks_exact(self.taps.width).enumerate() {
                 if let Some(i) = (t + j).checked_sub(self.taps.n_taps / 2).filter(|&i| i < length) {
-                    accumulate(y, w, self.x.row(s * self.n_tokens + i));
+                    self.taps.kernels.add_product(y, w, self.x.row(s * self.n_tokens + i));
                 }
             }
         }
