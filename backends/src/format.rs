@@ -15,6 +15,7 @@ pub const fn format_of(dtype: DType) -> Option<Format> {
         DType::Q4_1 => Some(Format::Q4_1),
         DType::Q5_0 => Some(Format::Q5_0),
         DType::Q5_1 => Some(Format::Q5_1),
+        DType::IQ4_NL => Some(Format::IQ4_NL),
         DType::Q2_K => Some(Format::Q2_K),
         DType::Q3_K => Some(Format::Q3_K),
         DType::Q4_K => Some(Format::Q4_K),

@@ -22,6 +22,8 @@ pub enum DType {
     Q5_0,
     /// 32 levels of 5 bits, f16 scale and minimum.
     Q5_1,
+    /// 32 levels of 4 bits that index sixteen values of uneven distance, one f16 scale.
+    IQ4_NL,
     /// 256 levels of 2 bits, 16 groups with 4-bit scale and minimum.
     Q2_K,
     /// 256 levels of 3 bits, 16 groups with 6-bit scale.
@@ -45,7 +47,7 @@ pub struct Block {
 
 impl DType {
     /// Every format, in declaration order.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::F32,
         Self::F16,
         Self::BF16,
@@ -55,6 +57,7 @@ impl DType {
         Self::Q4_1,
         Self::Q5_0,
         Self::Q5_1,
+        Self::IQ4_NL,
         Self::Q2_K,
         Self::Q3_K,
         Self::Q4_K,
@@ -72,6 +75,7 @@ impl DType {
             Self::Q4_1 => (32, 20),
             Self::Q5_0 => (32, 22),
             Self::Q5_1 => (32, 24),
+            Self::IQ4_NL => (32, 18),
             Self::Q2_K => (256, 84),
             Self::Q3_K => (256, 110),
             Self::Q4_K => (256, 144),
@@ -103,6 +107,7 @@ impl DType {
             Self::Q4_K => 12,
             Self::Q5_K => 13,
             Self::Q6_K => 14,
+            Self::IQ4_NL => 20,
             Self::I32 => 26,
             Self::BF16 => 30,
         }
@@ -125,6 +130,7 @@ impl DType {
             Self::Q4_1 => "Q4_1",
             Self::Q5_0 => "Q5_0",
             Self::Q5_1 => "Q5_1",
+            Self::IQ4_NL => "IQ4_NL",
             Self::Q2_K => "Q2_K",
             Self::Q3_K => "Q3_K",
             Self::Q4_K => "Q4_K",

@@ -80,7 +80,7 @@ pub fn random_weight(rng: &mut Rng, dtype: DType, n: usize, range: [f32; 2]) -> 
             return bytes;
         }
         DType::I32 => panic!("weights are not integers"),
-        DType::Q8_0 | DType::Q4_0 | DType::Q5_0 => &[0],
+        DType::Q8_0 | DType::Q4_0 | DType::Q5_0 | DType::IQ4_NL => &[0],
         DType::Q4_1 | DType::Q5_1 | DType::Q4_K | DType::Q5_K => &[0, 2],
         DType::Q2_K => &[80, 82],
         DType::Q3_K => &[108],

@@ -178,7 +178,7 @@ fn sample_layout() -> Layout {
 }
 
 /// Tensors of every format: name, type id of the specification, block length and bytes, innermost extent.
-const FORMATS: [(&str, DType, u32, usize, usize, usize); 14] = [
+const FORMATS: [(&str, DType, u32, usize, usize, usize); 15] = [
     ("f32", DType::F32, 0, 1, 4, 3),
     ("f16", DType::F16, 1, 1, 2, 5),
     ("q4_0", DType::Q4_0, 2, 32, 18, 64),
@@ -191,6 +191,7 @@ const FORMATS: [(&str, DType, u32, usize, usize, usize); 14] = [
     ("q4_k", DType::Q4_K, 12, 256, 144, 512),
     ("q5_k", DType::Q5_K, 13, 256, 176, 256),
     ("q6_k", DType::Q6_K, 14, 256, 210, 256),
+    ("iq4_nl", DType::IQ4_NL, 20, 32, 18, 64),
     ("i32", DType::I32, 26, 1, 4, 1),
     ("bf16", DType::BF16, 30, 1, 2, 7),
 ];

@@ -82,6 +82,7 @@ fn file_type(file: &Gguf) -> String {
         Ok(16) => "Q5_K_S",
         Ok(17) => "Q5_K_M",
         Ok(18) => "Q6_K",
+        Ok(25) => "IQ4_NL",
         Ok(32) => "BF16",
         Ok(_) | Err(_) => "unknown",
     };

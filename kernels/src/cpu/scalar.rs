@@ -130,6 +130,7 @@ pub fn small_operand(format: Format) -> Operand {
         | Format::Q4_1
         | Format::Q5_0
         | Format::Q5_1
+        | Format::IQ4_NL
         | Format::Q2_K
         | Format::Q3_K => Operand::Rows,
     }

@@ -7,6 +7,7 @@
 pub mod activation;
 pub mod bf16;
 pub mod f16;
+pub mod iq4_nl;
 pub mod q2_k;
 pub mod q3_k;
 pub mod q4_0;
@@ -20,6 +21,7 @@ pub mod q8_0;
 
 use bytemuck::{Pod, Zeroable};
 
+pub use self::iq4_nl::BlockIQ4_NL;
 pub use self::q2_k::BlockQ2_K;
 pub use self::q3_k::BlockQ3_K;
 pub use self::q4_0::BlockQ4_0;
@@ -56,6 +58,8 @@ pub enum Format {
     Q5_0,
     /// 32 levels of 5 bits, f16 scale and minimum.
     Q5_1,
+    /// 32 levels of 4 bits that index sixteen values of uneven distance, one f16 scale.
+    IQ4_NL,
     /// 256 levels of 2 bits, 16 groups with 4-bit scale and minimum.
     Q2_K,
     /// 256 levels of 3 bits, 16 groups with 6-bit scale.
@@ -70,7 +74,7 @@ pub enum Format {
 
 impl Format {
     /// Every format, in declaration order.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::F32,
         Self::F16,
         Self::BF16,
@@ -79,6 +83,7 @@ impl Format {
         Self::Q4_1,
         Self::Q5_0,
         Self::Q5_1,
+        Self::IQ4_NL,
         Self::Q2_K,
         Self::Q3_K,
         Self::Q4_K,
@@ -90,7 +95,7 @@ impl Format {
     pub const fn block_len(self) -> usize {
         match self {
             Self::F32 | Self::F16 | Self::BF16 => 1,
-            Self::Q8_0 | Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 => SMALL_BLOCK,
+            Self::Q8_0 | Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 | Self::IQ4_NL => SMALL_BLOCK,
             Self::Q2_K | Self::Q3_K | Self::Q4_K | Self::Q5_K | Self::Q6_K => SUPER_BLOCK,
         }
     }
@@ -105,6 +110,7 @@ impl Format {
             Self::Q4_1 => size_of::<BlockQ4_1>(),
             Self::Q5_0 => size_of::<BlockQ5_0>(),
             Self::Q5_1 => size_of::<BlockQ5_1>(),
+            Self::IQ4_NL => size_of::<BlockIQ4_NL>(),
             Self::Q2_K => size_of::<BlockQ2_K>(),
             Self::Q3_K => size_of::<BlockQ3_K>(),
             Self::Q4_K => size_of::<BlockQ4_K>(),
@@ -136,6 +142,7 @@ impl Format {
             Self::Q4_1 => q4_1::decode(bytemuck::cast_slice(bytes), out.as_chunks_mut().0),
             Self::Q5_0 => q5_0::decode(bytemuck::cast_slice(bytes), out.as_chunks_mut().0),
             Self::Q5_1 => q5_1::decode(bytemuck::cast_slice(bytes), out.as_chunks_mut().0),
+            Self::IQ4_NL => iq4_nl::decode(bytemuck::cast_slice(bytes), out.as_chunks_mut().0),
             Self::Q2_K => q2_k::decode(bytemuck::cast_slice(bytes), out.as_chunks_mut().0),
             Self::Q3_K => q3_k::decode(bytemuck::cast_slice(bytes), out.as_chunks_mut().0),
             Self::Q4_K => q4_k::decode(bytemuck::cast_slice(bytes), out.as_chunks_mut().0),
@@ -165,7 +172,15 @@ impl Format {
             Self::BF16 => bf16::encode(x, bytemuck::cast_slice_mut(out)),
             Self::Q8_0 => q8_0::encode(x.as_chunks().0, bytemuck::cast_slice_mut(out)),
             Self::Q4_0 => q4_0::encode(x.as_chunks().0, bytemuck::cast_slice_mut(out)),
-            Self::Q4_1 | Self::Q5_0 | Self::Q5_1 | Self::Q2_K | Self::Q3_K | Self::Q4_K | Self::Q5_K | Self::Q6_K => {
+            Self::Q4_1
+            | Self::Q5_0
+            | Self::Q5_1
+            | Self::IQ4_NL
+            | Self::Q2_K
+            | Self::Q3_K
+            | Self::Q4_K
+            | Self::Q5_K
+            | Self::Q6_K => {
                 panic!("no encoder for {self:?}: `can_encode` is false")
             }
         }

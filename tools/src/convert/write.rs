@@ -135,7 +135,7 @@ fn limit(format: Format) -> f32 {
         Format::F16 => F16_OVERFLOW,
         Format::Q8_0 => 127.0 * f16::to_f32(0x7bff),
         Format::Q4_0 => 8.0 * f16::to_f32(0x7bff),
-        Format::Q4_1 | Format::Q5_0 | Format::Q5_1 => f16::to_f32(0x7bff),
+        Format::Q4_1 | Format::Q5_0 | Format::Q5_1 | Format::IQ4_NL => f16::to_f32(0x7bff),
         Format::Q2_K | Format::Q3_K | Format::Q4_K | Format::Q5_K | Format::Q6_K => f16::to_f32(0x7bff),
     }
 }
@@ -151,6 +151,7 @@ fn format_of(dtype: DType) -> Format {
         DType::Q4_1 => Format::Q4_1,
         DType::Q5_0 => Format::Q5_0,
         DType::Q5_1 => Format::Q5_1,
+        DType::IQ4_NL => Format::IQ4_NL,
         DType::Q2_K => Format::Q2_K,
         DType::Q3_K => Format::Q3_K,
         DType::Q4_K => Format::Q4_K,

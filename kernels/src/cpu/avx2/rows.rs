@@ -99,6 +99,7 @@ pub fn decode_row(format: Format, bytes: &[u8], out: &mut [f32]) {
         | Format::Q4_1
         | Format::Q5_0
         | Format::Q5_1
+        | Format::IQ4_NL
         | Format::Q2_K
         | Format::Q3_K
         | Format::Q4_K
