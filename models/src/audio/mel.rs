@@ -13,6 +13,7 @@ use realfft::num_complex::Complex;
 use realfft::{RealFftPlanner, RealToComplex};
 
 use super::filterbank::Filterbank;
+use super::sum::sum;
 
 /// Whisper: lowest mel power whose logarithm is taken.
 const POWER_FLOOR: f64 = 1e-10;
@@ -22,9 +23,9 @@ const DYNAMIC_RANGE: f64 = 8.0;
 /// NeMo: how much of a sample is taken from the next one.
 const PRE_EMPHASIS: f64 = 0.97;
 /// NeMo: added to the mel power, `2^-24`.
-const POWER_GUARD: f64 = 1.0 / (1u64 << 24) as f64;
+const POWER_GUARD: f32 = 1.0 / (1u32 << 24) as f32;
 /// NeMo: added to the standard deviation of a band.
-const DEVIATION_GUARD: f64 = 1e-5;
+const DEVIATION_GUARD: f32 = 1e-5;
 
 /// Frames that one task of the thread pool transforms: about half a millisecond of work.
 const FRAMES_PER_TASK: usize = 64;
@@ -183,29 +184,33 @@ impl MelSpectrogram {
     }
 
     /// Features `[n_mels, n_frames]` of [`MelRecipe::Nemo`].
+    ///
+    /// From the logarithm on in f32, like the official code: a band without sound, such as those above 4 kHz of a telephone
+    /// call, is the logarithm of the guard all along, and what the model sees of it is how its mean was rounded.
     fn nemo(&self, samples: &[f32]) -> Vec<f32> {
         let n_frames = self.n_frames(samples.len());
-        // Normalising magnifies: a band that hardly varies would show the rounding of an f32 logarithm.
-        let by_frame = self.mel(samples, n_frames - 1, |power| (power + POWER_GUARD).ln());
+        let n_valid = n_frames - 1;
+        let by_frame = self.mel(samples, n_valid, |power| f64::from(power as f32 + POWER_GUARD).ln() as f32);
         let mut values = vec![0f32; n_frames * self.params.n_mels];
         values.par_chunks_mut(n_frames).enumerate().for_each(|(i_mel, row)| {
-            let band = || by_frame.iter().skip(i_mel).step_by(self.params.n_mels);
-            let n = (n_frames - 1) as f64;
-            let mean = band().sum::<f64>() / n;
-            let squares: f64 = band().map(|y| (y - mean).powi(2)).sum();
-            // One frame has no deviation: its features are 0, whatever it is divided by.
-            let std = (squares / (n - 1.0).max(1.0)).sqrt() + DEVIATION_GUARD;
-            for (y, x) in row.iter_mut().zip(band()) {
-                *y = ((x - mean) / std) as f32;
+            for (y, x) in row.iter_mut().zip(by_frame.iter().skip(i_mel).step_by(self.params.n_mels)) {
+                *y = *x;
             }
+            // The zero of the last frame takes part in the sums, for the order in which they are added.
+            let mean = sum(row) / n_valid as f32;
+            row[..n_valid].iter_mut().for_each(|y| *y -= mean);
+            let squares: Vec<f32> = row.iter().map(|y| y * y).collect();
+            // One frame has no deviation: its features are 0, whatever it is divided by.
+            let std = (sum(&squares) / (n_valid as f32 - 1.0).max(1.0)).sqrt() + DEVIATION_GUARD;
+            row.iter_mut().for_each(|y| *y /= std);
         });
         values
     }
 
     /// Mel power of the first `n_frames` frames after `log`: `[n_frames, n_mels]`.
-    fn mel<T: Copy + Default + Send>(&self, samples: &[f32], n_frames: usize, log: impl Fn(f64) -> T + Sync) -> Vec<T> {
+    fn mel(&self, samples: &[f32], n_frames: usize, log: impl Fn(f64) -> f32 + Sync) -> Vec<f32> {
         let n_mels = self.params.n_mels;
-        let mut by_frame = vec![T::default(); n_frames * n_mels];
+        let mut by_frame = vec![0f32; n_frames * n_mels];
         by_frame.par_chunks_mut(FRAMES_PER_TASK * n_mels).enumerate().for_each(|(i, out)| {
             let mut frame = self.fft.make_input_vec();
             let mut spectrum = self.fft.make_output_vec();

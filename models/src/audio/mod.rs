@@ -11,6 +11,7 @@ mod names;
 pub mod resample;
 mod riff;
 pub mod segment;
+mod sum;
 
 pub use decode::{Decoded, Loss, decode_bytes, decode_file, decode_reader};
 pub use error::{AudioError, AudioErrorKind};
