@@ -91,17 +91,31 @@ fn floats(n: usize) -> Vec<f32> {
 /// Valid rows of any format: bytes with small scales.
 fn weights(format: Format, n_rows: usize, k: usize) -> Vec<u8> {
     let mut bytes = vec![0; n_rows * format.row_bytes(k)];
-    if format.can_encode() {
-        let (row, len) = (floats(k), format.row_bytes(k));
-        format.encode_row(&row, &mut bytes[..len]);
-        for j in 1..n_rows {
-            bytes.copy_within(..len, j * len);
-        }
-    } else {
-        // 0x2020 is 0.0083 as a half, wherever a scale stands.
-        bytes.fill(0x20);
+    let (row, len) = (floats(k), format.row_bytes(k));
+    format.encode_row(&row, &mut bytes[..len]);
+    for j in 1..n_rows {
+        bytes.copy_within(..len, j * len);
     }
     bytes
+}
+
+/// Rows of weights into `format`; a multiply-add stands for an element.
+fn encode(bench: &Bench, format: Format) {
+    const N: usize = 4096;
+    // Sums of four uniform numbers, near normal as weights are.
+    let uniform = |i: usize| ((i.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 40) as f32) / (1 << 24) as f32 - 0.5;
+    let x: Vec<f32> = (0..N).map(|i| 0.04 * (4 * i..4 * i + 4).map(uniform).sum::<f32>()).collect();
+    let importance: Vec<f32> = (0..N).map(|i| 1.5 + uniform(i)).collect();
+    for importance in [None, Some(&importance)] {
+        if importance.is_some() && !format.uses_importance() {
+            continue;
+        }
+        let name = format!("encode {format:?}{}", if importance.is_some() { " with importance" } else { "" });
+        bench.case(&name, Work { bytes: 4 * N, macs: N }, |kernels, _| {
+            let (x, mut out) = (&x, vec![0; format.row_bytes(N)]);
+            move || kernels.encode_row(format, black_box(x), importance.map(Vec::as_slice), &mut out)
+        });
+    }
 }
 
 fn product(bench: &Bench, format: Format, n_rows: usize, k: usize, m: usize) {
@@ -241,6 +255,9 @@ fn main() {
     }
     for (n_q, n_keys, head_dim) in [(2, 1024, 128), (8, 300, 128), (104, 104, 64), (512, 512, 128), (780, 780, 64)] {
         attention(&bench, n_q, n_keys, head_dim, head_dim == 128);
+    }
+    for format in Format::ALL {
+        encode(&bench, format);
     }
     rows(&bench);
 }

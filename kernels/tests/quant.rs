@@ -63,16 +63,42 @@ fn decoded_rows_have_the_reference_bits() {
 #[test]
 fn encoded_rows_have_the_reference_bytes() {
     let input = fixture("input");
-    for format in Format::ALL.into_iter().filter(|f| f.can_encode() && *f != Format::F32) {
+    for format in Format::ALL.into_iter().filter(|f| *f != Format::F32) {
         let file = fixture(&format!("{format:?}"));
         let encoded = SafeTensors::deserialize(&file).unwrap();
         let mut n_compared = 0;
         each(&input, "x", |class, x| {
             let Ok(want) = encoded.tensor(&format!("encoded.{class}")) else { return };
             for (x, want) in floats(x).chunks_exact(ROW).zip(want.data().chunks_exact(format.row_bytes(ROW))) {
-                let mut got = vec![0; want.len()];
-                format.encode_row(x, &mut got);
-                assert_eq!(got, want, "{format:?} {class}");
+                for kernels in Kernels::available() {
+                    let mut got = vec![0; want.len()];
+                    kernels.encode_row(format, x, None, &mut got);
+                    assert_eq!(got, want, "{format:?} {class} {kernels:?}");
+                }
+                n_compared += 1;
+            }
+        });
+        assert!(n_compared >= 50, "{format:?}: {n_compared} rows");
+    }
+}
+
+#[test]
+fn rows_encoded_with_importance_have_the_reference_bytes() {
+    let input = fixture("input");
+    let weights = SafeTensors::deserialize(&input).unwrap();
+    for format in Format::ALL.into_iter().filter(|f| f.uses_importance()) {
+        let file = fixture(&format!("{format:?}"));
+        let encoded = SafeTensors::deserialize(&file).unwrap();
+        let mut n_compared = 0;
+        each(&input, "x", |class, x| {
+            let Ok(want) = encoded.tensor(&format!("encoded_weighted.{class}")) else { return };
+            let importance = floats(weights.tensor(&format!("weight.{class}")).unwrap().data());
+            for (x, want) in floats(x).chunks_exact(ROW).zip(want.data().chunks_exact(format.row_bytes(ROW))) {
+                for kernels in Kernels::available() {
+                    let mut got = vec![0; want.len()];
+                    kernels.encode_row(format, x, Some(&importance), &mut got);
+                    assert_eq!(got, want, "{format:?} {class} {kernels:?}");
+                }
                 n_compared += 1;
             }
         });

@@ -112,6 +112,12 @@ pub fn decode_row(format: Format, bytes: &[u8], out: &mut [f32]) {
     format.decode_row(bytes, out);
 }
 
+/// Encodes one row of weights.
+#[inline(always)]
+pub fn encode_row(format: Format, x: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
+    format.encode(x, importance, out);
+}
+
 /// The operand for a product of `m` rows of activations.
 pub fn operand(format: Format, m: usize) -> Operand {
     /// Largest `m` for which a product reads rows of weights once and leaves them as they are.

@@ -12,10 +12,14 @@ use super::scalar;
 use super::{avx2, avx512};
 use crate::quant::Format;
 
+/// Format, row, importance, bytes.
+type EncodeRow = unsafe fn(Format, &[f32], Option<&[f32]>, &mut [u8]);
+
 /// The kernels of one instruction set. Calling an entry is sound on a CPU that has `isa`.
 pub(super) struct Table {
     pub isa: Isa,
     pub decode_row: unsafe fn(Format, &[u8], &mut [f32]),
+    pub encode_row: EncodeRow,
     pub operand: fn(Format, usize) -> Operand,
     pub prepare: unsafe fn(Operand, &[f32], usize, usize, usize, &mut [f32]),
     pub product_scratch_len: fn(Format, Operand, usize, usize, usize) -> usize,
@@ -49,6 +53,7 @@ pub(super) struct Table {
 const SCALAR: Table = Table {
     isa: Isa::Scalar,
     decode_row: scalar::decode_row,
+    encode_row: scalar::encode_row,
     operand: scalar::operand,
     prepare: scalar::prepare,
     product_scratch_len: scalar::product_scratch_len,
@@ -85,6 +90,7 @@ static SCALAR_TABLE: Table = SCALAR;
 const AVX2: Table = Table {
     isa: Isa::Avx2,
     decode_row: avx2::decode_row,
+    encode_row: avx2::encode_row,
     prepare: avx2::prepare,
     product_scratch_len: avx2::product_scratch_len,
     product: avx2::product,
@@ -122,6 +128,7 @@ static AVX2_TABLE: Table = AVX2;
 const AVX512: Table = Table {
     isa: Isa::Avx512,
     decode_row: avx512::decode_row,
+    encode_row: avx512::encode_row,
     prepare: avx512::prepare,
     product_scratch_len: avx512::product_scratch_len,
     product: avx512::product,
@@ -203,6 +210,14 @@ impl Kernels {
         assert_eq!(bytes.len(), format.row_bytes(out.len()), "bytes of a row");
         // SAFETY: `Kernels` exists only for instruction sets that this CPU has.
         unsafe { (self.0.decode_row)(format, bytes, out) }
+    }
+
+    /// Encodes one row of weights; exact. `out` is the row of `x.len()` elements.
+    ///
+    /// Importance and pieces of rows: see [`Format::encode_row_weighted`].
+    pub fn encode_row(self, format: Format, x: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
+        // SAFETY: `Kernels` exists only for instruction sets that this CPU has.
+        unsafe { (self.0.encode_row)(format, x, importance, out) }
     }
 
     /// The layout in which a product of these weights with `m` rows wants its activations.

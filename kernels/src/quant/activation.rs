@@ -82,6 +82,6 @@ fn largest_size(x: &[f32]) -> f32 {
 
 /// The nearest integer, ties to even, for abs(x) < 2^22; other values keep the low bits that the formula gives.
 #[inline(always)]
-fn round(x: f32) -> i32 {
+pub(super) fn round(x: f32) -> i32 {
     ((x + ROUND).to_bits() & 0x007F_FFFF) as i32 - 0x0040_0000
 }

@@ -20,6 +20,7 @@ pub(super) fn decode(row: &[[u8; 2]], out: &mut [f32]) {
 }
 
 /// Rounds a row to little-endian values.
+#[inline(always)]
 pub(super) fn encode(x: &[f32], out: &mut [[u8; 2]]) {
     for (b, x) in out.iter_mut().zip(x) {
         *b = from_f32(*x).to_le_bytes();

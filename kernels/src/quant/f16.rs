@@ -21,6 +21,7 @@ pub(super) fn decode(row: &[F16Bytes], out: &mut [f32]) {
 }
 
 /// Rounds a row.
+#[inline(always)]
 pub(super) fn encode(x: &[f32], out: &mut [F16Bytes]) {
     for (h, x) in out.iter_mut().zip(x) {
         *h = F16Bytes::from_f32(*x);

@@ -8,6 +8,7 @@ pub mod activation;
 pub mod bf16;
 pub mod f16;
 pub mod iq4_nl;
+mod lanes;
 pub mod q2_k;
 pub mod q3_k;
 pub mod q4_0;
@@ -18,6 +19,7 @@ pub mod q5_1;
 pub mod q5_k;
 pub mod q6_k;
 pub mod q8_0;
+mod search;
 
 use bytemuck::{Pod, Zeroable};
 
@@ -151,17 +153,35 @@ impl Format {
         }
     }
 
-    /// Whether [`encode_row`](Self::encode_row) has this format.
-    pub const fn can_encode(self) -> bool {
-        matches!(self, Self::F32 | Self::F16 | Self::BF16 | Self::Q8_0 | Self::Q4_0)
+    /// Whether importance changes what [`encode_row_weighted`](Self::encode_row_weighted) writes.
+    pub const fn uses_importance(self) -> bool {
+        !matches!(self, Self::F32 | Self::F16 | Self::BF16 | Self::Q8_0)
     }
 
     /// Encodes one row; `x.len()` is a multiple of [`block_len`](Self::block_len) and `out` takes exactly that row.
     ///
+    /// Rows are independent of each other, and so are blocks: a row may be encoded in pieces of whole blocks.
+    ///
     /// Infinities and NaN keep their meaning in F32, F16 and BF16. In the quantized formats they give a scale that is
-    /// not finite: the caller checks its rows first. Panics unless [`can_encode`](Self::can_encode).
+    /// not finite or levels without meaning: the caller checks its rows first.
     pub fn encode_row(self, x: &[f32], out: &mut [u8]) {
+        self.encode(x, None, out);
+    }
+
+    /// Encodes one row with an importance for each column, finite and not negative, which weighs the squared errors.
+    ///
+    /// Q4_0, Q4_1, Q5_0 and Q5_1 look at the whole row, so that it is encoded in one piece. F32, F16, BF16 and Q8_0
+    /// ignore the importance.
+    pub fn encode_row_weighted(self, x: &[f32], importance: &[f32], out: &mut [u8]) {
+        self.encode(x, Some(importance), out);
+    }
+
+    #[inline(always)]
+    pub(crate) fn encode(self, x: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
         assert_eq!(out.len(), self.row_bytes(x.len()), "bytes of a row");
+        assert!(importance.is_none_or(|importance| importance.len() == x.len()), "an importance for each column");
+        let (small, importance_of_small) = (x.as_chunks().0, importance.map(|w| w.as_chunks().0));
+        let (large, importance_of_large) = (x.as_chunks().0, importance.map(|w| w.as_chunks().0));
         match self {
             Self::F32 => {
                 for (b, x) in out.as_chunks_mut().0.iter_mut().zip(x) {
@@ -170,19 +190,17 @@ impl Format {
             }
             Self::F16 => f16::encode(x, bytemuck::cast_slice_mut(out)),
             Self::BF16 => bf16::encode(x, bytemuck::cast_slice_mut(out)),
-            Self::Q8_0 => q8_0::encode(x.as_chunks().0, bytemuck::cast_slice_mut(out)),
-            Self::Q4_0 => q4_0::encode(x.as_chunks().0, bytemuck::cast_slice_mut(out)),
-            Self::Q4_1
-            | Self::Q5_0
-            | Self::Q5_1
-            | Self::IQ4_NL
-            | Self::Q2_K
-            | Self::Q3_K
-            | Self::Q4_K
-            | Self::Q5_K
-            | Self::Q6_K => {
-                panic!("no encoder for {self:?}: `can_encode` is false")
-            }
+            Self::Q8_0 => q8_0::encode(small, bytemuck::cast_slice_mut(out)),
+            Self::Q4_0 => q4_0::encode(small, importance_of_small, bytemuck::cast_slice_mut(out)),
+            Self::Q4_1 => q4_1::encode(small, importance_of_small, bytemuck::cast_slice_mut(out)),
+            Self::Q5_0 => q5_0::encode(small, importance_of_small, bytemuck::cast_slice_mut(out)),
+            Self::Q5_1 => q5_1::encode(small, importance_of_small, bytemuck::cast_slice_mut(out)),
+            Self::IQ4_NL => iq4_nl::encode(small, importance_of_small, bytemuck::cast_slice_mut(out)),
+            Self::Q2_K => q2_k::encode(large, importance_of_large, bytemuck::cast_slice_mut(out)),
+            Self::Q3_K => q3_k::encode(large, importance_of_large, bytemuck::cast_slice_mut(out)),
+            Self::Q4_K => q4_k::encode(large, importance_of_large, bytemuck::cast_slice_mut(out)),
+            Self::Q5_K => q5_k::encode(large, importance_of_large, bytemuck::cast_slice_mut(out)),
+            Self::Q6_K => q6_k::encode(large, importance_of_large, bytemuck::cast_slice_mut(out)),
         }
     }
 }
@@ -242,6 +260,15 @@ pub(crate) fn scales_mins_k4(scales: &[u8; 12]) -> ([u8; 8], [u8; 8]) {
     (join(a & six, c & four | (a >> 6 & two) << 4), join(b & six, c >> 4 & four | (b >> 6 & two) << 4))
 }
 
+/// Eight 6-bit scales and minima in twelve bytes; the inverse of [`scale_min_k4`].
+fn pack_scales_mins_k4(scales: [u8; 8], mins: [u8; 8]) -> [u8; 12] {
+    std::array::from_fn(|i| match i {
+        0..4 => scales[i] | scales[i + 4] >> 4 << 6,
+        4..8 => mins[i - 4] | mins[i] >> 4 << 6,
+        _ => scales[i - 4] & 15 | mins[i - 4] << 4,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -253,6 +280,7 @@ mod tests {
         for j in 0..8 {
             assert_eq!((scales[j], mins[j]), scale_min_k4(&bytes, j));
         }
+        assert_eq!(pack_scales_mins_k4(scales, mins), bytes);
     }
 
     #[test]

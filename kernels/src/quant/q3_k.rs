@@ -2,6 +2,9 @@
 
 use bytemuck::{Pod, Zeroable};
 
+use super::activation::round;
+use super::lanes::{Lanes, by_lane, group};
+use super::search::{cube, extreme, super_block_sum, symmetric, symmetric_levels, weights};
 use super::{F16Bytes, SUPER_BLOCK};
 
 /// Value of a level in a group: `(d * (scale - 32)) * (level - 4)`.
@@ -43,4 +46,65 @@ pub(super) fn decode(blocks: &[BlockQ3_K], out: &mut [[f32; SUPER_BLOCK]]) {
             }
         }
     }
+}
+
+/// Encodes whole blocks.
+///
+/// Without importance each group gets a scale by [`cube`], and the scale largest in size becomes -32. With importance
+/// both are [`symmetric`] searches: of each group with weights `importance sqrt(2 mean(x x) + x x)`, the mean over the
+/// block, and of the scales with the sums of these. Levels are rounded anew with what was stored; groups whose scale
+/// became 0 keep those of the search.
+///
+/// Source: ggml, `quantize_row_q3_K_ref` and `quantize_q3_K`.
+#[inline(always)]
+pub(super) fn encode(x: &[[f32; SUPER_BLOCK]], importance: Option<&[[f32; SUPER_BLOCK]]>, out: &mut [BlockQ3_K]) {
+    for (i, (b, x)) in out.iter_mut().zip(x).enumerate() {
+        let groups = x.as_chunks::<16>().0;
+        let lanes = by_lane(groups);
+        let (found, d, scales);
+        match importance {
+            None => {
+                found = cube(&lanes, 4);
+                (d, scales) = by_extreme(&found.scale.0);
+            }
+            Some(importance) => {
+                let mean = 2.0 * super_block_sum(x) / SUPER_BLOCK as f32;
+                let w = weights(&lanes, &by_lane(importance[i].as_chunks::<16>().0), Lanes::splat(mean));
+                let of_groups = w.iter().fold(Lanes::ZERO, |sum, w| sum + *w).0;
+                found = symmetric(&lanes, &w, 4);
+                let of_scales = symmetric(&found.scale.0.map(|x| Lanes([x])), &of_groups.map(|w| Lanes([w])), 32);
+                (d, scales) = (of_scales.scale.0[0], of_scales.levels.map(|l| l.0[0] as u8));
+            }
+        }
+        *b = BlockQ3_K::zeroed();
+        b.d = F16Bytes::from_f32(d);
+        for (j, scale) in scales.iter().enumerate() {
+            b.scales[j % 8] |= (scale & 15) << (4 * (j / 8));
+            b.scales[8 + j % 4] |= scale >> 4 << (2 * (j / 4));
+        }
+        let d = b.d.to_f32();
+        for (j, x) in groups.iter().enumerate() {
+            let scale = d * f32::from(b.scale(j));
+            let levels = if scale == 0.0 { group(&found.levels, j) } else { symmetric_levels(x, scale, 4) };
+            let e = 16 * j;
+            let (at, shift, bit) = (32 * (e / 128) + e % 32, 2 * (e % 128 / 32), e / 32);
+            for ((q, h), level) in b.qs[at..].iter_mut().zip(&mut b.hmask[e % 32..]).zip(levels) {
+                *q |= (level & 3) << shift;
+                *h |= level >> 2 << bit;
+            }
+        }
+    }
+}
+
+/// The scale with which the value largest in size becomes -32, and the nearest levels, 32 added.
+///
+/// Where all are zeros so are the levels, 32 not added.
+#[inline(always)]
+fn by_extreme(v: &[f32; 16]) -> (f32, [u8; 16]) {
+    let extreme = extreme(v);
+    if extreme == 0.0 {
+        return (0.0, [0; 16]);
+    }
+    let inverse = -32.0 / extreme;
+    (1.0 / inverse, v.map(|v| ((round(inverse * v) as i8).clamp(-32, 31) + 32) as u8))
 }

@@ -2,6 +2,8 @@
 
 use bytemuck::{Pod, Zeroable};
 
+use super::lanes::{Lanes, WIDTH, by_lane, group};
+use super::search::{extreme, symmetric, weights};
 use super::{F16Bytes, SMALL_BLOCK, inverse_or_zero, trunc8};
 
 /// Value of a level: `(level - 8) * d`.
@@ -28,19 +30,48 @@ pub(super) fn decode(blocks: &[BlockQ4_0], out: &mut [[f32; SMALL_BLOCK]]) {
     }
 }
 
-/// Encodes whole blocks: the element largest in size gets level 0, so `d` is that element / -8.
+/// Encodes a row.
 ///
-/// Source: ggml, `quantize_row_q4_0_ref`.
-pub(super) fn encode(x: &[[f32; SMALL_BLOCK]], out: &mut [BlockQ4_0]) {
+/// Without weights the element largest in size gets level 0, so `d` is that element / -8, and levels come from the
+/// unrounded `d`. With weights the errors of element e of column c are weighted by
+/// `importance[c] sqrt(mean(x x) + x_e x_e)`, the mean over the row, in the search [`symmetric`].
+///
+/// Source: ggml, `quantize_row_q4_0_ref` and `quantize_q4_0`.
+#[inline(always)]
+pub(super) fn encode(x: &[[f32; SMALL_BLOCK]], importance: Option<&[[f32; SMALL_BLOCK]]>, out: &mut [BlockQ4_0]) {
+    if let Some(importance) = importance {
+        return encode_weighted(x, importance, out);
+    }
     for (b, x) in out.iter_mut().zip(x) {
-        let extreme = x.iter().fold(0.0, |m: f32, x| if x.abs() > m.abs() { *x } else { m });
-        let d = extreme / -8.0;
+        let d = extreme(x) / -8.0;
         let id = inverse_or_zero(d);
         b.d = F16Bytes::from_f32(d);
-        let level = |x: f32| trunc8(x * id + 8.5).min(15) as u8;
-        let (low, high) = x.split_at(SMALL_BLOCK / 2);
-        for (q, (low, high)) in b.qs.iter_mut().zip(low.iter().zip(high)) {
-            *q = level(*low) | level(*high) << 4;
+        b.qs = pack(&x.map(|x| trunc8(x * id + 8.5).min(15) as u8));
+    }
+}
+
+#[inline(always)]
+fn encode_weighted(x: &[[f32; SMALL_BLOCK]], importance: &[[f32; SMALL_BLOCK]], out: &mut [BlockQ4_0]) {
+    let mean = mean_square(x);
+    for ((out, x), importance) in out.chunks_mut(WIDTH).zip(x.chunks(WIDTH)).zip(importance.chunks(WIDTH)) {
+        let x = by_lane(x);
+        let found = symmetric(&x, &weights(&x, &by_lane(importance), Lanes::splat(mean)), 8);
+        for (l, b) in out.iter_mut().enumerate() {
+            b.d = F16Bytes::from_f32(found.scale.0[l]);
+            b.qs = pack(&group(&found.levels, l));
         }
     }
+}
+
+/// Two levels of 4 bits per byte: element i in the low nibble, element i + 16 in the high one; higher bits are lost.
+#[inline(always)]
+pub(super) fn pack(levels: &[u8; SMALL_BLOCK]) -> [u8; SMALL_BLOCK / 2] {
+    std::array::from_fn(|i| levels[i] & 15 | levels[i + SMALL_BLOCK / 2] << 4)
+}
+
+/// The mean of `x x` over a row, summed from its first element to its last.
+#[inline(always)]
+pub(super) fn mean_square(x: &[[f32; SMALL_BLOCK]]) -> f32 {
+    let x = x.as_flattened();
+    x.iter().fold(0.0, |sum, x| sum + x * x) / x.len() as f32
 }

@@ -2,7 +2,10 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{F16Bytes, SMALL_BLOCK};
+use super::lanes::{Lanes, WIDTH, by_lane, group};
+use super::q4_0::{mean_square, pack};
+use super::search::{extreme, symmetric, weights};
+use super::{F16Bytes, SMALL_BLOCK, inverse_or_zero, trunc8};
 
 /// Value of a level: `(level - 16) * d`.
 #[allow(non_camel_case_types, reason = "upstream spelling of formats")]
@@ -37,4 +40,39 @@ pub(super) fn levels(qh: [u8; 4], qs: &[u8; SMALL_BLOCK / 2]) -> [u8; SMALL_BLOC
         let nibble = if e < 16 { q & 15 } else { q >> 4 };
         nibble | ((high >> e & 1) << 4) as u8
     })
+}
+
+/// Encodes a row: as Q4_0 with 16 in place of 8.
+///
+/// Source: ggml, `quantize_row_q5_0_ref` and `quantize_q5_0`.
+#[inline(always)]
+pub(super) fn encode(x: &[[f32; SMALL_BLOCK]], importance: Option<&[[f32; SMALL_BLOCK]]>, out: &mut [BlockQ5_0]) {
+    if let Some(importance) = importance {
+        return encode_weighted(x, importance, out);
+    }
+    for (b, x) in out.iter_mut().zip(x) {
+        let d = extreme(x) / -16.0;
+        let id = inverse_or_zero(d);
+        let levels = x.map(|x| trunc8(x * id + 16.5).min(31) as u8);
+        *b = BlockQ5_0 { d: F16Bytes::from_f32(d), qh: fifth_bits(&levels), qs: pack(&levels) };
+    }
+}
+
+#[inline(always)]
+fn encode_weighted(x: &[[f32; SMALL_BLOCK]], importance: &[[f32; SMALL_BLOCK]], out: &mut [BlockQ5_0]) {
+    let mean = mean_square(x);
+    for ((out, x), importance) in out.chunks_mut(WIDTH).zip(x.chunks(WIDTH)).zip(importance.chunks(WIDTH)) {
+        let x = by_lane(x);
+        let found = symmetric(&x, &weights(&x, &by_lane(importance), Lanes::splat(mean)), 16);
+        for (l, b) in out.iter_mut().enumerate() {
+            let levels = group(&found.levels, l);
+            *b = BlockQ5_0 { d: F16Bytes::from_f32(found.scale.0[l]), qh: fifth_bits(&levels), qs: pack(&levels) };
+        }
+    }
+}
+
+/// Bit 4 of every level.
+#[inline(always)]
+pub(super) fn fifth_bits(levels: &[u8; SMALL_BLOCK]) -> [u8; 4] {
+    levels.iter().rev().fold(0, |bits: u32, l| bits << 1 | u32::from(l >> 4 & 1)).to_le_bytes()
 }

@@ -2,6 +2,8 @@
 
 use bytemuck::{Pod, Zeroable};
 
+use super::q4_k::encode_groups;
+use super::search::Steps;
 use super::{F16Bytes, SUPER_BLOCK, scale_min_k4};
 
 /// Value of a level in a group: `(d * scale) * level - dmin * min`.
@@ -42,4 +44,24 @@ pub(super) fn decode(blocks: &[BlockQ5_K], out: &mut [[f32; SUPER_BLOCK]]) {
             }
         }
     }
+}
+
+/// The search without importance weights.
+const PLAIN: Steps = Steps { first: -0.5, step: 0.1, last: 15, is_squared: true };
+
+/// Encodes whole blocks: as Q4_K with levels up to 31.
+///
+/// Source: ggml, `quantize_row_q5_K_ref` and `quantize_q5_K`.
+#[inline(always)]
+pub(super) fn encode(x: &[[f32; SUPER_BLOCK]], importance: Option<&[[f32; SUPER_BLOCK]]>, out: &mut [BlockQ5_K]) {
+    encode_groups(x, importance, 31, PLAIN, |i, head, levels| {
+        let (mut qh, mut qs) = ([0; SUPER_BLOCK / 8], [0; SUPER_BLOCK / 2]);
+        for (j, levels) in levels.iter().enumerate() {
+            for ((q, h), level) in qs[32 * (j / 2)..].iter_mut().zip(&mut qh).zip(levels) {
+                *q |= (level & 15) << (4 * (j % 2));
+                *h |= level >> 4 << j;
+            }
+        }
+        out[i] = BlockQ5_K { d: head.d, dmin: head.dmin, scales: head.scales, qh, qs };
+    });
 }

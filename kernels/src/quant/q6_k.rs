@@ -2,6 +2,9 @@
 
 use bytemuck::{Pod, Zeroable};
 
+use super::activation::round;
+use super::lanes::{by_lane, group};
+use super::search::{TINY, extreme, symmetric, symmetric_levels};
 use super::{F16Bytes, SUPER_BLOCK};
 
 /// Value of a level in a group: `(d * scale) * (level - 32)`.
@@ -32,6 +35,46 @@ pub(super) fn decode(blocks: &[BlockQ6_K], out: &mut [[f32; SUPER_BLOCK]]) {
             for ((y, low), high) in y.iter_mut().zip(low).zip(&b.qh[32 * h + l..]) {
                 let level = low >> (4 * (k / 2)) & 15 | (high >> (2 * k) & 3) << 4;
                 *y = scale * f32::from(level as i8 - 32);
+            }
+        }
+    }
+}
+
+/// Encodes whole blocks.
+///
+/// Each group gets a scale by [`symmetric`], with weights `x x`, or the importance alone. The scale largest in size
+/// becomes -128. Levels are rounded anew with what was stored; groups whose scale became 0 keep those of the search. A
+/// block whose scales are all below 1e-15 is zero bytes.
+///
+/// Source: ggml, `quantize_row_q6_K_ref` and `quantize_q6_K`.
+#[inline(always)]
+pub(super) fn encode(x: &[[f32; SUPER_BLOCK]], importance: Option<&[[f32; SUPER_BLOCK]]>, out: &mut [BlockQ6_K]) {
+    for (i, (b, x)) in out.iter_mut().zip(x).enumerate() {
+        *b = BlockQ6_K::zeroed();
+        let groups = x.as_chunks::<16>().0;
+        let lanes = by_lane(groups);
+        let w = match importance {
+            None => lanes.map(|x| x * x),
+            Some(importance) => by_lane(importance[i].as_chunks::<16>().0),
+        };
+        let found = symmetric(&lanes, &w, 32);
+        let extreme = extreme(&found.scale.0);
+        if extreme.abs() < TINY {
+            continue;
+        }
+        let inverse = -128.0 / extreme;
+        b.d = F16Bytes::from_f32(1.0 / inverse);
+        b.scales = found.scale.0.map(|scale| round(inverse * scale).min(127) as i8);
+        let d = b.d.to_f32();
+        for (j, x) in groups.iter().enumerate() {
+            let scale = d * f32::from(b.scales[j]);
+            let levels = if scale == 0.0 { group(&found.levels, j) } else { symmetric_levels(x, scale, 32) };
+            let e = 16 * j;
+            let (h, k, l) = (e / 128, e % 128 / 32, e % 32);
+            let low = &mut b.ql[64 * h + 32 * (k % 2) + l..];
+            for ((low, high), level) in low.iter_mut().zip(&mut b.qh[32 * h + l..]).zip(levels) {
+                *low |= (level & 15) << (4 * (k / 2));
+                *high |= level >> 4 << (2 * k);
             }
         }
     }

@@ -29,6 +29,7 @@ pub(super) fn decode(blocks: &[BlockQ8_0], out: &mut [[f32; SMALL_BLOCK]]) {
 /// Encodes whole blocks: `d = amax / 127`, levels from the unrounded `d`, halves away from zero.
 ///
 /// Source: ggml, `quantize_row_q8_0_ref`.
+#[inline(always)]
 pub(super) fn encode(x: &[[f32; SMALL_BLOCK]], out: &mut [BlockQ8_0]) {
     for (b, x) in out.iter_mut().zip(x) {
         let amax = x.iter().fold(0.0, |m: f32, x| if x.abs() > m { x.abs() } else { m });
