@@ -9,7 +9,7 @@ use engine::{DType, Shape};
 
 use super::config::{Config, Section};
 use super::files::Files;
-use super::plan::{FileType, PlannedTensor, Row, Source};
+use super::plan::{FileType, PlannedTensor, Row};
 use super::safetensors::{Checkpoint, Dtype, SourceTensor};
 
 /// Buffers that some exports store and every implementation computes.
@@ -119,26 +119,26 @@ impl Model {
     pub fn main_dtype(&self, rows: &[Row]) -> Result<DType> {
         let mut largest = (0, DType::F32);
         for row in rows {
-            let Source::Stored { name, .. } = &row.source else { continue };
-            let weight = self.weight(name)?;
-            let elements = weight.bytes.len() / weight.dtype.block().bytes;
-            if elements > largest.0 {
-                largest = (elements, weight.dtype);
+            for (name, _) in row.source.needs() {
+                let weight = self.weight(&name)?;
+                let elements = weight.bytes.len() / weight.dtype.block().bytes;
+                if elements > largest.0 {
+                    largest = (elements, weight.dtype);
+                }
             }
         }
         Ok(largest.1)
     }
 
-    /// Checks that the checkpoint has the tensors of `rows`, in their shapes, and no other.
-    pub fn check(&self, rows: &[&[Row]]) -> Result<()> {
+    /// Checks that the checkpoint has the tensors of `rows`, in their shapes, and no other but those that `is_ignored`.
+    pub fn check(&self, rows: &[&[Row]], is_ignored: fn(&str) -> bool) -> Result<()> {
         let mut wanted = HashSet::new();
-        for row in rows.iter().copied().flatten() {
-            let Source::Stored { name, dims } = &row.source else { continue };
-            let found = self.weight(name)?.dims;
-            ensure!(found == dims, self.error(name, format_args!("want {dims:?}, got {found:?}")));
-            wanted.insert(name.as_str());
+        for (name, dims) in rows.iter().copied().flatten().flat_map(|row| row.source.needs()) {
+            let found = self.weight(&name)?.dims;
+            ensure!(found == dims, self.error(&name, format_args!("want {dims:?}, got {found:?}")));
+            wanted.insert(name);
         }
-        let is_extra = |name: &str| !wanted.contains(name) && !name.ends_with(IGNORED_SUFFIX);
+        let is_extra = |name: &str| !wanted.contains(name) && !name.ends_with(IGNORED_SUFFIX) && !is_ignored(name);
         match self.weights.tensors().find(|tensor| is_extra(tensor.name)) {
             Some(extra) => Err(self.error(extra.name, "not a tensor of this architecture and configuration")),
             None => Ok(()),

@@ -28,13 +28,14 @@ fn types() -> PossibleValuesParser {
 
 /// Converts a checkpoint (safetensors) to GGUF.
 ///
-/// Reads a published Qwen3-ASR checkpoint (original or -hf layout, any number of shards) or a Qwen3 text model, and
-/// writes the pair of files that llama.cpp reads, or one bundle. The names of the files go to standard output.
+/// Reads a published checkpoint (any number of shards) of Qwen3-ASR (original or -hf layout) or LFM2-Audio, or a Qwen3,
+/// LFM2 or LFM2-MoE text model. Writes the pair of files that llama.cpp reads, or one bundle, which leaves out what only
+/// llama.cpp wants. The names of the files go to standard output.
 #[derive(Args, Debug)]
 #[command(after_long_help = "Examples:
   tympan convert Qwen3-ASR-0.6B --type q8_0
   tympan convert Qwen3-ASR-0.6B --type q8_0 --audio-type f16 -o models/
-  tympan convert Qwen3-ASR-0.6B --bundle -o asr.gguf")]
+  tympan convert LFM2-Audio-1.5B --bundle -o asr.gguf")]
 pub struct ConvertArgs {
     /// Directory with config.json, model.safetensors (or shards) and the tokenizer
     #[arg(value_name = "CHECKPOINT_DIR")]

@@ -6,6 +6,7 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, anyhow, ensure};
+use engine::gguf::Value as GgufValue;
 use serde_json::{Map, Value};
 
 use super::files::Files;
@@ -14,6 +15,11 @@ use super::files::Files;
 const MAX_FILE_BYTES: u64 = 16 << 20;
 /// Characters of a value that a message repeats.
 const MAX_SHOWN_CHARS: usize = 60;
+
+/// A number of a configuration as metadata.
+pub fn integer(n: usize) -> GgufValue {
+    GgufValue::U32(u32::try_from(n).expect("limits of the configuration are below 2^32"))
+}
 
 /// A JSON file whose root is an object.
 pub struct Config {
@@ -96,16 +102,18 @@ impl<'a> Section<'a> {
         found.map(Some).ok_or_else(|| self.wrong(key, "a number", value))
     }
 
+    /// The number under `key`, if there is one; it must be finite.
+    pub fn decimal_or_none(&self, key: &str) -> Result<Option<f64>> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        let found = value.as_f64().filter(|x| x.is_finite());
+        found.map(Some).ok_or_else(|| self.wrong(key, "a number", value))
+    }
+
     /// The integer under `key`, if there is one; it must fit an i32.
     pub fn i32_or_none(&self, key: &str) -> Result<Option<i32>> {
         let Some(value) = self.get(key) else { return Ok(None) };
         let found = value.as_i64().and_then(|n| i32::try_from(n).ok());
         found.map(Some).ok_or_else(|| self.wrong(key, "an integer of 32 bits", value))
-    }
-
-    /// The text under `key`.
-    pub fn text(&self, key: &str) -> Result<&'a str> {
-        self.text_or_none(key)?.ok_or_else(|| self.error(key, "is missing"))
     }
 
     /// The text under `key`, if there is one.
@@ -126,6 +134,19 @@ impl<'a> Section<'a> {
         }
     }
 
+    /// The bool under `key`.
+    pub fn required_flag(&self, key: &str) -> Result<bool> {
+        self.want(key)?;
+        self.flag(key, false)
+    }
+
+    /// The texts of the list under `key`, if there is one.
+    pub fn texts_or_none(&self, key: &str) -> Result<Option<Vec<&'a str>>> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        let found = value.as_array().and_then(|list| list.iter().map(Value::as_str).collect());
+        Some(found.ok_or_else(|| self.wrong(key, "a list of texts", value))).transpose()
+    }
+
     /// The integers of the list under `key`, if there is one; each inside `range`.
     pub fn integers_or_none(&self, key: &str, range: RangeInclusive<u64>) -> Result<Option<Vec<u64>>> {
         let Some(value) = self.get(key) else { return Ok(None) };
@@ -139,6 +160,14 @@ impl<'a> Section<'a> {
     pub fn expect_text(&self, key: &str, want: &str) -> Result<()> {
         match self.text_or_none(key)? {
             Some(found) if found != want => Err(self.error(key, &format!("want {want:?}, got {found:?}"))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Checks that the value under `key`, where there is one, is `want`; numbers are compared as numbers.
+    pub fn expect(&self, key: &str, want: &Value) -> Result<()> {
+        match self.get(key) {
+            Some(found) if !is_same(found, want) => Err(self.wrong(key, &want.to_string(), found)),
             _ => Ok(()),
         }
     }
@@ -164,6 +193,15 @@ impl<'a> Section<'a> {
 
     fn wrong(&self, key: &str, want: &str, got: &Value) -> anyhow::Error {
         self.error(key, &format!("want {want}, got {}", shown(got)))
+    }
+}
+
+/// Whether two values are equal, however their numbers are written.
+fn is_same(a: &Value, b: &Value) -> bool {
+    match (a, b) {
+        (Value::Number(a), Value::Number(b)) => a.as_f64() == b.as_f64(),
+        (Value::Array(a), Value::Array(b)) => a.len() == b.len() && a.iter().zip(b).all(|(a, b)| is_same(a, b)),
+        _ => a == b,
     }
 }
 

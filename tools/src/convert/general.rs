@@ -9,6 +9,7 @@ use anyhow::Result;
 use engine::gguf::Value;
 
 use super::config::Section;
+use super::plan::FilePlan;
 
 /// What a name like `Qwen3-ASR-0.6B` says, part by part.
 #[derive(Default, PartialEq, Eq, Debug)]
@@ -26,15 +27,16 @@ const SIZE_WORDS: [&str; 6] = ["small", "mini", "medium", "large", "xl", "xxl"];
 /// Fine-tunes that are known by name.
 const FINETUNE_WORDS: [&str; 4] = ["chat", "instruct", "vision", "lora"];
 
-/// Keys that describe the file. `kind`: `general.type`; `folder`: the checkpoint's name; `n_params`: elements of all tensors.
+/// Keys that describe the file `plan`. `kind`: `general.type`; `folder`: the checkpoint's name.
 pub fn keys(
     architecture: &str,
     kind: &str,
     folder: &str,
     config: &Section<'_>,
     generation: Option<&Section<'_>>,
-    n_params: u64,
+    plan: &FilePlan,
 ) -> Result<Vec<(String, Value)>> {
+    let n_params = plan.elements();
     let mut keys = vec![("general.architecture".to_owned(), architecture.into()), ("general.type".into(), kind.into())];
     if let Some(generation) = generation {
         sampling_keys(generation, &mut keys)?;
@@ -45,7 +47,10 @@ pub fn keys(
     for name in published.into_iter().chain([folder]) {
         parts.fill_from(NameParts::of(name, n_params));
     }
-    let size_label = parts.size_label.unwrap_or_else(|| rounded(n_params));
+    let size_label = parts.size_label.unwrap_or_else(|| match plan.experts() {
+        Some(experts) => format!("{}x{}", experts.n_expert, rounded(experts.one_of_each)),
+        None => rounded(n_params),
+    });
     let texts = [
         ("name", Some(parts.title)),
         ("version", parts.version),

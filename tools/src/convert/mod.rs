@@ -1,14 +1,17 @@
 //! Published checkpoints (safetensors) to GGUF. [`Conversion`] is the type to read first.
 //!
-//! A conversion is planned before it is done: configuration and tensor tables are read and checked (`qwen3`,
-//! `qwen3_asr`), and only then are weights streamed into the files (`write`). Names, shapes, types, bytes and keys of
+//! A conversion is planned before it is done: configuration and tensor tables are read and checked (`qwen3`, `lfm2`,
+//! `qwen3_asr`, `lfm2_audio`), and only then are weights streamed into the files (`write`). Names, shapes, types, bytes and keys of
 //! the files are those of llama.cpp's converter.
 
+mod batch_norm;
 mod checkpoint;
 mod cli;
 mod config;
 mod files;
 mod general;
+mod lfm2;
+mod lfm2_audio;
 mod plan;
 mod positions;
 mod qwen3;
@@ -25,6 +28,8 @@ use engine::DType;
 use engine::gguf::{Gguf, GgufWriter, Value};
 
 use self::checkpoint::Model;
+use self::lfm2::Lfm2Config;
+use self::lfm2_audio::Lfm2Audio;
 use self::plan::{FilePlan, Row};
 use self::qwen3::TextConfig;
 use self::qwen3_asr::Qwen3Asr;
@@ -38,8 +43,9 @@ pub use self::write::Watch;
 
 /// `general.quantization_version`. Source: ggml, `GGML_QNT_VERSION`.
 const QUANTIZATION_VERSION: u32 = 2;
-/// Pre-tokenizer of all Qwen models from Qwen2 on.
-const PRE_TOKENIZER: &str = "qwen2";
+
+/// The checkpoint's own head, where there is one.
+const HEAD: &str = "lm_head.weight";
 
 /// What a conversion makes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -85,16 +91,20 @@ impl Conversion {
         let parts = Parts::read(&checkpoint)?;
         let has_audio = parts.audio.is_some();
         let audio_rows = parts.audio.as_ref().map_or(&[][..], |audio| &audio.rows);
-        checkpoint.check(&[&parts.text.rows, audio_rows])?;
+        checkpoint.check(&[&parts.text.rows, audio_rows, &parts.pair_rows], parts.is_ignored)?;
         let options = options(checkpoint.main_dtype(&parts.text.rows)?);
         // After the check of the embedding: its rows bound the vocabulary.
-        let mut vocabulary = CheckpointVocabulary::read(checkpoint.files().clone(), PRE_TOKENIZER, parts.n_vocab)?;
-        if has_audio {
+        let mut vocabulary =
+            CheckpointVocabulary::read(checkpoint.files().clone(), parts.pre_tokenizer, parts.n_vocab)?;
+        if parts.has_plain_chatml {
             vocabulary = vocabulary.with_plain_chatml()?;
         }
         let mut text = parts.text.plan("model", &name, options.text_type, &checkpoint)?;
         let mut projector = None;
-        if let Some(audio) = parts.audio {
+        if let Some(mut audio) = parts.audio {
+            if !options.bundle {
+                audio.rows.extend(parts.pair_rows);
+            }
             let audio_keys = audio.keys.clone();
             let file = audio.plan("mmproj", &name, options.audio_type, &checkpoint)?;
             if options.bundle {
@@ -177,8 +187,15 @@ fn projector_name(name: &str) -> String {
 /// The parts of a model, each with a file of its own.
 struct Parts {
     n_vocab: usize,
+    pre_tokenizer: &'static str,
+    /// Whether llama.cpp's converter replaces the checkpoint's template; see [`CheckpointVocabulary::with_plain_chatml`].
+    has_plain_chatml: bool,
     text: Part,
     audio: Option<Part>,
+    /// Tensors that llama.cpp wants in the projector's file, and nobody in a bundle.
+    pair_rows: Vec<Row>,
+    /// Tensors of the checkpoint that no file needs.
+    is_ignored: fn(&str) -> bool,
 }
 
 /// Keys and tensors of one part.
@@ -192,26 +209,68 @@ impl Parts {
     /// The only place that lists the architectures.
     fn read(checkpoint: &Model) -> Result<Self> {
         const KEY: &str = "model_type";
+        const ARCHITECTURES: &str = "architectures";
+        const LFM2_AUDIO: &str = "Lfm2AudioForConditionalGeneration";
         let config = checkpoint.config();
-        match config.text(KEY)? {
-            "qwen3_asr" => {
-                let model = Qwen3Asr::read(checkpoint)?;
-                let text = Part { architecture: qwen3_asr::ARCHITECTURE, keys: model.text_keys, rows: model.text_rows };
-                let audio = Part { architecture: "clip", keys: model.audio_keys, rows: model.audio_rows };
-                Ok(Self { n_vocab: model.n_vocab, text, audio: Some(audio) })
+        let architectures = config.texts_or_none(ARCHITECTURES)?;
+        match (config.text_or_none(KEY)?, architectures) {
+            (Some("qwen3_asr"), _) => Self::qwen3_asr(checkpoint),
+            (Some("qwen3"), _) => Self::qwen3(checkpoint),
+            (Some("lfm2"), _) => Ok(Self::lfm2(checkpoint, Lfm2Config::read(&config)?)),
+            (Some("lfm2_moe"), _) => Ok(Self::lfm2(checkpoint, Lfm2Config::read_moe(&config)?)),
+            // Published without a type.
+            (None, Some(names)) if names == [LFM2_AUDIO] => Self::lfm2_audio(checkpoint),
+            (None, Some(names)) => {
+                bail!(config.error(ARCHITECTURES, &format!("{names:?} without model_type: want [{LFM2_AUDIO:?}]")))
             }
-            "qwen3" => {
-                const HEAD: &str = "lm_head.weight";
-                let mut model = TextConfig::read(&config)?;
-                let has_head = checkpoint.has(HEAD) || !model.tied;
-                model.tied = !has_head;
-                let mut rows = model.rows("model.");
-                rows.extend(has_head.then(|| model.head(HEAD)));
-                let text = Part { architecture: "qwen3", keys: model.keys("qwen3"), rows };
-                Ok(Self { n_vocab: model.n_vocab, text, audio: None })
+            (None, None) => bail!(config.error(KEY, "is missing")),
+            (Some(other), _) => {
+                const SUPPORTED: &str = "supported: qwen3_asr, qwen3, lfm2, lfm2_moe, and LFM2-Audio without a type";
+                bail!(config.error(KEY, &format!("{other:?} is not supported ({SUPPORTED})")))
             }
-            other => bail!(config.error(KEY, &format!("{other:?} is not supported (supported: qwen3_asr, qwen3)"))),
         }
+    }
+
+    /// A text model alone.
+    fn text(n_vocab: usize, pre_tokenizer: &'static str, text: Part) -> Self {
+        let pair_rows = Vec::new();
+        Self { n_vocab, pre_tokenizer, has_plain_chatml: false, text, audio: None, pair_rows, is_ignored: |_| false }
+    }
+
+    fn qwen3_asr(checkpoint: &Model) -> Result<Self> {
+        let model = Qwen3Asr::read(checkpoint)?;
+        let text = Part { architecture: qwen3_asr::ARCHITECTURE, keys: model.text_keys, rows: model.text_rows };
+        let audio = Part { architecture: "clip", keys: model.audio_keys, rows: model.audio_rows };
+        let parts = Self::text(model.n_vocab, qwen3_asr::PRE_TOKENIZER, text);
+        Ok(Self { has_plain_chatml: true, audio: Some(audio), ..parts })
+    }
+
+    fn qwen3(checkpoint: &Model) -> Result<Self> {
+        let mut model = TextConfig::read(&checkpoint.config())?;
+        let has_head = checkpoint.has(HEAD) || !model.tied;
+        model.tied = !has_head;
+        let mut rows = model.rows("model.");
+        rows.extend(has_head.then(|| model.head(HEAD)));
+        let text = Part { architecture: "qwen3", keys: model.keys("qwen3"), rows };
+        Ok(Self::text(model.n_vocab, qwen3_asr::PRE_TOKENIZER, text))
+    }
+
+    fn lfm2(checkpoint: &Model, mut model: Lfm2Config) -> Self {
+        let has_head = checkpoint.has(HEAD) || !model.tied;
+        model.tied = !has_head;
+        let mut rows = model.rows("model.");
+        rows.extend(has_head.then(|| model.head(HEAD)));
+        let text = Part { architecture: model.architecture(), keys: model.keys(), rows };
+        Self::text(model.n_vocab, lfm2::PRE_TOKENIZER, text)
+    }
+
+    fn lfm2_audio(checkpoint: &Model) -> Result<Self> {
+        let model = Lfm2Audio::read(checkpoint)?;
+        let text = Part { architecture: model.text.architecture(), keys: model.text.keys(), rows: model.text_rows };
+        let audio = Part { architecture: "clip", keys: model.audio_keys, rows: model.audio_rows };
+        let parts = Self::text(model.text.n_vocab, lfm2::PRE_TOKENIZER, text);
+        let (pair_rows, is_ignored) = (model.output_rows, lfm2_audio::is_ignored as fn(&str) -> bool);
+        Ok(Self { audio: Some(audio), pair_rows, is_ignored, ..parts })
     }
 }
 
@@ -222,7 +281,7 @@ impl Part {
         let mut plan = FilePlan { keys: Vec::new(), tensors };
         let generation = checkpoint.generation();
         let config = checkpoint.config();
-        plan.keys = general::keys(self.architecture, kind, name, &config, generation.as_ref(), plan.elements())?;
+        plan.keys = general::keys(self.architecture, kind, name, &config, generation.as_ref(), &plan)?;
         plan.keys.extend(self.keys);
         plan.keys.push(("general.file_type".into(), file_type.general_file_type().into()));
         plan.keys.push(("general.quantization_version".into(), QUANTIZATION_VERSION.into()));

@@ -1,10 +1,12 @@
 //! What goes into a file, before any weight is read. [`FilePlan`] is the type to read first.
 //!
 //! Types per tensor are those of llama.cpp's converter (`conversion/base.py`, `prepare_tensors`; `conversion/qwenvl.py`,
-//! `tensor_force_quant`): vectors stay F32, convolutions become F16, rows that are not whole blocks become F16.
+//! `tensor_force_quant`): vectors stay F32, Qwen3-ASR's convolutions become F16, rows that are not whole blocks become F16.
 
 use engine::gguf::Value;
 use engine::{DType, Shape};
+
+use super::batch_norm;
 
 /// The type that a file's matrices get.
 #[allow(non_camel_case_types, reason = "upstream spelling of formats")]
@@ -59,8 +61,8 @@ impl FileType {
 /// What a tensor is, as far as its type depends on it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Role {
-    /// Norms, biases, positions.
-    Vector,
+    /// What stays F32: norms, biases, positions, routers, the small kernels of LFM2.
+    Full,
     /// Rows that are multiplied with activations.
     Matrix,
     /// The matrix that gives the logits.
@@ -73,7 +75,7 @@ impl Role {
     /// The format of a tensor with rows of `row` elements in a file of type `file_type`.
     pub fn dtype(self, file_type: FileType, row: usize) -> DType {
         let wanted = match self {
-            Self::Vector => DType::F32,
+            Self::Full => DType::F32,
             Self::Convolution if file_type == FileType::F32 => DType::F32,
             Self::Convolution => DType::F16,
             // llama-quantize gives the head more bits too: Q6_K, which this version does not write.
@@ -94,8 +96,55 @@ pub enum Source {
         /// Its extents there.
         dims: Vec<usize>,
     },
+    /// One tensor of the checkpoint per expert, all of this shape, one behind the other.
+    Experts {
+        /// What stands before the expert's number.
+        prefix: String,
+        /// What stands behind it.
+        suffix: String,
+        /// Number of experts.
+        n: usize,
+        /// Extents of a tensor.
+        dims: Vec<usize>,
+    },
+    /// A batch norm with its statistics as one multiplication and one addition; see [`super::batch_norm`].
+    BatchNorm {
+        /// What stands before `weight`, `bias`, `running_mean` and `running_var`, without the dot.
+        prefix: String,
+        /// Which of the two.
+        part: BatchNormPart,
+        /// Elements of each tensor.
+        n: usize,
+    },
     /// The encoder's sinusoids; see [`super::positions`].
     Positions,
+    /// Nothing but zeros.
+    Zeros,
+}
+
+/// A factor or a summand.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum BatchNormPart {
+    /// `weight / sqrt(running_var + eps)`.
+    Scale,
+    /// `bias - running_mean * scale`.
+    Shift,
+}
+
+impl Source {
+    /// Tensors of the checkpoint that are needed, and their extents.
+    pub fn needs(&self) -> Box<dyn Iterator<Item = (String, &[usize])> + '_> {
+        match self {
+            Self::Stored { name, dims } => Box::new(std::iter::once((name.clone(), &dims[..]))),
+            Self::Experts { prefix, suffix, n, dims } => {
+                Box::new((0..*n).map(move |i| (format!("{prefix}{i}{suffix}"), &dims[..])))
+            }
+            Self::BatchNorm { prefix, n, .. } => Box::new(
+                batch_norm::TENSORS.iter().map(move |part| (format!("{prefix}.{part}"), std::slice::from_ref(n))),
+            ),
+            Self::Positions | Self::Zeros => Box::new(std::iter::empty()),
+        }
+    }
 }
 
 /// A tensor to be written.
@@ -131,6 +180,21 @@ pub struct PlannedTensor {
     pub source: Source,
 }
 
+impl PlannedTensor {
+    fn elements(&self) -> u64 {
+        self.shape.elements() as u64
+    }
+}
+
+/// Size of a model with experts.
+#[derive(Clone, Copy)]
+pub struct ExpertCount {
+    /// Experts of a layer.
+    pub n_expert: u64,
+    /// Elements of all tensors, with one expert per layer.
+    pub one_of_each: u64,
+}
+
 /// Keys and tensors of one file, in order.
 pub struct FilePlan {
     /// Metadata.
@@ -142,7 +206,16 @@ pub struct FilePlan {
 impl FilePlan {
     /// Number of elements of all tensors.
     pub fn elements(&self) -> u64 {
-        self.tensors.iter().map(|t| t.shape.elements() as u64).sum()
+        self.tensors.iter().map(PlannedTensor::elements).sum()
+    }
+
+    /// Experts of its layers and what they stand for; `None` where there are none.
+    pub fn experts(&self) -> Option<ExpertCount> {
+        let is_stack = |t: &&PlannedTensor| t.name.contains("_exps.");
+        let stack = self.tensors.iter().find(is_stack)?;
+        let n_expert = u64::from(stack.shape.dims()[0]);
+        let in_stacks: u64 = self.tensors.iter().filter(is_stack).map(PlannedTensor::elements).sum();
+        Some(ExpertCount { n_expert, one_of_each: self.elements() - in_stacks + in_stacks / n_expert })
     }
 }
 
@@ -162,7 +235,7 @@ mod tests {
         for t in FileType::ALL {
             let want = if t == FileType::F32 { DType::F32 } else { DType::F16 };
             assert_eq!(Role::Convolution.dtype(t, 512), want);
-            assert_eq!(Role::Vector.dtype(t, 512), DType::F32);
+            assert_eq!(Role::Full.dtype(t, 512), DType::F32);
         }
     }
 

@@ -6,7 +6,7 @@
 use anyhow::{Result, ensure};
 use engine::gguf::Value;
 
-use super::config::Section;
+use super::config::{Section, integer};
 use super::plan::{Role, Row};
 
 /// Layers of a model. Published ones stay under 100.
@@ -16,9 +16,9 @@ pub(super) const MAX_WIDTH: u64 = 1 << 20;
 /// Heads of a layer.
 pub(super) const MAX_HEADS: u64 = 4096;
 /// Rows of the embedding.
-const MAX_VOCAB: u64 = 1 << 24;
+pub(super) const MAX_VOCAB: u64 = 1 << 24;
 /// Largest context that a checkpoint may claim.
-const MAX_CONTEXT: u64 = 1 << 31;
+pub(super) const MAX_CONTEXT: u64 = 1 << 31;
 
 /// The numbers of a decoder.
 pub struct TextConfig {
@@ -71,7 +71,6 @@ impl TextConfig {
 
     /// Metadata, under the prefix `architecture`.
     pub fn keys(&self, architecture: &str) -> Vec<(String, Value)> {
-        let integer = |n: usize| Value::U32(u32::try_from(n).expect("limits of the configuration are below 2^32"));
         [
             ("block_count", integer(self.n_layer)),
             ("context_length", integer(self.n_ctx)),
@@ -133,19 +132,19 @@ impl TextConfig {
                 let stored = format!("{prefix}layers.{i}.{stored}.weight");
                 rows.push(Row::new(format!("blk.{i}.{name}.weight"), stored, role, dims));
             };
-            add("attn_norm", "input_layernorm", Role::Vector, &[n_embd]);
+            add("attn_norm", "input_layernorm", Role::Full, &[n_embd]);
             add("attn_q", "self_attn.q_proj", Role::Matrix, &[n_q, n_embd]);
             add("attn_k", "self_attn.k_proj", Role::Matrix, &[n_kv, n_embd]);
             add("attn_v", "self_attn.v_proj", Role::Matrix, &[n_kv, n_embd]);
             add("attn_output", "self_attn.o_proj", Role::Matrix, &[n_embd, n_q]);
-            add("attn_q_norm", "self_attn.q_norm", Role::Vector, &[self.head_dim]);
-            add("attn_k_norm", "self_attn.k_norm", Role::Vector, &[self.head_dim]);
-            add("ffn_norm", "post_attention_layernorm", Role::Vector, &[n_embd]);
+            add("attn_q_norm", "self_attn.q_norm", Role::Full, &[self.head_dim]);
+            add("attn_k_norm", "self_attn.k_norm", Role::Full, &[self.head_dim]);
+            add("ffn_norm", "post_attention_layernorm", Role::Full, &[n_embd]);
             add("ffn_gate", "mlp.gate_proj", Role::Matrix, &[n_ff, n_embd]);
             add("ffn_up", "mlp.up_proj", Role::Matrix, &[n_ff, n_embd]);
             add("ffn_down", "mlp.down_proj", Role::Matrix, &[n_embd, n_ff]);
         }
-        rows.push(Row::new("output_norm.weight", format!("{prefix}norm.weight"), Role::Vector, &[n_embd]));
+        rows.push(Row::new("output_norm.weight", format!("{prefix}norm.weight"), Role::Full, &[n_embd]));
         rows
     }
 
@@ -163,7 +162,8 @@ fn rope_section<'a>(config: &Section<'a>) -> Result<Option<Section<'a>>> {
     })
 }
 
-fn rope_theta(config: &Section<'_>) -> Result<f32> {
+/// The base of the rotary frequencies, which must not be scaled.
+pub(super) fn rope_theta(config: &Section<'_>) -> Result<f32> {
     const KEY: &str = "rope_theta";
     let Some(rope) = rope_section(config)? else { return config.positive(KEY) };
     rope.expect_text("rope_type", "default")?;

@@ -7,11 +7,13 @@ use anyhow::{Result, bail, ensure};
 use engine::gguf::Value;
 
 use super::checkpoint::Model;
-use super::config::Section;
+use super::config::{Section, integer};
 use super::plan::{Role, Row, Source};
 use super::positions::N_POSITIONS;
 use super::qwen3::{MAX_HEADS, MAX_LAYERS, MAX_WIDTH, TextConfig};
 
+/// Pre-tokenizer of all Qwen models from Qwen2 on.
+pub const PRE_TOKENIZER: &str = "qwen2";
 /// `general.architecture` of the text file.
 pub const ARCHITECTURE: &str = "qwen3vl";
 /// Epsilon of the encoder's norms: PyTorch's default, which no configuration names.
@@ -173,7 +175,6 @@ impl AudioConfig {
     }
 
     fn keys(&self) -> Vec<(String, Value)> {
-        let integer = |n: usize| Value::U32(u32::try_from(n).expect("limits of the configuration are below 2^32"));
         [
             ("clip.has_audio_encoder", Value::Bool(true)),
             ("clip.audio.projection_dim", integer(self.n_out)),
@@ -195,7 +196,7 @@ impl AudioConfig {
         let mut rows = vec![Row {
             name: "a.position_embd.weight".into(),
             dims: vec![N_POSITIONS, n_embd],
-            role: Role::Vector,
+            role: Role::Full,
             source: Source::Positions,
         }];
         for i in 1..=N_CONVOLUTIONS {
@@ -204,7 +205,7 @@ impl AudioConfig {
             let (weight, stored) = name("weight");
             rows.push(Row::new(weight, stored, Role::Convolution, &[n_channels, n_in, KERNEL, KERNEL]));
             let (bias, stored) = name("bias");
-            let bias = Row::new(bias, stored, Role::Vector, &[n_channels]);
+            let bias = Row::new(bias, stored, Role::Full, &[n_channels]);
             // llama.cpp adds it to `[n_channels, height, width]`.
             rows.push(Row { dims: vec![n_channels, 1, 1], ..bias });
         }
@@ -214,22 +215,22 @@ impl AudioConfig {
 
         let mut pair = |name: &str, stored: &str, role, dims: &[usize]| {
             rows.push(Row::new(format!("{name}.weight"), format!("{stored}.weight"), role, dims));
-            rows.push(Row::new(format!("{name}.bias"), format!("{stored}.bias"), Role::Vector, &dims[..1]));
+            rows.push(Row::new(format!("{name}.bias"), format!("{stored}.bias"), Role::Full, &dims[..1]));
         };
         for i in 0..self.n_layer {
             let mut layer = |name: &str, stored: &str, role, dims: &[usize]| {
                 pair(&format!("a.blk.{i}.{name}"), &format!("{prefix}layers.{i}.{stored}"), role, dims);
             };
-            layer("ln1", "self_attn_layer_norm", Role::Vector, &[n_embd]);
+            layer("ln1", "self_attn_layer_norm", Role::Full, &[n_embd]);
             for part in ["q", "k", "v", "out"] {
                 let stored = format!("self_attn.{part}_proj");
                 layer(&format!("attn_{part}"), &stored, Role::Matrix, &[n_embd, n_embd]);
             }
-            layer("ln2", "final_layer_norm", Role::Vector, &[n_embd]);
+            layer("ln2", "final_layer_norm", Role::Full, &[n_embd]);
             layer("ffn_up", "fc1", Role::Matrix, &[n_ff, n_embd]);
             layer("ffn_down", "fc2", Role::Matrix, &[n_embd, n_ff]);
         }
-        pair("a.post_ln", &format!("{prefix}ln_post"), Role::Vector, &[n_embd]);
+        pair("a.post_ln", &format!("{prefix}ln_post"), Role::Full, &[n_embd]);
         let [first, second] = layout.projector();
         pair("mm.a.mlp.1", first, Role::Matrix, &[n_embd, n_embd]);
         pair("mm.a.mlp.2", second, Role::Matrix, &[self.n_out, n_embd]);

@@ -38,6 +38,8 @@ pub struct CheckpointVocabulary {
     pub unknown: Option<u32>,
     /// Whether text ends with the end-of-text token, where the checkpoint says so.
     pub add_eos: Option<bool>,
+    /// Whether a token separates the texts of a pair, where the checkpoint says so.
+    pub add_sep: Option<bool>,
     /// Jinja chat template, where the checkpoint has one.
     pub chat_template: Option<String>,
 }
@@ -79,7 +81,7 @@ impl CheckpointVocabulary {
         if let Some(model_config) = &model_config {
             special.read_model_config(model_config);
         }
-        let SpecialIds { bos, eos, unknown, padding, add_bos, add_eos } = special;
+        let SpecialIds { bos, eos, unknown, padding, add_bos, add_eos, add_sep } = special;
 
         let vocabulary = Vocabulary {
             model: "gpt2".into(),
@@ -94,7 +96,7 @@ impl CheckpointVocabulary {
         };
         Tokenizer::new(vocabulary.clone()).with_context(|| folder.display().to_string())?;
         let chat_template = read_chat_template(files, config.as_ref())?;
-        Ok(Self { vocabulary, unknown, add_eos, chat_template })
+        Ok(Self { vocabulary, unknown, add_eos, add_sep, chat_template })
     }
 
     /// The same with the plain ChatML template and the end of a turn as begin and end of text: what llama.cpp's converter
@@ -111,7 +113,7 @@ impl CheckpointVocabulary {
 
     /// The GGUF metadata, in the order in which llama.cpp's converter writes them.
     pub fn into_metadata(self) -> Vec<(&'static str, GgufValue)> {
-        let Self { vocabulary, unknown, add_eos, chat_template } = self;
+        let Self { vocabulary, unknown, add_eos, add_sep, chat_template } = self;
         let mut metadata: Vec<(&'static str, GgufValue)> = vec![
             ("tokenizer.ggml.model", vocabulary.model.into()),
             ("tokenizer.ggml.pre", vocabulary.pre.into()),
@@ -126,7 +128,11 @@ impl CheckpointVocabulary {
             ("tokenizer.ggml.padding_token_id", vocabulary.padding),
         ];
         metadata.extend(ids.into_iter().filter_map(|(key, id)| Some((key, id?.into()))));
-        let adds = [("tokenizer.ggml.add_bos_token", vocabulary.add_bos), ("tokenizer.ggml.add_eos_token", add_eos)];
+        let adds = [
+            ("tokenizer.ggml.add_bos_token", vocabulary.add_bos),
+            ("tokenizer.ggml.add_eos_token", add_eos),
+            ("tokenizer.ggml.add_sep_token", add_sep),
+        ];
         metadata.extend(adds.into_iter().filter_map(|(key, add)| Some((key, add?.into()))));
         metadata.extend(chat_template.map(|template| ("tokenizer.chat_template", template.into())));
         metadata
@@ -335,6 +341,7 @@ struct SpecialIds {
     padding: Option<u32>,
     add_bos: Option<bool>,
     add_eos: Option<bool>,
+    add_sep: Option<bool>,
 }
 
 impl SpecialIds {
@@ -356,6 +363,7 @@ impl SpecialIds {
                     self.add_eos.get_or_insert(false);
                 }
                 Some("TemplateProcessing") => {
+                    self.add_sep = has_separator(processor, config).or(self.add_sep);
                     let Some([first, .., last]) = processor["single"].as_array().map(Vec::as_slice) else { continue };
                     let is_named = |piece: &Value, name: &str| {
                         let id = piece["SpecialToken"]["id"].as_str()?;
@@ -392,6 +400,31 @@ impl SpecialIds {
             *id = id.or(value.and_then(as_u32));
         }
     }
+}
+
+/// Whether a template puts the end of a text, or a token of its own, between the texts of a pair; `None` where it puts
+/// nothing there.
+fn has_separator(template: &Value, config: Option<&JsonFile>) -> Option<bool> {
+    let token = |piece: &Value| piece["SpecialToken"]["id"].as_str().map(str::to_owned);
+    let single = template["single"].as_array()?;
+    let (begin, end) = (single.first().and_then(token), single.last().and_then(token));
+    let mut pair = template["pair"].as_array()?.as_slice();
+    if begin.is_some() && pair.first().and_then(token) == begin {
+        pair = &pair[1..];
+    }
+    if end.is_some() && pair.last().and_then(token) == end {
+        pair = &pair[..pair.len() - 1];
+    }
+    let [a, between @ .., b] = pair else { return None };
+    if a["Sequence"]["id"] != "A" || b["Sequence"]["id"] != "B" {
+        return None;
+    }
+    let named = |name: &str| config.and_then(|config| token_content(&config.value[name]).map(str::to_owned));
+    let separators = [named("sep_token"), named("eos_token")];
+    let is_separator = |piece: &Value| token(piece).is_some_and(|token| separators.contains(&Some(token)));
+    // The first of two may be the end of the first text.
+    let first = end.is_none() && is_separator(between.first()?);
+    Some(first || between.len() == 2 && is_separator(&between[1]))
 }
 
 /// Text of a special token: a string, or an object with `content`.

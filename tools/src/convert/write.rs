@@ -9,9 +9,9 @@ use engine::gguf::GgufWriter;
 use kernels::quant::{Format, f16};
 use rayon::prelude::*;
 
-use super::checkpoint::Model;
+use super::checkpoint::{Model, Weight};
 use super::plan::{PlannedTensor, Source};
-use super::positions;
+use super::{batch_norm, positions};
 use crate::exit::{Failure, Outcome};
 
 /// Elements that a thread converts at a time; a multiple of every format's block.
@@ -50,28 +50,100 @@ pub fn write_tensor(
 ) -> Outcome<()> {
     out.begin(&tensor.name).map_err(Failure::output)?;
     let format = format_of(tensor.dtype);
-    match &tensor.source {
-        Source::Stored { name, .. } => {
-            let stored = checkpoint.weight(name).map_err(Failure::model)?;
-            let (stored_format, width) = (format_of(stored.dtype), stored.dtype.block().bytes);
-            let bytes = |range: Range<usize>| range.start * width..range.end * width;
-            let decode = |range: Range<usize>, x: &mut [f32]| {
-                let first = range.start;
-                stored_format.decode_row(&stored.bytes[bytes(range)], x);
-                check(x, format)
-                    .map_err(|(i, what)| checkpoint.error(name, format_args!("element {} {what}", first + i)))
-            };
-            write_blocks(out, tensor, format, watch, decode, |range| checkpoint.release(name, bytes(range)))
+    let computed = match &tensor.source {
+        Source::Stored { .. } | Source::Experts { .. } => {
+            let parts = StoredParts::new(checkpoint, &tensor.source).map_err(Failure::model)?;
+            let decode = |range: Range<usize>, x: &mut [f32]| parts.decode(range, x, format);
+            return write_blocks(out, tensor, format, watch, decode, |range| parts.release(range));
         }
-        Source::Positions => {
-            let rows = positions::table(tensor.shape.last());
-            let decode = |range: Range<usize>, x: &mut [f32]| {
-                x.copy_from_slice(&rows[range]);
+        Source::Zeros => {
+            let decode = |_: Range<usize>, x: &mut [f32]| {
+                x.fill(0.0);
                 Ok(())
             };
-            write_blocks(out, tensor, format, watch, decode, |_| ())
+            return write_blocks(out, tensor, format, watch, decode, |_| ());
+        }
+        Source::BatchNorm { prefix, part, .. } => {
+            let parts = StoredParts::new(checkpoint, &tensor.source).and_then(|parts| parts.all());
+            let folded = batch_norm::fold(&parts.map_err(Failure::model)?, *part);
+            check(&folded, format).map_err(|(i, what)| {
+                Failure::model(checkpoint.error(prefix, format_args!("folded element {i} {what}")))
+            })?;
+            folded
+        }
+        Source::Positions => positions::table(tensor.shape.last()),
+    };
+    let decode = |range: Range<usize>, x: &mut [f32]| {
+        x.copy_from_slice(&computed[range]);
+        Ok(())
+    };
+    write_blocks(out, tensor, format, watch, decode, |_| ())
+}
+
+/// Tensors of a checkpoint, of equal lengths, as one row.
+struct StoredParts<'a> {
+    checkpoint: &'a Model,
+    parts: Vec<(String, Weight<'a>)>,
+    /// Elements of each.
+    part_len: usize,
+}
+
+impl<'a> StoredParts<'a> {
+    /// The tensors that `source` needs.
+    fn new(checkpoint: &'a Model, source: &Source) -> Result<Self> {
+        let part_len = source.needs().next().map_or(0, |(_, dims)| dims.iter().product());
+        let part = |(name, _): (String, _)| {
+            let weight = checkpoint.weight(&name)?;
+            Ok((name, weight))
+        };
+        Ok(Self { checkpoint, parts: source.needs().map(part).collect::<Result<_>>()?, part_len })
+    }
+
+    /// The parts that `range` lies in: number, elements there, elements of the whole row.
+    fn cut(&self, range: Range<usize>) -> impl Iterator<Item = (usize, Range<usize>, Range<usize>)> {
+        let n = self.part_len;
+        (range.start / n..range.end.div_ceil(n)).map(move |i| {
+            let all = range.start.max(i * n)..range.end.min((i + 1) * n);
+            (i, all.start - i * n..all.end - i * n, all)
+        })
+    }
+
+    /// Decodes `range`. Errors: values that cannot be written in `format`.
+    fn decode(&self, range: Range<usize>, x: &mut [f32], format: Format) -> Result<()> {
+        let start = range.start;
+        for (i, inner, outer) in self.cut(range) {
+            let (name, weight) = &self.parts[i];
+            let x = &mut x[outer.start - start..outer.end - start];
+            format_of(weight.dtype).decode_row(&weight.bytes[bytes_of(weight, &inner)], x);
+            check(x, format).map_err(|(at, what)| {
+                self.checkpoint.error(name, format_args!("element {} {what}", inner.start + at))
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Each part as a whole.
+    fn all<const N: usize>(&self) -> Result<[Vec<f32>; N]> {
+        let mut parts = [const { Vec::new() }; N];
+        for (i, part) in parts.iter_mut().enumerate() {
+            part.resize(self.part_len, 0.0);
+            self.decode(i * self.part_len..(i + 1) * self.part_len, part, Format::F32)?;
+        }
+        Ok(parts)
+    }
+
+    /// Gives the memory behind `range` back to the system.
+    fn release(&self, range: Range<usize>) {
+        for (i, inner, _) in self.cut(range) {
+            let (name, weight) = &self.parts[i];
+            self.checkpoint.release(name, bytes_of(weight, &inner));
         }
     }
+}
+
+fn bytes_of(weight: &Weight<'_>, range: &Range<usize>) -> Range<usize> {
+    let width = weight.dtype.block().bytes;
+    range.start * width..range.end * width
 }
 
 /// Formats do not care where a row ends, as long as blocks are whole: a tensor is converted as one long row.
