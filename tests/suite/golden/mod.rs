@@ -1,6 +1,7 @@
 //! Whole models against the official implementations: tiny checkpoints with the values that the official code computes
 //! from them. Values of the fixtures are f64 results rounded to f32, see `fixtures/golden/README.md`.
 
+mod lfm2;
 mod qwen3;
 mod synthetic;
 
