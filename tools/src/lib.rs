@@ -9,5 +9,6 @@ pub mod generate;
 pub mod interrupt;
 pub mod model;
 pub mod output;
+pub mod quantize;
 pub mod report;
 pub mod transcribe;

@@ -1,0 +1,477 @@
+//! Which type each tensor of a quantized file gets. [`Mix`] is the type to read first, [`choose`] the function.
+//!
+//! The choices are those of llama-quantize (llama-cpp-python 0.3.36, `llama-quant.cpp`, as its printed lists show them).
+
+use engine::{DType, Shape};
+
+/// A type of file: the type of most of its matrices, and rules for the others.
+#[allow(non_camel_case_types, reason = "upstream spelling of formats")]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[allow(missing_docs, reason = "the names are those of llama-quantize")]
+pub enum Mix {
+    F32,
+    F16,
+    BF16,
+    Q8_0,
+    Q4_0,
+    Q4_1,
+    Q5_0,
+    Q5_1,
+    IQ4_NL,
+    Q2_K,
+    Q3_K_S,
+    Q3_K_M,
+    Q3_K_L,
+    Q4_K_S,
+    Q4_K_M,
+    Q5_K_S,
+    Q5_K_M,
+    Q6_K,
+}
+
+impl Mix {
+    /// Every mix, in declaration order.
+    pub const ALL: [Self; 18] = [
+        Self::F32,
+        Self::F16,
+        Self::BF16,
+        Self::Q8_0,
+        Self::Q4_0,
+        Self::Q4_1,
+        Self::Q5_0,
+        Self::Q5_1,
+        Self::IQ4_NL,
+        Self::Q2_K,
+        Self::Q3_K_S,
+        Self::Q3_K_M,
+        Self::Q3_K_L,
+        Self::Q4_K_S,
+        Self::Q4_K_M,
+        Self::Q5_K_S,
+        Self::Q5_K_M,
+        Self::Q6_K,
+    ];
+
+    /// Its name, and `general.file_type`. Source: llama.cpp, `enum llama_ftype`.
+    const fn named(self) -> (&'static str, u32) {
+        match self {
+            Self::F32 => ("F32", 0),
+            Self::F16 => ("F16", 1),
+            Self::Q4_0 => ("Q4_0", 2),
+            Self::Q4_1 => ("Q4_1", 3),
+            Self::Q8_0 => ("Q8_0", 7),
+            Self::Q5_0 => ("Q5_0", 8),
+            Self::Q5_1 => ("Q5_1", 9),
+            Self::Q2_K => ("Q2_K", 10),
+            Self::Q3_K_S => ("Q3_K_S", 11),
+            Self::Q3_K_M => ("Q3_K_M", 12),
+            Self::Q3_K_L => ("Q3_K_L", 13),
+            Self::Q4_K_S => ("Q4_K_S", 14),
+            Self::Q4_K_M => ("Q4_K_M", 15),
+            Self::Q5_K_S => ("Q5_K_S", 16),
+            Self::Q5_K_M => ("Q5_K_M", 17),
+            Self::Q6_K => ("Q6_K", 18),
+            Self::IQ4_NL => ("IQ4_NL", 25),
+            Self::BF16 => ("BF16", 32),
+        }
+    }
+
+    /// Its name as llama-quantize writes it: `Q4_K_M`.
+    pub const fn name(self) -> &'static str {
+        self.named().0
+    }
+
+    /// The mix called `name`, in upper or lower case.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|mix| mix.name().eq_ignore_ascii_case(name))
+    }
+
+    /// `general.file_type`.
+    pub const fn general_file_type(self) -> u32 {
+        self.named().1
+    }
+
+    /// The type of a matrix without a rule of its own.
+    pub const fn dtype(self) -> DType {
+        match self {
+            Self::F32 => DType::F32,
+            Self::F16 => DType::F16,
+            Self::BF16 => DType::BF16,
+            Self::Q8_0 => DType::Q8_0,
+            Self::Q4_0 => DType::Q4_0,
+            Self::Q4_1 => DType::Q4_1,
+            Self::Q5_0 => DType::Q5_0,
+            Self::Q5_1 => DType::Q5_1,
+            Self::IQ4_NL => DType::IQ4_NL,
+            Self::Q2_K => DType::Q2_K,
+            Self::Q3_K_S | Self::Q3_K_M | Self::Q3_K_L => DType::Q3_K,
+            Self::Q4_K_S | Self::Q4_K_M => DType::Q4_K,
+            Self::Q5_K_S | Self::Q5_K_M => DType::Q5_K,
+            Self::Q6_K => DType::Q6_K,
+        }
+    }
+}
+
+/// What the choice depends on beside the tensors.
+#[derive(Clone, Debug, Default)]
+pub struct Model {
+    /// `general.architecture`.
+    pub architecture: String,
+    /// `block_count`; 0 for a projector.
+    pub n_layer: usize,
+    /// `attention.head_count` of the first layer.
+    pub n_head: usize,
+    /// `attention.head_count_kv` of the first layer; 0 where that layer has no attention.
+    pub n_head_kv: usize,
+    /// `expert_count`.
+    pub n_expert: usize,
+    /// Whether there is an importance matrix.
+    pub has_importance: bool,
+}
+
+/// A tensor of the source.
+#[derive(Clone, Copy, Debug)]
+pub struct Tensor<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// Its extents, outermost first.
+    pub shape: Shape,
+    /// How it is stored.
+    pub dtype: DType,
+}
+
+/// The type of a tensor in the new file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Choice {
+    /// The type.
+    pub dtype: DType,
+    /// The type that the mix wants, where rows of this length cannot have it.
+    pub replaced: Option<DType>,
+}
+
+/// Indices of tensors in the order in which llama-quantize works on them and writes them: those outside of layers, then
+/// layer by layer, each by name.
+pub fn order<'a>(names: impl IntoIterator<Item = &'a str>) -> Vec<usize> {
+    let mut tensors: Vec<(Option<usize>, &str, usize)> =
+        names.into_iter().enumerate().map(|(i, name)| (layer(name), name, i)).collect();
+    tensors.sort_unstable();
+    tensors.into_iter().map(|(_, _, i)| i).collect()
+}
+
+/// The types of `tensors`, which come in the order of [`order`], in a file of type `mix`.
+pub fn choose(mix: Mix, model: &Model, tensors: &[Tensor<'_>]) -> Vec<Choice> {
+    let is_value = |t: &&Tensor<'_>| Category::of(t.name) == Category::AttentionValue;
+    let mut rules = Rules {
+        mix,
+        model,
+        has_head: tensors.iter().any(|t| t.name == HEAD),
+        n_value: tensors.iter().filter(is_value).count(),
+        i_value: 0,
+        i_down: 0,
+    };
+    tensors.iter().map(|tensor| rules.choose(tensor)).collect()
+}
+
+const HEAD: &str = "output.weight";
+const EMBEDDING: &str = "token_embd.weight";
+
+/// Names of matrices that keep their type; see [`keeps_type`].
+const KEPT_NAMES: [&str; 2] = ["position_embd.weight", "token_types.weight"];
+/// Parts of such names. Source: llama.cpp, `llama-quant.cpp`.
+const KEPT_PARTS: [&str; 35] = [
+    "_norm.weight",
+    "ffn_gate_inp.weight",
+    "ffn_gate_tid2eid.weight",
+    "ssm_conv1d",
+    "shortconv.conv.weight",
+    "altup",
+    "laurel",
+    "per_layer_model_proj",
+    "indexer.k_proj.weight",
+    "indexer.q_proj.weight",
+    "attn_rel_b.weight",
+    "time_mix_first.weight",
+    "time_mix_w0.weight",
+    "time_mix_w1.weight",
+    "time_mix_w2.weight",
+    "time_mix_v0.weight",
+    "time_mix_v1.weight",
+    "time_mix_v2.weight",
+    "time_mix_a0.weight",
+    "time_mix_a1.weight",
+    "time_mix_a2.weight",
+    "time_mix_g1.weight",
+    "time_mix_g2.weight",
+    "time_mix_decay_w1.weight",
+    "time_mix_decay_w2.weight",
+    "time_mix_lerp_fused.weight",
+    ".position_embd",
+    "sam.pos_embd",
+    "sam.neck.",
+    "sam.net_",
+    ".rel_pos",
+    ".patch_embd",
+    ".patch_merger",
+    "a.rvq.codebook",
+    "mm.a.code_embd",
+];
+
+/// Whether a tensor is copied whatever the mix.
+fn keeps_type(tensor: &Tensor<'_>) -> bool {
+    let rank = tensor.shape.dims().iter().skip_while(|&&dim| dim == 1).count();
+    let name = tensor.name;
+    rank < 2
+        || tensor.dtype == DType::I32
+        || !name.ends_with("weight")
+        || KEPT_NAMES.contains(&name)
+        || KEPT_PARTS.iter().any(|part| name.contains(part))
+}
+
+/// What a tensor's name says.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Category {
+    Head,
+    Embedding,
+    AttentionValue,
+    AttentionKey,
+    AttentionOutput,
+    FfnDown,
+    Other,
+}
+
+impl Category {
+    fn of(name: &str) -> Self {
+        let parts = [
+            ("attn_qkv.weight", Self::AttentionValue),
+            ("attn_kv_b.weight", Self::AttentionValue),
+            ("attn_v.weight", Self::AttentionValue),
+            ("attn_k.weight", Self::AttentionKey),
+            ("attn_q.weight", Self::Other),
+            ("attn_output.weight", Self::AttentionOutput),
+            ("ffn_up", Self::Other),
+            ("ffn_gate", Self::Other),
+            ("ffn_down", Self::FfnDown),
+        ];
+        match name {
+            HEAD => Self::Head,
+            EMBEDDING => Self::Embedding,
+            _ => parts.into_iter().find(|(part, _)| name.contains(part)).map_or(Self::Other, |(_, category)| category),
+        }
+    }
+}
+
+/// The rules of a mix on their way through the tensors of a model.
+struct Rules<'a> {
+    mix: Mix,
+    model: &'a Model,
+    has_head: bool,
+    /// Matrices of attention values in the model, and those that came before.
+    n_value: usize,
+    i_value: usize,
+    /// The second matrices of feed-forward networks that came before.
+    i_down: usize,
+}
+
+impl Rules<'_> {
+    fn choose(&mut self, tensor: &Tensor<'_>) -> Choice {
+        if keeps_type(tensor) {
+            return Choice { dtype: tensor.dtype, replaced: None };
+        }
+        let default = self.mix.dtype();
+        if matches!(default, DType::F32 | DType::F16 | DType::BF16) {
+            return Choice { dtype: default, replaced: None };
+        }
+        let row = tensor.shape.last();
+        let wanted = match Category::of(tensor.name) {
+            Category::Head => self.head(row),
+            Category::Embedding if !self.has_head => self.head(row),
+            Category::AttentionValue => {
+                self.i_value += 1;
+                self.value(self.i_value - 1)
+            }
+            Category::AttentionKey if self.model.n_expert == 8 => DType::Q8_0,
+            Category::AttentionOutput => self.attention_output(),
+            Category::FfnDown => {
+                self.i_down += 1;
+                self.down(if self.model.n_expert > 1 { layer(tensor.name).unwrap_or(0) } else { self.i_down - 1 })
+            }
+            Category::Embedding | Category::AttentionKey | Category::Other => default,
+        };
+        let dtype = fitting(wanted, row);
+        Choice { dtype, replaced: (dtype != wanted).then_some(wanted) }
+    }
+
+    /// The head, or the embedding that is the head too.
+    fn head(&self, row: usize) -> DType {
+        let default = self.mix.dtype();
+        if default == DType::Q8_0 || !row.is_multiple_of(default.block().len) { DType::Q8_0 } else { DType::Q6_K }
+    }
+
+    /// Matrix `i` of attention values, or of queries, keys and values together.
+    fn value(&self, i: usize) -> DType {
+        let model = self.model;
+        let n_group = model.n_head.checked_div(model.n_head_kv).unwrap_or(0);
+        let dtype = match self.mix {
+            Mix::Q2_K if n_group >= 4 => DType::Q4_K,
+            Mix::Q2_K => DType::Q3_K,
+            Mix::Q3_K_M if i < 2 => DType::Q5_K,
+            Mix::Q3_K_M => DType::Q4_K,
+            Mix::Q3_K_L => DType::Q5_K,
+            Mix::Q4_K_S if i < 4 => DType::Q5_K,
+            Mix::Q4_K_M | Mix::Q5_K_M if has_more_bits(i, self.n_value) => DType::Q6_K,
+            Mix::IQ4_NL if n_group >= 4 => DType::Q5_K,
+            mix => mix.dtype(),
+        };
+        // The models of 70 billion weights have eight heads per value: more bits cost little.
+        let is_70b = model.architecture == "llama" && model.n_layer == 80 && model.n_head != model.n_head_kv;
+        match dtype {
+            _ if model.n_expert == 8 => DType::Q8_0,
+            DType::Q3_K | DType::Q4_K if is_70b => DType::Q5_K,
+            dtype => dtype,
+        }
+    }
+
+    fn attention_output(&self) -> DType {
+        if self.model.n_expert == 8 {
+            return match self.mix {
+                Mix::Q2_K | Mix::Q3_K_S | Mix::Q3_K_M | Mix::Q4_K_S | Mix::Q4_K_M | Mix::IQ4_NL => DType::Q5_K,
+                mix => mix.dtype(),
+            };
+        }
+        match self.mix {
+            Mix::Q2_K => DType::Q3_K,
+            Mix::Q3_K_M => DType::Q4_K,
+            Mix::Q3_K_L => DType::Q5_K,
+            mix => mix.dtype(),
+        }
+    }
+
+    /// Matrix `i` from the inner to the outer width of a feed-forward network.
+    fn down(&self, i: usize) -> DType {
+        let n = self.model.n_layer;
+        let (is_first_eighth, has_importance) = (i < n / 8, self.model.has_importance);
+        match self.mix {
+            Mix::Q2_K => DType::Q3_K,
+            Mix::Q3_K_M if i < n / 16 => DType::Q5_K,
+            Mix::Q3_K_M => DType::Q4_K,
+            Mix::Q3_K_L => DType::Q5_K,
+            Mix::Q4_0 if is_first_eighth && has_importance => DType::Q4_1,
+            Mix::Q5_0 if is_first_eighth && has_importance => DType::Q5_1,
+            Mix::Q4_K_S if is_first_eighth => DType::Q5_K,
+            Mix::Q4_K_M | Mix::Q5_K_M if has_more_bits(i, n) => DType::Q6_K,
+            Mix::IQ4_NL if is_first_eighth && !has_importance => DType::Q5_K,
+            mix => mix.dtype(),
+        }
+    }
+}
+
+/// The first and the last eighth of `n`, and every third between.
+fn has_more_bits(i: usize, n: usize) -> bool {
+    i < n / 8 || i >= 7 * n / 8 || (i - n / 8) % 3 == 2
+}
+
+/// `dtype`, or what takes its place where rows of `row` elements are not whole blocks.
+fn fitting(dtype: DType, row: usize) -> DType {
+    let fits = |dtype: DType| row.is_multiple_of(dtype.block().len);
+    let replacement = match dtype {
+        DType::Q2_K | DType::Q3_K => DType::Q4_0,
+        DType::Q4_K => DType::Q5_0,
+        DType::Q5_K => DType::Q5_1,
+        DType::Q6_K => DType::Q8_0,
+        DType::F32
+        | DType::F16
+        | DType::BF16
+        | DType::I32
+        | DType::Q8_0
+        | DType::Q4_0
+        | DType::Q4_1
+        | DType::Q5_0
+        | DType::Q5_1
+        | DType::IQ4_NL => DType::F16,
+    };
+    match () {
+        () if fits(dtype) => dtype,
+        () if fits(replacement) => replacement,
+        () => DType::F16,
+    }
+}
+
+/// N of names that begin with `blk.N.`.
+fn layer(name: &str) -> Option<usize> {
+    name.strip_prefix("blk.")?.split_once('.')?.0.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+
+    /// Lists that llama-quantize printed, written by `make_quant_vectors.py`; see `tests/fixtures/quant/README.md`.
+    fn printed() -> Value {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/quant/types.json");
+        serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+    }
+
+    /// A number, or the first of a list.
+    fn number(value: &Value) -> usize {
+        value.as_u64().or_else(|| value[0].as_u64()).unwrap_or(0) as usize
+    }
+
+    #[test]
+    fn types_are_those_that_llama_quantize_prints() {
+        let mut n_compared = 0;
+        for (label, entry) in printed()["models"].as_object().unwrap() {
+            let keys = &entry["keys"];
+            let tensors = entry["tensors"].as_array().unwrap();
+            let names = tensors.iter().map(|t| t[0].as_str().unwrap());
+            let order = order(names);
+            let sorted: Vec<Tensor<'_>> = order
+                .iter()
+                .map(|&i| {
+                    let dims: Vec<usize> = tensors[i][1].as_array().unwrap().iter().rev().map(number).collect();
+                    let dtype = if tensors[i][2] == "f32" { DType::F32 } else { DType::F16 };
+                    Tensor { name: tensors[i][0].as_str().unwrap(), shape: Shape::new(&dims).unwrap(), dtype }
+                })
+                .collect();
+            for (mix, runs) in entry["mixes"].as_object().unwrap() {
+                let (name, flags) = mix.split_once(' ').unwrap_or((mix, ""));
+                let Some(mix) = Mix::from_name(name) else { continue };
+                let Some(runs) = runs.as_array().filter(|_| matches!(flags, "" | "--imatrix")) else { continue };
+                let model = Model {
+                    architecture: entry["architecture"].as_str().unwrap().into(),
+                    n_layer: number(&keys["block_count"]),
+                    n_head: number(&keys["attention.head_count"]),
+                    n_head_kv: number(&keys["attention.head_count_kv"]),
+                    n_expert: number(&keys["expert_count"]),
+                    has_importance: !flags.is_empty(),
+                };
+                let mut chosen = vec![""; tensors.len()];
+                for (choice, (&i, tensor)) in choose(mix, &model, &sorted).iter().zip(order.iter().zip(&sorted)) {
+                    chosen[i] = if choice.dtype == tensor.dtype { "=" } else { choice.dtype.name() };
+                }
+                let want = runs.iter().flat_map(|run| vec![run[0].as_str().unwrap(); number(&run[1])]);
+                let want: Vec<String> = want.map(str::to_uppercase).collect();
+                for ((tensor, want), got) in tensors.iter().zip(&want).zip(&chosen) {
+                    assert_eq!(want, got, "{label} {name} {flags}: {}", tensor[0]);
+                    n_compared += 1;
+                }
+            }
+        }
+        assert!(n_compared > 60_000, "{n_compared} choices");
+    }
+
+    #[test]
+    fn layers_are_ordered_by_number_and_towers_by_name() {
+        let names = ["blk.10.a", "blk.2.b", "blk.2.a", "token_embd.weight", "a.blk.2.x", "a.blk.10.x", "output.weight"];
+        assert_eq!(order(names), [5, 4, 6, 3, 2, 1, 0]);
+    }
+
+    #[test]
+    fn names_are_found_in_either_case() {
+        for mix in Mix::ALL {
+            assert_eq!(Mix::from_name(&mix.name().to_lowercase()), Some(mix));
+        }
+        assert_eq!(Mix::from_name("q4_k"), None);
+    }
+}

@@ -1,0 +1,3 @@
+//! GGUF files in other types.
+
+pub mod mix;
