@@ -2,6 +2,7 @@
 //! model or [`Session::encode`] for the audio encoder: find the graph of the call's key, write the input block, run, read.
 
 use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 use crate::backend::{Backend, Bindings, Buffer, Executable, Segment, Usage, WeightData};
 use crate::batch::{Batch, Features, Logits, Sequence, Tokens};
@@ -610,6 +611,7 @@ impl Session {
 
     fn run(&mut self, index: usize) -> Result<()> {
         self.last_run = Some(index);
+        let start = Instant::now();
         let compiled = self.cache.get_mut(index);
         for stage in &mut compiled.stages {
             for copy in &mut stage.copies {
@@ -620,6 +622,7 @@ impl Session {
             }
             stage.executable.run()?;
         }
+        self.stats.run_ns += u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
         Ok(())
     }
 

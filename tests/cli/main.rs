@@ -1,6 +1,7 @@
 //! The program as users run it: what it prints, where, and what it exits with.
 
 mod bad_input;
+mod bench;
 mod contract;
 mod convert;
 mod exact_text;

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
+use crate::bench::{self, BenchArgs};
 use crate::convert::{self, ConvertArgs};
 use crate::exit::{Exit, Failure, Outcome};
 use crate::generate::{self, GenerateArgs};
@@ -35,6 +36,7 @@ struct Cli {
 enum Command {
     Transcribe(Box<TranscribeArgs>),
     Convert(ConvertArgs),
+    Bench(Box<BenchArgs>),
     Generate(GenerateArgs),
     /// Print a completion script for a shell
     Completions {
@@ -47,7 +49,7 @@ enum Command {
 
 /// Parses the arguments of the process, runs the subcommand and gives its exit code.
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::try_parse_from(bench::spelt_out(std::env::args_os())) {
         Ok(cli) => cli,
         Err(e) => {
             let exit = if e.use_stderr() { Exit::Usage } else { Exit::Done };
@@ -76,6 +78,7 @@ fn run(cli: Cli) -> Outcome<Exit> {
     match cli.command {
         Some(Command::Transcribe(args)) => transcribe::run(&args),
         Some(Command::Convert(args)) => convert::run(&args),
+        Some(Command::Bench(args)) => bench::run(&args),
         Some(Command::Generate(args)) => generate::run(&args),
         Some(Command::Completions { shell }) => {
             clap_complete::generate(shell, &mut Cli::command(), "tympan", &mut std::io::stdout());

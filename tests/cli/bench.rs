@@ -1,0 +1,125 @@
+//! `tympan bench` beside llama-bench: fields, rows, formats, refusals.
+
+use serde_json::Value;
+
+use crate::run::{fixtures, tympan};
+
+/// Fields of llama-bench's csv, sql and json, in their order. Source: its output, llama-cpp-python 0.3.36.
+const FIELDS: &str = "build_commit,build_number,cpu_info,gpu_info,backends,model_filename,model_type,model_size,model_n_params,\
+n_batch,n_ubatch,n_threads,cpu_mask,cpu_strict,poll,type_k,type_v,n_gpu_layers,n_cpu_moe,split_mode,main_gpu,no_kv_offload,\
+flash_attn,devices,tensor_split,tensor_buft_overrides,load_mode,lazy_mode,embeddings,no_op_offload,no_host,repack,fit_target,\
+fit_min_ctx,n_prompt,n_gen,n_depth,test_time,avg_ns,stddev_ns,avg_ts,stddev_ts";
+
+/// Our own fields, behind llama-bench's.
+const OWN: &str = "graph_reuse,graph_builds,graph_hits,host_us_per_step,peak_rss,p50_ns,p95_ns";
+
+fn model() -> String {
+    fixtures().join("golden/lfm2").display().to_string()
+}
+
+fn bench(args: &[&str]) -> String {
+    let model = model();
+    tympan([&["bench", "-m", &model, "-r", "1", "--no-warmup"], args].concat()).expect(0).out
+}
+
+fn rows(args: &[&str]) -> Vec<Value> {
+    bench(&[args, &["-o", "jsonl"]].concat()).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// Prompt, generated and context tokens of every row.
+fn tests(args: &[&str]) -> Vec<[u64; 3]> {
+    let numbers = |row: &Value| ["n_prompt", "n_gen", "n_depth"].map(|key| row[key].as_u64().unwrap());
+    rows(args).iter().map(numbers).collect()
+}
+
+#[test]
+fn rows_have_the_fields_and_types_of_llama_bench_and_ours_behind_them() {
+    let row = rows(&["-p", "8", "-n", "0", "-t", "1"]).remove(0);
+    let object = row.as_object().unwrap();
+    let keys: Vec<&str> = object.keys().map(String::as_str).collect();
+    assert_eq!(keys.join(","), format!("{FIELDS},samples_ns,samples_ts,{OWN}"));
+    for (key, value) in object {
+        let fits = match key.as_str() {
+            "cpu_strict" | "no_kv_offload" | "embeddings" | "no_host" | "repack" => value.is_boolean(),
+            "avg_ts" | "stddev_ts" | "host_us_per_step" => value.is_f64(),
+            "samples_ns" | "samples_ts" => value.is_array(),
+            "build_number" | "model_size" | "model_n_params" | "n_batch" | "n_ubatch" | "n_threads" | "poll"
+            | "n_gpu_layers" | "n_cpu_moe" | "main_gpu" | "flash_attn" | "no_op_offload" | "fit_target"
+            | "fit_min_ctx" | "n_prompt" | "n_gen" | "n_depth" | "avg_ns" | "stddev_ns" | "graph_builds"
+            | "graph_hits" | "peak_rss" | "p50_ns" | "p95_ns" => value.is_i64() || value.is_u64(),
+            _ => value.is_string(),
+        };
+        assert!(fits, "{key}: {value}");
+    }
+    // The fixture in bf16: 551232 parameters, of which norms and kernels are f32.
+    assert_eq!(row["model_n_params"], 551_232);
+    assert_eq!(row["samples_ns"].as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn rows_come_in_the_order_of_llama_bench() {
+    assert_eq!(tests(&["-p", "4,8", "-n", "0", "-t", "1"]), [[4, 0, 0], [8, 0, 0]]);
+    let both = ["-t", "1", "-p", "4", "-n", "2", "-pg", "6,3", "-d", "0,5"];
+    assert_eq!(tests(&both), [[4, 0, 0], [0, 2, 0], [6, 3, 0], [4, 0, 5], [0, 2, 5], [6, 3, 5]]);
+    assert_eq!(
+        tests(&["-t", "1", "-p", "2-8*2", "-n", "1-5+2"]),
+        [[2, 0, 0], [4, 0, 0], [8, 0, 0], [0, 1, 0], [0, 3, 0], [0, 5, 0]]
+    );
+    let settings = |row: &Value| ["n_batch", "n_ubatch", "n_threads"].map(|key| row[key].as_u64().unwrap());
+    let lists: Vec<_> =
+        rows(&["-p", "8", "-n", "0", "-b", "4,8", "-ub", "2,4", "-t", "1,2"]).iter().map(settings).collect();
+    assert_eq!(lists, [[4, 2, 1], [4, 2, 2], [4, 4, 1], [4, 4, 2], [8, 2, 1], [8, 2, 2], [8, 4, 1], [8, 4, 2]]);
+    let types: Vec<_> = rows(&["-p", "4", "-n", "0", "-ctk", "f16,f32"]).iter().map(|r| r["type_k"].clone()).collect();
+    assert_eq!(types, ["f16", "f32"]);
+}
+
+#[test]
+fn every_format_holds_the_same_rows() {
+    let args = ["-t", "1", "-p", "4", "-n", "2"];
+    let with = |format: &str| bench(&[&args[..], &["-o", format]].concat());
+    let csv = with("csv");
+    assert_eq!(csv.lines().next(), Some(FIELDS));
+    assert_eq!(csv.lines().count(), 3);
+    assert!(csv.lines().skip(1).all(|line| line.split("\",\"").count() == FIELDS.split(',').count()));
+    let json: Value = serde_json::from_str(&with("json")).unwrap();
+    assert_eq!(json.as_array().unwrap().len(), 2);
+    let sql = with("sql");
+    assert!(sql.starts_with("CREATE TABLE IF NOT EXISTS llama_bench (\n  build_commit TEXT,\n  build_number INTEGER,"));
+    assert_eq!(sql.matches("INSERT INTO llama_bench (").count(), 2);
+    let md = with("md");
+    let head = "| model                          |       size |     params | backend    | threads |            test |                  t/s |";
+    assert_eq!(md.lines().next(), Some(head));
+    assert!(md.contains("|             pp4 |") && md.contains("|             tg2 |"), "{md}");
+}
+
+#[test]
+fn reuse_on_and_off_give_a_table_of_the_gain() {
+    let args = ["-t", "1", "-p", "0", "-n", "4", "-gr", "on,off"];
+    let rows = rows(&args);
+    let field = |key: &str| rows.iter().map(|r| r[key].clone()).collect::<Vec<_>>();
+    assert_eq!(field("graph_reuse"), ["on", "off"]);
+    assert_eq!(field("graph_builds"), [1, 4]);
+    assert_eq!(field("graph_hits"), [3, 0]);
+    let md = bench(&args);
+    assert!(md.contains("t/s without | t/s with reuse |     gain |"), "{md}");
+}
+
+#[test]
+fn what_is_not_there_is_refused() {
+    let model = model();
+    let cases: [(&[&str], &str); 9] = [
+        (&["-fa", "off"], "-fa off"),
+        (&["-ctk", "q8_0"], "-ctk q8_0"),
+        (&["-ctk", "f16", "-ctv", "f32"], "-ctk and -ctv"),
+        (&["-p", "0", "-n", "0"], "nothing to measure"),
+        (&["-p", "8-"], "-p"),
+        (&["-b", "0"], "-b"),
+        (&["-sm", "row"], "-sm row"),
+        (&["-hf", "a/b"], "-hf a/b"),
+        (&["-pg", "5"], "-pg"),
+    ];
+    for (args, named) in cases {
+        let run = tympan([&["bench", "-m", &model], args].concat()).expect(2);
+        assert!(run.err.contains(named), "{args:?}: {}", run.err);
+    }
+}

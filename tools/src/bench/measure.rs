@@ -1,0 +1,186 @@
+//! Runs the tests of language models: prompts, continuations, and both behind a filled context.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use engine::backend::Backend;
+use engine::batch::{Batch, Sequence, Tokens};
+use engine::gguf::Gguf;
+use engine::key::Rows;
+use engine::memory::Slot;
+use engine::session::{Reuse, Session, SessionOptions};
+use engine::{DType, Result};
+use models::Loaded;
+
+use super::row::Test;
+
+/// Seed of the random tokens: any will do, the same ones every time.
+const SEED: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// How a session is opened for tests.
+#[derive(Clone, Copy, Debug)]
+pub struct Setup {
+    /// Most tokens of a batch.
+    pub n_batch: usize,
+    /// Most tokens of a piece of it.
+    pub n_ubatch: usize,
+    /// Format of keys and values.
+    pub kv_dtype: DType,
+    /// Whether compiled graphs are used again.
+    pub reuse: Reuse,
+}
+
+/// What a test took.
+#[derive(Clone, Default, Debug)]
+pub struct Measured {
+    /// Nanoseconds of every repetition.
+    pub samples_ns: Vec<u64>,
+    /// Nanoseconds of every call of all repetitions.
+    pub steps_ns: Vec<u64>,
+    /// Graphs built, and used again.
+    pub graphs: [u64; 2],
+    /// Mean microseconds of a call outside of the compiled graph.
+    pub host_us_per_step: f64,
+}
+
+/// A session with a context of `test`'s size, and where its random tokens come from.
+pub struct Bench {
+    session: Session,
+    tokens: RandomTokens,
+    setup: Setup,
+    test: Test,
+}
+
+impl Bench {
+    /// Opens a session for one test.
+    ///
+    /// Errors: a context that is too long, too little memory.
+    pub fn open(loaded: &Loaded, backend: &Arc<dyn Backend>, setup: Setup, test: Test) -> Result<Self> {
+        let options = SessionOptions {
+            // One sequence holds the filled context, the other one is timed.
+            n_slots: if test.n_depth > 0 { 2 } else { 1 },
+            n_ctx: (test.n_prompt + test.n_gen + test.n_depth).max(1),
+            kv_dtype: setup.kv_dtype,
+            max_tokens: setup.n_ubatch.min(setup.n_batch).max(1),
+            reuse: setup.reuse,
+            ..SessionOptions::default()
+        };
+        let session =
+            Session::open(Arc::clone(&loaded.model), &loaded.weights, std::slice::from_ref(backend), options)?;
+        let tokens = RandomTokens::new(&loaded.files[0], loaded.model.n_vocab());
+        Ok(Self { session, tokens, setup, test })
+    }
+
+    /// An untimed prompt and an untimed step, as far as the test has them.
+    ///
+    /// Errors: those of the session.
+    pub fn warm_up(&mut self) -> Result<()> {
+        let n_prompt = self.test.n_prompt;
+        let steps = usize::from(self.test.n_gen > 0);
+        let slot = self.session.memory_mut().acquire()?;
+        let mut timed = Vec::new();
+        let result = self.run(slot, n_prompt, steps, &mut timed);
+        self.session.memory_mut().release(slot);
+        result
+    }
+
+    /// Fills the context and times `repetitions` runs.
+    ///
+    /// Errors: those of the session.
+    pub fn measure(&mut self, repetitions: usize) -> Result<Measured> {
+        let filled = if self.test.n_depth > 0 { Some(self.fill()?) } else { None };
+        let mut measured = Measured::default();
+        let before = self.session.stats();
+        for _ in 0..repetitions {
+            let slot = self.session.memory_mut().acquire()?;
+            if let Some(filled) = filled {
+                self.session.memory_mut().copy(filled, slot)?;
+            }
+            let start = Instant::now();
+            let result = self.run(slot, self.test.n_prompt, self.test.n_gen, &mut measured.steps_ns);
+            measured.samples_ns.push(nanoseconds(start));
+            self.session.memory_mut().release(slot);
+            result?;
+        }
+        let after = self.session.stats();
+        measured.graphs = [after.builds - before.builds, after.hits - before.hits];
+        let total: u64 = measured.steps_ns.iter().sum();
+        let outside = total.saturating_sub(after.run_ns - before.run_ns);
+        measured.host_us_per_step = outside as f64 / 1e3 / measured.steps_ns.len().max(1) as f64;
+        Ok(measured)
+    }
+
+    /// A sequence of as many tokens as the test wants before it begins.
+    fn fill(&mut self) -> Result<Slot> {
+        let slot = self.session.memory_mut().acquire()?;
+        let mut timed = Vec::new();
+        let n_depth = self.test.n_depth;
+        self.run(slot, n_depth, 0, &mut timed)?;
+        Ok(slot)
+    }
+
+    /// Feeds `n_prompt` random tokens in batches, then `n_gen` one by one, inside the backend's thread pool.
+    fn run(&mut self, slot: Slot, n_prompt: usize, n_gen: usize, steps_ns: &mut Vec<u64>) -> Result<()> {
+        let Self { session, tokens, setup, .. } = self;
+        session.enter(|session| {
+            let ids = tokens.prompt(n_prompt);
+            for batch in ids.chunks(setup.n_batch) {
+                let pieces = batch.chunks(setup.n_ubatch);
+                let last = pieces.len() - 1;
+                for (i, piece) in pieces.enumerate() {
+                    let rows = if i == last { Rows::Last } else { Rows::None };
+                    step(session, slot, piece, rows, steps_ns)?;
+                }
+            }
+            for _ in 0..n_gen {
+                step(session, slot, &[tokens.next()], Rows::Last, steps_ns)?;
+            }
+            Ok(())
+        })
+    }
+}
+
+fn step(session: &mut Session, slot: Slot, ids: &[u32], rows: Rows, steps_ns: &mut Vec<u64>) -> Result<()> {
+    let start = Instant::now();
+    session.step(&Batch { seqs: &[Sequence { slot, tokens: Tokens::Ids(ids) }], rows })?;
+    steps_ns.push(nanoseconds(start));
+    Ok(())
+}
+
+fn nanoseconds(start: Instant) -> u64 {
+    u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Token ids that look like nothing.
+struct RandomTokens {
+    n_vocab: usize,
+    /// What a prompt begins with, where the model wants something.
+    bos: Option<u32>,
+    state: u64,
+}
+
+impl RandomTokens {
+    fn new(file: &Gguf, n_vocab: usize) -> Self {
+        let adds = file.get_bool("tokenizer.ggml.add_bos_token").unwrap_or(false);
+        let bos = file.get_u32("tokenizer.ggml.bos_token_id").ok().filter(|&id| adds && (id as usize) < n_vocab);
+        Self { n_vocab, bos, state: SEED }
+    }
+
+    /// Source: Vigna, "splitmix64".
+    fn next(&mut self) -> u32 {
+        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.state;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        let id = (z ^ (z >> 31)) % self.n_vocab as u64;
+        u32::try_from(id).expect("vocabularies have far fewer rows")
+    }
+
+    fn prompt(&mut self, n: usize) -> Vec<u32> {
+        let mut ids: Vec<u32> = (0..n).map(|_| self.next()).collect();
+        if let (Some(first), Some(bos)) = (ids.first_mut(), self.bos) {
+            *first = bos;
+        }
+        ids
+    }
+}

@@ -1,0 +1,69 @@
+//! What rows say of a model: its name, size and number of elements, as llama-bench would.
+
+use engine::gguf::Gguf;
+use models::Loaded;
+
+use super::row::ModelFacts;
+
+/// Names by feed-forward width, of models whose name shows their size. Source: llama.cpp, `src/models/lfm2.cpp`.
+const LFM2_SIZES: [(usize, &str); 5] =
+    [(2560, "230M"), (4608, "350M"), (6912, "700M"), (8192, "1.2B"), (10752, "2.6B")];
+/// Names by number of layers and width. Source: llama.cpp, `src/models/qwen3.cpp`.
+const QWEN3_SIZES: [(usize, usize, &str); 6] =
+    [(28, 1024, "0.6B"), (28, 2048, "1.7B"), (36, 2560, "4B"), (36, 4096, "8B"), (40, 5120, "14B"), (64, 5120, "32B")];
+
+/// Describes the language model in `loaded`, which `-m` calls `filename`.
+pub fn facts(loaded: &Loaded, filename: &str) -> ModelFacts {
+    let file = &loaded.files[0];
+    let is_text = |name: &str| !name.starts_with("a.") && !name.starts_with("mm.");
+    let tensors = || file.tensors().filter(|t| is_text(t.name));
+    ModelFacts {
+        filename: filename.into(),
+        kind: format!("{} {} {}", architecture(file), size_label(file), format_name(file)),
+        bytes: tensors().map(|t| t.bytes.len() as u64).sum(),
+        n_params: tensors().map(|t| t.shape.elements() as u64).sum(),
+    }
+}
+
+fn architecture(file: &Gguf) -> String {
+    file.get_str("general.architecture").unwrap_or("?").to_owned()
+}
+
+fn size_label(file: &Gguf) -> &'static str {
+    let arch = architecture(file);
+    let number = |key: &str| file.get_u32(&format!("{arch}.{key}")).map_or(0, |n| n as usize);
+    let (n_layer, n_embd) = (number("block_count"), number("embedding_length"));
+    let found = match arch.as_str() {
+        "lfm2" => LFM2_SIZES.iter().find(|(n_ff, _)| *n_ff == number("feed_forward_length")).map(|(_, name)| *name),
+        "qwen3" | "qwen3vl" => {
+            QWEN3_SIZES.iter().find(|(layers, embd, _)| (*layers, *embd) == (n_layer, n_embd)).map(|(_, _, name)| *name)
+        }
+        _ => None,
+    };
+    found.unwrap_or("?B")
+}
+
+/// Source: llama.cpp, `llama_model_ftype_name`.
+fn format_name(file: &Gguf) -> &'static str {
+    match file.get_u32("general.file_type") {
+        Ok(0) => "all F32",
+        Ok(1) => "F16",
+        Ok(2) => "Q4_0",
+        Ok(3) => "Q4_1",
+        Ok(7) => "Q8_0",
+        Ok(8) => "Q5_0",
+        Ok(9) => "Q5_1",
+        Ok(10) => "Q2_K - Medium",
+        Ok(11) => "Q3_K - Small",
+        Ok(12) => "Q3_K - Medium",
+        Ok(13) => "Q3_K - Large",
+        Ok(14) => "Q4_K - Small",
+        Ok(15) => "Q4_K - Medium",
+        Ok(16) => "Q5_K - Small",
+        Ok(17) => "Q5_K - Medium",
+        Ok(18) => "Q6_K",
+        Ok(25) => "IQ4_NL - 4.5 bpw",
+        Ok(32) => "BF16",
+        Ok(_) | Err(_) => "unknown",
+    }
+}

@@ -1,0 +1,288 @@
+//! Rows as markdown, csv, json, jsonl and sql, each as llama-bench writes it.
+
+use std::io::Write;
+
+use anyhow::{Context, Result};
+use clap::ValueEnum;
+use serde_json::{Map, Value};
+
+use super::row::Row;
+use super::statistics::{mean, stddev};
+
+/// How rows are written.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Format {
+    /// Comma-separated values, all quoted.
+    Csv,
+    /// One array.
+    Json,
+    /// One object per line.
+    Jsonl,
+    /// A table in markdown.
+    Md,
+    /// A table and insertions, for sqlite.
+    Sql,
+}
+
+/// A column of the markdown table.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Column {
+    /// Columns that are always there.
+    Model,
+    /// Bytes.
+    Size,
+    /// Elements.
+    Params,
+    /// The backend.
+    Backend,
+    /// Layers on a GPU.
+    GpuLayers,
+    /// Threads.
+    Threads,
+    /// Tokens of a batch.
+    Batch,
+    /// Tokens of a piece.
+    Ubatch,
+    /// Format of keys.
+    TypeK,
+    /// Format of values.
+    TypeV,
+    /// Fused attention.
+    FlashAttn,
+    /// Whether graphs are used again.
+    GraphReuse,
+    /// What is measured.
+    Test,
+    /// Tokens per second.
+    Rate,
+    /// Graphs built.
+    Builds,
+    /// Graphs used again.
+    Hits,
+    /// Time outside of compiled graphs.
+    Host,
+    /// Median of a call.
+    P50,
+    /// 95th percentile of a call.
+    P95,
+    /// Largest resident set.
+    PeakRss,
+}
+
+impl Column {
+    /// Head and width; a negative width is that of a column to the left.
+    const fn head(self) -> (&'static str, i32) {
+        match self {
+            Self::Model => ("model", -30),
+            Self::Size => ("size", 10),
+            Self::Params => ("params", 10),
+            Self::Backend => ("backend", -10),
+            Self::GpuLayers => ("ngl", 3),
+            Self::Threads => ("threads", 7),
+            Self::Batch => ("n_batch", 7),
+            Self::Ubatch => ("n_ubatch", 8),
+            Self::TypeK => ("type_k", 6),
+            Self::TypeV => ("type_v", 6),
+            Self::FlashAttn => ("fa", 3),
+            Self::GraphReuse => ("gr", 3),
+            Self::Test => ("test", 15),
+            Self::Rate => ("t/s", 20),
+            Self::Builds => ("builds", 6),
+            Self::Hits => ("hits", 6),
+            Self::Host => ("host us", 8),
+            Self::P50 => ("p50 ms", 9),
+            Self::P95 => ("p95 ms", 9),
+            Self::PeakRss => ("peak rss", 10),
+        }
+    }
+
+    fn cell(self, row: &Row) -> String {
+        let s = &row.settings;
+        let own = row.own();
+        let ms = |key: &str| own[key].as_f64().map_or(String::new(), |ns| format!("{:.3}", ns / 1e6));
+        match self {
+            Self::Model => s.model.kind.clone(),
+            Self::Size => size(s.model.bytes),
+            Self::Params => params(s.model.n_params),
+            Self::Backend => s.backends.clone(),
+            Self::GpuLayers => s.n_gpu_layers.to_string(),
+            Self::Threads => s.n_threads.to_string(),
+            Self::Batch => s.n_batch.to_string(),
+            Self::Ubatch => s.n_ubatch.to_string(),
+            Self::TypeK => s.cache_types[0].into(),
+            Self::TypeV => s.cache_types[1].into(),
+            Self::FlashAttn => s.flash_attn.to_string(),
+            Self::GraphReuse => if s.graph_reuse { "on" } else { "off" }.into(),
+            Self::Test => s.test.name(),
+            Self::Rate => rate(row),
+            Self::Builds => row.graphs[0].to_string(),
+            Self::Hits => row.graphs[1].to_string(),
+            Self::Host => format!("{:.2}", row.host_us_per_step),
+            Self::P50 => ms("p50_ns"),
+            Self::P95 => ms("p95_ns"),
+            Self::PeakRss => row.peak_rss.map_or(String::new(), size),
+        }
+    }
+}
+
+/// `mean +- deviation` of tokens per second.
+fn rate(row: &Row) -> String {
+    let rates = row.rates();
+    format!("{:.2} \u{b1} {:.2}", mean(&rates), stddev(&rates))
+}
+
+/// Bytes in the unit that llama-bench takes.
+pub fn size(bytes: u64) -> String {
+    let mib = bytes as f64 / f64::from(1 << 20);
+    if mib < 1024.0 { format!("{mib:.2} MiB") } else { format!("{:.2} GiB", mib / 1024.0) }
+}
+
+/// Elements in the unit that llama-bench takes.
+pub fn params(n: u64) -> String {
+    if n < 1_000_000_000 { format!("{:.2} M", n as f64 / 1e6) } else { format!("{:.2} B", n as f64 / 1e9) }
+}
+
+/// Writes rows in one format, as they come.
+pub struct Printer<'a> {
+    format: Format,
+    columns: Vec<Column>,
+    extra: bool,
+    out: Box<dyn Write + 'a>,
+    n_rows: usize,
+}
+
+impl<'a> Printer<'a> {
+    /// `extra`: whether the fields that llama-bench does not have are written where it would not expect them.
+    pub fn new(format: Format, columns: Vec<Column>, extra: bool, out: Box<dyn Write + 'a>) -> Self {
+        Self { format, columns, extra, out, n_rows: 0 }
+    }
+
+    /// Adds a row.
+    ///
+    /// Errors: the output cannot be written.
+    pub fn row(&mut self, row: &Row) -> Result<()> {
+        let text = match self.format {
+            Format::Md => self.md(row),
+            Format::Csv => self.csv(row),
+            Format::Sql => self.sql(row),
+            Format::Jsonl => format!("{}\n", Value::Object(whole(row))),
+            Format::Json => {
+                let object = serde_json::to_string_pretty(&Value::Object(whole(row))).context("a row")?;
+                let indented = object.replace('\n', "\n  ");
+                format!("{}  {indented}", if self.n_rows == 0 { "[\n" } else { ",\n" })
+            }
+        };
+        self.n_rows += 1;
+        self.write(&text)
+    }
+
+    /// Ends the output.
+    ///
+    /// Errors: the output cannot be written.
+    pub fn end(&mut self) -> Result<()> {
+        match self.format {
+            Format::Json if self.n_rows == 0 => self.write("[]\n"),
+            Format::Json => self.write("\n]\n"),
+            Format::Md => self.write(concat!("\nbuild: tympan-", env!("CARGO_PKG_VERSION"), " (0)\n")),
+            Format::Csv | Format::Jsonl | Format::Sql => Ok(()),
+        }
+    }
+
+    /// Text between tables of the markdown output.
+    ///
+    /// Errors: the output cannot be written. A reader that has gone away is no error, as with other tools.
+    pub fn write(&mut self, text: &str) -> Result<()> {
+        match self.out.write_all(text.as_bytes()).and_then(|()| self.out.flush()) {
+            Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+            other => other.context("writing rows"),
+        }
+    }
+
+    /// The format.
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
+    fn md(&self, row: &Row) -> String {
+        let mut text = String::new();
+        if self.n_rows == 0 {
+            let heads = self.columns.iter().map(|c| c.head());
+            text += &line(heads.clone().map(|(name, width)| padded(name, width)));
+            let rule = |(_, width): (&str, i32)| {
+                let n = width.unsigned_abs() as usize;
+                if width < 0 { "-".repeat(n) } else { format!("{}:", "-".repeat(n - 1)) }
+            };
+            text += &line(heads.map(rule));
+        }
+        text + &line(self.columns.iter().map(|c| padded(&c.cell(row), c.head().1)))
+    }
+
+    fn flat(&self, row: &Row) -> Map<String, Value> {
+        let mut fields = row.common();
+        if self.extra {
+            fields.extend(row.own());
+        }
+        fields
+    }
+
+    fn csv(&self, row: &Row) -> String {
+        let fields = self.flat(row);
+        let head = if self.n_rows == 0 {
+            format!("{}\n", fields.keys().cloned().collect::<Vec<_>>().join(","))
+        } else {
+            String::new()
+        };
+        let quoted = |v: &Value| format!("\"{}\"", plain(v).replace('"', "\"\""));
+        format!("{head}{}\n", fields.values().map(quoted).collect::<Vec<_>>().join(","))
+    }
+
+    fn sql(&self, row: &Row) -> String {
+        let fields = self.flat(row);
+        let mut text = String::new();
+        if self.n_rows == 0 {
+            let column = |(name, value): (&String, &Value)| {
+                let kind = match value {
+                    Value::Number(n) if n.is_f64() => "REAL",
+                    Value::Number(_) | Value::Bool(_) => "INTEGER",
+                    _ => "TEXT",
+                };
+                format!("  {name} {kind}")
+            };
+            let columns: Vec<String> = fields.iter().map(column).collect();
+            text += &format!("CREATE TABLE IF NOT EXISTS llama_bench (\n{}\n);\n\n", columns.join(",\n"));
+        }
+        let names: Vec<&str> = fields.keys().map(String::as_str).collect();
+        let values: Vec<String> = fields.values().map(|v| format!("'{}'", plain(v).replace('\'', "''"))).collect();
+        text + &format!("INSERT INTO llama_bench ({}) VALUES ({});\n", names.join(", "), values.join(", "))
+    }
+}
+
+/// Every field of a row.
+pub fn whole(row: &Row) -> Map<String, Value> {
+    let mut fields = row.common();
+    fields.extend(row.samples());
+    fields.extend(row.own());
+    fields
+}
+
+/// A value without quotes, truth as a digit.
+fn plain(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Bool(truth) => u8::from(*truth).to_string(),
+        Value::Number(n) if n.is_f64() => format!("{:.6}", n.as_f64().unwrap_or_default()),
+        Value::Null => String::new(),
+        other => other.to_string(),
+    }
+}
+
+/// One line of a markdown table.
+pub fn line(cells: impl Iterator<Item = String>) -> String {
+    format!("| {} |\n", cells.collect::<Vec<_>>().join(" | "))
+}
+
+/// Text in a column of `width` characters, to the right, or to the left where the width is negative.
+pub fn padded(text: &str, width: i32) -> String {
+    let n = width.unsigned_abs() as usize;
+    if width < 0 { format!("{text:<n$}") } else { format!("{text:>n$}") }
+}

@@ -1,0 +1,184 @@
+//! [`Row`]: one line of a benchmark, with the fields, order and types of llama-bench, and our own behind them.
+
+use serde_json::{Map, Value};
+
+use super::statistics::{mean, percentile, stddev};
+
+/// What a test consists of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Test {
+    /// Tokens of the prompt.
+    pub n_prompt: usize,
+    /// Tokens fed one by one after it.
+    pub n_gen: usize,
+    /// Tokens that the context holds before.
+    pub n_depth: usize,
+}
+
+impl Test {
+    /// `pp512`, `tg128`, `pp512+tg128`, with ` @ d4096` behind.
+    pub fn name(&self) -> String {
+        let mut name = match (self.n_prompt, self.n_gen) {
+            (p, 0) => format!("pp{p}"),
+            (0, g) => format!("tg{g}"),
+            (p, g) => format!("pp{p}+tg{g}"),
+        };
+        if self.n_depth > 0 {
+            name.push_str(&format!(" @ d{}", self.n_depth));
+        }
+        name
+    }
+
+    /// Tokens that are timed.
+    pub fn n_tokens(&self) -> usize {
+        self.n_prompt + self.n_gen
+    }
+}
+
+/// A model as rows speak of it.
+#[derive(Clone, Debug)]
+pub struct ModelFacts {
+    /// What `-m` was given.
+    pub filename: String,
+    /// Architecture, size and format.
+    pub kind: String,
+    /// Bytes of all tensors of the language model.
+    pub bytes: u64,
+    /// Their elements.
+    pub n_params: u64,
+}
+
+/// Settings of a row.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The model.
+    pub model: ModelFacts,
+    /// Backends, as users name them.
+    pub backends: String,
+    /// Most tokens of a batch.
+    pub n_batch: usize,
+    /// Most tokens of a piece of it.
+    pub n_ubatch: usize,
+    /// Threads.
+    pub n_threads: usize,
+    /// Format of keys, then of values.
+    pub cache_types: [&'static str; 2],
+    /// Layers on a GPU, as asked for.
+    pub n_gpu_layers: i64,
+    /// Whether fused attention was asked for: -1 as the program likes, 1 yes.
+    pub flash_attn: i64,
+    /// Whether compiled graphs are used again.
+    pub graph_reuse: bool,
+    /// What is measured.
+    pub test: Test,
+}
+
+/// What was measured.
+#[derive(Clone, Debug)]
+pub struct Row {
+    /// How.
+    pub settings: Settings,
+    /// When the test began, UTC.
+    pub test_time: String,
+    /// Nanoseconds of every repetition.
+    pub samples_ns: Vec<u64>,
+    /// Nanoseconds of every call of all repetitions.
+    pub steps_ns: Vec<u64>,
+    /// Graphs built while the test ran, and used again.
+    pub graphs: [u64; 2],
+    /// Mean microseconds of a call outside of the compiled graph.
+    pub host_us_per_step: f64,
+    /// Largest resident set so far, in bytes.
+    pub peak_rss: Option<u64>,
+}
+
+impl Row {
+    /// Tokens per second of every repetition.
+    pub fn rates(&self) -> Vec<f64> {
+        self.samples_ns.iter().map(|&ns| 1e9 * self.settings.test.n_tokens() as f64 / ns.max(1) as f64).collect()
+    }
+
+    /// The fields that llama-bench writes to every format.
+    pub fn common(&self) -> Map<String, Value> {
+        let s = &self.settings;
+        let ns: Vec<f64> = self.samples_ns.iter().map(|&ns| ns as f64).collect();
+        let rates = self.rates();
+        object([
+            ("build_commit", Value::from(concat!("tympan-", env!("CARGO_PKG_VERSION")))),
+            ("build_number", Value::from(0)),
+            ("cpu_info", Value::from(cpu_info())),
+            ("gpu_info", Value::from("")),
+            ("backends", Value::from(s.backends.clone())),
+            ("model_filename", Value::from(s.model.filename.clone())),
+            ("model_type", Value::from(s.model.kind.clone())),
+            ("model_size", Value::from(s.model.bytes)),
+            ("model_n_params", Value::from(s.model.n_params)),
+            ("n_batch", Value::from(s.n_batch)),
+            ("n_ubatch", Value::from(s.n_ubatch)),
+            ("n_threads", Value::from(s.n_threads)),
+            ("cpu_mask", Value::from("0x0")),
+            ("cpu_strict", Value::from(false)),
+            ("poll", Value::from(50)),
+            ("type_k", Value::from(s.cache_types[0])),
+            ("type_v", Value::from(s.cache_types[1])),
+            ("n_gpu_layers", Value::from(s.n_gpu_layers)),
+            ("n_cpu_moe", Value::from(0)),
+            ("split_mode", Value::from("layer")),
+            ("main_gpu", Value::from(0)),
+            ("no_kv_offload", Value::from(false)),
+            ("flash_attn", Value::from(s.flash_attn)),
+            ("devices", Value::from("auto")),
+            ("tensor_split", Value::from("0.00")),
+            ("tensor_buft_overrides", Value::from("none")),
+            ("load_mode", Value::from("auto")),
+            ("lazy_mode", Value::from("auto")),
+            ("embeddings", Value::from(false)),
+            ("no_op_offload", Value::from(0)),
+            ("no_host", Value::from(false)),
+            ("repack", Value::from(true)),
+            ("fit_target", Value::from(0)),
+            ("fit_min_ctx", Value::from(0)),
+            ("n_prompt", Value::from(s.test.n_prompt)),
+            ("n_gen", Value::from(s.test.n_gen)),
+            ("n_depth", Value::from(s.test.n_depth)),
+            ("test_time", Value::from(self.test_time.clone())),
+            ("avg_ns", Value::from(mean(&ns).round() as u64)),
+            ("stddev_ns", Value::from(stddev(&ns).round() as u64)),
+            ("avg_ts", Value::from(mean(&rates))),
+            ("stddev_ts", Value::from(stddev(&rates))),
+        ])
+    }
+
+    /// The fields that only this program has.
+    pub fn own(&self) -> Map<String, Value> {
+        let steps: Vec<f64> = self.steps_ns.iter().map(|&ns| ns as f64).collect();
+        object([
+            ("graph_reuse", Value::from(if self.settings.graph_reuse { "on" } else { "off" })),
+            ("graph_builds", Value::from(self.graphs[0])),
+            ("graph_hits", Value::from(self.graphs[1])),
+            ("host_us_per_step", Value::from(self.host_us_per_step)),
+            ("peak_rss", Value::from(self.peak_rss)),
+            ("p50_ns", Value::from(percentile(&steps, 0.5).round() as u64)),
+            ("p95_ns", Value::from(percentile(&steps, 0.95).round() as u64)),
+        ])
+    }
+
+    /// The samples that llama-bench writes to json and jsonl.
+    pub fn samples(&self) -> Map<String, Value> {
+        let mut map = Map::new();
+        map.insert("samples_ns".into(), self.samples_ns.clone().into());
+        map.insert("samples_ts".into(), self.rates().into());
+        map
+    }
+}
+
+fn object<const N: usize>(fields: [(&str, Value); N]) -> Map<String, Value> {
+    fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+}
+
+/// The processor's name, where the system tells.
+fn cpu_info() -> String {
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = info.lines().find_map(|line| line.strip_prefix("model name"));
+    name.map(|rest| rest.trim_start_matches([' ', '\t', ':']).to_owned()).unwrap_or_default()
+}

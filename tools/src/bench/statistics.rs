@@ -1,0 +1,76 @@
+//! Means, deviations, percentiles, and the time of day.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// The mean; 0 of nothing.
+pub fn mean(x: &[f64]) -> f64 {
+    if x.is_empty() { 0.0 } else { x.iter().sum::<f64>() / x.len() as f64 }
+}
+
+/// The deviation of a sample, with `n - 1` below the root; 0 of a single value.
+pub fn stddev(x: &[f64]) -> f64 {
+    if x.len() < 2 {
+        return 0.0;
+    }
+    let mean = mean(x);
+    (x.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / (x.len() - 1) as f64).sqrt()
+}
+
+/// The value that a share `p` of all lies below or at, interpolated; 0 of nothing.
+pub fn percentile(x: &[f64], p: f64) -> f64 {
+    let mut sorted = x.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let Some(last) = sorted.len().checked_sub(1) else { return 0.0 };
+    let at = p * last as f64;
+    let (low, high) = (at.floor() as usize, at.ceil() as usize);
+    sorted[low] + (sorted[high] - sorted[low]) * (at - low as f64)
+}
+
+/// Now, in UTC: `2026-11-21T19:04:00Z`.
+pub fn utc_now() -> String {
+    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    utc(seconds)
+}
+
+/// Source of the calendar: Hinnant, "chrono-compatible low-level date algorithms", `civil_from_days`.
+fn utc(seconds: u64) -> String {
+    let (days, rest) = (seconds / 86_400, seconds % 86_400);
+    let z = days + 719_468;
+    let (era, day_of_era) = (z / 146_097, z % 146_097);
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    // Months from March on.
+    let month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month + 2) / 5 + 1;
+    let month = if month < 10 { month + 3 } else { month - 9 };
+    let year = year_of_era + era * 400 + u64::from(month <= 2);
+    format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", rest / 3600, rest / 60 % 60, rest % 60)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn samples_have_their_textbook_figures() {
+        let x = [2.0, 4.0, 4.0, 4.0, 5.0, 5.0, 7.0, 9.0];
+        assert_eq!(mean(&x), 5.0);
+        assert!((stddev(&x) - (32.0f64 / 7.0).sqrt()).abs() < 1e-12);
+        assert_eq!(percentile(&x, 0.5), 4.5);
+        assert_eq!(percentile(&x, 1.0), 9.0);
+        assert_eq!((mean(&[]), stddev(&[3.0]), percentile(&[], 0.5)), (0.0, 0.0, 0.0));
+    }
+
+    #[test]
+    fn dates_are_those_of_the_calendar() {
+        // `date -u -d @N +%FT%TZ`
+        for (seconds, want) in [
+            (0, "1970-01-01T00:00:00Z"),
+            (951_782_400, "2000-02-29T00:00:00Z"),
+            (1_709_251_199, "2024-02-29T23:59:59Z"),
+            (1_795_287_840, "2026-11-21T19:04:00Z"),
+        ] {
+            assert_eq!(utc(seconds), want);
+        }
+    }
+}
