@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::run::{Run, clip, command, tympan, tympan_with_input};
+use crate::run::{Run, clip, command, fixtures, tympan, tympan_with_input};
 
 /// Text of `open_door.wav`.
 const OPEN_DOOR: &str = "please open the door";
@@ -221,6 +221,104 @@ fn what_makes_no_sense_is_refused() {
     tympan(["transcribe"]).expect(2);
     tympan(["transscribe"]).expect(2);
     tympan(["--help"]).expect(0);
+}
+
+/// The small trained checkpoint of LFM2-Audio.
+fn lfm2_audio() -> String {
+    fixtures().join("models/tiny-lfm2-audio").to_str().unwrap().to_owned()
+}
+
+#[test]
+fn lfm2_audio_is_asked_in_its_languages() {
+    let model = lfm2_audio();
+    for (args, language) in [
+        (&[][..], Value::Null),
+        (&["--language", "auto"], Value::Null),
+        (&["--language", "English"], json!("English")),
+        (&["--language", "ja"], json!("Japanese")),
+    ] {
+        let options = ["-q", "-f", "json", "--token-ids", "-m", &model];
+        let run = transcribe(&[&options[..], args].concat(), &[&clip("open_door.wav")]).expect(0);
+        let document: Value = serde_json::from_str(&run.out).unwrap();
+        assert_eq!(document["language"], language, "{args:?}");
+        assert_eq!(document["model"]["architecture"], "lfm2-audio");
+        // 24 audio vectors, 12 ids before and 5 after; the Japanese prompt is longer.
+        let n_prompt = document["timings"]["prompt_tokens"].as_u64().unwrap();
+        assert_eq!(n_prompt > 41, language == "Japanese", "{n_prompt}");
+        if language != "Japanese" {
+            assert_eq!((n_prompt, &document["text"]), (41, &json!(OPEN_DOOR)));
+            assert_eq!(document["segments"][0]["token_ids"], json!([739, 817, 400, 712, 7]));
+        }
+    }
+}
+
+#[test]
+fn what_lfm2_audio_has_no_prompt_for_is_refused() {
+    let model = lfm2_audio();
+    for (args, says) in [
+        (&["--language", "German"][..], &["German", "English en, Japanese ja"][..]),
+        (&["--language", "Japanse"], &["did you mean Japanese"]),
+        (&["--context", "PostgreSQL"], &["--context", "lfm2-audio", "--language"]),
+        (&["--audio-attention", "full"], &["--audio-attention", "lfm2-audio", "qwen3-asr"]),
+        (&["--audio-attention", "windowed"], &["--audio-attention", "lfm2-audio"]),
+    ] {
+        let run = transcribe(&[&["-m", &model], args].concat(), &[&clip("open_door.wav")]).expect(2);
+        assert!(run.out.is_empty() && says.iter().all(|s| run.err.contains(s)), "{args:?}: {}", run.err);
+    }
+}
+
+#[test]
+fn each_model_has_its_segment_length() {
+    // 24.4 s four times over: cut once after about 60 s, or three times after about 30 s each.
+    let dir = tempfile::tempdir().unwrap();
+    let long = dir.path().join("long.wav");
+    let mut wav = std::fs::read(clip("long_24s.wav")).unwrap();
+    let data = wav.windows(4).position(|w| w == b"data").unwrap() + 8;
+    let samples = wav[data..].to_vec();
+    for _ in 0..3 {
+        wav.extend_from_slice(&samples);
+    }
+    let n_bytes = u32::try_from(wav.len() - data).unwrap();
+    wav[data - 4..data].copy_from_slice(&n_bytes.to_le_bytes());
+    let n_riff = u32::try_from(wav.len() - 8).unwrap();
+    wav[4..8].copy_from_slice(&n_riff.to_le_bytes());
+    std::fs::write(&long, wav).unwrap();
+    for (model, length, n) in [(None, 60.0, 2), (Some(lfm2_audio()), 30.0, 4)] {
+        let mut options = vec!["-q", "-f", "json", "--max-tokens", "1"];
+        options.extend(model.iter().flat_map(|m| ["-m", m]));
+        let document: Value = serde_json::from_str(&transcribe(&options, &[&long]).out).unwrap();
+        let segments = document["segments"].as_array().unwrap();
+        assert_eq!(segments.len(), n, "{document}");
+        let mut start = 0.0;
+        for segment in &segments[..n - 1] {
+            let end = segment["end"].as_f64().unwrap();
+            assert!((end - start - length).abs() <= 5.0, "{document}");
+            start = end;
+        }
+    }
+    let help = tympan(["transcribe", "--help"]).expect(0).out;
+    let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(help.contains("60 for Qwen3-ASR, 30 for LFM2-Audio"), "{help}");
+}
+
+#[test]
+fn a_text_file_without_its_projector_is_exit_code_4() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().to_str().unwrap();
+    tympan(["convert", "-q", &lfm2_audio(), "-o", out, "--type", "f32"]).expect(0);
+    let files: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().path()).collect();
+    let is_projector = |p: &Path| p.file_name().unwrap().to_str().unwrap().starts_with("mmproj");
+    let projector = files.iter().find(|p| is_projector(p)).unwrap();
+    let text = files.iter().find(|p| !is_projector(p)).unwrap().to_str().unwrap();
+    let elsewhere = tempfile::tempdir().unwrap();
+    let moved = elsewhere.path().join("projector.gguf");
+    std::fs::rename(projector, &moved).unwrap();
+    let run = transcribe(&["-m", text], &[&clip("open_door.wav")]).expect(4);
+    assert!(run.err.contains("--mmproj") && run.err.contains(text), "{}", run.err);
+    let named = ["-q", "-m", text, "--mmproj", moved.to_str().unwrap()];
+    assert_eq!(transcribe(&named, &[&clip("open_door.wav")]).expect(0).out, format!("{OPEN_DOOR}\n"));
+    // The language model alone works without.
+    tympan(["generate", "-q", "-m", text, "-p", "turn the", "-n", "3"]).expect(0);
 }
 
 #[test]

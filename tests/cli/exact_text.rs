@@ -14,11 +14,15 @@ const LONG: [&str; 2] = ["long_9s.wav", "long_24s.wav"];
 /// Words that may differ on them together.
 const LONG_WORDS: usize = 4;
 
-/// What one implementation answers, by clip.
-fn reference(implementation: &str) -> BTreeMap<String, Value> {
+/// The small trained checkpoints.
+const QWEN3_ASR: &str = "tiny-qwen3-asr";
+const LFM2_AUDIO: &str = "tiny-lfm2-audio";
+
+/// What one implementation answers with a checkpoint, by clip.
+fn reference(checkpoint: &str, implementation: &str) -> BTreeMap<String, Value> {
     let file = std::fs::File::open(fixtures().join("audio/reference.json")).unwrap();
     let all: Value = serde_json::from_reader(std::io::BufReader::new(file)).unwrap();
-    let clips = all["tiny-qwen3-asr"][implementation]["clips"].as_object().unwrap();
+    let clips = all[checkpoint][implementation]["clips"].as_object().unwrap();
     assert_eq!(clips.len(), 29);
     clips.iter().map(|(k, v)| (k.clone(), v.clone())).collect()
 }
@@ -40,8 +44,8 @@ fn transcribe(paths: impl IntoIterator<Item = PathBuf>, options: &[&str]) -> Vec
     run.json_lines()
 }
 
-fn check_exact(implementation: &str, options: &[&str]) {
-    let reference = reference(implementation);
+fn check_exact(checkpoint: &str, implementation: &str, options: &[&str]) {
+    let reference = reference(checkpoint, implementation);
     let options = [&["--kv-type", "f32"], options].concat();
     let documents = transcribe(reference.keys().map(|name| at_16k(name)), &options);
     for ((name, want), got) in reference.iter().zip(&documents) {
@@ -49,12 +53,15 @@ fn check_exact(implementation: &str, options: &[&str]) {
         assert_eq!(got["segments"][0]["token_ids"], want["token_ids"], "{name} with {options:?}");
         let language = want["language"].as_str().filter(|l| !l.is_empty());
         assert_eq!(got["language"].as_str(), language, "{name} with {options:?}");
+        if let Some(n) = want["prompt_tokens"].as_u64() {
+            assert_eq!(got["timings"]["prompt_tokens"], n, "{name} with {options:?}");
+        }
     }
 }
 
-/// The tiny checkpoint converted: the model to give to `-m`.
-fn converted(dir: &Path, flags: &[&str]) -> String {
-    let checkpoint = fixtures().join("models/tiny-qwen3-asr");
+/// A checkpoint converted: the model to give to `-m`.
+fn converted(checkpoint: &str, dir: &Path, flags: &[&str]) -> String {
+    let checkpoint = fixtures().join("models").join(checkpoint);
     let mut args: Vec<OsString> = vec!["convert".into(), "-q".into(), checkpoint.into(), "-o".into(), dir.into()];
     args.extend(flags.iter().map(Into::into));
     tympan(args).expect(0);
@@ -63,29 +70,39 @@ fn converted(dir: &Path, flags: &[&str]) -> String {
 
 #[test]
 fn the_built_in_model_answers_like_transformers() {
-    check_exact("transformers", &[]);
+    check_exact(QWEN3_ASR, "transformers", &[]);
 }
 
 #[test]
 fn the_built_in_model_answers_like_the_official_package_with_full_attention() {
-    check_exact("official", &["--audio-attention", "full"]);
+    check_exact(QWEN3_ASR, "official", &["--audio-attention", "full"]);
 }
+
+/// Types and layouts that keep every id.
+const EXACT_FILES: [&[&str]; 4] =
+    [&["--type", "f32"], &["--type", "f32", "--bundle"], &["--type", "bf16"], &["--type", "bf16", "--bundle"]];
 
 #[test]
 fn converted_files_answer_like_the_official_code() {
-    for flags in
-        [&["--type", "f32"][..], &["--type", "f32", "--bundle"], &["--type", "bf16"], &["--type", "bf16", "--bundle"]]
-    {
+    for flags in EXACT_FILES {
         let dir = tempfile::tempdir().unwrap();
-        let model = converted(dir.path(), flags);
-        check_exact("transformers", &["-m", &model]);
-        check_exact("official", &["-m", &model, "--audio-attention", "full"]);
+        let model = converted(QWEN3_ASR, dir.path(), flags);
+        check_exact(QWEN3_ASR, "transformers", &["-m", &model]);
+        check_exact(QWEN3_ASR, "official", &["-m", &model, "--audio-attention", "full"]);
+    }
+}
+
+#[test]
+fn converted_files_of_lfm2_audio_answer_like_the_official_code() {
+    for flags in EXACT_FILES {
+        let dir = tempfile::tempdir().unwrap();
+        check_exact(LFM2_AUDIO, "official", &["-m", &converted(LFM2_AUDIO, dir.path(), flags)]);
     }
 }
 
 #[test]
 fn our_resampler_gives_the_same_text() {
-    let reference = reference("transformers");
+    let reference = reference(QWEN3_ASR, "transformers");
     let documents = transcribe(reference.keys().map(|name| clip(name)), &["--kv-type", "f32"]);
     for ((name, want), got) in reference.iter().zip(&documents) {
         assert_eq!(got["text"], want["text"], "{name}");
@@ -93,10 +110,30 @@ fn our_resampler_gives_the_same_text() {
 }
 
 #[test]
+fn our_resampler_gives_the_same_text_with_lfm2_audio() {
+    let reference = reference(LFM2_AUDIO, "official");
+    let checkpoint = fixtures().join("models").join(LFM2_AUDIO);
+    let options = ["--kv-type", "f32", "-m", checkpoint.to_str().unwrap()];
+    let documents = transcribe(reference.keys().map(|name| clip(name)), &options);
+    let texts = reference.iter().zip(&documents).map(|((name, want), got)| (name, &want["text"], &got["text"]));
+    let different: Vec<_> = texts.filter(|(_, want, got)| want != got).collect();
+    assert!(different.len() <= 1, "{different:?}");
+}
+
+#[test]
 fn eight_bit_weights_and_a_half_precision_cache_keep_the_text() {
+    check_eight_bits(QWEN3_ASR, "transformers");
+}
+
+#[test]
+fn eight_bit_weights_and_a_half_precision_cache_keep_the_text_of_lfm2_audio() {
+    check_eight_bits(LFM2_AUDIO, "official");
+}
+
+fn check_eight_bits(checkpoint: &str, implementation: &str) {
     let dir = tempfile::tempdir().unwrap();
-    let model = converted(dir.path(), &["--type", "q8_0"]);
-    let reference = reference("transformers");
+    let model = converted(checkpoint, dir.path(), &["--type", "q8_0"]);
+    let reference = reference(checkpoint, implementation);
     let documents = transcribe(reference.keys().map(|name| at_16k(name)), &["-m", &model]);
     let mut different = 0;
     for ((name, want), got) in reference.iter().zip(&documents) {

@@ -96,6 +96,32 @@ fn qwen3_continues_as_the_official_code_does() {
 }
 
 #[test]
+fn lfm2_continues_as_the_official_code_does() {
+    check_golden("lfm2");
+}
+
+#[test]
+fn lfm2_moe_continues_as_the_official_code_does() {
+    check_golden("lfm2_moe");
+}
+
+#[test]
+fn lfm2_texts_begin_with_their_token() {
+    let model = fixtures().join("models/tiny-lfm2-audio");
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("logits.safetensors");
+    let first_logits = |prompt: &[&str]| {
+        let args = ["-q", "-m", model.to_str().unwrap(), "-n", "1", "--logits-out", out.to_str().unwrap()];
+        generate(&[&args[..], prompt].concat()).expect(0);
+        logits(&std::fs::read(&out).unwrap(), "logits")
+    };
+    let text = first_logits(&["-p", "<|im_start|>"]);
+    assert_eq!(text.0, [2, 896]);
+    assert_eq!(first_logits(&["--prompt-ids", "1,6"]), text);
+    assert_eq!(first_logits(&["-p", "<|startoftext|><|im_start|>"]), text);
+}
+
+#[test]
 fn standard_output_is_the_text_and_nothing_else() {
     let text = ["-p", "please open the", "-n", "6", "--ignore-eos"];
     let run = generate(&text).expect(0);

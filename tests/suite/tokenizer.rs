@@ -34,9 +34,8 @@ fn fixture(path: &str) -> PathBuf {
 }
 
 /// Our tokenizer and the official one, both from the files of one checkpoint.
-fn pair(folder: &str, pre: &str, n_vocab: usize) -> (Tokenizer, tokenizers::Tokenizer) {
-    let folder = fixture(folder);
-    let ours = CheckpointVocabulary::read(&folder, pre, n_vocab).unwrap().vocabulary;
+fn pair(folder: &Path, pre: &str, n_vocab: usize) -> (Tokenizer, tokenizers::Tokenizer) {
+    let ours = CheckpointVocabulary::read(folder, pre, n_vocab).unwrap().vocabulary;
     let mut official = tokenizers::Tokenizer::from_file(folder.join("tokenizer.json")).unwrap();
     // GGUF knows some tokens as control tokens that `tokenizer.json` does not mark as special (`<|fim_prefix|>`).
     let control = ours.tokens.iter().zip(&ours.token_types).filter(|&(_, &token_type)| token_type == 3);
@@ -46,11 +45,42 @@ fn pair(folder: &str, pre: &str, n_vocab: usize) -> (Tokenizer, tokenizers::Toke
 }
 
 fn tiny_qwen() -> (Tokenizer, tokenizers::Tokenizer) {
-    pair("models/tiny-qwen3-asr", "qwen2", 768)
+    pair(&fixture("models/tiny-qwen3-asr"), "qwen2", 768)
 }
 
 fn tiny_lfm2() -> (Tokenizer, tokenizers::Tokenizer) {
-    pair("models/tiny-lfm2-audio", "lfm2", 896)
+    pair(&fixture("models/tiny-lfm2-audio"), "lfm2", 896)
+}
+
+/// User-defined tokens of the published LFM2 vocabulary.
+const LFM2_USER_DEFINED: [&str; 2] = ["python", "Mathias"];
+/// Words of our own that are tokens but not made by any merge.
+const LFM2_WHOLE_WORDS: [&str; 3] = ["turnoff", "\u{120}language", "turned"];
+/// Id of the first of them: the rows from here on are free.
+const LFM2_FREE: u32 = 829;
+
+/// The tokenizer of the tiny checkpoint with what the published one has and the tiny one lacks.
+fn extended_lfm2() -> (Tokenizer, tokenizers::Tokenizer) {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["config.json", "tokenizer_config.json"] {
+        std::fs::copy(fixture("models/tiny-lfm2-audio").join(name), folder.path().join(name)).unwrap();
+    }
+    let file = std::fs::read(fixture("models/tiny-lfm2-audio/tokenizer.json")).unwrap();
+    let mut file: serde_json::Value = serde_json::from_slice(&file).unwrap();
+    assert_eq!(file["model"]["ignore_merges"], true);
+    let mut ids = LFM2_FREE..;
+    for (word, id) in LFM2_WHOLE_WORDS.iter().zip(&mut ids) {
+        let before = file["model"]["vocab"].as_object_mut().unwrap().insert((*word).into(), id.into());
+        assert_eq!(before, None, "{word}");
+    }
+    for (text, id) in LFM2_USER_DEFINED.iter().zip(&mut ids) {
+        file["added_tokens"].as_array_mut().unwrap().push(serde_json::json!({
+            "id": id, "content": text, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
+            "special": false,
+        }));
+    }
+    std::fs::write(folder.path().join("tokenizer.json"), file.to_string()).unwrap();
+    pair(folder.path(), "lfm2", 896)
 }
 
 /// Characters of a regular expression's class that Unicode 12.1 assigns.
@@ -168,6 +198,34 @@ fn random_strings_encode_as_the_official_qwen2_tokenizer_does() {
 #[test]
 fn random_strings_encode_as_the_official_lfm2_tokenizer_does() {
     assert_equal_on_random_strings(2 << 32, tiny_lfm2());
+}
+
+#[test]
+fn random_strings_with_user_defined_tokens_and_whole_words_encode_as_the_official_lfm2_tokenizer_does() {
+    assert_equal_on_random_strings(3 << 32, extended_lfm2());
+}
+
+#[test]
+fn words_and_user_defined_tokens_of_lfm2_are_one_token() {
+    let (tokenizer, _) = extended_lfm2();
+    let [turnoff, language, turned, python, mathias] = [0, 1, 2, 3, 4].map(|i| LFM2_FREE + i);
+    for (text, ids) in [
+        ("turnoff language", vec![turnoff, language]),
+        // The space before them stays by itself, and they are found inside words.
+        ("python and Mathias write pythonic code", vec![python, mathias, python]),
+    ] {
+        for special in [Special::AsText, Special::Parse] {
+            let got = tokenizer.encode(text, special);
+            let ours: Vec<u32> = got.iter().copied().filter(|&id| id >= LFM2_FREE).collect();
+            assert_eq!(ours, ids, "{text:?}");
+            assert_eq!(tokenizer.decode(&got, true), text);
+        }
+    }
+    let got = tokenizer.encode("a Mathias", Special::AsText);
+    assert_eq!(got[got.len() - 2..], [tokenizer.id_of("\u{120}").unwrap(), mathias]);
+    // A word that is a token is taken whole, a longer one is merged.
+    assert_eq!(tokenizer.encode("turned", Special::AsText), [turned]);
+    assert!(!tokenizer.encode("turneds", Special::AsText).contains(&turned));
 }
 
 fn assert_equal_splits(names: &[&str], split: &Split, text: &str) {
