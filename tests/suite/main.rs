@@ -6,6 +6,7 @@ mod boundaries;
 mod checkpoint;
 mod convert;
 mod damaged;
+mod fusion;
 mod gguf;
 mod golden;
 mod hybrid;
