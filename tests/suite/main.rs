@@ -13,6 +13,7 @@ mod hybrid;
 mod memory;
 mod ops;
 mod prompt;
+mod registry;
 mod reuse;
 mod safetensors;
 mod schedules;
