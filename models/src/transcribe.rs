@@ -40,6 +40,8 @@ pub struct Request<'a> {
     pub segment_s: Option<f64>,
     /// Most generated tokens per segment.
     pub max_tokens: Option<usize>,
+    /// Goes on past tokens that end an answer, to the limit: for measuring.
+    pub ignore_stop: bool,
 }
 
 /// The text of a clip.
@@ -276,7 +278,7 @@ impl Transcriber {
             let mut next = choose(&logits[..*n_used]);
             loop {
                 answer.ids.push(next);
-                if format.stop().contains(&next) {
+                if !job.request.ignore_stop && format.stop().contains(&next) {
                     return Ok(false);
                 }
                 answer.decoder.push(next, &mut answer.text);

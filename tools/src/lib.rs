@@ -12,4 +12,5 @@ pub mod model;
 pub mod output;
 pub mod quantize;
 pub mod report;
+pub mod samples;
 pub mod transcribe;

@@ -1,5 +1,6 @@
 //! `tympan bench`: speed of prompts and of continuations, with the flags, rows and formats of llama-bench.
 
+mod asr;
 mod flags;
 mod measure;
 mod model;
@@ -7,11 +8,12 @@ mod print;
 mod reuse_table;
 mod row;
 mod statistics;
+mod words;
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
@@ -30,12 +32,16 @@ use crate::report::{Verbosity, peak_rss_bytes};
 
 pub use self::flags::spelt_out;
 
+/// Tokens of a prompt where `-p` says nothing.
+const DEFAULT_PROMPT: usize = 512;
+/// Tokens after it where `-n` says nothing.
+const DEFAULT_GENERATED: usize = 128;
 /// Most repetitions of a test.
 const MAX_REPETITIONS: u64 = 10_000;
 /// Longest pause between tests, in seconds.
 const MAX_DELAY_S: u64 = 3600;
 
-/// Measure the speed of a language model.
+/// Measure the speed of a model: prompts and continuations, or clips from file to text.
 #[derive(Args, Clone, Debug)]
 #[command(after_long_help = "\
 Flags, rows and formats are those of llama-bench, in its short spelling too (-pg, -ub, -ctk, -oe, ...). Parameters take lists, \
@@ -47,8 +53,12 @@ separated by commas or repeated, and ranges: first-last, first-last+step, first-
 Every tg step computes the logits of the whole vocabulary. With -gr on,off every test is run with and without the reuse of \
 compiled graphs, and a table of the gain follows.
 
+With --audio the speech model is measured instead, from file to text, stage by stage: the figures are those of the run with \
+the median total. -n then decodes exactly N tokens, whatever they are.
+
 Examples:
   tympan bench -m LFM2-1.2B-Q8_0.gguf
+  tympan bench -m LFM2-Audio-1.5B-Q8_0.gguf --audio talk.wav -n 30 -t 2
   tympan bench -m A.gguf -m B.gguf -p 64,128 -n 0 -t 1,2 -o jsonl
   tympan bench -m MODEL.gguf -p 0 -n 32 -d 0,64,512
   tympan bench -m MODEL.gguf -p 0 -n 32 -gr on,off
@@ -60,13 +70,29 @@ pub struct BenchArgs {
     #[arg(short, long, value_name = "PATH", value_delimiter = ',')]
     model: Vec<PathBuf>,
 
-    /// Tokens of the prompt; 0: no such test
-    #[arg(short = 'p', long, value_name = "N", default_value = "512")]
+    /// Tokens of the prompt; 0: no such test [default: 512]
+    #[arg(short = 'p', long, value_name = "N")]
     n_prompt: Vec<String>,
 
-    /// Tokens generated one by one; 0: no such test
-    #[arg(short = 'n', long, value_name = "N", default_value = "128")]
+    /// Tokens generated one by one; 0: no such test [default: 128, with --audio until a stop token comes]
+    #[arg(short = 'n', long, value_name = "N")]
     n_gen: Vec<String>,
+
+    /// Measure speech recognition of this clip, in place of prompts and continuations; repeatable
+    #[arg(long, value_name = "CLIP", conflicts_with_all = ["n_prompt", "pg", "n_depth", "batch_size", "ubatch_size"])]
+    audio: Vec<PathBuf>,
+
+    /// What is said in the clips, for the word error rate: lines of FILE<TAB>TEXT
+    #[arg(long, value_name = "TSV", requires = "audio")]
+    reference: Option<PathBuf>,
+
+    /// Projector file of the model [default: the mmproj-*.gguf beside it]
+    #[arg(long, value_name = "PATH", requires = "audio")]
+    mmproj: Option<PathBuf>,
+
+    /// Untimed runs of every clip
+    #[arg(long, value_name = "N", default_value = "2", value_parser = clap::value_parser!(u64).range(0..=MAX_REPETITIONS))]
+    warmup: u64,
 
     /// A prompt and tokens after it in one timing (-pg)
     #[arg(long, value_name = "PP,TG")]
@@ -331,8 +357,8 @@ impl Lists {
             flash_attn: args.foreign.flash_attention(),
             threads,
             n_depth: numbers("-d", &args.n_depth)?,
-            n_prompt: numbers("-p", &args.n_prompt)?,
-            n_gen: numbers("-n", &args.n_gen)?,
+            n_prompt: or_default(numbers("-p", &args.n_prompt)?, DEFAULT_PROMPT),
+            n_gen: or_default(numbers("-n", &args.n_gen)?, DEFAULT_GENERATED),
             pg: pairs.collect::<Result<_, _>>().map_err(|e| Failure::usage(format!("-pg: {e}")))?,
             reuse: if args.graph_reuse.is_empty() {
                 vec![default_reuse]
@@ -406,6 +432,10 @@ impl Lists {
     }
 }
 
+fn or_default(list: Vec<usize>, default: usize) -> Vec<usize> {
+    if list.is_empty() { vec![default] } else { list }
+}
+
 /// Pairs of formats of keys and values. Without `-ctv` values are like keys.
 fn cache_types(k: &[String], v: &[String]) -> Outcome<Vec<[KvType; 2]>> {
     let parse = |flag: &str, text: &String| {
@@ -438,6 +468,9 @@ pub fn run(args: &BenchArgs) -> Outcome<Exit> {
     let say = Verbosity::new(args.quiet, args.verbose);
     args.foreign.check()?;
     let lists = Lists::read(args)?;
+    if !args.audio.is_empty() {
+        return run_audio(args, &lists, say);
+    }
     let combinations = lists.combinations();
     if combinations.is_empty() {
         return Err(Failure::usage("nothing to measure: -p, -n and -pg are all 0"));
@@ -480,6 +513,59 @@ pub fn run(args: &BenchArgs) -> Outcome<Exit> {
     out.end().map_err(Failure::output)?;
     if let Some(err) = &mut err {
         err.end().map_err(Failure::output)?;
+    }
+    Ok(Exit::Done)
+}
+
+/// Rows of speech recognition.
+fn run_audio(args: &BenchArgs, lists: &Lists, say: Verbosity) -> Outcome<Exit> {
+    let started = Instant::now();
+    let n_tokens = if args.n_gen.is_empty() { None } else { lists.n_gen.first().copied() };
+    if lists.n_gen.len() > 1 || n_tokens == Some(0) {
+        return Err(Failure::usage("-n: with --audio want one number of tokens, at least 1"));
+    }
+    if args.output == Format::Sql || args.output_err == Some(Format::Sql) {
+        return Err(Failure::usage(
+            "-o sql: llama-bench's table has no columns for --audio (accepted: md, csv, json, jsonl)",
+        ));
+    }
+    let reference = args.reference.as_deref().map(asr::reference).transpose()?.unwrap_or_default();
+    let models: Vec<Option<PathBuf>> =
+        if args.model.is_empty() { vec![None] } else { args.model.iter().cloned().map(Some).collect() };
+    let mut devices = Devices { device: &args.device, open: Vec::new() };
+    let count = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
+    let mut rows = Vec::new();
+    for path in &models {
+        let load = Instant::now();
+        let model = ModelArgs { model: path.clone(), mmproj: args.mmproj.clone() };
+        let model = model.load(LoadOptions::default(), say)?;
+        let load_ms = load.elapsed().as_secs_f64() * 1000.0;
+        let filename = path.as_ref().map_or_else(|| model.name.clone(), |p| p.display().to_string());
+        let facts = model::facts(&model.loaded, &filename);
+        for cache_types in &lists.cache_types {
+            for &threads in &lists.threads {
+                for &reuse in &lists.reuse {
+                    let plan = asr::Plan {
+                        clips: &args.audio,
+                        reference: reference.clone(),
+                        n_tokens,
+                        warmup: if args.no_warmup { 0 } else { count(args.warmup) },
+                        repetitions: count(args.repetitions),
+                        kv_dtype: cache_types[0].into(),
+                        reuse,
+                        started,
+                    };
+                    let backend = devices.get(threads)?;
+                    rows.extend(asr::measure(&plan, &model, &facts, &backend, threads.get(), load_ms, say)?);
+                }
+            }
+        }
+    }
+    let mut out = Printer::new(args.output, Vec::new(), args.extra, Box::new(std::io::stdout()));
+    out.write(&asr::text(&rows, args.output)).map_err(Failure::output)?;
+    if let Some(format) = args.output_err {
+        let mut err = Printer::new(format, Vec::new(), args.extra, Box::new(std::io::stderr()));
+        err.write(&asr::text(&rows, format)).map_err(Failure::output)?;
     }
     Ok(Exit::Done)
 }

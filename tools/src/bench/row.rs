@@ -172,7 +172,8 @@ impl Row {
     }
 }
 
-fn object<const N: usize>(fields: [(&str, Value); N]) -> Map<String, Value> {
+/// Fields in this order.
+pub fn object<const N: usize>(fields: [(&str, Value); N]) -> Map<String, Value> {
     fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
 

@@ -13,15 +13,15 @@ use anyhow::Context;
 use clap::{Args, ValueEnum};
 use engine::stats::BuildReason;
 use models::LoadOptions;
-use models::audio::{AudioError, AudioErrorKind, Decoded, Loss, decode_file, decode_reader, normalize, resample};
 use models::qwen3_asr::AudioAttention;
-use models::transcribe::{Observer, Partial, RATE_HZ, Request, Tensors, Transcriber, Transcript};
+use models::transcribe::{Observer, Partial, Request, Tensors, Transcriber, Transcript};
 
 use crate::args::{Device, DeviceArgs, KvType, ModelArgs};
 use crate::exit::{Exit, Failure, Outcome};
 use crate::model::Model;
 use crate::output::write_atomically;
 use crate::report::{Verbosity, peak_rss_bytes};
+use crate::samples::Samples;
 use formats::{Facts, Format, render};
 use inputs::Input;
 
@@ -307,23 +307,20 @@ struct Run<'a> {
     load_ms: f64,
 }
 
-/// Samples at the model's rate, and what it took to get them.
-struct Samples {
-    values: Vec<f32>,
-    decode_audio_ms: f64,
-    resample_ms: f64,
-}
-
 impl Run<'_> {
     fn input(&mut self, input: &Input, stem: &str) -> Outcome<Transcript> {
         let args = self.args;
         let start = Instant::now();
-        let samples = self.read(input)?;
+        let samples = match input {
+            Input::File(path) => Samples::of_file(path, self.say),
+            Input::Stdin => Samples::of_stdin(self.say),
+        }?;
         let request = Request {
             language: self.language.as_deref(),
             context: &args.context,
             segment_s: args.segment,
             max_tokens: args.max_tokens.map(|n| usize::try_from(n).unwrap_or(usize::MAX)),
+            ignore_stop: false,
         };
         let live = args.output.is_none() && args.format == [Format::Text] && std::io::stdout().is_terminal();
         let live = live && args.timestamps != Some(Timestamps::Segment);
@@ -351,30 +348,6 @@ impl Run<'_> {
             self.say.note(format_args!("{}: text cut at the token limit (--max-tokens)", input.name()));
         }
         Ok(transcript)
-    }
-
-    /// Decodes and resamples an input.
-    fn read(&self, input: &Input) -> Outcome<Samples> {
-        let start = Instant::now();
-        let decoded: Result<Decoded, AudioError> = match input {
-            Input::File(path) => decode_file(path),
-            Input::Stdin => decode_reader("standard input", std::io::stdin().lock()),
-        };
-        let decoded = decoded.map_err(Failure::input)?;
-        if decoded.samples.is_empty() {
-            let empty = AudioError { input: input.name(), kind: AudioErrorKind::NoSamples };
-            return Err(Failure::input(empty));
-        }
-        if !decoded.loss.is_none() {
-            let Loss { bad_packets, cut_short } = decoded.loss;
-            let end = if cut_short { ", ends before its announced end" } else { "" };
-            self.say.note(format_args!("{}: damaged: {bad_packets} packets left out{end}", input.name()));
-        }
-        let decode_audio_ms = start.elapsed().as_secs_f64() * 1000.0;
-        let start = Instant::now();
-        let mut values = resample(decoded.samples, decoded.rate_hz, RATE_HZ);
-        normalize(&mut values);
-        Ok(Samples { values, decode_audio_ms, resample_ms: start.elapsed().as_secs_f64() * 1000.0 })
     }
 
     /// Writes the transcript in every format, and the dump.
