@@ -64,7 +64,7 @@ pub struct AsrRow {
     error_rate: Option<f64>,
 }
 
-/// Texts by file name from lines of `file<TAB>text`.
+/// Texts by file name from lines of `file<TAB>text`; further columns are passed over.
 ///
 /// Errors: a file that cannot be read, a line without a tab.
 pub fn reference(path: &Path) -> Outcome<HashMap<String, String>> {
@@ -73,6 +73,7 @@ pub fn reference(path: &Path) -> Outcome<HashMap<String, String>> {
         let (file, text) = line.split_once('\t').ok_or_else(|| {
             Failure::input(anyhow!("{}: line {}: want FILE<TAB>TEXT, got {line:?}", path.display(), i + 1))
         })?;
+        let text = text.split('\t').next().unwrap_or_default();
         Ok((file_name(Path::new(file)), text.to_owned()))
     };
     text.lines().enumerate().filter(|(_, line)| !line.is_empty()).map(pair).collect()
