@@ -10,6 +10,8 @@ use std::sync::Arc;
 use engine::backend::Backend;
 use engine::{Error, Result};
 
+pub use self::format::format_of;
+
 /// What a user may say about a backend.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Options {

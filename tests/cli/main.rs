@@ -6,4 +6,5 @@ mod contract;
 mod convert;
 mod exact_text;
 mod generate;
+mod quantize;
 mod run;

@@ -9,6 +9,7 @@ use crate::bench::{self, BenchArgs};
 use crate::convert::{self, ConvertArgs};
 use crate::exit::{Exit, Failure, Outcome};
 use crate::generate::{self, GenerateArgs};
+use crate::quantize::{self, QuantizeArgs};
 use crate::transcribe::{self, TranscribeArgs};
 
 /// What `--version -v` adds.
@@ -37,6 +38,7 @@ enum Command {
     Transcribe(Box<TranscribeArgs>),
     Convert(ConvertArgs),
     Bench(Box<BenchArgs>),
+    Quantize(QuantizeArgs),
     Generate(GenerateArgs),
     /// Print a completion script for a shell
     Completions {
@@ -79,6 +81,7 @@ fn run(cli: Cli) -> Outcome<Exit> {
         Some(Command::Transcribe(args)) => transcribe::run(&args),
         Some(Command::Convert(args)) => convert::run(&args),
         Some(Command::Bench(args)) => bench::run(&args),
+        Some(Command::Quantize(args)) => quantize::run(&args),
         Some(Command::Generate(args)) => generate::run(&args),
         Some(Command::Completions { shell }) => {
             clap_complete::generate(shell, &mut Cli::command(), "tympan", &mut std::io::stdout());

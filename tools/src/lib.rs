@@ -10,6 +10,7 @@ pub mod generate;
 pub mod interrupt;
 pub mod model;
 pub mod output;
+pub mod progress;
 pub mod quantize;
 pub mod report;
 pub mod samples;

@@ -19,6 +19,7 @@ mod write;
 
 use std::collections::HashMap;
 use std::fmt;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -290,6 +291,16 @@ impl Gguf {
         let stored = &self.0.tensors[i];
         if let Bytes::Mapped(map) = &self.0.parts[stored.part] {
             map.release(stored.range.clone());
+        }
+    }
+
+    /// Gives the mapped pages behind bytes `range` of a tensor back to the system; the next access reads them again.
+    pub fn release(&self, name: &str, range: Range<usize>) {
+        let Some(&at) = self.0.tensor_at.get(name) else { return };
+        let stored = &self.0.tensors[at];
+        if let Bytes::Mapped(map) = &self.0.parts[stored.part] {
+            let start = stored.range.start;
+            map.release(start + range.start..start + range.end.min(stored.range.len()));
         }
     }
 

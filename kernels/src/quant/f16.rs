@@ -12,6 +12,12 @@ pub fn to_f32(bits: u16) -> f32 {
     half::f16::from_bits(bits).to_f32()
 }
 
+/// Whether these are the bits of neither an infinity nor a NaN.
+pub const fn is_finite(bits: u16) -> bool {
+    const EXPONENT: u16 = 0x7C00;
+    bits & EXPONENT != EXPONENT
+}
+
 /// Widens a row.
 #[inline(always)]
 pub(super) fn decode(row: &[F16Bytes], out: &mut [f32]) {

@@ -21,6 +21,8 @@ pub mod q6_k;
 pub mod q8_0;
 mod search;
 
+use std::mem::offset_of;
+
 use bytemuck::{Pod, Zeroable};
 
 pub use self::iq4_nl::BlockIQ4_NL;
@@ -151,6 +153,30 @@ impl Format {
             Self::Q5_K => q5_k::decode(bytemuck::cast_slice(bytes), out.as_chunks_mut().0),
             Self::Q6_K => q6_k::decode(bytemuck::cast_slice(bytes), out.as_chunks_mut().0),
         }
+    }
+
+    /// Whether every value, or every scale and minimum, in `bytes` of whole blocks is finite.
+    pub fn is_finite(self, bytes: &[u8]) -> bool {
+        let scales: &[usize] = match self {
+            Self::F32 => return bytes.as_chunks().0.iter().all(|b| f32::from_le_bytes(*b).is_finite()),
+            Self::BF16 => {
+                return bytes.as_chunks().0.iter().all(|b| bf16::to_f32(u16::from_le_bytes(*b)).is_finite());
+            }
+            Self::F16 => &[0],
+            Self::Q8_0 => &[offset_of!(BlockQ8_0, d)],
+            Self::Q4_0 => &[offset_of!(BlockQ4_0, d)],
+            Self::Q4_1 => &[offset_of!(BlockQ4_1, d), offset_of!(BlockQ4_1, m)],
+            Self::Q5_0 => &[offset_of!(BlockQ5_0, d)],
+            Self::Q5_1 => &[offset_of!(BlockQ5_1, d), offset_of!(BlockQ5_1, m)],
+            Self::IQ4_NL => &[offset_of!(BlockIQ4_NL, d)],
+            Self::Q2_K => &[offset_of!(BlockQ2_K, d), offset_of!(BlockQ2_K, dmin)],
+            Self::Q3_K => &[offset_of!(BlockQ3_K, d)],
+            Self::Q4_K => &[offset_of!(BlockQ4_K, d), offset_of!(BlockQ4_K, dmin)],
+            Self::Q5_K => &[offset_of!(BlockQ5_K, d), offset_of!(BlockQ5_K, dmin)],
+            Self::Q6_K => &[offset_of!(BlockQ6_K, d)],
+        };
+        let is_finite = |block: &[u8], at: usize| f16::is_finite(u16::from_le_bytes([block[at], block[at + 1]]));
+        bytes.chunks_exact(self.block_bytes()).all(|block| scales.iter().all(|&at| is_finite(block, at)))
     }
 
     /// Whether importance changes what [`encode_row_weighted`](Self::encode_row_weighted) writes.

@@ -1,19 +1,17 @@
 //! `tympan convert`: arguments, file names, progress.
 
-use std::io::IsTerminal;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use clap::Args;
 use clap::builder::{PossibleValue, PossibleValuesParser};
 use engine::DType;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::{Conversion, FileType, Options, Watch, projector_name};
+use super::{Conversion, FileType, Options, projector_name};
 use crate::args::parse_threads;
 use crate::exit::{Exit, Failure, Outcome};
 use crate::interrupt::Interrupt;
+use crate::progress::Bar;
 
 /// Every type of the contract; [`FileType`] lists those of this version.
 const TYPES: [&str; 18] = [
@@ -122,7 +120,7 @@ pub fn run(args: &ConvertArgs) -> Outcome<Exit> {
     let paths = output_paths(&conversion.file_names(), args.output.as_deref())?;
     let bar = Bar::new(conversion.elements(), args.quiet, interrupt);
     let result = pool.install(|| conversion.write(&paths, &bar));
-    bar.bar.finish_and_clear();
+    bar.finish();
     result?;
     for path in &paths {
         println!("{}", path.display());
@@ -148,38 +146,5 @@ fn output_paths(names: &[String], output: Option<&Path>) -> Outcome<Vec<PathBuf>
                 .map_err(|source| Failure::output(engine::Error::Io { path: output.to_owned(), source }))?;
             Ok(names.iter().map(|name| output.join(name)).collect())
         }
-    }
-}
-
-/// Progress on standard error, and the user's interruption.
-struct Bar {
-    bar: ProgressBar,
-    written: AtomicU64,
-    interrupt: Interrupt,
-}
-
-impl Bar {
-    fn new(elements: u64, quiet: bool, interrupt: Interrupt) -> Self {
-        let target = if quiet || !std::io::stderr().is_terminal() {
-            ProgressDrawTarget::hidden()
-        } else {
-            ProgressDrawTarget::stderr()
-        };
-        let bar = ProgressBar::with_draw_target(Some(elements), target);
-        let style = ProgressStyle::with_template("{bar:30} {percent:>3}% {msg} (eta {eta})");
-        bar.set_style(style.expect("the template is a constant").progress_chars("=> "));
-        Self { bar, written: AtomicU64::new(0), interrupt }
-    }
-}
-
-impl Watch for Bar {
-    fn written(&self, name: &str, elements: u64) {
-        let written = self.written.fetch_add(elements, Ordering::Relaxed) + elements;
-        self.bar.set_position(written);
-        self.bar.set_message(name.to_owned());
-    }
-
-    fn is_interrupted(&self) -> bool {
-        self.interrupt.is_set()
     }
 }

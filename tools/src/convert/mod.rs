@@ -39,7 +39,7 @@ use crate::exit::{Failure, Outcome};
 pub use self::cli::{ConvertArgs, run};
 pub use self::files::Files;
 pub use self::plan::FileType;
-pub use self::write::Watch;
+pub use crate::progress::Watch;
 
 /// `general.quantization_version`. Source: ggml, `GGML_QNT_VERSION`.
 const QUANTIZATION_VERSION: u32 = 2;

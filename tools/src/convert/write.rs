@@ -1,7 +1,6 @@
 //! Weights from the checkpoint into a file, block by block in constant memory. [`write_tensor`] is where to start.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Result;
 use engine::DType;
@@ -13,6 +12,7 @@ use super::checkpoint::{Model, Weight};
 use super::plan::{PlannedTensor, Source};
 use super::{batch_norm, positions};
 use crate::exit::{Failure, Outcome};
+use crate::progress::Watch;
 
 /// Elements that a thread converts at a time; a multiple of every format's block.
 const PIECE: usize = 1 << 15;
@@ -20,23 +20,6 @@ const PIECE: usize = 1 << 15;
 const PIECES: usize = 64;
 /// The smallest f32 that becomes an infinite f16.
 const F16_OVERFLOW: f32 = 65520.0;
-
-/// What a long conversion tells, and is told.
-pub trait Watch: Sync {
-    /// Another `elements` of tensor `name` are written.
-    fn written(&self, name: &str, elements: u64);
-    /// Whether to stop.
-    fn is_interrupted(&self) -> bool;
-}
-
-/// A watch that only looks at a flag.
-impl Watch for AtomicBool {
-    fn written(&self, _: &str, _: u64) {}
-
-    fn is_interrupted(&self) -> bool {
-        self.load(Ordering::Relaxed)
-    }
-}
 
 /// Writes one tensor, which is the next of `out`.
 ///
@@ -214,21 +197,5 @@ fn limit(format: Format) -> f32 {
 
 /// The kernels' name of a format of weights.
 fn format_of(dtype: DType) -> Format {
-    match dtype {
-        DType::F32 => Format::F32,
-        DType::F16 => Format::F16,
-        DType::BF16 => Format::BF16,
-        DType::Q8_0 => Format::Q8_0,
-        DType::Q4_0 => Format::Q4_0,
-        DType::Q4_1 => Format::Q4_1,
-        DType::Q5_0 => Format::Q5_0,
-        DType::Q5_1 => Format::Q5_1,
-        DType::IQ4_NL => Format::IQ4_NL,
-        DType::Q2_K => Format::Q2_K,
-        DType::Q3_K => Format::Q3_K,
-        DType::Q4_K => Format::Q4_K,
-        DType::Q5_K => Format::Q5_K,
-        DType::Q6_K => Format::Q6_K,
-        DType::I32 => unreachable!("no plan and no checkpoint reader gives integers"),
-    }
+    backends::format_of(dtype).expect("no plan and no checkpoint reader gives integers")
 }

@@ -55,28 +55,28 @@ impl Mix {
     /// Its name, and `general.file_type`. Source: llama.cpp, `enum llama_ftype`.
     const fn named(self) -> (&'static str, u32) {
         match self {
-            Self::F32 => ("F32", 0),
-            Self::F16 => ("F16", 1),
-            Self::Q4_0 => ("Q4_0", 2),
-            Self::Q4_1 => ("Q4_1", 3),
-            Self::Q8_0 => ("Q8_0", 7),
-            Self::Q5_0 => ("Q5_0", 8),
-            Self::Q5_1 => ("Q5_1", 9),
-            Self::Q2_K => ("Q2_K", 10),
-            Self::Q3_K_S => ("Q3_K_S", 11),
-            Self::Q3_K_M => ("Q3_K_M", 12),
-            Self::Q3_K_L => ("Q3_K_L", 13),
-            Self::Q4_K_S => ("Q4_K_S", 14),
-            Self::Q4_K_M => ("Q4_K_M", 15),
-            Self::Q5_K_S => ("Q5_K_S", 16),
-            Self::Q5_K_M => ("Q5_K_M", 17),
-            Self::Q6_K => ("Q6_K", 18),
-            Self::IQ4_NL => ("IQ4_NL", 25),
-            Self::BF16 => ("BF16", 32),
+            Self::F32 => ("f32", 0),
+            Self::F16 => ("f16", 1),
+            Self::Q4_0 => ("q4_0", 2),
+            Self::Q4_1 => ("q4_1", 3),
+            Self::Q8_0 => ("q8_0", 7),
+            Self::Q5_0 => ("q5_0", 8),
+            Self::Q5_1 => ("q5_1", 9),
+            Self::Q2_K => ("q2_k", 10),
+            Self::Q3_K_S => ("q3_k_s", 11),
+            Self::Q3_K_M => ("q3_k_m", 12),
+            Self::Q3_K_L => ("q3_k_l", 13),
+            Self::Q4_K_S => ("q4_k_s", 14),
+            Self::Q4_K_M => ("q4_k_m", 15),
+            Self::Q5_K_S => ("q5_k_s", 16),
+            Self::Q5_K_M => ("q5_k_m", 17),
+            Self::Q6_K => ("q6_k", 18),
+            Self::IQ4_NL => ("iq4_nl", 25),
+            Self::BF16 => ("bf16", 32),
         }
     }
 
-    /// Its name as llama-quantize writes it: `Q4_K_M`.
+    /// Its name on the command line: `q4_k_m`.
     pub const fn name(self) -> &'static str {
         self.named().0
     }
@@ -470,7 +470,7 @@ mod tests {
     #[test]
     fn names_are_found_in_either_case() {
         for mix in Mix::ALL {
-            assert_eq!(Mix::from_name(&mix.name().to_lowercase()), Some(mix));
+            assert_eq!(Mix::from_name(&mix.name().to_uppercase()), Some(mix));
         }
         assert_eq!(Mix::from_name("q4_k"), None);
     }

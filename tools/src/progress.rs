@@ -1,0 +1,69 @@
+//! Progress of long work. [`Watch`] is what the work sees, [`Bar`] what the user sees.
+
+use std::io::IsTerminal;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::interrupt::Interrupt;
+
+/// What a long conversion tells, and is told.
+pub trait Watch: Sync {
+    /// Another `elements` of tensor `name` are written.
+    fn written(&self, name: &str, elements: u64);
+    /// Whether to stop.
+    fn is_interrupted(&self) -> bool;
+}
+
+/// A watch that only looks at a flag.
+impl Watch for AtomicBool {
+    fn written(&self, _: &str, _: u64) {}
+
+    fn is_interrupted(&self) -> bool {
+        self.load(Ordering::Relaxed)
+    }
+}
+
+/// Progress on standard error, and the user's interruption.
+pub struct Bar {
+    bar: ProgressBar,
+    written: AtomicU64,
+    interrupt: Interrupt,
+}
+
+impl Bar {
+    /// A bar of `elements`, drawn where standard error is a terminal and `quiet` is not set.
+    pub fn new(elements: u64, quiet: bool, interrupt: Interrupt) -> Self {
+        let target = if quiet || !std::io::stderr().is_terminal() {
+            ProgressDrawTarget::hidden()
+        } else {
+            ProgressDrawTarget::stderr()
+        };
+        let bar = ProgressBar::with_draw_target(Some(elements), target);
+        let style = ProgressStyle::with_template("{bar:30} {percent:>3}% {msg} (eta {eta})");
+        bar.set_style(style.expect("the template is a constant").progress_chars("=> "));
+        Self { bar, written: AtomicU64::new(0), interrupt }
+    }
+
+    /// Prints a line above the bar.
+    pub fn line(&self, line: &str) {
+        self.bar.suspend(|| eprintln!("{line}"));
+    }
+
+    /// Removes the bar.
+    pub fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+impl Watch for Bar {
+    fn written(&self, name: &str, elements: u64) {
+        let written = self.written.fetch_add(elements, Ordering::Relaxed) + elements;
+        self.bar.set_position(written);
+        self.bar.set_message(name.to_owned());
+    }
+
+    fn is_interrupted(&self) -> bool {
+        self.interrupt.is_set()
+    }
+}
