@@ -18,6 +18,10 @@ const LEAST: Duration = Duration::from_millis(30);
 /// Rows of weights in one call of a product.
 const TILE: usize = 64;
 
+/// Rows and columns of matrices of LFM2 1.2B and of Qwen3 0.6B.
+const MODEL_SHAPES: [(usize, usize); 6] =
+    [(6144, 2048), (8192, 2048), (2048, 2048), (2048, 8192), (3072, 1024), (2048, 1024)];
+
 /// What a case does in one call of its closure, for the rates.
 struct Work {
     bytes: usize,
@@ -246,11 +250,14 @@ fn main() {
     let bench = Bench { filter, threads, kernels };
     for format in Format::ALL {
         let n_rows = 96 * 1024 * 1024 / format.row_bytes(2048) / 256 * 256;
-        for m in [1, 2, 4, 8] {
+        for m in [1, 2, 3, 4, 8, 157] {
             product(&bench, format, n_rows, 2048, m);
         }
-        for m in [16, 32, 156, 512] {
+        for m in [1, 2, 4, 9, 16, 32, 157, 512] {
             product(&bench, format, 1024, 2048, m);
+        }
+        for (n_rows, k) in MODEL_SHAPES {
+            product(&bench, format, n_rows, k, 157);
         }
     }
     for (n_q, n_keys, head_dim) in [(2, 1024, 128), (8, 300, 128), (104, 104, 64), (512, 512, 128), (780, 780, 64)] {

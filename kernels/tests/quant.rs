@@ -151,7 +151,7 @@ fn q8_activations_are_within_half_a_level() {
                 kernels.prepare(Operand::Q8, x, ROW, 1, ROW, &mut out);
                 let blocks: &[BlockQ8] = bytemuck::cast_slice(&out);
                 for (b, x) in blocks.iter().zip(x.as_chunks::<32>().0) {
-                    assert_eq!(b.sum, b.q.iter().map(|q| i32::from(*q)).sum::<i32>());
+                    assert_eq!(-b.neg_sum, b.q.iter().map(|q| i32::from(*q)).sum::<i32>());
                     let amax = x.iter().fold(0.0, |m: f64, x| m.max(f64::from(x.abs())));
                     for (q, x) in b.q.iter().zip(x) {
                         let error = (f64::from(*q) * f64::from(b.d) - f64::from(*x)).abs();

@@ -11,6 +11,10 @@ pub const PANEL_ROWS: usize = 16;
 /// The buffer is counted in `f32`s whatever is in it. Panels lie behind each other; each holds
 /// [`panel_rows`](Self::panel_rows) rows in [`panel_len`](Self::panel_len) `f32`s. The value of a result depends on its
 /// weight row, its activation row and the operand, and on nothing else.
+///
+/// Quantized activations `x'` are off by half a level: `abs(x' - x) <= amax / 254` for a block's largest size `amax`, so a
+/// result is off by `sum over blocks of amax / 254 sum abs(w)` at most, and by about `amax sqrt(sum w^2) / 440` for errors
+/// that are independent. The products and the sums of a block are exact; blocks are added in f32.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Operand {
     /// f32 rows as they are: rows that lie without gaps need no preparation.

@@ -122,7 +122,11 @@ pub fn encode_row(format: Format, x: &[f32], importance: Option<&[f32]>, out: &m
 pub fn operand(format: Format, m: usize) -> Operand {
     /// Largest `m` for which a product reads rows of weights once and leaves them as they are.
     const SMALL_M: usize = 8;
-    if m > SMALL_M { Operand::Panels } else { small_operand(format) }
+    match small_operand(format) {
+        Operand::Q8 => Operand::Q8,
+        Operand::Rows | Operand::Q8K | Operand::Panels if m > SMALL_M => Operand::Panels,
+        small => small,
+    }
 }
 
 /// The operand of the products that work on weights as they are stored.

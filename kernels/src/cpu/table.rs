@@ -222,7 +222,8 @@ impl Kernels {
 
     /// The layout in which a product of these weights with `m` rows wants its activations.
     ///
-    /// Small `m`: rows, quantized to 8 bits where the format has an integer dot product. Large `m`: panels.
+    /// Small `m`: rows, quantized to 8 bits where the format has an integer dot product. Large `m`: panels, except for
+    /// 32-blocks with an integer dot product, whose results are therefore the same for every `m`.
     pub fn operand(self, format: Format, m: usize) -> Operand {
         (self.0.operand)(format, m)
     }

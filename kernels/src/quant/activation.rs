@@ -12,8 +12,8 @@ use super::{SMALL_BLOCK, SUPER_BLOCK};
 pub struct BlockQ8 {
     /// Scale, `amax / 127`.
     pub d: f32,
-    /// Sum of `q`, for weights whose levels have an offset.
-    pub sum: i32,
+    /// Sum of `q` with the sign changed, for weights whose levels have an offset.
+    pub neg_sum: i32,
     /// Levels, -127..=127.
     pub q: [i8; SMALL_BLOCK],
 }
@@ -46,7 +46,7 @@ pub(crate) fn quantize_q8(x: &[[f32; SMALL_BLOCK]], out: &mut [BlockQ8]) {
         let inverse = if inverse < f32::INFINITY { inverse } else { 0.0 };
         b.d = amax / 127.0;
         let levels = x.map(|x| round(x * inverse));
-        b.sum = levels.iter().sum();
+        b.neg_sum = -levels.iter().sum::<i32>();
         b.q = levels.map(|l| l as i8);
     }
 }

@@ -25,10 +25,14 @@ use crate::format::format_of;
 const TILE_WEIGHT_BYTES: usize = 64 * 1024;
 /// Rows of weights in one tile with many rows of activations.
 const TILE_ROWS: usize = 32;
+/// Rows of activations from which on a tile is not limited by its weights.
+const MANY: usize = 9;
+/// Rows of 8-bit activations in one tile: results of [`TILE_ROWS`] weights with them fill a first-level cache.
+const TILE_QUANTIZED: usize = 384;
 /// `f32`s of activations in one tile: they stay in the second-level cache while the tile's weights pass by.
 const TILE_ACTIVATIONS: usize = 256 * 1024;
 /// Rows of weights in a tile are a multiple of this, since kernels take several at a time.
-const ROW_MULTIPLE: usize = 8;
+const ROW_MULTIPLE: usize = 16;
 
 /// How a product of one shape is cut. Depends on the operands alone.
 #[derive(Clone, Copy)]
@@ -50,9 +54,10 @@ impl Tiling {
         let format = format_of(w.dtype).unwrap_or(Format::F32);
         let operand = machine.kernels.operand(format, m);
         let (tile_m, tile_n) = match operand {
+            Operand::Q8 | Operand::Q8K if m >= MANY => (m.min(TILE_QUANTIZED), TILE_ROWS),
             Operand::Rows | Operand::Q8 | Operand::Q8K => {
-                let rows = TILE_WEIGHT_BYTES / format.row_bytes(k);
-                (m, (rows / ROW_MULTIPLE * ROW_MULTIPLE).max(ROW_MULTIPLE))
+                let multiples = TILE_WEIGHT_BYTES / (ROW_MULTIPLE * format.row_bytes(k).max(1));
+                (m, multiples.max(1) * ROW_MULTIPLE)
             }
             Operand::Panels => {
                 let panels = (TILE_ACTIVATIONS / operand.panel_len(k)).max(1);

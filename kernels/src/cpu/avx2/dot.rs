@@ -7,10 +7,10 @@
 
 use std::arch::x86_64::*;
 
-use super::{WIDTH, decode_row, dot_f32, horizontal_sum, load, load_16, load_32, padded, widen};
+use super::{WIDTH, decode_row, dot_f32, horizontal_sum, lanes, load, load_16, load_32, padded, widen};
 use crate::cpu::product::{Operand, Product};
 use crate::quant::activation::{BlockQ8, BlockQ8_K};
-use crate::quant::{BlockQ4_K, BlockQ5_K, BlockQ6_K, Format, SMALL_BLOCK, scales_mins_k4};
+use crate::quant::{BlockQ4_K, BlockQ5_K, BlockQ6_K, Format, scales_mins_k4};
 
 // Formats as constants that a generic function can take.
 pub(super) const F32: usize = Format::F32 as usize;
@@ -137,10 +137,10 @@ pub(super) fn tile<const FORMAT: usize, const R: usize, const M: usize>(
     sums
 }
 
-/// Scale, in all lanes, and signed levels of a block of Q8_0 or Q4_0.
+/// Bits of the scale and levels of a block of Q8_0 or Q4_0.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn block<const FORMAT: usize, const BYTES: usize>(block: &[u8; BYTES]) -> (__m256, __m256i) {
+fn block<const FORMAT: usize, const BYTES: usize>(block: &[u8; BYTES]) -> (u16, __m256i) {
     let (d, q) = block.split_first_chunk().expect("a block begins with its scale");
     let q = match FORMAT {
         Q8_0 => load_32(q.first_chunk().expect("32 levels")),
@@ -150,7 +150,16 @@ fn block<const FORMAT: usize, const BYTES: usize>(block: &[u8; BYTES]) -> (__m25
         }
         _ => unreachable!("formats with a Q8 operand"),
     };
-    (_mm256_cvtph_ps(_mm_set1_epi16(i16::from_le_bytes(*d))), q)
+    (u16::from_le_bytes(*d), q)
+}
+
+/// `w . x` in eight parts.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn dot(w: __m256i, x: __m256i) -> __m256i {
+    // maddubs takes one unsigned operand: use |w| and move w's sign to x.
+    let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
+    _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))
 }
 
 /// The low nibbles of 16 bytes, then the high ones.
@@ -160,7 +169,8 @@ fn nibbles(x: __m128i) -> __m256i {
     _mm256_and_si256(_mm256_set_m128i(_mm_srli_epi16::<4>(x), x), _mm256_set1_epi8(15))
 }
 
-/// Dot products of rows of 32-blocks: `sum over blocks of (w.d x.d) (w.q . x.q)`, element e in lane e / 4.
+/// Dot products of rows of 32-blocks: the chain over ascending blocks of `fma(w.q . x.q, w.d x.d, result)`, the integer
+/// exact. Four rows, one per lane, so that their sums are brought together; with fewer the last one counts.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn tile_q8<const FORMAT: usize, const BYTES: usize, const R: usize, const M: usize>(
@@ -169,32 +179,35 @@ fn tile_q8<const FORMAT: usize, const BYTES: usize, const R: usize, const M: usi
 ) -> [[f32; M]; R] {
     let n_blocks = x[0].len();
     // One length for all rows lets the compiler drop the checks in the loop.
-    let (w, x) = (w.map(|w| &w.as_chunks::<BYTES>().0[..n_blocks]), x.map(|x| &x[..n_blocks]));
-    let ones = _mm256_set1_epi16(1);
-    let mut acc = [[_mm256_setzero_ps(); M]; R];
+    let x = x.map(|x| &x[..n_blocks]);
+    let w: [_; 4] = std::array::from_fn(|r| &w[r.min(R - 1)].as_chunks::<BYTES>().0[..n_blocks]);
+    let mut acc = [_mm_setzero_ps(); M];
     for b in 0..n_blocks {
-        for (acc, w) in acc.iter_mut().zip(w) {
+        let mut d = [0; 8];
+        let mut sums = [[_mm256_setzero_si256(); 4]; M];
+        for (r, w) in w.iter().enumerate() {
             // The same place in the rows of the next tile: rows are short, and each is a stream of its own.
             _mm_prefetch::<_MM_HINT_T0>(w[b].as_ptr().wrapping_add(R * n_blocks * BYTES).cast());
-            let (d, w) = block::<FORMAT, BYTES>(&w[b]);
-            // maddubs takes one unsigned operand: use |w| and move w's sign to x.
-            let size = _mm256_abs_epi8(w);
-            for (acc, x) in acc.iter_mut().zip(x) {
-                let x = &x[b];
-                let signed = _mm256_sign_epi8(load_32(bytemuck::cast_ref::<_, [u8; SMALL_BLOCK]>(&x.q)), w);
-                let sums = _mm256_madd_epi16(_mm256_maddubs_epi16(size, signed), ones);
-                let d = _mm256_mul_ps(d, _mm256_set1_ps(x.d));
-                *acc = _mm256_fmadd_ps(d, _mm256_cvtepi32_ps(sums), *acc);
+            let (scale, levels) = block::<FORMAT, BYTES>(&w[b]);
+            d[r] = scale;
+            for (sums, x) in sums.iter_mut().zip(x) {
+                sums[r] = dot(levels, load_32(bytemuck::cast_ref(&x[b].q)));
             }
         }
-    }
-    let mut sums = [[0.0; M]; R];
-    for (sums, acc) in sums.iter_mut().zip(acc) {
-        for (sum, acc) in sums.iter_mut().zip(acc) {
-            *sum = horizontal_sum(acc);
+        let d = _mm_cvtph_ps(load_16(bytemuck::cast_ref(&d)));
+        for ((acc, sums), x) in acc.iter_mut().zip(sums).zip(x) {
+            let pairs = _mm256_hadd_epi32(_mm256_hadd_epi32(sums[0], sums[1]), _mm256_hadd_epi32(sums[2], sums[3]));
+            let sum = _mm_add_epi32(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256::<1>(pairs));
+            *acc = _mm_fmadd_ps(_mm_cvtepi32_ps(sum), _mm_mul_ps(d, _mm_set1_ps(x[b].d)), *acc);
         }
     }
-    sums
+    let mut results = [[0.0; M]; R];
+    for (i, acc) in acc.into_iter().enumerate() {
+        for (results, y) in results.iter_mut().zip(lanes(acc)) {
+            results[i] = y;
+        }
+    }
+    results
 }
 
 /// Every result of a product of 256-blocks by a dot product of rows.

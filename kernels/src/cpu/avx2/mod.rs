@@ -111,3 +111,13 @@ pub(super) fn horizontal_sum(x: __m256) -> f32 {
     let x = _mm_add_ps(x, _mm_movehl_ps(x, x));
     _mm_cvtss_f32(_mm_add_ss(x, _mm_shuffle_ps::<1>(x, x)))
 }
+
+/// The four lanes.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn lanes(x: __m128) -> [f32; 4] {
+    let mut y = [0.0; 4];
+    // SAFETY: `y` is 16 writable bytes, and the store needs no alignment.
+    unsafe { _mm_storeu_ps(y.as_mut_ptr(), x) };
+    y
+}

@@ -1,23 +1,23 @@
 //! Products with few rows of activations: weights are read once, as they are stored.
 //!
 //! A tile is R rows of weights with M rows of activations; each result has an accumulator of its own, so its bits do
-//! not depend on R and M.
+//! not depend on R and M. 32-blocks with more rows of activations are the subject of `gemm_q8`.
 
 #![allow(unsafe_code, reason = "vector loads")]
 
 use std::arch::x86_64::*;
 
-use super::{WIDTH, decode_row, dot_f32, horizontal_sum, load, load_16, load_32, load_64, padded, widen};
+use super::{WIDTH, decode_row, dot_f32, horizontal_sum, lanes, load, load_16, load_32, load_64, padded, widen};
 use crate::cpu::product::{Operand, Product};
 use crate::quant::activation::{BlockQ8, BlockQ8_K};
-use crate::quant::{BlockQ4_K, BlockQ5_K, BlockQ6_K, Format, SMALL_BLOCK, scales_mins_k4};
+use crate::quant::{BlockQ4_K, BlockQ5_K, BlockQ6_K, Format, scales_mins_k4};
 
 // Formats as constants that a generic function can take.
 pub(super) const F32: usize = Format::F32 as usize;
 pub(super) const F16: usize = Format::F16 as usize;
 const BF16: usize = Format::BF16 as usize;
-const Q8_0: usize = Format::Q8_0 as usize;
-const Q4_0: usize = Format::Q4_0 as usize;
+pub(super) const Q8_0: usize = Format::Q8_0 as usize;
+pub(super) const Q4_0: usize = Format::Q4_0 as usize;
 const Q4_K: usize = Format::Q4_K as usize;
 const Q5_K: usize = Format::Q5_K as usize;
 const Q8_0_BYTES: usize = Format::Q8_0.block_bytes();
@@ -149,20 +149,26 @@ pub(super) fn tile<const FORMAT: usize, const R: usize, const M: usize>(
     sums
 }
 
-/// Scale, in all lanes, and signed levels of a block of Q8_0 or Q4_0.
+/// Bits of the scale and levels of a block of Q8_0 or Q4_0, made unsigned by [`offset`].
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-fn block<const FORMAT: usize, const BYTES: usize>(block: &[u8; BYTES]) -> (__m256, __m256i) {
+fn block<const FORMAT: usize, const BYTES: usize>(block: &[u8; BYTES]) -> (u16, __m256i) {
     let (d, q) = block.split_first_chunk().expect("a block begins with its scale");
     let q = match FORMAT {
-        Q8_0 => load_32(q.first_chunk().expect("32 levels")),
-        Q4_0 => {
-            let nibbles = nibbles(load_16(q.first_chunk().expect("16 pairs of levels")));
-            _mm256_sub_epi8(nibbles, _mm256_set1_epi8(8))
-        }
+        Q8_0 => _mm256_xor_si256(load_32(q.first_chunk().expect("32 levels")), _mm256_set1_epi8(i8::MIN)),
+        Q4_0 => nibbles(load_16(q.first_chunk().expect("16 pairs of levels"))),
         _ => unreachable!("formats with a Q8 operand"),
     };
-    (_mm256_cvtph_ps(_mm_set1_epi16(i16::from_le_bytes(*d))), q)
+    (u16::from_le_bytes(*d), q)
+}
+
+/// What unsigned levels are larger by than levels.
+pub(super) const fn offset<const FORMAT: usize>() -> i32 {
+    match FORMAT {
+        Q8_0 => 128,
+        Q4_0 => 8,
+        _ => unreachable!(),
+    }
 }
 
 /// The low nibbles of 16 bytes, then the high ones.
@@ -172,7 +178,8 @@ fn nibbles(x: __m128i) -> __m256i {
     _mm256_and_si256(_mm256_set_m128i(_mm_srli_epi16::<4>(x), x), _mm256_set1_epi8(15))
 }
 
-/// Dot products of rows of 32-blocks: `sum over blocks of (w.d x.d) (w.q . x.q)`, element e in lane e / 4.
+/// Dot products of rows of 32-blocks: the chain over ascending blocks of `fma(w.q . x.q, w.d x.d, result)`, the integer
+/// exact. Four rows, one per lane, so that their sums are brought together; with fewer the last one counts.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
 fn tile_q8<const FORMAT: usize, const BYTES: usize, const R: usize, const M: usize>(
@@ -181,31 +188,36 @@ fn tile_q8<const FORMAT: usize, const BYTES: usize, const R: usize, const M: usi
 ) -> [[f32; M]; R] {
     let n_blocks = x[0].len();
     // One length for all rows lets the compiler drop the checks in the loop.
-    let (w, x) = (w.map(|w| &w.as_chunks::<BYTES>().0[..n_blocks]), x.map(|x| &x[..n_blocks]));
-    let mut acc = [[_mm256_setzero_ps(); M]; R];
+    let x = x.map(|x| &x[..n_blocks]);
+    let w: [_; 4] = std::array::from_fn(|r| &w[r.min(R - 1)].as_chunks::<BYTES>().0[..n_blocks]);
+    let mut acc = [_mm_setzero_ps(); M];
     for b in 0..n_blocks {
-        for (acc, w) in acc.iter_mut().zip(w) {
+        let mut d = [0; 8];
+        let mut sums = [[_mm256_setzero_si256(); 4]; M];
+        for (r, w) in w.iter().enumerate() {
             // The same place in the rows of the next tile: rows are short, and each is a stream of its own.
             _mm_prefetch::<_MM_HINT_T0>(w[b].as_ptr().wrapping_add(R * n_blocks * BYTES).cast());
-            let (d, w) = block::<FORMAT, BYTES>(&w[b]);
-            // dpbusd takes one unsigned operand: use |w| and move w's sign to x.
-            let size = _mm256_abs_epi8(w);
-            for (acc, x) in acc.iter_mut().zip(x) {
-                let x = &x[b];
-                let signed = _mm256_sign_epi8(load_32(bytemuck::cast_ref::<_, [u8; SMALL_BLOCK]>(&x.q)), w);
-                let sums = _mm256_dpbusd_epi32(_mm256_setzero_si256(), size, signed);
-                let d = _mm256_mul_ps(d, _mm256_set1_ps(x.d));
-                *acc = _mm256_fmadd_ps(d, _mm256_cvtepi32_ps(sums), *acc);
+            let (scale, levels) = block::<FORMAT, BYTES>(&w[b]);
+            d[r] = scale;
+            for (sums, x) in sums.iter_mut().zip(x) {
+                sums[r] = _mm256_dpbusd_epi32(sums[r], levels, load_32(bytemuck::cast_ref(&x[b].q)));
             }
         }
-    }
-    let mut sums = [[0.0; M]; R];
-    for (sums, acc) in sums.iter_mut().zip(acc) {
-        for (sum, acc) in sums.iter_mut().zip(acc) {
-            *sum = horizontal_sum(acc);
+        let d = _mm_cvtph_ps(load_16(bytemuck::cast_ref(&d)));
+        for ((acc, sums), x) in acc.iter_mut().zip(sums).zip(x) {
+            let pairs = _mm256_hadd_epi32(_mm256_hadd_epi32(sums[0], sums[1]), _mm256_hadd_epi32(sums[2], sums[3]));
+            let sum = _mm_add_epi32(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256::<1>(pairs));
+            let sum = _mm_add_epi32(sum, _mm_set1_epi32(x[b].neg_sum * offset::<FORMAT>()));
+            *acc = _mm_fmadd_ps(_mm_cvtepi32_ps(sum), _mm_mul_ps(d, _mm_set1_ps(x[b].d)), *acc);
         }
     }
-    sums
+    let mut results = [[0.0; M]; R];
+    for (i, acc) in acc.into_iter().enumerate() {
+        for (results, y) in results.iter_mut().zip(lanes(acc)) {
+            results[i] = y;
+        }
+    }
+    results
 }
 
 /// The 64 levels of a chunk of activations.

@@ -7,6 +7,7 @@
 mod attention;
 mod dot;
 mod gemm;
+mod gemm_q8;
 mod rows;
 
 use std::arch::x86_64::*;
@@ -16,14 +17,18 @@ use half::f16;
 pub use self::attention::attention;
 use self::dot::product_rows;
 use self::gemm::{prepare_panel, product_panels, product_panels_scratch_len};
+use self::gemm_q8::{product_many_q8, product_many_q8_scratch_len};
 pub use self::rows::{axpy_f16, decode_row, dot_f16, dot_f32, f16_to_f32, f32_to_f16};
-use super::avx2::{horizontal_sum, load_16, load_32, widen};
+use super::avx2::{horizontal_sum, lanes, load_16, load_32, widen};
 use super::compiled::compiled_for;
 use super::product::Product;
 use crate::quant::Format;
 
 /// `f32`s in a vector.
 const WIDTH: usize = 16;
+
+/// Rows of 8-bit activations from which on it pays to bring weights into another layout.
+const MANY: usize = 5;
 
 compiled_for!("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c");
 
@@ -40,6 +45,7 @@ pub fn prepare(operand: Operand, x: &[f32], stride: usize, n_rows: usize, k: usi
 pub fn product_scratch_len(_format: Format, operand: Operand, n_rows: usize, k: usize, m: usize) -> usize {
     match operand {
         Operand::Panels => product_panels_scratch_len(n_rows, m),
+        Operand::Q8 if m >= MANY => product_many_q8_scratch_len(),
         Operand::Rows | Operand::Q8 | Operand::Q8K => k,
     }
 }
@@ -49,6 +55,7 @@ pub fn product_scratch_len(_format: Format, operand: Operand, n_rows: usize, k: 
 pub fn product(p: &Product<'_>, out: &mut [f32], scratch: &mut [f32]) {
     match p.operand {
         Operand::Panels => product_panels(p, out, scratch),
+        Operand::Q8 if p.m >= MANY => product_many_q8(p, out, scratch),
         Operand::Rows | Operand::Q8 | Operand::Q8K => product_rows(p, out, scratch),
     }
 }
@@ -88,4 +95,11 @@ fn padded<T: Copy>(x: &[T], zero: T) -> [T; WIDTH] {
 fn load_64(x: &[u8; 64]) -> __m512i {
     // SAFETY: `x` is 64 readable bytes, and the load needs no alignment.
     unsafe { _mm512_loadu_si512(x.as_ptr().cast()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+fn store_64(y: &mut [u8; 64], x: __m512i) {
+    // SAFETY: `y` is 64 writable bytes, and the store needs no alignment.
+    unsafe { _mm512_storeu_si512(y.as_mut_ptr().cast(), x) }
 }
