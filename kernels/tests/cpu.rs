@@ -288,6 +288,56 @@ fn products_are_close() {
 }
 
 #[test]
+fn integer_parts_of_products_are_exact() {
+    // With scales that are powers of two and small sums nothing is rounded: every result is the integer sum.
+    let scale = f16::from_f32(0.125).to_le_bytes();
+    for format in [Format::Q8_0, Format::Q4_0] {
+        for (k, n_rows, m) in [(32, 1, 1), (96, 5, 3), (544, 37, 33), (992, 50, 157)] {
+            let mut random = Random((k + m) as u64);
+            let mut w = random.weights(format, n_rows, k);
+            w.chunks_exact_mut(format.block_bytes()).for_each(|block| block[..2].copy_from_slice(&scale));
+            // Levels as low as they go, beside activations as large as they go.
+            for block in w[..format.row_bytes(k)].chunks_exact_mut(format.block_bytes()) {
+                block[2..].fill(if format == Format::Q8_0 { 0x80 } else { 0 });
+            }
+            let mut x: Vec<f32> = (0..m * k).map(|_| random.below(255) as f32 - 127.0).collect();
+            x[..k].fill(127.0);
+            x.iter_mut().step_by(32).for_each(|x| *x = 127.0);
+            let mut row = vec![0.0; k];
+            let decoded: Vec<Vec<i64>> = w
+                .chunks_exact(format.row_bytes(k))
+                .map(|bytes| {
+                    format.decode_row(bytes, &mut row);
+                    row.iter().map(|x| (x * 8.0) as i64).collect()
+                })
+                .collect();
+            for kernels in Kernels::available() {
+                let operand = kernels.operand(format, m);
+                assert_eq!(operand, Operand::Q8);
+                let mut prepared = vec![f32::NAN; operand.len(m, k)];
+                for (x, panel) in x.chunks_exact(k).zip(prepared.chunks_exact_mut(operand.panel_len(k))) {
+                    kernels.prepare(operand, x, k, 1, k, panel);
+                }
+                let mut out = vec![f32::NAN; m * n_rows];
+                let mut scratch = vec![f32::NAN; kernels.product_scratch_len(format, operand, n_rows, k, m)];
+                kernels.product(
+                    &Product { format, w: &w, n_rows, k, operand, x: &prepared, m },
+                    &mut out,
+                    &mut scratch,
+                );
+                for (x, out) in x.chunks_exact(k).zip(out.chunks_exact(n_rows)) {
+                    for (w, got) in decoded.iter().zip(out) {
+                        let want: i64 = w.iter().zip(x).map(|(w, x)| w * *x as i64).sum();
+                        assert!(want.abs() < 1 << 24);
+                        assert_eq!(*got, want as f32 / 8.0, "{format:?} {kernels:?} k={k} n_rows={n_rows} m={m}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn products_do_not_depend_on_the_split() {
     for format in Format::ALL {
         let k = if format.block_len() == 1 { 1100 } else { 1280 };

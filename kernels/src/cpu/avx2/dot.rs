@@ -16,8 +16,8 @@ use crate::quant::{BlockQ4_K, BlockQ5_K, BlockQ6_K, Format, scales_mins_k4};
 pub(super) const F32: usize = Format::F32 as usize;
 pub(super) const F16: usize = Format::F16 as usize;
 const BF16: usize = Format::BF16 as usize;
-const Q8_0: usize = Format::Q8_0 as usize;
-const Q4_0: usize = Format::Q4_0 as usize;
+pub(super) const Q8_0: usize = Format::Q8_0 as usize;
+pub(super) const Q4_0: usize = Format::Q4_0 as usize;
 const Q8_0_BYTES: usize = Format::Q8_0.block_bytes();
 const Q4_0_BYTES: usize = Format::Q4_0.block_bytes();
 

@@ -112,7 +112,7 @@ pub fn prepare_panel(x: &[f32], stride: usize, n_rows: usize, k: usize, out: &mu
 /// Transposes an 8 x 8 matrix.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn transpose(r: [__m256; 8]) -> [__m256; 8] {
+pub(super) fn transpose(r: [__m256; 8]) -> [__m256; 8] {
     let pair = |a: usize, b: usize| (_mm256_unpacklo_ps(r[a], r[b]), _mm256_unpackhi_ps(r[a], r[b]));
     let ((a0, a1), (b0, b1), (c0, c1), (d0, d1)) = (pair(0, 1), pair(2, 3), pair(4, 5), pair(6, 7));
     let quad = |a: __m256, b: __m256| (_mm256_shuffle_ps::<0x44>(a, b), _mm256_shuffle_ps::<0xEE>(a, b));

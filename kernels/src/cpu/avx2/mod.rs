@@ -7,6 +7,7 @@
 mod attention;
 mod dot;
 mod gemm;
+mod gemm_q8;
 mod rows;
 
 use std::arch::x86_64::*;
@@ -15,7 +16,8 @@ use half::f16;
 
 pub use self::attention::attention;
 use self::dot::product_rows;
-use self::gemm::{prepare_panel, product_panels, product_panels_scratch_len};
+use self::gemm::{prepare_panel, product_panels, product_panels_scratch_len, transpose};
+use self::gemm_q8::product_many_q8;
 pub use self::rows::{axpy_f16, decode_row, dot_f16, dot_f32, f16_to_f32, f32_to_f16};
 use super::compiled::compiled_for;
 use super::product::Product;
@@ -23,6 +25,9 @@ use crate::quant::Format;
 
 /// `f32`s in a vector.
 const WIDTH: usize = 8;
+
+/// Rows of 8-bit activations from which on it pays to bring weights into another layout.
+const MANY: usize = 5;
 
 compiled_for!("avx2,fma,f16c");
 
@@ -48,6 +53,7 @@ pub fn product_scratch_len(_format: Format, operand: Operand, n_rows: usize, k: 
 pub fn product(p: &Product<'_>, out: &mut [f32], scratch: &mut [f32]) {
     match p.operand {
         Operand::Panels => product_panels(p, out, scratch),
+        Operand::Q8 if p.m >= MANY => product_many_q8(p, out),
         Operand::Rows | Operand::Q8 | Operand::Q8K => product_rows(p, out, scratch),
     }
 }

@@ -1,0 +1,183 @@
+//! Products of 32-blocks with many rows of 8-bit activations.
+//!
+//! A vector holds four neighbouring levels of 8 rows of weights, as nibbles; four levels of one row of activations are
+//! spread over it. `maddubs` multiplies them, and because nibbles are small a whole block fits sums of 16 bits. Levels of
+//! 8 bits are two planes of nibbles. A result is the chain over ascending blocks of `fma(w.q . x.q, w.d x.d, result)`, the
+//! integer exact: the same bits as in `dot`, whatever the blocking.
+
+#![allow(unsafe_code, reason = "vector stores")]
+
+use std::arch::x86_64::*;
+
+use super::dot::{Q4_0, Q8_0};
+use super::{WIDTH, load, load_16, load_32, padded, store, transpose};
+use crate::cpu::product::Product;
+use crate::quant::activation::BlockQ8;
+use crate::quant::{BlockQ4_0, BlockQ8_0, F16Bytes, Format, SMALL_BLOCK};
+
+/// Blocks of a row that are unpacked at a time: those of eight rows, 9 KiB, stay in the first-level cache.
+const DEPTH: usize = 16;
+
+/// Vectors of a block: four levels of 8 rows each.
+const QUADS: usize = SMALL_BLOCK / 4;
+
+/// A block of each of 8 rows.
+#[derive(Clone, Copy)]
+struct Unpacked {
+    /// Byte `4 r + i` of vector `v` is the low nibble of level `4 v + i` of row `r`, made unsigned.
+    low: [[u8; 32]; QUADS],
+    /// The high nibbles; unused in formats of 4 bits.
+    high: [[u8; 32]; QUADS],
+    /// Scales of the rows.
+    d: [f32; WIDTH],
+}
+
+/// `out[i, j] = sum over k of w[j, k] x[i, k]` with rows of [`BlockQ8`].
+#[target_feature(enable = "avx2,fma,f16c")]
+pub fn product_many_q8(p: &Product<'_>, out: &mut [f32]) {
+    match p.format {
+        Format::Q8_0 => product::<Q8_0>(p, out),
+        Format::Q4_0 => product::<Q4_0>(p, out),
+        _ => unreachable!("no Q8 operand for {:?}", p.format),
+    }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn product<const FORMAT: usize>(p: &Product<'_>, out: &mut [f32]) {
+    let mut blocks = [Unpacked { low: [[0; 32]; QUADS], high: [[0; 32]; QUADS], d: [0.0; WIDTH] }; DEPTH];
+    let n_blocks = p.k / SMALL_BLOCK;
+    for first in (0..p.n_rows).step_by(WIDTH) {
+        let n = (p.n_rows - first).min(WIDTH);
+        // Rows past the last one are that again.
+        let rows = std::array::from_fn(|r| p.row(first + r.min(n - 1)));
+        for from in (0..n_blocks).step_by(DEPTH) {
+            let to = n_blocks.min(from + DEPTH);
+            let blocks = &mut blocks[..to - from];
+            unpack::<FORMAT>(rows, from, blocks);
+            let x = |i: usize| &bytemuck::cast_slice::<_, BlockQ8>(p.panel(i))[from..to];
+            let mut i = 0;
+            while i < p.m {
+                let out = &mut Results { out: &mut out[i * p.n_rows + first..], stride: p.n_rows, n, add: from > 0 };
+                macro_rules! columns {
+                    ($n:literal) => {{
+                        let x: [&[BlockQ8]; $n] = std::array::from_fn(|c| x(i + c));
+                        microkernel::<FORMAT, $n>(blocks, x, out);
+                        i += $n;
+                    }};
+                }
+                match p.m - i {
+                    1 => columns!(1),
+                    2 => columns!(2),
+                    3 => columns!(3),
+                    _ => columns!(4),
+                }
+            }
+        }
+    }
+}
+
+/// Where a microkernel's results go: rows of `out` that are `stride` apart, `n` elements of each.
+struct Results<'a> {
+    out: &'a mut [f32],
+    stride: usize,
+    n: usize,
+    /// Whether what is there is added to.
+    add: bool,
+}
+
+/// Adds the products of eight rows of weights with `C` rows of activations to the results.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn microkernel<const FORMAT: usize, const C: usize>(w: &[Unpacked], x: [&[BlockQ8]; C], results: &mut Results<'_>) {
+    // One length for all rows lets the compiler drop the checks in the loop.
+    let x = x.map(|x| &x[..w.len()]);
+    let mut acc = [_mm256_setzero_ps(); C];
+    if results.add {
+        for (c, acc) in acc.iter_mut().enumerate() {
+            *acc = load(&padded(&results.out[c * results.stride..][..results.n], 0.0));
+        }
+    }
+    for (b, w) in w.iter().enumerate() {
+        let (mut low, mut high) = ([_mm256_setzero_si256(); C], [_mm256_setzero_si256(); C]);
+        for v in 0..QUADS {
+            let (w_low, w_high) = (load_32(&w.low[v]), load_32(&w.high[v]));
+            for ((low, high), x) in low.iter_mut().zip(&mut high).zip(x) {
+                let quad = &x[b].q.as_chunks::<4>().0[v];
+                let quad = _mm256_set1_epi32(i32::from_le_bytes(quad.map(|q| q as u8)));
+                *low = _mm256_add_epi16(*low, _mm256_maddubs_epi16(w_low, quad));
+                if FORMAT == Q8_0 {
+                    *high = _mm256_add_epi16(*high, _mm256_maddubs_epi16(w_high, quad));
+                }
+            }
+        }
+        let d = load(&w.d);
+        for (((acc, low), high), x) in acc.iter_mut().zip(low).zip(high).zip(x) {
+            // Levels are too large by a constant, so that each of them adds that times its activation.
+            let neg_sum = _mm256_set1_epi32(x[b].neg_sum);
+            let low = _mm256_madd_epi16(low, _mm256_set1_epi16(1));
+            let sum = if FORMAT == Q8_0 {
+                let high = _mm256_madd_epi16(high, _mm256_set1_epi16(16));
+                _mm256_add_epi32(_mm256_add_epi32(low, high), _mm256_slli_epi32::<7>(neg_sum))
+            } else {
+                _mm256_add_epi32(low, _mm256_slli_epi32::<3>(neg_sum))
+            };
+            *acc = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), _mm256_mul_ps(d, _mm256_set1_ps(x[b].d)), *acc);
+        }
+    }
+    for (c, acc) in acc.into_iter().enumerate() {
+        let mut y = [0.0; WIDTH];
+        store(&mut y, acc);
+        results.out[c * results.stride..][..results.n].copy_from_slice(&y[..results.n]);
+    }
+}
+
+/// Unpacks blocks from number `from` on of eight rows.
+#[target_feature(enable = "avx2,fma,f16c")]
+fn unpack<const FORMAT: usize>(rows: [&[u8]; WIDTH], from: usize, out: &mut [Unpacked]) {
+    let nibble = _mm256_set1_epi8(15);
+    if FORMAT == Q8_0 {
+        let rows = rows.map(|row| &bytemuck::cast_slice::<_, BlockQ8_0>(row)[from..from + out.len()]);
+        let sign = _mm256_set1_epi8(i8::MIN);
+        for (b, out) in out.iter_mut().enumerate() {
+            unpack_scales(rows.map(|row| row[b].d), &mut out.d);
+            let mut levels = [_mm256_setzero_ps(); WIDTH];
+            for (levels, row) in levels.iter_mut().zip(rows) {
+                *levels = _mm256_castsi256_ps(load_32(bytemuck::cast_ref(&row[b].q)));
+            }
+            for ((low, high), quad) in out.low.iter_mut().zip(&mut out.high).zip(transpose(levels)) {
+                let quad = _mm256_xor_si256(_mm256_castps_si256(quad), sign);
+                store_32(low, _mm256_and_si256(quad, nibble));
+                store_32(high, _mm256_and_si256(_mm256_srli_epi16::<4>(quad), nibble));
+            }
+        }
+    } else {
+        let rows = rows.map(|row| &bytemuck::cast_slice::<_, BlockQ4_0>(row)[from..from + out.len()]);
+        for (b, out) in out.iter_mut().enumerate() {
+            unpack_scales(rows.map(|row| row[b].d), &mut out.d);
+            let mut levels = [_mm256_setzero_ps(); WIDTH];
+            for (levels, row) in levels.iter_mut().zip(rows) {
+                let pairs = load_16(&row[b].qs);
+                let nibbles = _mm256_set_m128i(_mm_srli_epi16::<4>(pairs), pairs);
+                *levels = _mm256_castsi256_ps(_mm256_and_si256(nibbles, nibble));
+            }
+            for (low, quad) in out.low.iter_mut().zip(transpose(levels)) {
+                store_32(low, _mm256_castps_si256(quad));
+            }
+        }
+    }
+}
+
+/// Widens the scales of eight rows.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn unpack_scales(d: [F16Bytes; WIDTH], out: &mut [f32; WIDTH]) {
+    let bits = d.map(F16Bytes::to_bits);
+    store(out, _mm256_cvtph_ps(load_16(bytemuck::cast_ref(&bits))));
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn store_32(y: &mut [u8; 32], x: __m256i) {
+    // SAFETY: `y` is 32 writable bytes, and the store needs no alignment.
+    unsafe { _mm256_storeu_si256(y.as_mut_ptr().cast(), x) }
+}
