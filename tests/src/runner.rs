@@ -270,28 +270,34 @@ impl<'a> Compiled<'a> {
     }
 
     fn check_guards(&self, arena: &[u8]) -> Result<(), String> {
-        let mut owned = vec![false; arena.len()];
-        let mut own = |range: std::ops::Range<usize>| owned[range].fill(true);
+        let inputs = 0..self.plan.input_bytes;
+        let mut owned = vec![inputs];
         if !self.guarded {
-            own(0..self.plan.arena_bytes);
+            owned.push(0..self.plan.arena_bytes);
         }
-        own(0..self.plan.input_bytes);
         for (id, node) in self.graph.walk() {
-            own(self.plan.scratch(id));
+            owned.push(self.plan.scratch(id));
             for &out in &node.outs {
                 if let Place::Arena { offset, bytes } = self.plan.place(out) {
-                    own(offset..offset + bytes);
+                    owned.push(offset..offset + bytes);
                 }
             }
         }
+        owned.push(arena.len()..arena.len());
+        owned.sort_by_key(|range| range.start);
         let inputs: &[u8] = bytemuck::cast_slice(&self.words);
         if arena[..inputs.len()] != *inputs {
             return Err("writes to its inputs".into());
         }
-        match arena.iter().zip(&owned).position(|(&b, &owned)| !owned && b != GUARD) {
-            Some(at) => Err(format!("writes byte {at} of the arena, which belongs to nobody")),
-            None => Ok(()),
+        let mut end = 0;
+        for range in owned {
+            let gap = end.min(range.start)..range.start;
+            if let Some(at) = arena[gap.clone()].iter().position(|&b| b != GUARD) {
+                return Err(format!("writes byte {} of the arena, which belongs to nobody", gap.start + at));
+            }
+            end = end.max(range.end);
         }
+        Ok(())
     }
 
     fn output(&self, id: TensorId, arena: &[u8]) -> Vec<f32> {
@@ -421,11 +427,14 @@ fn compare(case: &OpCase, tested: &Tested, variation: Variation, got: &Outcome, 
     let initial = case.state_bytes();
     for (i, spec) in case.states.iter().enumerate() {
         let element = spec.dtype.block().bytes;
-        let elements = |bytes: &[Vec<u8>]| -> Vec<Vec<u8>> { bytes[i].chunks(element).map(<[u8]>::to_vec).collect() };
-        let (before, got, want) = (elements(&initial), elements(&got.states), elements(&want.states));
+        let bytes = [&initial[i], &got.states[i], &want.states[i]];
+        if bytes.iter().any(|b| b.len() != initial[i].len()) {
+            return Err(format!("{at}: state {i} has another size"));
+        }
+        let [before, got, want] = bytes.map(|b| b.chunks_exact(element));
         let value = |e: &[u8]| state_value(spec.dtype, e);
         let (mut got_values, mut want_values) = (Vec::new(), Vec::new());
-        for ((before, got), want) in before.iter().zip(&got).zip(&want) {
+        for ((before, got), want) in before.zip(got).zip(want) {
             if want != before {
                 got_values.push(value(got));
                 want_values.push(value(want));

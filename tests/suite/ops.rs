@@ -27,6 +27,7 @@ families!(
     norm,
     add_norm,
     linear_formats,
+    linear_small_blocks,
     linear_floats,
     linear_layouts,
     linear_fused,

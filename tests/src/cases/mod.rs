@@ -26,6 +26,7 @@ pub const FAMILIES: [Family; 20] = [
     ("norm", norm::norm),
     ("add_norm", norm::add_norm),
     ("linear_formats", linear::formats),
+    ("linear_small_blocks", linear::small_blocks),
     ("linear_floats", linear::floats),
     ("linear_layouts", linear::layouts),
     ("linear_fused", linear::fused),
