@@ -42,7 +42,7 @@ pub fn formats(cases: &mut Vec<OpCase>) {
 /// Formats of 32-blocks with rows that are not multiples of 256, around the tiles of kernels and of activations.
 pub fn small_blocks(cases: &mut Vec<OpCase>) {
     for dtype in [DType::Q8_0, DType::Q4_0] {
-        for (n, k) in [(1, 32), (7, 96), (37, 544), (65, 1056)] {
+        for (n, k) in [(9, 32), (7, 96), (37, 544), (65, 1056)] {
             for m in [1, 2, 3, 15, 16, 17, 31, 33, 157] {
                 cases.push(linear(dtype, m, n, k));
             }

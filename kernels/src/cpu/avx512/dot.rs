@@ -1,7 +1,7 @@
 //! Products with few rows of activations: weights are read once, as they are stored.
 //!
 //! A tile is R rows of weights with M rows of activations; each result has an accumulator of its own, so its bits do
-//! not depend on R and M. 32-blocks with more rows of activations are the subject of `gemm_q8`.
+//! not depend on R and M. Other products of 32-blocks are in `gemm_q8`.
 
 #![allow(unsafe_code, reason = "vector loads")]
 
@@ -10,18 +10,15 @@ use std::arch::x86_64::*;
 use super::{WIDTH, decode_row, dot_f32, horizontal_sum, lanes, load, load_16, load_32, load_64, padded, widen};
 use crate::cpu::product::{Operand, Product};
 use crate::quant::activation::{BlockQ8, BlockQ8_K};
-use crate::quant::{BlockQ4_K, BlockQ5_K, BlockQ6_K, Format, scales_mins_k4};
+use crate::quant::{BlockQ4_K, BlockQ5_K, BlockQ6_K, BlockQ8_0, Format, scales_mins_k4};
 
 // Formats as constants that a generic function can take.
 pub(super) const F32: usize = Format::F32 as usize;
 pub(super) const F16: usize = Format::F16 as usize;
 const BF16: usize = Format::BF16 as usize;
-pub(super) const Q8_0: usize = Format::Q8_0 as usize;
-pub(super) const Q4_0: usize = Format::Q4_0 as usize;
 const Q4_K: usize = Format::Q4_K as usize;
 const Q5_K: usize = Format::Q5_K as usize;
 const Q8_0_BYTES: usize = Format::Q8_0.block_bytes();
-const Q4_0_BYTES: usize = Format::Q4_0.block_bytes();
 const Q4_K_BYTES: usize = Format::Q4_K.block_bytes();
 const Q5_K_BYTES: usize = Format::Q5_K.block_bytes();
 const Q6_K_BYTES: usize = Format::Q6_K.block_bytes();
@@ -67,8 +64,7 @@ pub fn product_rows(p: &Product<'_>, out: &mut [f32], scratch: &mut [f32]) {
         (Operand::Rows, Format::F32) => tiles!(tile, [F32], |i| p.panel(i)),
         (Operand::Rows, Format::F16) => tiles!(tile, [F16], |i| p.panel(i)),
         (Operand::Rows, Format::BF16) => tiles!(tile, [BF16], |i| p.panel(i)),
-        (Operand::Q8, Format::Q8_0) => tiles!(tile_q8, [Q8_0, Q8_0_BYTES], |i| bytemuck::cast_slice(p.panel(i))),
-        (Operand::Q8, Format::Q4_0) => tiles!(tile_q8, [Q4_0, Q4_0_BYTES], |i| bytemuck::cast_slice(p.panel(i))),
+        (Operand::Q8, Format::Q8_0) => tiles!(tile_q8_0, [Q8_0_BYTES], |i| bytemuck::cast_slice(p.panel(i))),
         (Operand::Q8K, Format::Q4_K) => tiles!(tile_k4, [Q4_K, Q4_K_BYTES], |i| bytemuck::cast_slice(p.panel(i))),
         (Operand::Q8K, Format::Q5_K) => tiles!(tile_k4, [Q5_K, Q5_K_BYTES], |i| bytemuck::cast_slice(p.panel(i))),
         (Operand::Q8K, Format::Q6_K) => tiles!(tile_q6_k, [Q6_K_BYTES], |i| bytemuck::cast_slice(p.panel(i))),
@@ -149,43 +145,11 @@ pub(super) fn tile<const FORMAT: usize, const R: usize, const M: usize>(
     sums
 }
 
-/// Bits of the scale and levels of a block of Q8_0 or Q4_0, made unsigned by [`offset`].
+/// Dot products of rows of Q8_0: the chain over ascending blocks of `fma(w.q . x.q, w.d x.d, result)`, the integer exact.
+/// Four rows, one per lane, so that their sums are brought together; with fewer the last one counts.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-fn block<const FORMAT: usize, const BYTES: usize>(block: &[u8; BYTES]) -> (u16, __m256i) {
-    let (d, q) = block.split_first_chunk().expect("a block begins with its scale");
-    let q = match FORMAT {
-        Q8_0 => _mm256_xor_si256(load_32(q.first_chunk().expect("32 levels")), _mm256_set1_epi8(i8::MIN)),
-        Q4_0 => nibbles(load_16(q.first_chunk().expect("16 pairs of levels"))),
-        _ => unreachable!("formats with a Q8 operand"),
-    };
-    (u16::from_le_bytes(*d), q)
-}
-
-/// What unsigned levels are larger by than levels.
-pub(super) const fn offset<const FORMAT: usize>() -> i32 {
-    match FORMAT {
-        Q8_0 => 128,
-        Q4_0 => 8,
-        _ => unreachable!(),
-    }
-}
-
-/// The low nibbles of 16 bytes, then the high ones.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-fn nibbles(x: __m128i) -> __m256i {
-    _mm256_and_si256(_mm256_set_m128i(_mm_srli_epi16::<4>(x), x), _mm256_set1_epi8(15))
-}
-
-/// Dot products of rows of 32-blocks: the chain over ascending blocks of `fma(w.q . x.q, w.d x.d, result)`, the integer
-/// exact. Four rows, one per lane, so that their sums are brought together; with fewer the last one counts.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-fn tile_q8<const FORMAT: usize, const BYTES: usize, const R: usize, const M: usize>(
-    w: [&[u8]; R],
-    x: [&[BlockQ8]; M],
-) -> [[f32; M]; R] {
+fn tile_q8_0<const BYTES: usize, const R: usize, const M: usize>(w: [&[u8]; R], x: [&[BlockQ8]; M]) -> [[f32; M]; R] {
     let n_blocks = x[0].len();
     // One length for all rows lets the compiler drop the checks in the loop.
     let x = x.map(|x| &x[..n_blocks]);
@@ -197,8 +161,10 @@ fn tile_q8<const FORMAT: usize, const BYTES: usize, const R: usize, const M: usi
         for (r, w) in w.iter().enumerate() {
             // The same place in the rows of the next tile: rows are short, and each is a stream of its own.
             _mm_prefetch::<_MM_HINT_T0>(w[b].as_ptr().wrapping_add(R * n_blocks * BYTES).cast());
-            let (scale, levels) = block::<FORMAT, BYTES>(&w[b]);
-            d[r] = scale;
+            let w: &BlockQ8_0 = bytemuck::from_bytes(&w[b]);
+            d[r] = w.d.to_bits();
+            // dpbusd takes one unsigned operand: levels larger by 128.
+            let levels = _mm256_xor_si256(load_32(bytemuck::cast_ref(&w.q)), _mm256_set1_epi8(i8::MIN));
             for (sums, x) in sums.iter_mut().zip(x) {
                 sums[r] = _mm256_dpbusd_epi32(sums[r], levels, load_32(bytemuck::cast_ref(&x[b].q)));
             }
@@ -207,7 +173,7 @@ fn tile_q8<const FORMAT: usize, const BYTES: usize, const R: usize, const M: usi
         for ((acc, sums), x) in acc.iter_mut().zip(sums).zip(x) {
             let pairs = _mm256_hadd_epi32(_mm256_hadd_epi32(sums[0], sums[1]), _mm256_hadd_epi32(sums[2], sums[3]));
             let sum = _mm_add_epi32(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256::<1>(pairs));
-            let sum = _mm_add_epi32(sum, _mm_set1_epi32(x[b].neg_sum * offset::<FORMAT>()));
+            let sum = _mm_add_epi32(sum, _mm_set1_epi32(x[b].neg_sum * 128));
             *acc = _mm_fmadd_ps(_mm_cvtepi32_ps(sum), _mm_mul_ps(d, _mm_set1_ps(x[b].d)), *acc);
         }
     }

@@ -1,9 +1,13 @@
-//! Products of 32-blocks with many rows of 8-bit activations.
+//! Products of 32-blocks with rows of 8-bit activations.
 //!
-//! A vector holds four neighbouring levels of 16 rows of weights; four levels of one row of activations are spread over
-//! it, so that a `dpbusd` adds four products to 16 sums. Levels are brought into that layout, as unsigned bytes,
-//! [`DEPTH`] blocks at a time. A result is the chain over ascending blocks of `fma(w.q . x.q, w.d x.d, result)`, the
-//! integer exact: the same bits as in `dot`, whatever the blocking.
+//! Lanes are 16 rows of weights. A result is the chain over ascending blocks of `fma(w.q . x.q, w.d x.d, result)`, the
+//! integer exact, in both ways to compute it:
+//! - few activations: a vector holds the levels of some rows as they are stored, and partial sums are brought together
+//!   (here for Q4_0; rows of Q8_0 are longer and better read four at a time, as in `dot`);
+//! - many: a vector holds four neighbouring levels of 16 rows, and four levels of a row of activations are spread over it,
+//!   so that a `dpbusd` adds four products to 16 sums. Levels are brought into that layout [`DEPTH`] blocks at a time.
+//!
+//! Levels are unsigned, larger by [`offset`]; what that adds is known from the sum of the activations.
 
 #![allow(unsafe_code, reason = "masked loads and stores")]
 
@@ -11,21 +15,42 @@ use std::arch::x86_64::*;
 
 use bytemuck::{Pod, Zeroable};
 
-use super::dot::{Q4_0, Q8_0, offset};
-use super::{WIDTH, load, load_64, store, store_64};
-use crate::cpu::avx2::{load_16, load_32};
+use super::{WIDTH, load, load_16, load_32, load_64, product_rows, store, store_64};
 use crate::cpu::product::Product;
 use crate::quant::activation::BlockQ8;
-use crate::quant::{BlockQ4_0, BlockQ8_0, F16Bytes, Format, SMALL_BLOCK};
+use crate::quant::{Format, SMALL_BLOCK};
+
+const Q8_0: usize = Format::Q8_0 as usize;
+const Q4_0: usize = Format::Q4_0 as usize;
+const Q8_0_BYTES: usize = Format::Q8_0.block_bytes();
+const Q4_0_BYTES: usize = Format::Q4_0.block_bytes();
+
+/// Rows of activations from which on it pays to bring weights into another layout.
+const MANY: usize = 5;
 
 /// Groups of 16 rows of weights in a microkernel: with six rows of activations, 12 sums of each kind in 32 registers.
 const GROUPS: usize = 2;
 
-/// Blocks of a row that are unpacked at a time: those of two groups, 18 KiB, stay in the first-level cache.
+/// Blocks of a row that are worked on at a time: unpacked ones of two groups, 18 KiB, stay in the first-level cache.
 const DEPTH: usize = 16;
 
 /// Vectors of a block: four levels of 16 rows each.
 const QUADS: usize = SMALL_BLOCK / 4;
+
+/// Bytes that memory moves at once.
+const CACHE_LINE: usize = 64;
+
+/// What unsigned levels are larger by than levels, as a power of two.
+const fn offset<const FORMAT: usize>() -> u32 {
+    match FORMAT {
+        Q8_0 => 7,
+        Q4_0 => 3,
+        _ => unreachable!(),
+    }
+}
+
+/// Blocks of 16 rows.
+type Blocks<'a, const BYTES: usize> = [&'a [[u8; BYTES]; DEPTH]; WIDTH];
 
 /// A block of each of 16 rows.
 #[repr(C, align(64))]
@@ -37,39 +62,222 @@ struct Unpacked {
     d: [f32; WIDTH],
 }
 
-/// `f32`s that [`product_many_q8`] needs to work in: unpacked blocks, and room to align them.
-pub fn product_many_q8_scratch_len() -> usize {
+/// `f32`s that [`product_q8`] needs to work in: unpacked blocks, and room to align them.
+pub fn product_q8_scratch_len() -> usize {
     (GROUPS * DEPTH + 1) * size_of::<Unpacked>() / size_of::<f32>()
 }
 
 /// `out[i, j] = sum over k of w[j, k] x[i, k]` with rows of [`BlockQ8`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-pub fn product_many_q8(p: &Product<'_>, out: &mut [f32], scratch: &mut [f32]) {
-    match p.format {
-        Format::Q8_0 => product::<Q8_0>(p, out, scratch),
-        Format::Q4_0 => product::<Q4_0>(p, out, scratch),
+pub fn product_q8(p: &Product<'_>, out: &mut [f32], scratch: &mut [f32]) {
+    match (p.format, p.m >= MANY) {
+        (Format::Q8_0, false) => product_rows(p, out, scratch),
+        (Format::Q4_0, false) => few(p, out),
+        (Format::Q8_0, true) => many::<Q8_0, Q8_0_BYTES>(p, out, scratch),
+        (Format::Q4_0, true) => many::<Q4_0, Q4_0_BYTES>(p, out, scratch),
         _ => unreachable!("no Q8 operand for {:?}", p.format),
     }
 }
 
+/// Blocks `from .. to` of the 16 rows from number `first` on. Rows past the last one are that again, and blocks past `to`
+/// do not matter.
+#[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-fn product<const FORMAT: usize>(p: &Product<'_>, out: &mut [f32], scratch: &mut [f32]) {
-    let (_, blocks, _) = bytemuck::pod_align_to_mut::<_, Unpacked>(scratch);
+fn blocks<'a, const BYTES: usize>(
+    p: &Product<'a>,
+    first: usize,
+    from: usize,
+    to: usize,
+    tail: &'a mut [[[u8; BYTES]; DEPTH]; WIDTH],
+) -> Blocks<'a, BYTES> {
+    let row = |r: usize| &p.row((first + r).min(p.n_rows - 1)).as_chunks::<BYTES>().0[from..to];
+    if to - from == DEPTH {
+        return std::array::from_fn(|r| row(r).first_chunk().expect("a range of that length"));
+    }
+    for (r, tail) in tail.iter_mut().enumerate() {
+        tail[..to - from].copy_from_slice(row(r));
+    }
+    tail.each_ref()
+}
+
+/// Bits of the scales of 16 rows, block by block.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+fn scales<const BYTES: usize>(blocks: &Blocks<'_, BYTES>) -> [[u16; WIDTH]; DEPTH] {
+    let mut bits = [[0; WIDTH]; DEPTH];
+    for (r, row) in blocks.iter().enumerate() {
+        for (bits, block) in bits.iter_mut().zip(*row) {
+            bits[r] = u16::from_le_bytes([block[0], block[1]]);
+        }
+    }
+    bits
+}
+
+/// Rows that come after those in work, asked for block by block in the order of memory.
+#[derive(Clone, Copy)]
+struct Ahead(*const i8);
+
+impl Ahead {
+    /// What comes `n_rows` rows after the 16 from number `first` on, in place of their block `from`.
+    fn new(p: &Product<'_>, first: usize, n_rows: usize, from: usize) -> Self {
+        let bytes = (n_rows * p.k / SMALL_BLOCK + WIDTH * from) * p.format.block_bytes();
+        Self(p.row(first).as_ptr().cast::<i8>().wrapping_add(bytes))
+    }
+
+    /// Asks for as many bytes as a block of 16 rows has.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+    fn prefetch<const BYTES: usize>(self, b: usize) {
+        for at in (0..WIDTH * BYTES).step_by(CACHE_LINE) {
+            _mm_prefetch::<_MM_HINT_T0>(self.0.wrapping_add(b * WIDTH * BYTES + at));
+        }
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+fn widen(bits: &[u16; WIDTH]) -> __m512 {
+    _mm512_cvtph_ps(load_32(bytemuck::cast_ref(bits)))
+}
+
+/// Rows `r` and `r + 8` of Q8_0 in the halves of vector `r`, as unsigned levels.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+fn pairs<const BYTES: usize>(blocks: &Blocks<'_, BYTES>, b: usize) -> [__m512i; 8] {
+    let mut x = [_mm512_setzero_si512(); 8];
+    for (r, x) in x.iter_mut().enumerate() {
+        let half = |r: usize| load_32(blocks[r][b][2..].first_chunk().expect("32 levels"));
+        let both = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(half(r)), half(r + 8));
+        *x = _mm512_xor_si512(both, _mm512_set1_epi8(i8::MIN));
+    }
+    x
+}
+
+/// Rows `r`, `r + 4`, `r + 8` and `r + 12` of Q4_0 in the lanes of vector `r`, as pairs of levels.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+fn fours<const BYTES: usize>(blocks: &Blocks<'_, BYTES>, b: usize) -> [__m512i; 4] {
+    let mut x = [_mm512_setzero_si512(); 4];
+    for (r, x) in x.iter_mut().enumerate() {
+        let part = |r: usize| load_16(blocks[r][b][2..].first_chunk().expect("16 pairs of levels"));
+        *x = _mm512_castsi128_si512(part(r));
+        *x = _mm512_inserti32x4::<1>(*x, part(r + 4));
+        *x = _mm512_inserti32x4::<2>(*x, part(r + 8));
+        *x = _mm512_inserti32x4::<3>(*x, part(r + 12));
+    }
+    x
+}
+
+/// The nibbles of bytes: low ones, high ones.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+fn nibbles(x: __m512i) -> [__m512i; 2] {
+    let nibble = _mm512_set1_epi8(15);
+    [_mm512_and_si512(x, nibble), _mm512_and_si512(_mm512_srli_epi16::<4>(x), nibble)]
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+fn few(p: &Product<'_>, out: &mut [f32]) {
+    let mut tail = [[[0; Q4_0_BYTES]; DEPTH]; WIDTH];
+    let n_blocks = p.k / SMALL_BLOCK;
+    for first in (0..p.n_rows).step_by(WIDTH) {
+        let n = (p.n_rows - first).min(WIDTH);
+        let mut acc = [_mm512_setzero_ps(); MANY];
+        for from in (0..n_blocks).step_by(DEPTH) {
+            let to = n_blocks.min(from + DEPTH);
+            let w = blocks(p, first, from, to, &mut tail);
+            let (d, ahead) = (scales(&w), Ahead::new(p, first, WIDTH, from));
+            let x = |i: usize| &bytemuck::cast_slice::<_, BlockQ8>(p.panel(i))[from..to];
+            for i in (0..p.m).step_by(2) {
+                if let [a, b] = &mut acc[i..p.m.min(i + 2)] {
+                    [*a, *b] = tile(&w, &d, [x(i), x(i + 1)], [*a, *b], ahead);
+                } else {
+                    [acc[i]] = tile(&w, &d, [x(i)], [acc[i]], ahead);
+                }
+            }
+        }
+        for (i, acc) in acc.into_iter().enumerate().take(p.m) {
+            let mut y = [0.0; WIDTH];
+            store(&mut y, acc);
+            out[i * p.n_rows + first..][..n].copy_from_slice(&y[..n]);
+        }
+    }
+}
+
+/// Adds the products of 16 rows of Q4_0 with `M` rows of activations to the results.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+fn tile<const M: usize>(
+    w: &Blocks<'_, Q4_0_BYTES>,
+    d: &[[u16; WIDTH]; DEPTH],
+    x: [&[BlockQ8]; M],
+    mut acc: [__m512; M],
+    ahead: Ahead,
+) -> [__m512; M] {
+    let n_blocks = x[0].len().min(DEPTH);
+    // One length for all rows lets the compiler drop the checks in the loop.
+    let x = x.map(|x| &x[..n_blocks]);
+    for b in 0..n_blocks {
+        ahead.prefetch::<Q4_0_BYTES>(b);
+        let mut sums = [_mm512_setzero_si512(); M];
+        let w = fours(w, b).map(|w| nibbles(w));
+        for (sum, x) in sums.iter_mut().zip(x) {
+            let [low, high]: &[[u8; 16]; 2] = bytemuck::cast_ref(&x[b].q);
+            let (low, high) = (_mm512_broadcast_i32x4(load_16(low)), _mm512_broadcast_i32x4(load_16(high)));
+            *sum = sum_lanes(w.map(|w| {
+                let part = _mm512_dpbusd_epi32(_mm512_setzero_si512(), w[0], low);
+                _mm512_dpbusd_epi32(part, w[1], high)
+            }));
+        }
+        let d = widen(&d[b]);
+        for ((acc, sum), x) in acc.iter_mut().zip(sums).zip(x) {
+            let excess = _mm512_set1_epi32(x[b].neg_sum << offset::<Q4_0>());
+            let sum = _mm512_cvtepi32_ps(_mm512_add_epi32(sum, excess));
+            *acc = _mm512_fmadd_ps(sum, _mm512_mul_ps(d, _mm512_set1_ps(x[b].d)), *acc);
+        }
+    }
+    acc
+}
+
+/// Element `r` of lane `l` of the result is the sum of the elements of lane `l` of vector `r`.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+fn sum_lanes(x: [__m512i; 4]) -> __m512i {
+    let pairs = |a: __m512i, b: __m512i| _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+    let (a, b) = (pairs(x[0], x[1]), pairs(x[2], x[3]));
+    _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b))
+}
+
+/// Lanes 0 of both, then lanes 2.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+fn even_lanes(a: __m512i, b: __m512i) -> __m512i {
+    _mm512_permutex2var_epi64(a, _mm512_set_epi64(13, 12, 5, 4, 9, 8, 1, 0), b)
+}
+
+/// Lanes 1 of both, then lanes 3.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+fn odd_lanes(a: __m512i, b: __m512i) -> __m512i {
+    _mm512_permutex2var_epi64(a, _mm512_set_epi64(15, 14, 7, 6, 11, 10, 3, 2), b)
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+fn many<const FORMAT: usize, const BYTES: usize>(p: &Product<'_>, out: &mut [f32], scratch: &mut [f32]) {
+    let (_, unpacked, _) = bytemuck::pod_align_to_mut::<_, Unpacked>(scratch);
+    let mut tail = [[[0; BYTES]; DEPTH]; WIDTH];
     let n_blocks = p.k / SMALL_BLOCK;
     for first in (0..p.n_rows).step_by(GROUPS * WIDTH) {
         let n = (p.n_rows - first).min(GROUPS * WIDTH);
         let n_groups = n.div_ceil(WIDTH);
         for from in (0..n_blocks).step_by(DEPTH) {
             let to = n_blocks.min(from + DEPTH);
-            // What is unpacked next: further blocks of these rows, or the first ones of the next groups.
-            let rest = GROUPS * WIDTH * n_blocks - from;
-            let ahead = if to < n_blocks { DEPTH } else { rest } * p.format.block_bytes();
-            for (g, blocks) in blocks.chunks_exact_mut(DEPTH).enumerate().take(n_groups) {
-                // Rows past the last one are that again.
-                let rows = std::array::from_fn(|r| p.row((first + g * WIDTH + r).min(p.n_rows - 1)));
-                unpack::<FORMAT>(rows, from, &mut blocks[..to - from], ahead);
+            for (g, out) in unpacked.chunks_exact_mut(DEPTH).enumerate().take(n_groups) {
+                let first = first + g * WIDTH;
+                let w = blocks(p, first, from, to, &mut tail);
+                unpack::<FORMAT, BYTES>(&w, Ahead::new(p, first, GROUPS * WIDTH, from), &mut out[..to - from]);
             }
-            let groups: [&[Unpacked]; GROUPS] = std::array::from_fn(|g| &blocks[g * DEPTH..][..to - from]);
+            let groups: [&[Unpacked]; GROUPS] = std::array::from_fn(|g| &unpacked[g * DEPTH..][..to - from]);
             let x = |i: usize| &bytemuck::cast_slice::<_, BlockQ8>(p.panel(i))[from..to];
             let mut i = 0;
             while i < p.m {
@@ -155,7 +363,7 @@ fn microkernel<const FORMAT: usize, const G: usize, const C: usize>(
         for (sums, x) in sums.iter_mut().zip(x) {
             // Levels are too large by a constant, so that each of them adds that times its activation.
             let neg_sum = _mm512_set1_epi32(x[b].neg_sum);
-            *sums = [_mm512_sllv_epi32(neg_sum, _mm512_set1_epi32(offset::<FORMAT>().ilog2() as i32)); G];
+            *sums = [_mm512_sllv_epi32(neg_sum, _mm512_set1_epi32(offset::<FORMAT>() as i32)); G];
         }
         for v in 0..QUADS {
             let mut levels = [_mm512_setzero_si512(); G];
@@ -188,57 +396,26 @@ fn microkernel<const FORMAT: usize, const G: usize, const C: usize>(
     }
 }
 
-/// Unpacks blocks from number `from` on of 16 rows.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-fn unpack<const FORMAT: usize>(rows: [&[u8]; WIDTH], from: usize, out: &mut [Unpacked], ahead: usize) {
-    if FORMAT == Q8_0 {
-        let rows = rows.map(|row| &bytemuck::cast_slice::<_, BlockQ8_0>(row)[from..from + out.len()]);
-        unpack_scales(rows, |b| b.d, out, ahead);
-        let sign = _mm512_set1_epi8(i8::MIN);
-        for (b, out) in out.iter_mut().enumerate() {
-            let quads = transpose_8(std::array::from_fn(|r| {
-                let half = |r: usize| load_32(bytemuck::cast_ref(&rows[r][b].q));
-                _mm512_inserti64x4::<1>(_mm512_castsi256_si512(half(r)), half(r + 8))
-            }));
-            for (levels, quad) in out.levels.iter_mut().zip(quads) {
-                store_64(levels, _mm512_xor_si512(quad, sign));
-            }
-        }
-    } else {
-        let rows = rows.map(|row| &bytemuck::cast_slice::<_, BlockQ4_0>(row)[from..from + out.len()]);
-        unpack_scales(rows, |b| b.d, out, ahead);
-        let nibble = _mm512_set1_epi8(15);
-        for (b, out) in out.iter_mut().enumerate() {
-            let quads = transpose_4(std::array::from_fn(|r| {
-                let part = |r: usize| load_16(&rows[r][b].qs);
-                let x = _mm512_castsi128_si512(part(r));
-                let x = _mm512_inserti32x4::<1>(x, part(r + 4));
-                let x = _mm512_inserti32x4::<2>(x, part(r + 8));
-                _mm512_inserti32x4::<3>(x, part(r + 12))
-            }));
-            let (low, high) = out.levels.split_at_mut(QUADS / 2);
-            for ((low, high), quad) in low.iter_mut().zip(high).zip(quads) {
-                let upper = _mm512_srli_epi16::<4>(quad);
-                store_64(low, _mm512_and_si512(quad, nibble));
-                store_64(high, _mm512_and_si512(upper, nibble));
-            }
-        }
-    }
-}
-
-/// Unpacks scales, and asks for the bytes that lie `ahead` of the blocks.
+/// Unpacks a block of each row for each element of `out`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-fn unpack_scales<B>(rows: [&[B]; WIDTH], d: impl Fn(&B) -> F16Bytes, out: &mut [Unpacked], ahead: usize) {
-    let mut bits = [[0; WIDTH]; DEPTH];
-    for (r, row) in rows.into_iter().enumerate() {
-        for (bits, block) in bits.iter_mut().zip(row) {
-            bits[r] = d(block).to_bits();
-            _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(block).cast::<i8>().wrapping_add(ahead));
+fn unpack<const FORMAT: usize, const BYTES: usize>(w: &Blocks<'_, BYTES>, ahead: Ahead, out: &mut [Unpacked]) {
+    let scales = scales(w);
+    for (b, (out, bits)) in out.iter_mut().zip(&scales).enumerate() {
+        ahead.prefetch::<BYTES>(b);
+        store(&mut out.d, widen(bits));
+        if FORMAT == Q8_0 {
+            for (levels, quad) in out.levels.iter_mut().zip(transpose_8(pairs(w, b))) {
+                store_64(levels, quad);
+            }
+        } else {
+            let (low, high) = out.levels.split_at_mut(QUADS / 2);
+            for ((low, high), quad) in low.iter_mut().zip(high).zip(transpose_4(fours(w, b))) {
+                let [a, b] = nibbles(quad);
+                store_64(low, a);
+                store_64(high, b);
+            }
         }
-    }
-    for (out, bits) in out.iter_mut().zip(&bits) {
-        store(&mut out.d, _mm512_cvtph_ps(load_32(bytemuck::cast_ref(bits))));
     }
 }
 
@@ -260,12 +437,10 @@ fn transpose_8(r: [__m512i; 8]) -> [__m512i; 8] {
     // Lane l of low[v] holds element v, or in odd lanes v + 4, of rows 8 (l / 2) .. 8 (l / 2) + 4; high, of the next four.
     let low = transpose_4([r[0], r[1], r[2], r[3]]);
     let high = transpose_4([r[4], r[5], r[6], r[7]]);
-    let even = _mm512_set_epi64(13, 12, 5, 4, 9, 8, 1, 0);
-    let odd = _mm512_set_epi64(15, 14, 7, 6, 11, 10, 3, 2);
     let mut out = r;
     for v in 0..4 {
-        out[v] = _mm512_permutex2var_epi64(low[v], even, high[v]);
-        out[v + 4] = _mm512_permutex2var_epi64(low[v], odd, high[v]);
+        out[v] = even_lanes(low[v], high[v]);
+        out[v + 4] = odd_lanes(low[v], high[v]);
     }
     out
 }

@@ -17,7 +17,7 @@ use half::f16;
 pub use self::attention::attention;
 use self::dot::product_rows;
 use self::gemm::{prepare_panel, product_panels, product_panels_scratch_len};
-use self::gemm_q8::{product_many_q8, product_many_q8_scratch_len};
+use self::gemm_q8::{product_q8, product_q8_scratch_len};
 pub use self::rows::{axpy_f16, decode_row, dot_f16, dot_f32, f16_to_f32, f32_to_f16};
 use super::avx2::{horizontal_sum, lanes, load_16, load_32, widen};
 use super::compiled::compiled_for;
@@ -26,9 +26,6 @@ use crate::quant::Format;
 
 /// `f32`s in a vector.
 const WIDTH: usize = 16;
-
-/// Rows of 8-bit activations from which on it pays to bring weights into another layout.
-const MANY: usize = 5;
 
 compiled_for!("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c");
 
@@ -45,8 +42,8 @@ pub fn prepare(operand: Operand, x: &[f32], stride: usize, n_rows: usize, k: usi
 pub fn product_scratch_len(_format: Format, operand: Operand, n_rows: usize, k: usize, m: usize) -> usize {
     match operand {
         Operand::Panels => product_panels_scratch_len(n_rows, m),
-        Operand::Q8 if m >= MANY => product_many_q8_scratch_len(),
-        Operand::Rows | Operand::Q8 | Operand::Q8K => k,
+        Operand::Q8 => product_q8_scratch_len(),
+        Operand::Rows | Operand::Q8K => k,
     }
 }
 
@@ -55,8 +52,8 @@ pub fn product_scratch_len(_format: Format, operand: Operand, n_rows: usize, k: 
 pub fn product(p: &Product<'_>, out: &mut [f32], scratch: &mut [f32]) {
     match p.operand {
         Operand::Panels => product_panels(p, out, scratch),
-        Operand::Q8 if p.m >= MANY => product_many_q8(p, out, scratch),
-        Operand::Rows | Operand::Q8 | Operand::Q8K => product_rows(p, out, scratch),
+        Operand::Q8 => product_q8(p, out, scratch),
+        Operand::Rows | Operand::Q8K => product_rows(p, out, scratch),
     }
 }
 
