@@ -108,6 +108,17 @@ pub struct Bindings<'a> {
     pub states: &'a [Buffer],
 }
 
+/// The right to read a buffer in place. While its bytes are lent, the backend refuses to write them and to run what might.
+pub trait Loan: Send + Sync {
+    /// Lends a range of the buffer, until [`Loan::end`].
+    ///
+    /// Errors: a range that does not fit; a backend that is busy with another thread of the same request.
+    fn bytes(&self, range: Range<usize>) -> Result<&[u8]>;
+
+    /// Takes back what was lent. The exclusive borrow proves that nobody looks at it any more.
+    fn end(&mut self);
+}
+
 /// A device: memory, weights and compiled graphs.
 pub trait Backend: Send + Sync {
     /// The name by which users choose it: `cpu`, `cuda:0`.
@@ -134,6 +145,11 @@ pub trait Backend: Send + Sync {
 
     /// Copies a buffer's bytes to the host.
     fn read(&self, src: &Buffer, offset: usize, dst: &mut [u8]) -> Result<()>;
+
+    /// A loan of a buffer of [`Usage::Arena`], where the host can read it in place.
+    fn loan(&self, _buf: &Buffer) -> Option<Box<dyn Loan>> {
+        None
+    }
 
     /// Copies inside a buffer; the ranges do not overlap.
     fn copy(&self, buf: &Buffer, from: Range<usize>, to: usize) -> Result<()>;

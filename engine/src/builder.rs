@@ -3,6 +3,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::panic::Location;
 
 use crate::dtype::DType;
@@ -15,6 +16,10 @@ use crate::shape::{MAX_RANK, Shape};
 use crate::tensor::{Input, NodeId, Source, State, StateId, Tensor, TensorDesc, TensorId};
 use crate::weights::Weight;
 
+/// Room to begin with: enough for a decoder of 16 layers.
+const USUAL_TENSORS: usize = 768;
+const USUAL_NODES: usize = 320;
+
 /// Builds one [`Graph`]. Methods take `&self`, so calls nest.
 pub struct GraphBuilder<'a> {
     states: &'a [StateSpec],
@@ -25,8 +30,33 @@ pub struct GraphBuilder<'a> {
 #[derive(Default)]
 struct Inner {
     graph: Graph,
-    leaves: HashMap<(Source, Shape), TensorId>,
+    leaves: HashMap<(Source, Shape), TensorId, BuildHasherDefault<Multiply>>,
     error: Option<Error>,
+    /// Operands of the node that is being added.
+    descs: Vec<TensorDesc>,
+}
+
+/// A hash for small keys of our own: a graph of some hundred nodes looks up as many leaves.
+#[derive(Default)]
+struct Multiply(u64);
+
+impl Hasher for Multiply {
+    fn write(&mut self, bytes: &[u8]) {
+        for chunk in bytes.chunks(size_of::<u64>()) {
+            let mut word = [0; size_of::<u64>()];
+            word[..chunk.len()].copy_from_slice(chunk);
+            self.write_u64(u64::from_le_bytes(word));
+        }
+    }
+
+    fn write_u64(&mut self, word: u64) {
+        // Knuth's multiplicative hash: 2^64 divided by the golden ratio.
+        self.0 = (self.0.rotate_left(5) ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
 }
 
 /// The attention cache of one layer: two states.
@@ -48,7 +78,10 @@ pub struct Kv {
 impl<'a> GraphBuilder<'a> {
     /// A builder over states that each have `n_slots` slots.
     pub fn new(states: &'a [StateSpec], n_slots: usize) -> Self {
-        Self { states, n_slots, inner: RefCell::default() }
+        let mut inner = Inner::default();
+        inner.graph.tensors.reserve(USUAL_TENSORS);
+        inner.graph.nodes.reserve(USUAL_NODES);
+        Self { states, n_slots, inner: RefCell::new(inner) }
     }
 
     /// The finished graph, or the first error with the line of the caller that made it.
@@ -105,8 +138,10 @@ impl<'a> GraphBuilder<'a> {
     fn push<const N: usize>(&self, op: Op, args: &[Tensor]) -> [Tensor; N] {
         let mut inner = self.inner.borrow_mut();
         let ids: Vec<TensorId> = args.iter().map(|t| t.0).collect();
-        let descs: Vec<TensorDesc> = ids.iter().map(|&id| *inner.graph.tensor(id)).collect();
-        let results = match op.infer(&descs) {
+        let Inner { graph, descs, .. } = &mut *inner;
+        descs.clear();
+        descs.extend(ids.iter().map(|&id| *graph.tensor(id)));
+        let results = match op.infer(descs) {
             Ok(results) => results,
             Err(e) => {
                 inner.fail(op.spec().name, &e.0, Location::caller());

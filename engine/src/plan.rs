@@ -31,7 +31,10 @@ pub struct MemoryPlan {
     pub input_bytes: usize,
     places: Vec<Place>,
     scratch: Vec<Range<usize>>,
-    dead_after: Vec<Vec<Range<usize>>>,
+    /// Bytes that die, in the order of the nodes after which they do.
+    dead: Vec<Range<usize>>,
+    /// Where each node's part of `dead` ends.
+    dead_ends: Vec<usize>,
 }
 
 impl MemoryPlan {
@@ -55,7 +58,8 @@ impl MemoryPlan {
 
     /// Bytes that nobody reads any more once this node has run.
     pub fn dead_after(&self, node: NodeId) -> &[Range<usize>] {
-        &self.dead_after[node.index()]
+        let start = node.index().checked_sub(1).map_or(0, |before| self.dead_ends[before]);
+        &self.dead[start..self.dead_ends[node.index()]]
     }
 
     /// Whether two tensors were given the same first byte.
@@ -72,7 +76,6 @@ struct Interval {
     first: usize,
     last: usize,
     bytes: usize,
-    tensors: Vec<TensorId>,
     /// Node whose scratch this is.
     scratch: Option<usize>,
 }
@@ -98,40 +101,57 @@ pub fn plan(graph: &Graph, alignment: usize, scratch: &dyn Fn(NodeId) -> usize) 
             Source::Node(..) | Source::Input(_) => {}
         }
     }
-    let mut intervals = lifetimes(graph);
+    let (mut intervals, interval_of) = lifetimes(graph);
     for (id, _) in graph.walk() {
         let bytes = scratch(id);
         if bytes > 0 {
             let at = id.index();
-            intervals.push(Interval { first: at, last: at, bytes, tensors: Vec::new(), scratch: Some(at) });
+            intervals.push(Interval { first: at, last: at, bytes, scratch: Some(at) });
         }
     }
     let offsets = place(&intervals, input_bytes, alignment);
     let mut arena_bytes = input_bytes;
-    let mut scratch = vec![0..0; graph.nodes.len()];
-    let mut dead_after = vec![Vec::new(); graph.nodes.len()];
+    for (place, interval) in places.iter_mut().zip(interval_of) {
+        if let Some(i) = interval {
+            *place = Place::Arena { offset: offsets[i], bytes: intervals[i].bytes };
+        }
+    }
+    let n_nodes = graph.nodes.len();
+    let mut scratch = vec![0..0; n_nodes];
+    let mut dead_ends = vec![0; n_nodes];
     for (interval, &offset) in intervals.iter().zip(&offsets) {
         let end = offset + interval.bytes;
         arena_bytes = arena_bytes.max(end.next_multiple_of(alignment));
-        for &t in &interval.tensors {
-            places[t.index()] = Place::Arena { offset, bytes: interval.bytes };
-        }
         if let Some(node) = interval.scratch {
             scratch[node] = offset..end;
         }
-        if let Some(dead) = dead_after.get_mut(interval.last) {
-            dead.push(offset..end);
+        if let Some(n) = dead_ends.get_mut(interval.last) {
+            *n += 1;
         }
     }
-    MemoryPlan { arena_bytes, input_bytes, places, scratch, dead_after }
+    let mut dead_starts = Vec::with_capacity(n_nodes);
+    let mut n_dead = 0;
+    for n in &mut dead_ends {
+        dead_starts.push(n_dead);
+        n_dead += *n;
+        *n = n_dead;
+    }
+    let mut dead = vec![0..0; n_dead];
+    for (interval, &offset) in intervals.iter().zip(&offsets) {
+        if let Some(next) = dead_starts.get_mut(interval.last) {
+            dead[*next] = offset..offset + interval.bytes;
+            *next += 1;
+        }
+    }
+    MemoryPlan { arena_bytes, input_bytes, places, scratch, dead, dead_ends }
 }
 
 fn ids(graph: &Graph) -> impl Iterator<Item = (TensorId, &TensorDesc)> {
     (0..).map(TensorId).zip(&graph.tensors)
 }
 
-/// One interval per group of node results that share bytes, in execution order.
-fn lifetimes(graph: &Graph) -> Vec<Interval> {
+/// One interval per group of node results that share bytes, in execution order, and the interval of every tensor.
+fn lifetimes(graph: &Graph) -> (Vec<Interval>, Vec<Option<usize>>) {
     let mut last_read = vec![0; graph.tensors.len()];
     for (id, node) in graph.walk() {
         for &arg in &node.args {
@@ -164,15 +184,14 @@ fn lifetimes(graph: &Graph) -> Vec<Interval> {
             });
             let group: Option<usize> = taken.and_then(|arg| interval_of[graph.root(arg).index()]);
             let group = group.unwrap_or_else(|| {
-                intervals.push(Interval { first: at, last, bytes, tensors: Vec::new(), scratch: None });
+                intervals.push(Interval { first: at, last, bytes, scratch: None });
                 intervals.len() - 1
             });
             intervals[group].last = intervals[group].last.max(last);
-            intervals[group].tensors.push(out);
             interval_of[out.index()] = Some(group);
         }
     }
-    intervals
+    (intervals, interval_of)
 }
 
 /// The offset of every interval, above `floor`.
@@ -180,27 +199,33 @@ fn place(intervals: &[Interval], floor: usize, alignment: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (0..intervals.len()).collect();
     order.sort_by_key(|&i| (std::cmp::Reverse(intervals[i].bytes), intervals[i].first, i));
     let mut offsets = vec![0; intervals.len()];
-    // Sorted by offset; each with the end of its bytes.
-    let mut placed: Vec<(usize, usize, usize)> = Vec::new();
+    // Sorted by offset.
+    let mut placed: Vec<Placed> = Vec::with_capacity(intervals.len());
     for i in order {
-        let it = &intervals[i];
-        let mut offset = floor;
-        for &(start, end, j) in &placed {
-            let other = &intervals[j];
-            if other.first > it.last || it.first > other.last {
+        let &Interval { first, last, bytes, .. } = &intervals[i];
+        let mut start = floor;
+        for other in &placed {
+            if other.first > last || first > other.last {
                 continue;
             }
-            if offset + it.bytes <= start {
+            if start + bytes <= other.start {
                 break;
             }
-            offset = offset.max(end.next_multiple_of(alignment));
+            start = start.max(other.end.next_multiple_of(alignment));
         }
-        offsets[i] = offset;
-        let entry = (offset, offset + it.bytes, i);
-        let at = placed.partition_point(|p| *p < entry);
-        placed.insert(at, entry);
+        offsets[i] = start;
+        let at = placed.partition_point(|p| p.start < start);
+        placed.insert(at, Placed { start, end: start + bytes, first, last });
     }
     offsets
+}
+
+/// Bytes of an interval that has its place.
+struct Placed {
+    start: usize,
+    end: usize,
+    first: usize,
+    last: usize,
 }
 
 /// A plan that would let two live tensors share bytes.

@@ -1,10 +1,11 @@
 //! [`Session`]: a model on its backends with memory and compiled graphs. One call is [`Session::step`] for the language
 //! model or [`Session::encode`] for the audio encoder: find the graph of the call's key, write the input block, run, read.
 
+use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
-use crate::backend::{Backend, Bindings, Buffer, Executable, Segment, Usage, WeightData};
+use crate::backend::{Backend, Bindings, Buffer, Executable, Loan, Segment, Usage, WeightData};
 use crate::batch::{Batch, Features, Logits, Sequence, Tokens};
 use crate::builder::GraphBuilder;
 use crate::cache::GraphCache;
@@ -82,13 +83,22 @@ impl Default for SessionOptions {
 /// A compiled graph, bound to arenas of its own generation.
 struct Compiled {
     described: Described,
-    inputs: Vec<(Input, TensorId)>,
+    /// Words of each input in the input block, in the order of [`Input::ALL`].
+    layout: [Range<usize>; Input::ALL.len()],
     stages: Vec<CompiledStage>,
-    /// One arena per backend, shared with other graphs: a graph keeps the arena it was bound to, also when later graphs
-    /// need a larger one. Only one graph runs at a time and nothing lives in an arena between runs.
-    arenas: Vec<Option<Buffer>>,
+    /// The arena of every backend: an index into [`Session::arenas`].
+    arenas: Vec<Option<usize>>,
     /// Backend that makes each output, in the order of the graph's outputs.
     output_owners: Vec<usize>,
+}
+
+/// Activations of the graphs that were compiled while it was the largest: a graph keeps the arena it was bound to when
+/// later ones need a larger one. Only one graph runs at a time, and between runs nothing lives there but its results.
+struct Arena {
+    backend: usize,
+    buffer: Buffer,
+    /// How results are read in place, where the backend can do that.
+    loan: Option<Box<dyn Loan>>,
 }
 
 /// A graph as the passes leave it, and its plan. Equal keys give equal ones.
@@ -123,11 +133,14 @@ pub struct Session {
     memory: Memory,
     /// Imported weights of each backend.
     imported: Vec<Vec<Option<Buffer>>>,
-    arenas: Vec<Option<Buffer>>,
+    arenas: Vec<Arena>,
     cache: GraphCache<Compiled>,
     history: History,
     last_run: Option<usize>,
+    /// The arena whose results are lent to the caller, until the next call.
+    lent: Option<usize>,
     words: Vec<u32>,
+    /// Results of a backend that lends none.
     values: Vec<f32>,
     stats: Stats,
     /// What snapshots are of; made when the first one is asked for.
@@ -161,10 +174,11 @@ impl Session {
             buckets: Buckets::default(),
             memory,
             imported: vec![vec![None; n_weights]; backends.len()],
-            arenas: vec![None; backends.len()],
+            arenas: Vec::new(),
             cache: GraphCache::new(options.cached_graphs),
             history: History::default(),
             last_run: None,
+            lent: None,
             words: Vec::new(),
             values: Vec::new(),
             stats,
@@ -219,8 +233,7 @@ impl Session {
     pub fn set_reuse(&mut self, reuse: Reuse) {
         self.options.reuse = reuse;
         if reuse == Reuse::Off {
-            self.cache.clear();
-            self.last_run = None;
+            self.drop_graphs();
         }
     }
 
@@ -238,8 +251,7 @@ impl Session {
         check_context(n_ctx)?;
         let specs = self.model.states(&StateOptions { n_ctx, kv_dtype: self.options.kv_dtype });
         let n_slots = self.options.n_slots;
-        self.cache.clear();
-        self.last_run = None;
+        self.drop_graphs();
         self.memory = Memory::new(Arc::clone(&self.backends[0]), specs, n_slots, n_ctx)?;
         self.options.n_ctx = n_ctx;
         self.stats.state_bytes = self.memory.bytes();
@@ -271,18 +283,20 @@ impl Session {
             self.memory.begin(seq.slot);
         }
         self.run(index)?;
-        if batch.rows != Rows::None {
-            self.read_output(index)?;
-        }
-        for seq in batch.seqs {
-            self.memory.commit(seq.slot, seq.tokens.len());
-        }
+        let Self { cache, arenas, backends, values, lent, memory, model, .. } = self;
         let stride = match batch.rows {
-            Rows::None => return Ok(Logits { values: &[], n_vocab: 0, stride: 0 }),
+            Rows::None => 0,
             Rows::Last => 1,
             Rows::All => key.n_tokens as usize,
         };
-        Ok(Logits { values: &self.values, n_vocab: self.model.n_vocab(), stride })
+        let values = match batch.rows {
+            Rows::None => &[],
+            Rows::Last | Rows::All => output(cache.peek(index), arenas, backends, values, lent)?,
+        };
+        for seq in batch.seqs {
+            memory.commit(seq.slot, seq.tokens.len());
+        }
+        Ok(Logits { values, n_vocab: model.n_vocab(), stride })
     }
 
     /// Feeds any number of tokens to one sequence in calls of at most `max_tokens`, and returns the logits of the last
@@ -325,17 +339,18 @@ impl Session {
         self.clear_words(index);
         self.fill(index, Input::Features, |words| {
             for (row, band) in words.chunks_exact_mut(padded).zip(values.chunks_exact(n_frames)) {
-                for (w, v) in row.iter_mut().zip(band) {
-                    *w = v.to_bits();
-                }
+                let (real, padding) = row.split_at_mut(n_frames);
+                real.iter_mut().zip(band).for_each(|(w, v)| *w = v.to_bits());
+                padding.fill(0);
             }
         });
         self.fill(index, Input::Lengths, |words| words[0] = u32::try_from(n_tokens).unwrap_or(u32::MAX));
         self.fill(index, Input::Frames, |words| words[0] = u32::try_from(n_frames).unwrap_or(u32::MAX));
         self.write_inputs(index)?;
         self.run(index)?;
-        self.read_output(index)?;
-        Ok(&self.values[..n_tokens * self.model.n_embd()])
+        let Self { cache, arenas, backends, values, lent, model, .. } = self;
+        let values = output(cache.peek(index), arenas, backends, values, lent)?;
+        Ok(&values[..n_tokens * model.n_embd()])
     }
 
     /// A named tensor of the last run, as [`CompileOptions::taps`] asked for it: its values, integers too, and its shape.
@@ -344,7 +359,7 @@ impl Session {
         let Some(&id) = compiled.described.graph.names.get(name) else { return Ok(None) };
         let Some(at) = compiled.described.graph.outputs.iter().position(|&o| o == id) else { return Ok(None) };
         let mut values = Vec::new();
-        self.read_tensor(compiled, id, compiled.output_owners[at], &mut values)?;
+        Place::of(compiled, at)?.read(&self.arenas, &self.backends, &mut values)?;
         let desc = compiled.described.graph.tensor(id);
         if desc.dtype == DType::I32 {
             values.iter_mut().for_each(|v| *v = v.to_bits().cast_signed() as f32);
@@ -424,13 +439,12 @@ impl Session {
             return Ok(index);
         }
         self.last_run = None;
-        let compiled = self.compile(key)?;
         if self.options.reuse == Reuse::Off {
-            self.cache.clear();
-            self.stats.count_build(BuildReason::ReuseOff);
-        } else {
-            self.stats.count_build(self.history.reason(key));
+            self.drop_graphs();
         }
+        let compiled = self.compile(key)?;
+        let off = (self.options.reuse == Reuse::Off).then_some(BuildReason::ReuseOff);
+        self.stats.count_build(off.unwrap_or_else(|| self.history.reason(key)));
         let (index, evicted) = self.cache.insert(*key, compiled);
         self.stats.evictions += u64::from(evicted);
         Ok(index)
@@ -486,17 +500,28 @@ impl Session {
         if cfg!(debug_assertions) || self.options.compile.poison {
             verify(graph, plan).map_err(|e| Error::Graph { at: "plan".into(), op: "verify", msg: e.0 })?;
         }
-        self.grow_arenas(cuts, plan.arena_bytes)?;
+        let arenas = self.arenas_for(cuts, plan.arena_bytes)?;
         let mut stages = Vec::with_capacity(cuts.len());
         for cut in cuts {
-            stages.push(self.lower(graph, plan, cut)?);
+            stages.push(self.lower(graph, plan, cut, &arenas)?);
         }
         let maker = |&o: &TensorId| graph.producer(o).map_or(0, |n| owner(cuts, n.index()));
         let output_owners = graph.outputs.iter().map(maker).collect();
-        Ok(Compiled { inputs: graph.inputs(), arenas: self.arenas.clone(), stages, output_owners, described })
+        let mut layout = [const { 0..0 }; Input::ALL.len()];
+        for (input, id) in graph.inputs() {
+            let start = plan.offset(id) / WORD;
+            layout[input as usize] = start..start + graph.tensor(id).shape.elements();
+        }
+        Ok(Compiled { layout, arenas, stages, output_owners, described })
     }
 
-    fn lower(&mut self, graph: &Graph, plan: &MemoryPlan, cut: &Cut) -> Result<CompiledStage> {
+    fn lower(
+        &mut self,
+        graph: &Graph,
+        plan: &MemoryPlan,
+        cut: &Cut,
+        arenas: &[Option<usize>],
+    ) -> Result<CompiledStage> {
         let backend = Arc::clone(&self.backends[cut.backend]);
         for node in &graph.nodes[cut.nodes.clone()] {
             for &arg in &node.args {
@@ -512,7 +537,7 @@ impl Session {
             outputs: cut.outputs.clone(),
             poison: self.options.compile.poison,
         };
-        let arena = self.arenas[cut.backend].as_ref().expect("arenas were grown for every cut");
+        let arena = &self.arenas[arenas[cut.backend].expect("every cut has an arena")].buffer;
         let bind = Bindings { arena, weights: &self.imported[cut.backend], states: self.memory.buffers() };
         let executable = backend.compile(&segment, plan, &bind)?;
         let transfer = |&(id, from): &(TensorId, usize)| Transfer {
@@ -532,16 +557,38 @@ impl Session {
         Ok(())
     }
 
-    fn grow_arenas(&mut self, cuts: &[Cut], bytes: usize) -> Result<()> {
-        for cut in cuts {
-            let arena = &mut self.arenas[cut.backend];
-            if arena.as_ref().is_none_or(|a| a.bytes() < bytes) {
-                let grown = self.backends[cut.backend].alloc(bytes, Usage::Arena)?;
-                *arena = Some(grown);
-                self.stats.arena_bytes += bytes;
+    /// An arena of at least `bytes` for the backend of every cut.
+    fn arenas_for(&mut self, cuts: &[Cut], bytes: usize) -> Result<Vec<Option<usize>>> {
+        let mut found = vec![None; self.backends.len()];
+        for backend in cuts.iter().map(|c| c.backend) {
+            let newest = self.arenas.iter().rposition(|a| a.backend == backend);
+            found[backend] = newest.filter(|&i| self.arenas[i].buffer.bytes() >= bytes);
+            if found[backend].is_none() {
+                // Powers of two: all arenas together are less than twice the largest.
+                let buffer = self.backends[backend].alloc(bytes.next_power_of_two(), Usage::Arena)?;
+                self.stats.arena_bytes += buffer.bytes();
+                let loan = self.backends[backend].loan(&buffer);
+                found[backend] = Some(self.arenas.len());
+                self.arenas.push(Arena { backend, buffer, loan });
             }
         }
-        Ok(())
+        Ok(found)
+    }
+
+    /// Drops every compiled graph, and arenas that only dropped ones are bound to.
+    fn drop_graphs(&mut self) {
+        self.cache.clear();
+        self.last_run = None;
+        self.lent = None;
+        let mut newest: Vec<Arena> = Vec::new();
+        for arena in self.arenas.drain(..).rev() {
+            if newest.iter().all(|a| a.backend != arena.backend) {
+                newest.push(arena);
+            }
+        }
+        newest.iter_mut().filter_map(|a| a.loan.as_mut()).for_each(|loan| loan.end());
+        self.stats.arena_bytes = newest.iter().map(|a| a.buffer.bytes()).sum();
+        self.arenas = newest;
     }
 
     fn write_batch(&mut self, index: usize, batch: &Batch<'_>, key: &GraphKey) -> Result<()> {
@@ -583,28 +630,33 @@ impl Session {
         self.write_inputs(index)
     }
 
+    /// Zeroes the integers of the input block. Vectors are written by whoever has some, and never read elsewhere.
     fn clear_words(&mut self, index: usize) {
-        let bytes = self.cache.peek(index).described.plan.input_bytes;
-        self.words.clear();
-        self.words.resize(bytes / WORD, 0);
+        let compiled = self.cache.peek(index);
+        self.words.resize(compiled.described.plan.input_bytes / WORD, 0);
+        for (input, range) in Input::ALL.iter().zip(&compiled.layout) {
+            if input.dtype() == DType::I32 {
+                self.words[range.clone()].fill(0);
+            }
+        }
     }
 
     /// Lets `write` fill the words of one input, if the graph has it.
     fn fill(&mut self, index: usize, input: Input, write: impl FnOnce(&mut [u32])) {
-        let compiled = self.cache.peek(index);
-        if let Some(&(_, id)) = compiled.inputs.iter().find(|(i, _)| *i == input) {
-            let start = compiled.described.plan.offset(id) / WORD;
-            let len = compiled.described.graph.tensor(id).shape.elements();
-            write(&mut self.words[start..start + len]);
+        let range = self.cache.peek(index).layout[input as usize].clone();
+        if !range.is_empty() {
+            write(&mut self.words[range]);
         }
     }
 
     /// Writes the input block: the last thing of a call that leaves states alone.
     fn write_inputs(&mut self, index: usize) -> Result<()> {
-        for (backend, arena) in self.backends.iter().zip(&self.cache.peek(index).arenas) {
-            if let Some(arena) = arena {
-                backend.write(arena, 0, bytemuck::cast_slice(&self.words))?;
-            }
+        if let Some(loan) = self.lent.take().and_then(|i| self.arenas[i].loan.as_mut()) {
+            loan.end();
+        }
+        for arena in self.cache.peek(index).arenas.iter().flatten() {
+            let Arena { backend, buffer, .. } = &self.arenas[*arena];
+            self.backends[*backend].write(buffer, 0, bytemuck::cast_slice(&self.words))?;
         }
         Ok(())
     }
@@ -612,50 +664,73 @@ impl Session {
     fn run(&mut self, index: usize) -> Result<()> {
         self.last_run = Some(index);
         let start = Instant::now();
-        let compiled = self.cache.get_mut(index);
-        for stage in &mut compiled.stages {
+        let Compiled { stages, arenas, .. } = self.cache.get_mut(index);
+        for stage in stages {
             for copy in &mut stage.copies {
-                let (from, to) = (&compiled.arenas[copy.from], &compiled.arenas[stage.backend]);
-                let (Some(from), Some(to)) = (from, to) else { continue };
-                self.backends[copy.from].read(from, copy.offset, &mut copy.staging)?;
-                self.backends[stage.backend].write(to, copy.offset, &copy.staging)?;
+                let (Some(from), Some(to)) = (arenas[copy.from], arenas[stage.backend]) else { continue };
+                self.backends[copy.from].read(&self.arenas[from].buffer, copy.offset, &mut copy.staging)?;
+                self.backends[stage.backend].write(&self.arenas[to].buffer, copy.offset, &copy.staging)?;
             }
             stage.executable.run()?;
         }
         self.stats.run_ns += u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
         Ok(())
     }
+}
 
-    fn read_output(&mut self, index: usize) -> Result<()> {
-        let mut values = std::mem::take(&mut self.values);
-        let compiled = self.cache.peek(index);
-        let output = *compiled.described.graph.outputs.first().ok_or_else(|| Error::Graph {
-            at: self.model.arch().into(),
-            op: "output",
-            msg: "the graph has no output".into(),
-        })?;
-        let result = self.read_tensor(compiled, output, compiled.output_owners[0], &mut values);
-        self.values = values;
-        result
+/// The graph's first output: in place where the backend lends it, copied to `values` elsewhere.
+fn output<'a>(
+    compiled: &Compiled,
+    arenas: &'a [Arena],
+    backends: &[Arc<dyn Backend>],
+    values: &'a mut Vec<f32>,
+    lent: &mut Option<usize>,
+) -> Result<&'a [f32]> {
+    let place = Place::of(compiled, 0)?;
+    if let Some(loan) = &arenas[place.arena].loan {
+        *lent = Some(place.arena);
+        let bytes = loan.bytes(place.bytes.clone())?;
+        if let Ok(lent) = bytemuck::try_cast_slice(bytes) {
+            return Ok(lent);
+        }
     }
+    place.read(arenas, backends, values)?;
+    Ok(values)
+}
 
-    fn read_tensor(&self, compiled: &Compiled, id: TensorId, owner: usize, values: &mut Vec<f32>) -> Result<()> {
-        let desc = compiled.described.graph.tensor(id);
-        let root = compiled.described.graph.root(id);
+/// Where an output of a graph lies.
+struct Place {
+    arena: usize,
+    bytes: Range<usize>,
+}
+
+impl Place {
+    /// Output number `at` of a graph.
+    ///
+    /// Errors: `Graph` where there is none, or none that can be read in one piece.
+    fn of(compiled: &Compiled, at: usize) -> Result<Self> {
+        let Described { graph, plan, .. } = &compiled.described;
+        let refused = |msg: String| Error::Graph { at: "session".into(), op: "output", msg };
+        let &id = graph.outputs.get(at).ok_or_else(|| refused("the graph has no output".into()))?;
+        let desc = graph.tensor(id);
         let start = match desc.source {
             Source::View { offset, .. } => offset as usize * WORD,
             Source::Weight(_) | Source::State(_) | Source::Input(_) | Source::Node(..) => 0,
         };
-        let arena = compiled.arenas[owner].as_ref();
-        let Some(arena) = arena.filter(|_| matches!(desc.dtype, DType::F32 | DType::I32) && desc.is_contiguous())
-        else {
-            let msg = format!("{}{} cannot be read", desc.dtype, desc.shape);
-            return Err(Error::Graph { at: self.model.arch().into(), op: "output", msg });
+        let arena = compiled.arenas[compiled.output_owners[at]];
+        let readable = matches!(desc.dtype, DType::F32 | DType::I32) && desc.is_contiguous();
+        let Some(arena) = arena.filter(|_| readable) else {
+            return Err(refused(format!("{}{} cannot be read", desc.dtype, desc.shape)));
         };
+        let start = plan.offset(graph.root(id)) + start;
+        Ok(Self { arena, bytes: start..start + desc.shape.elements() * WORD })
+    }
+
+    fn read(&self, arenas: &[Arena], backends: &[Arc<dyn Backend>], values: &mut Vec<f32>) -> Result<()> {
         values.clear();
-        values.resize(desc.shape.elements(), 0.0);
-        let bytes = bytemuck::cast_slice_mut(values);
-        self.backends[owner].read(arena, compiled.described.plan.offset(root) + start, bytes)
+        values.resize(self.bytes.len() / WORD, 0.0);
+        let Arena { backend, buffer, .. } = &arenas[self.arena];
+        backends[*backend].read(buffer, self.bytes.start, bytemuck::cast_slice_mut(values))
     }
 }
 

@@ -153,3 +153,15 @@ impl TensorDesc {
         self.shape.rows() * self.dtype.row_bytes(self.shape.last())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn inputs_are_numbered_by_their_place() {
+        for (i, input) in Input::ALL.into_iter().enumerate() {
+            assert_eq!(input as usize, i);
+        }
+    }
+}

@@ -102,6 +102,12 @@ impl Storage {
     }
 }
 
+/// What begins at a byte and ends outside of its buffer.
+pub(super) fn outside(byte: usize, len: usize) -> Error {
+    let msg = format!("a tensor at byte {byte} does not fit its buffer of {len} bytes");
+    Error::Device { backend: super::NAME.into(), msg }
+}
+
 /// Most extents outside a row.
 const OUTER: usize = 3;
 
@@ -134,15 +140,20 @@ impl Window {
 
     /// The same rows with dimensions joined that lie densely inside each other.
     fn joined(mut self) -> Self {
-        let mut kept: Vec<(usize, usize)> = Vec::with_capacity(OUTER);
-        for (extent, stride) in self.outer.into_iter().filter(|(extent, _)| *extent != 1) {
-            match kept.last_mut() {
-                Some((n, step)) if *step == extent * stride => (*n, *step) = (*n * extent, stride),
-                Some(_) | None => kept.push((extent, stride)),
+        let mut joined = [(1, 0); OUTER];
+        // Filled from the back: extents outermost last.
+        let mut n = 0usize;
+        for &(extent, stride) in self.outer.iter().rev().filter(|(extent, _)| *extent != 1) {
+            let inside = n.checked_sub(1).map(|i| &mut joined[OUTER - 1 - i]);
+            match inside {
+                Some((size, step)) if stride == *size * *step => *size *= extent,
+                Some(_) | None => {
+                    joined[OUTER - 1 - n] = (extent, stride);
+                    n += 1;
+                }
             }
         }
-        self.outer = [(1, 0); OUTER];
-        self.outer[OUTER - kept.len()..].copy_from_slice(&kept);
+        self.outer = joined;
         self
     }
 }
@@ -172,10 +183,7 @@ impl<T> Clone for View<T> {
 impl<T: Pod> View<T> {
     /// Resolves a window. Errors: `Device` if it does not fit the storage or is not aligned.
     pub(super) fn new(storage: &Arc<Storage>, window: Window) -> Result<Self> {
-        let outside = || Error::Device {
-            backend: super::NAME.into(),
-            msg: format!("a tensor at byte {} does not fit its buffer of {} bytes", window.byte, storage.len()),
-        };
+        let outside = || outside(window.byte, storage.len());
         let bytes = window.span().and_then(|n| n.checked_mul(size_of::<T>())).ok_or_else(outside)?;
         if window.byte.checked_add(bytes).is_none_or(|end| end > storage.len()) {
             return Err(outside());

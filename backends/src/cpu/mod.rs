@@ -1,29 +1,36 @@
 //! The CPU backend: nodes are lowered once to steps on the kernels' functions, and all threads walk the list of steps
 //! together. Read [`CpuBackend`] first, then `region` for how a graph runs and `lower` for what it becomes.
 
+mod loan;
 mod lower;
 mod mem;
 mod ops;
 mod pool;
 mod region;
+mod team;
+mod trace;
 mod weights;
+
+pub use trace::RunTimes;
 
 use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::sync::Arc;
 
 use engine::Error;
-use engine::backend::{Backend, Bindings, Buffer, Caps, Executable, Segment, Usage, WeightData};
+use engine::backend::{Backend, Bindings, Buffer, Caps, Executable, Loan, Segment, Usage, WeightData};
 use engine::error::Result;
 use engine::op::Op;
 use engine::plan::MemoryPlan;
 use engine::tensor::TensorDesc;
 use kernels::cpu::{Isa, Kernels};
 
+use self::loan::CpuLoan;
 use self::lower::Machine;
 use self::mem::Storage;
 use self::pool::Pool;
 use self::region::Region;
+use self::trace::Trace;
 use self::weights::CpuBuffer;
 
 /// The name by which users choose this backend.
@@ -45,6 +52,7 @@ pub struct CpuOptions {
 pub struct CpuBackend {
     machine: Machine,
     pool: Arc<Pool>,
+    trace: Option<Arc<Trace>>,
 }
 
 impl CpuBackend {
@@ -62,7 +70,18 @@ impl CpuBackend {
         let kernels = kernels.expect("scalar kernels run everywhere");
         let threads = options.threads.or_else(|| std::thread::available_parallelism().ok());
         let n_workers = threads.map_or(1, NonZeroUsize::get).min(MAX_THREADS);
-        Ok(Self { machine: Machine { kernels, n_workers }, pool: Arc::new(Pool::new(n_workers)?) })
+        Ok(Self { machine: Machine { kernels, n_workers }, pool: Arc::new(Pool::new(n_workers)?), trace: None })
+    }
+
+    /// The backend with a clock in every graph that it compiles from now on: two readings per step.
+    pub fn traced(mut self) -> Self {
+        self.trace = Some(Arc::default());
+        self
+    }
+
+    /// Times of the last run, if the backend is traced and one has finished.
+    pub fn last_run(&self) -> Option<RunTimes> {
+        self.trace.as_ref().and_then(|t| t.times())
     }
 
     /// Number of threads.
@@ -107,7 +126,7 @@ impl Backend for CpuBackend {
             Usage::Arena => Storage::zeroed(bytes, "activations")?.in_large_pages(),
             Usage::State => Storage::zeroed(bytes, "states")?,
         };
-        Ok(CpuBuffer::wrap(bytes, storage, &self.pool))
+        Ok(CpuBuffer::wrap(bytes, storage, usage == Usage::Arena, &self.pool))
     }
 
     fn import_weight(&self, w: &WeightData<'_>) -> Result<Buffer> {
@@ -116,19 +135,25 @@ impl Backend for CpuBackend {
 
     fn write(&self, dst: &Buffer, offset: usize, src: &[u8]) -> Result<()> {
         let (range, buffer) = (Self::range(dst, offset, src.len())?, CpuBuffer::of(dst, &self.pool)?);
-        buffer.check_owned()?;
         self.pool.alone(|| {
-            // SAFETY: slices of buffers live only inside `alone` and inside runs, which `alone` excludes.
+            buffer.check_writable()?;
+            // SAFETY: slices of a buffer that is not lent live only inside `alone` and inside runs, which `alone` excludes.
             unsafe { buffer.storage.bytes_mut(range) }.copy_from_slice(src);
-        })
+            Ok(())
+        })?
     }
 
     fn read(&self, src: &Buffer, offset: usize, dst: &mut [u8]) -> Result<()> {
         let (range, buffer) = (Self::range(src, offset, dst.len())?, CpuBuffer::of(src, &self.pool)?);
         self.pool.alone(|| {
-            // SAFETY: nobody writes, since slices of buffers live only inside `alone` and inside runs.
+            // SAFETY: nobody writes, since who does is inside `alone` or inside a run.
             dst.copy_from_slice(unsafe { buffer.storage.bytes(range) });
         })
+    }
+
+    fn loan(&self, buf: &Buffer) -> Option<Box<dyn Loan>> {
+        let buffer = CpuBuffer::of(buf, &self.pool).ok().filter(|b| b.is_arena())?;
+        Some(Box::new(CpuLoan::new(buffer, &self.pool)))
     }
 
     fn copy(&self, buf: &Buffer, from: Range<usize>, to: usize) -> Result<()> {
@@ -138,27 +163,35 @@ impl Backend for CpuBackend {
             return Err(Error::Device { backend: NAME.into(), msg: "a copy onto itself".into() });
         }
         let buffer = CpuBuffer::of(buf, &self.pool)?;
-        buffer.check_owned()?;
         self.pool.alone(|| {
-            // SAFETY: slices of buffers live only inside `alone` and inside runs, and the ranges do not overlap.
+            buffer.check_writable()?;
+            // SAFETY: slices of a buffer that is not lent live only inside `alone` and inside runs, and the ranges do not
+            // overlap.
             let from = unsafe { buffer.storage.bytes(from) };
             // SAFETY: as above.
             unsafe { buffer.storage.bytes_mut(to) }.copy_from_slice(from);
-        })
+            Ok(())
+        })?
     }
 
     fn zero(&self, buf: &Buffer, range: Range<usize>) -> Result<()> {
         let (range, buffer) = (Self::range(buf, range.start, range.len())?, CpuBuffer::of(buf, &self.pool)?);
-        buffer.check_owned()?;
         self.pool.alone(|| {
-            // SAFETY: slices of buffers live only inside `alone` and inside runs, which `alone` excludes.
+            buffer.check_writable()?;
+            // SAFETY: slices of a buffer that is not lent live only inside `alone` and inside runs, which `alone` excludes.
             unsafe { buffer.storage.bytes_mut(range) }.fill(0);
-        })
+            Ok(())
+        })?
     }
 
     fn compile(&self, segment: &Segment<'_>, plan: &MemoryPlan, bind: &Bindings<'_>) -> Result<Box<dyn Executable>> {
         let steps = lower::lower(self.machine, &self.pool, segment, plan, bind)?;
-        Ok(Box::new(CpuExecutable { region: Region::new(steps), pool: Arc::clone(&self.pool) }))
+        let region = Arc::new(Region::new(steps, self.pool.n_threads(), self.trace.clone()));
+        Ok(Box::new(CpuExecutable {
+            region,
+            arena: CpuBuffer::of(bind.arena, &self.pool)?,
+            pool: Arc::clone(&self.pool),
+        }))
     }
 
     fn enter(&self, request: &mut (dyn FnMut() + Send)) {
@@ -168,13 +201,21 @@ impl Backend for CpuBackend {
 
 /// Steps bound to memory, and the threads to run them on.
 struct CpuExecutable {
-    region: Region,
+    region: Arc<Region>,
+    /// What the steps write, besides states.
+    arena: Arc<CpuBuffer>,
     pool: Arc<Pool>,
 }
 
 impl Executable for CpuExecutable {
     fn run(&mut self) -> Result<()> {
-        let (region, pool) = (&mut self.region, &self.pool);
-        pool.inside(|| pool.alone(|| region.run(pool.n_threads())))
+        let Self { region, arena, pool } = self;
+        pool.inside(|| {
+            pool.alone(|| {
+                arena.check_writable()?;
+                pool.run(region);
+                Ok(())
+            })?
+        })
     }
 }

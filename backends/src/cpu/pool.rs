@@ -1,19 +1,24 @@
 //! [`Pool`]: the threads of a backend, and the rule that one thing at a time happens in its memory.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use engine::Error;
 use engine::error::Result;
 
 use super::NAME;
+use super::region::Region;
+use super::team::Team;
 
 /// Threads, and who may use the backend's memory.
 ///
 /// Threads from outside take turns. Inside the pool is only the request whose turn it is; should it use the backend from
 /// several of the pool's threads at once, `busy` turns that into an error.
 pub(super) struct Pool {
+    /// Where requests run.
     threads: rayon::ThreadPool,
+    /// Who helps them.
+    team: Team,
     turn: Mutex<()>,
     busy: AtomicBool,
 }
@@ -34,7 +39,8 @@ impl Pool {
             .thread_name(|i| format!("tympan-cpu-{i}"))
             .build()
             .map_err(|e| Error::Device { backend: NAME.into(), msg: format!("{n_threads} threads: {e}") })?;
-        Ok(Self { threads, turn: Mutex::new(()), busy: AtomicBool::new(false) })
+        let team = Team::new(n_threads - 1)?;
+        Ok(Self { threads, team, turn: Mutex::new(()), busy: AtomicBool::new(false) })
     }
 
     /// Number of threads.
@@ -60,6 +66,11 @@ impl Pool {
         }
         let _busy = Busy(&self.busy);
         Ok(work())
+    }
+
+    /// Runs a region's steps on this thread and those that help. To be called inside [`Self::alone`].
+    pub(super) fn run(&self, region: &Arc<Region>) {
+        self.team.run(region);
     }
 
     fn is_inside(&self) -> bool {

@@ -2,13 +2,16 @@
 //!
 //! Threads meet once per run, not once per step: each reads the cursor, claims the chunks it shows and runs them; whoever
 //! finishes a step's last chunk moves the cursor to the next step. A late thread joins where the others are, and nobody
-//! waits for a thread that holds no chunk. What a chunk is belongs to the step, so results do not depend on the number of
-//! threads.
+//! waits for a thread that holds no chunk, at the end of a run neither: a thread may still be on its way out, or on its way
+//! in, when the next run of the same region starts, and then takes part in that. What a chunk is belongs to the step, so
+//! results do not depend on the number of threads.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::trace::Trace;
 
 /// Pauses before a waiting thread yields: about 2 us.
 const SPINS: u32 = 40;
@@ -17,10 +20,15 @@ const SPINS: u32 = 40;
 /// first reads of a new place are slow; with too many, the others may have to wait for a thread that lost its core.
 const MAX_CLAIM: u32 = 8;
 
-/// A thread's part in one run. Numbers count from 0 and are held by one thread at a time.
+/// A thread's part in a run. Numbers count from 0; each belongs to one thread, 0 to the one that runs the region.
 pub(super) struct Worker(usize);
 
 impl Worker {
+    /// The part of the thread with this number.
+    pub(super) fn new(index: usize) -> Self {
+        Self(index)
+    }
+
     /// The number.
     pub(super) fn index(&self) -> usize {
         self.0
@@ -49,7 +57,11 @@ pub(super) struct Region {
     cursor: AtomicU64,
     /// Finished chunks of the cursor's step.
     finished: AtomicU32,
+    /// Helpers that may hold a chunk.
+    n_helping: AtomicU32,
+    has_panicked: AtomicBool,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
+    trace: Option<Arc<Trace>>,
 }
 
 /// A cursor behind every step.
@@ -64,48 +76,60 @@ const fn unpack(cursor: u64) -> (u32, u32) {
 }
 
 impl Region {
-    /// The steps that have chunks, in this order. Panics on a step with 2^32 chunks.
-    pub(super) fn new(steps: Vec<Box<dyn Step>>) -> Self {
+    /// The steps that have chunks, in this order, for up to `n_threads` threads. Panics on a step with 2^32 chunks.
+    pub(super) fn new(steps: Vec<Box<dyn Step>>, n_threads: usize, trace: Option<Arc<Trace>>) -> Self {
         let entry = |step: Box<dyn Step>| {
             let chunks = u32::try_from(step.chunks()).expect("chunks are larger than a byte");
             (chunks > 0).then_some(Entry { step, chunks })
         };
         Self {
             steps: steps.into_iter().filter_map(entry).collect(),
-            n_threads: 1,
+            n_threads: u32::try_from(n_threads).unwrap_or(u32::MAX).max(1),
             cursor: AtomicU64::new(END),
             finished: AtomicU32::new(0),
+            n_helping: AtomicU32::new(0),
+            has_panicked: AtomicBool::new(false),
             panic: Mutex::new(None),
+            trace,
         }
     }
 
-    /// Runs every step once on `n_threads` threads of the rayon pool that this thread is in. A panic in a step ends the
-    /// run and is raised again here.
-    pub(super) fn run(&mut self, n_threads: usize) {
-        self.n_threads = u32::try_from(n_threads).unwrap_or(u32::MAX).max(1);
-        *self.finished.get_mut() = 0;
-        *self.cursor.get_mut() = pack(0, 0);
-        self.spread(0, n_threads);
-        let panic = self.panic.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+    /// Begins a run: from now on whoever walks takes part. To be called when no run is going on.
+    pub(super) fn start(&self) {
+        self.finished.store(0, Ordering::Relaxed);
+        self.cursor.store(pack(0, 0), Ordering::Release);
+    }
+
+    /// Ends a run after the caller's walk. A panic in a step is raised again here.
+    pub(super) fn finish(&self) {
+        if !self.has_panicked.load(Ordering::Acquire) {
+            return;
+        }
+        // The cursor went to the end while others may have held chunks.
+        let mut spins = 0;
+        while self.n_helping.load(Ordering::Acquire) > 0 {
+            pause(&mut spins);
+        }
+        self.has_panicked.store(false, Ordering::Relaxed);
+        let panic = self.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(panic) = panic {
             resume_unwind(panic);
         }
     }
 
-    /// Walks with `n` workers from number `first` on. `join` costs no allocation.
-    fn spread(&self, first: usize, n: usize) {
-        if n <= 1 {
-            self.walk(&mut Worker(first));
-        } else {
-            let half = n.div_ceil(2);
-            rayon::join(|| self.spread(first, half), || self.spread(first + half, n - half));
-        }
+    /// Takes part in the run that is going on, if there is one.
+    pub(super) fn help(&self, worker: &mut Worker) {
+        self.n_helping.fetch_add(1, Ordering::AcqRel);
+        self.walk(worker);
+        self.n_helping.fetch_sub(1, Ordering::AcqRel);
     }
 
-    fn walk(&self, worker: &mut Worker) {
+    /// Claims chunks until there are none. When the caller's walk ends without a panic, every chunk is finished.
+    pub(super) fn walk(&self, worker: &mut Worker) {
         // What a panicking step leaves half done is in the arena, which the next run overwrites.
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.claim_chunks(worker))) {
             self.panic.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(panic);
+            self.has_panicked.store(true, Ordering::Release);
             // The panicking chunk is never finished, so nobody else moves the cursor.
             self.cursor.store(END, Ordering::Release);
         }
@@ -122,17 +146,24 @@ impl Region {
                 continue;
             }
             let n = ((chunks - chunk) / (2 * self.n_threads)).clamp(1, MAX_CLAIM);
-            // The cursor only grows in a run, so nothing can have happened in between if it still shows the same.
+            // The cursor only grows in a run, so nothing can have happened in between if it still shows the same; or a run
+            // has ended and another begun, and then the chunk is that one's.
             let next = cursor + u64::from(n);
             if self.cursor.compare_exchange_weak(cursor, next, Ordering::AcqRel, Ordering::Relaxed).is_err() {
                 continue;
             }
             spins = 0;
+            if let (0, Some(trace)) = (chunk, &self.trace) {
+                trace.begins(i_step);
+            }
             for chunk in chunk..chunk + n {
                 step.run(chunk as usize, worker);
             }
             // Acquire and release make every chunk's writes visible to whoever reads the moved cursor.
             if self.finished.fetch_add(n, Ordering::AcqRel) + n == *chunks {
+                if let Some(trace) = &self.trace {
+                    trace.ends(i_step);
+                }
                 self.finished.store(0, Ordering::Relaxed);
                 self.cursor.store(pack(i_step + 1, 0), Ordering::Release);
             }
@@ -141,7 +172,7 @@ impl Region {
 }
 
 /// Waits a little, and lets other threads of the machine run when it was long.
-fn pause(spins: &mut u32) {
+pub(super) fn pause(spins: &mut u32) {
     if *spins < SPINS {
         *spins += 1;
         std::hint::spin_loop();
@@ -152,13 +183,9 @@ fn pause(spins: &mut u32) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::team::Team;
     use super::*;
-    use std::sync::Arc;
     use std::sync::atomic::AtomicUsize;
-
-    fn pool(n: usize) -> rayon::ThreadPool {
-        rayon::ThreadPoolBuilder::new().num_threads(n).build().unwrap()
-    }
 
     /// Counts runs of every chunk and checks that all chunks of the step before are done.
     struct Counting {
@@ -193,13 +220,12 @@ mod tests {
                 let (counts, round) = (Arc::clone(&counts), Arc::clone(&round));
                 Box::new(Counting { counts, i_step, round }) as Box<dyn Step>
             });
-            let mut region = Region::new(steps.collect());
-            pool(n_threads).install(|| {
-                for i in 1..=100 {
-                    round.store(i, Ordering::Relaxed);
-                    region.run(n_threads);
-                }
-            });
+            let region = Arc::new(Region::new(steps.collect(), n_threads, None));
+            let team = Team::new(n_threads - 1).unwrap();
+            for i in 1..=100 {
+                round.store(i, Ordering::Relaxed);
+                team.run(&region);
+            }
             assert!(counts.iter().flatten().all(|c| c.load(Ordering::Relaxed) == 100));
         }
     }
@@ -223,8 +249,8 @@ mod tests {
     fn a_worker_number_is_held_by_one_thread_at_a_time() {
         for n_threads in [1, 2, 3, 8] {
             let taken = Arc::new(Mutex::new(vec![false; n_threads]));
-            let mut region = Region::new(vec![Box::new(Numbers(taken))]);
-            pool(n_threads).install(|| region.run(n_threads));
+            let region = Arc::new(Region::new(vec![Box::new(Numbers(taken))], n_threads, None));
+            Team::new(n_threads - 1).unwrap().run(&region);
         }
     }
 
@@ -247,16 +273,36 @@ mod tests {
             let counting =
                 Counting { counts: Arc::new(vec![vec![AtomicUsize::new(0)]]), i_step: 0, round: Arc::clone(&after) };
             let counts = Arc::clone(&counting.counts);
-            let mut region = Region::new(vec![Box::new(Failing(Arc::clone(&healthy))), Box::new(counting)]);
-            pool(n_threads).install(|| {
-                let panic = catch_unwind(AssertUnwindSafe(|| region.run(n_threads))).unwrap_err();
-                assert_eq!(*panic.downcast::<&str>().unwrap(), "chunk fifty");
-                assert_eq!(counts[0][0].load(Ordering::Relaxed), 0);
-                healthy.store(1, Ordering::Relaxed);
-                after.store(1, Ordering::Relaxed);
-                region.run(n_threads);
-                assert_eq!(counts[0][0].load(Ordering::Relaxed), 1);
+            let steps: Vec<Box<dyn Step>> = vec![Box::new(Failing(Arc::clone(&healthy))), Box::new(counting)];
+            let region = Arc::new(Region::new(steps, n_threads, None));
+            let team = Team::new(n_threads - 1).unwrap();
+            let panic = catch_unwind(AssertUnwindSafe(|| team.run(&region))).unwrap_err();
+            assert_eq!(*panic.downcast::<&str>().unwrap(), "chunk fifty");
+            assert_eq!(counts[0][0].load(Ordering::Relaxed), 0);
+            healthy.store(1, Ordering::Relaxed);
+            after.store(1, Ordering::Relaxed);
+            team.run(&region);
+            assert_eq!(counts[0][0].load(Ordering::Relaxed), 1);
+        }
+    }
+
+    /// Runs of one chunk follow each other faster than helpers come and go: whoever has the chunk, it runs once.
+    #[test]
+    fn helpers_may_come_and_go_between_runs() {
+        for n_threads in [2, 3, 8] {
+            let counts: Vec<Vec<AtomicUsize>> = (0..3).map(|_| vec![AtomicUsize::new(0)]).collect();
+            let (counts, round) = (Arc::new(counts), Arc::new(AtomicUsize::new(0)));
+            let steps = (0..3).map(|i_step| {
+                let (counts, round) = (Arc::clone(&counts), Arc::clone(&round));
+                Box::new(Counting { counts, i_step, round }) as Box<dyn Step>
             });
+            let region = Arc::new(Region::new(steps.collect(), n_threads, None));
+            let team = Team::new(n_threads - 1).unwrap();
+            for i in 1..=20_000 {
+                round.store(i, Ordering::Relaxed);
+                team.run(&region);
+                assert!(counts.iter().all(|c| c[0].load(Ordering::Relaxed) == i));
+            }
         }
     }
 }

@@ -1,6 +1,7 @@
 //! What this backend keeps behind an `engine::backend::Buffer`: [`CpuBuffer`]. Weights are borrowed from the mapped
 //! file; a layout that only some ops want is made when the first of them is compiled, and kept with the buffer.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use engine::backend::{Buffer, WeightData};
@@ -21,19 +22,28 @@ pub(super) type ConvDims = [usize; 4];
 pub(super) struct CpuBuffer {
     pub(super) storage: Arc<Storage>,
     pool: Arc<Pool>,
+    is_arena: bool,
     conv: Mutex<Vec<(ConvDims, Arc<Storage>)>>,
+    /// How often it is lent. Counted up only inside [`Pool::alone`], where whoever writes looks at it too.
+    loans: AtomicUsize,
 }
 
 impl CpuBuffer {
     /// Wraps memory for the engine.
-    pub(super) fn wrap(bytes: usize, storage: Storage, pool: &Arc<Pool>) -> Buffer {
-        let storage = Arc::new(storage);
-        Buffer::new(bytes, Arc::new(Self { storage, pool: Arc::clone(pool), conv: Mutex::default() }))
+    pub(super) fn wrap(bytes: usize, storage: Storage, is_arena: bool, pool: &Arc<Pool>) -> Buffer {
+        let (storage, pool) = (Arc::new(storage), Arc::clone(pool));
+        let inner = Self { storage, pool, is_arena, conv: Mutex::default(), loans: AtomicUsize::new(0) };
+        Buffer::new(bytes, Arc::new(inner))
+    }
+
+    /// Whether it holds activations.
+    pub(super) fn is_arena(&self) -> bool {
+        self.is_arena
     }
 
     /// A weight in the mapping.
     pub(super) fn borrow(w: &WeightData<'_>, pool: &Arc<Pool>) -> Buffer {
-        Self::wrap(w.bytes().len(), Storage::mapped(w.store, w.id), pool)
+        Self::wrap(w.bytes().len(), Storage::mapped(w.store, w.id), false, pool)
     }
 
     /// The inside of a buffer. Errors: `Device` if another backend made it.
@@ -42,10 +52,26 @@ impl CpuBuffer {
         inner.ok_or_else(|| Error::Device { backend: NAME.into(), msg: "a buffer of another backend".into() })
     }
 
-    /// Errors: `Device` for memory of a mapped file.
-    pub(super) fn check_owned(&self) -> Result<()> {
-        let read_only = || Error::Device { backend: NAME.into(), msg: "weights cannot be written".into() };
-        if self.storage.is_owned() { Ok(()) } else { Err(read_only()) }
+    /// To be asked inside [`Pool::alone`]. Errors: `Device` for memory of a mapped file, and while the buffer is lent.
+    pub(super) fn check_writable(&self) -> Result<()> {
+        let refused = |msg: &str| Err(Error::Device { backend: NAME.into(), msg: msg.into() });
+        if !self.storage.is_owned() {
+            return refused("weights cannot be written");
+        }
+        if self.loans.load(Ordering::Acquire) > 0 {
+            return refused("the results of the last run are still lent");
+        }
+        Ok(())
+    }
+
+    /// Counts a loan. To be called inside [`Pool::alone`].
+    pub(super) fn lend(&self) {
+        self.loans.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Counts a loan that has ended.
+    pub(super) fn take_back(&self) {
+        self.loans.fetch_sub(1, Ordering::AcqRel);
     }
 
     /// A convolution's weight as `[c_out, kh, kw, c_in]` in f32: the order of pixels with channels innermost.

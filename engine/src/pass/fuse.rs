@@ -16,7 +16,15 @@ struct Rewrite {
     outs: Vec<TensorId>,
 }
 
-type Rule = fn(&Graph, NodeId) -> Option<Rewrite>;
+/// A graph while rules are applied. What a rewrite removes leaves a node without results behind until the end, so that
+/// numbers of nodes stay what they are.
+struct Fusing<'a> {
+    graph: &'a mut Graph,
+    /// How many operands and outputs look at each root.
+    readers: Vec<u32>,
+}
+
+type Rule = fn(&Fusing<'_>, NodeId) -> Option<Rewrite>;
 
 /// In priority order: a gate and its `up` are one op before products of the same `x` are grouped.
 const RULES: [(&str, Rule); 5] = [
@@ -30,55 +38,62 @@ const RULES: [(&str, Rule); 5] = [
 /// Applies every rule wherever it matches. `supports` answers for the backend that the node will run on.
 pub fn fuse(graph: &mut Graph, supports: &dyn Fn(&Op, &[&TensorDesc]) -> bool) -> FuseCounts {
     let mut counts = FuseCounts::new();
+    let readers = graph.readers();
+    let mut fusing = Fusing { graph, readers };
     for (name, rule) in RULES {
-        let mut at = 0;
-        while at < graph.nodes.len() {
+        for at in 0..fusing.graph.nodes.len() {
             let id = NodeId(u32::try_from(at).expect("graphs have far fewer nodes"));
-            match rule(graph, id).filter(|r| applies(graph, r, supports)) {
-                Some(rewrite) => {
-                    at = apply(graph, &rewrite);
-                    *counts.entry(name).or_default() += 1;
-                }
-                None => at += 1,
+            if fusing.graph.node(id).outs.is_empty() {
+                continue;
+            }
+            if let Some(rewrite) = rule(&fusing, id).filter(|r| fusing.applies(r, supports)) {
+                fusing.apply(rewrite);
+                *counts.entry(name).or_default() += 1;
             }
         }
     }
+    graph.nodes.retain(|n| !n.outs.is_empty());
+    renumber(graph);
     counts
 }
 
-fn applies(graph: &Graph, rewrite: &Rewrite, supports: &dyn Fn(&Op, &[&TensorDesc]) -> bool) -> bool {
-    let args: Vec<&TensorDesc> = rewrite.args.iter().map(|&a| graph.tensor(a)).collect();
-    let first = rewrite.remove.iter().min().copied();
-    let ready = rewrite.args.iter().all(|&a| graph.producer(a).is_none_or(|p| Some(p) < first));
-    ready && supports(&rewrite.op, &args) && !loses_a_read_tensor(graph, rewrite)
-}
+impl Fusing<'_> {
+    fn applies(&self, rewrite: &Rewrite, supports: &dyn Fn(&Op, &[&TensorDesc]) -> bool) -> bool {
+        let args: Vec<&TensorDesc> = rewrite.args.iter().map(|&a| self.graph.tensor(a)).collect();
+        let first = rewrite.remove.iter().min().copied();
+        let ready = rewrite.args.iter().all(|&a| self.graph.producer(a).is_none_or(|p| Some(p) < first));
+        ready && supports(&rewrite.op, &args) && !self.loses_a_read_tensor(rewrite)
+    }
 
-/// Whether somebody else reads a tensor that the rewrite no longer makes.
-fn loses_a_read_tensor(graph: &Graph, rewrite: &Rewrite) -> bool {
-    let lost: Vec<TensorId> = rewrite
-        .remove
-        .iter()
-        .flat_map(|&n| graph.node(n).outs.iter().copied())
-        .filter(|t| !rewrite.outs.contains(t))
-        .collect();
-    let is_lost = |t: TensorId| lost.contains(&graph.root(t));
-    let read = graph.walk().any(|(id, n)| !rewrite.remove.contains(&id) && n.args.iter().any(|&a| is_lost(a)));
-    read || graph.outputs.iter().any(|&t| is_lost(t))
-}
+    /// Whether somebody else reads a tensor that the rewrite no longer makes.
+    fn loses_a_read_tensor(&self, rewrite: &Rewrite) -> bool {
+        let removed = || rewrite.remove.iter().map(|&n| self.graph.node(n));
+        let mut lost = removed().flat_map(|n| &n.outs).filter(|t| !rewrite.outs.contains(t));
+        lost.any(|&t| {
+            let own = removed().flat_map(|n| &n.args).filter(|&&a| self.graph.root(a) == t).count();
+            self.readers[t.index()] as usize > own
+        })
+    }
 
-/// Replaces the nodes; returns the index after the new one.
-fn apply(graph: &mut Graph, rewrite: &Rewrite) -> usize {
-    let first = rewrite.remove.iter().min().expect("a rewrite removes something").index();
-    let fused = Node { op: rewrite.op, args: rewrite.args.clone(), outs: rewrite.outs.clone() };
-    graph.nodes[first] = fused;
-    let mut index = 0;
-    graph.nodes.retain(|_| {
-        let keep = index == first || !rewrite.remove.iter().any(|r| r.index() == index);
-        index += 1;
-        keep
-    });
-    renumber(graph);
-    first + 1
+    /// Puts the new node in the place of the first one that it replaces.
+    fn apply(&mut self, rewrite: Rewrite) {
+        let Rewrite { remove, op, args, outs } = rewrite;
+        let first = *remove.iter().min().expect("a rewrite removes something");
+        for node in &remove {
+            let node = &mut self.graph.nodes[node.index()];
+            node.outs.clear();
+            for arg in std::mem::take(&mut node.args) {
+                self.readers[self.graph.root(arg).index()] -= 1;
+            }
+        }
+        for &arg in &args {
+            self.readers[self.graph.root(arg).index()] += 1;
+        }
+        for (k, &out) in (0u8..).zip(&outs) {
+            self.graph.tensors[out.index()].source = Source::Node(first, k);
+        }
+        self.graph.nodes[first.index()] = Node { op, args, outs };
+    }
 }
 
 /// Makes every node result name its node again after nodes moved.
@@ -99,7 +114,7 @@ fn maker(graph: &Graph, t: TensorId) -> Option<(NodeId, &Node)> {
 }
 
 /// `act(gate) * up` of two products of the same `x`.
-fn glu_epilogue(graph: &Graph, at: NodeId) -> Option<Rewrite> {
+fn glu_epilogue(Fusing { graph, .. }: &Fusing<'_>, at: NodeId) -> Option<Rewrite> {
     let glu = graph.node(at);
     let Op::Glu(act) = glu.op else { return None };
     let plain = Op::Linear { bias: false, act: None };
@@ -114,7 +129,7 @@ fn glu_epilogue(graph: &Graph, at: NodeId) -> Option<Rewrite> {
 }
 
 /// A pointwise function of a product.
-fn linear_epilogue(graph: &Graph, at: NodeId) -> Option<Rewrite> {
+fn linear_epilogue(Fusing { graph, .. }: &Fusing<'_>, at: NodeId) -> Option<Rewrite> {
     let unary = graph.node(at);
     let Op::Unary(act) = unary.op else { return None };
     let (id, linear) = maker(graph, unary.args[0])?;
@@ -128,7 +143,7 @@ fn linear_epilogue(graph: &Graph, at: NodeId) -> Option<Rewrite> {
 }
 
 /// A pointwise function of a convolution.
-fn conv_act(graph: &Graph, at: NodeId) -> Option<Rewrite> {
+fn conv_act(Fusing { graph, .. }: &Fusing<'_>, at: NodeId) -> Option<Rewrite> {
     let unary = graph.node(at);
     let Op::Unary(act) = unary.op else { return None };
     let (id, conv) = maker(graph, unary.args[0])?;
@@ -142,11 +157,23 @@ fn conv_act(graph: &Graph, at: NodeId) -> Option<Rewrite> {
 }
 
 /// Products of the same `x`: it is converted once, and their rows are one step. Matches at the first of them.
-fn linear_group(graph: &Graph, at: NodeId) -> Option<Rewrite> {
+fn linear_group(Fusing { graph, readers }: &Fusing<'_>, at: NodeId) -> Option<Rewrite> {
     let first = graph.node(at);
     let Op::Linear { bias, act: None } = first.op else { return None };
-    let members: Vec<(NodeId, &Node)> =
-        graph.walk().filter(|(id, n)| *id >= at && n.op == first.op && n.args[0] == first.args[0]).collect();
+    let x = first.args[0];
+    // Readers come soon after each other: the search ends with the last of them.
+    let mut unseen = readers[graph.root(x).index()];
+    let mut members: Vec<(NodeId, &Node)> = Vec::new();
+    for (id, node) in graph.walk().skip(at.index()) {
+        if unseen == 0 {
+            break;
+        }
+        let reads = node.args.iter().filter(|&&a| graph.root(a) == graph.root(x)).count();
+        unseen -= u32::try_from(reads).expect("counted among them");
+        if node.op == first.op && node.args[0] == x {
+            members.push((id, node));
+        }
+    }
     let n = u8::try_from(members.len()).ok().filter(|&n| n > 1)?;
     let mut args = vec![first.args[0]];
     args.extend(members.iter().map(|(_, m)| m.args[1]));
@@ -162,7 +189,7 @@ fn linear_group(graph: &Graph, at: NodeId) -> Option<Rewrite> {
 }
 
 /// Residual add followed by a norm. The sum keeps its other readers: it is the fused node's first result.
-fn add_norm(graph: &Graph, at: NodeId) -> Option<Rewrite> {
+fn add_norm(Fusing { graph, .. }: &Fusing<'_>, at: NodeId) -> Option<Rewrite> {
     let norm = graph.node(at);
     let op = if let Op::RmsNorm { eps } = norm.op {
         Op::AddRmsNorm { eps }

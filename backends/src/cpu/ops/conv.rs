@@ -297,6 +297,7 @@ mod tests {
 
     use super::super::super::mem::Storage;
     use super::super::super::region::Region;
+    use super::super::super::team::Team;
     use super::super::super::weights::pack_conv;
     use super::*;
 
@@ -380,8 +381,8 @@ mod tests {
             geometry: g,
             kernels,
         };
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(n_threads).build().unwrap();
-        pool.install(|| Region::new(vec![Box::new(step)]).run(n_threads));
+        let region = Arc::new(Region::new(vec![Box::new(step)], n_threads, None));
+        Team::new(n_threads - 1).unwrap().run(&region);
         (y.rows(0..n_pixels).to_vec(), naive(n, &g, &x, &w, &bias))
     }
 

@@ -1,0 +1,95 @@
+//! [`CpuLoan`]: results that the host reads where they lie.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use engine::backend::Loan;
+use engine::error::Result;
+
+use super::mem::outside;
+use super::pool::Pool;
+use super::weights::CpuBuffer;
+
+/// The right to read an arena in place.
+pub(super) struct CpuLoan {
+    buffer: Arc<CpuBuffer>,
+    pool: Arc<Pool>,
+    /// Whether this loan is counted in the buffer.
+    lent: AtomicBool,
+}
+
+impl CpuLoan {
+    /// A loan that has not begun. States have none: runs write them without looking for loans.
+    pub(super) fn new(buffer: Arc<CpuBuffer>, pool: &Arc<Pool>) -> Self {
+        Self { buffer, pool: Arc::clone(pool), lent: AtomicBool::new(false) }
+    }
+}
+
+#[allow(unsafe_code, reason = "a slice of memory that nobody writes while it is lent")]
+impl Loan for CpuLoan {
+    fn bytes(&self, range: Range<usize>) -> Result<&[u8]> {
+        if range.start > range.end || range.end > self.buffer.storage.len() {
+            return Err(outside(range.start, self.buffer.storage.len()));
+        }
+        self.pool.alone(|| {
+            if !self.lent.swap(true, Ordering::AcqRel) {
+                self.buffer.lend();
+            }
+        })?;
+        // SAFETY: the buffer counts this loan, and whoever wants to write finds it counted; only `end`, which no slice
+        // survives, takes it back.
+        Ok(unsafe { self.buffer.storage.bytes(range) })
+    }
+
+    fn end(&mut self) {
+        if std::mem::take(self.lent.get_mut()) {
+            self.buffer.take_back();
+        }
+    }
+}
+
+impl Drop for CpuLoan {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use engine::backend::{Backend, Usage};
+
+    use super::super::{CpuBackend, CpuOptions};
+
+    #[test]
+    fn what_is_lent_is_not_written() {
+        let backend = CpuBackend::new(&CpuOptions::default()).unwrap();
+        let arena = backend.alloc(64, Usage::Arena).unwrap();
+        let other = backend.alloc(64, Usage::Arena).unwrap();
+        backend.write(&arena, 0, &[7; 64]).unwrap();
+        let mut loan = backend.loan(&arena).unwrap();
+        let lent = loan.bytes(8..16).unwrap();
+        for refused in [backend.write(&arena, 0, &[1]), backend.copy(&arena, 0..4, 8), backend.zero(&arena, 0..64)] {
+            assert!(refused.unwrap_err().to_string().contains("lent"));
+        }
+        backend.write(&other, 0, &[1]).unwrap();
+        backend.read(&arena, 0, &mut [0; 64]).unwrap();
+        assert_eq!(lent, [7; 8]);
+        assert!(loan.bytes(60..65).is_err());
+        loan.end();
+        backend.write(&arena, 0, &[1]).unwrap();
+        // Two loans of one buffer end one by one, and a dropped one has ended.
+        let second = backend.loan(&arena).unwrap();
+        assert_eq!((loan.bytes(0..1).unwrap(), second.bytes(0..1).unwrap()), (&[1][..], &[1][..]));
+        drop(loan);
+        assert!(backend.write(&arena, 0, &[2]).is_err());
+        drop(second);
+        backend.write(&arena, 0, &[2]).unwrap();
+    }
+
+    #[test]
+    fn states_are_not_lent() {
+        let backend = CpuBackend::new(&CpuOptions::default()).unwrap();
+        assert!(backend.loan(&backend.alloc(64, Usage::State).unwrap()).is_none());
+    }
+}
