@@ -4,6 +4,7 @@
 
 pub mod audio;
 pub mod blocks;
+pub mod encoder_decoder;
 pub mod generate;
 pub mod hparams;
 pub mod languages;

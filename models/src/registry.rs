@@ -8,9 +8,9 @@ use engine::weights::WeightStore;
 use engine::{Error, Result};
 
 use crate::lfm2::Lfm2;
-use crate::lfm2_audio::{self, Lfm2Audio};
+use crate::lfm2_audio;
 use crate::qwen3::Qwen3;
-use crate::qwen3_asr::{self, AudioAttention, Qwen3Asr};
+use crate::qwen3_asr::{self, AudioAttention};
 use crate::speech::SpeechFormat;
 use crate::tokenizer::Tokenizer;
 
@@ -63,7 +63,7 @@ pub const ARCHITECTURES: [Arch; 5] = [
         load: |files, w, _| Ok(Arc::new(Qwen3::load(files, "qwen3vl", w)?)),
         speech: Some(Speech {
             projector: "qwen3a",
-            load: |files, w, options| Ok(Arc::new(Qwen3Asr::load(files, w, options.audio_attention)?)),
+            load: |files, w, options| Ok(Arc::new(qwen3_asr::load(files, w, options.audio_attention)?)),
             format: |tokenizer| Ok(Box::new(qwen3_asr::prompt::PromptFormat::new(tokenizer)?)),
             audio_attention: true,
         }),
@@ -74,7 +74,7 @@ pub const ARCHITECTURES: [Arch; 5] = [
         load: |files, w, _| Ok(Arc::new(Lfm2::load(files, w)?)),
         speech: Some(Speech {
             projector: "lfm2a",
-            load: |files, w, _| Ok(Arc::new(Lfm2Audio::load(files, w)?)),
+            load: |files, w, _| Ok(Arc::new(lfm2_audio::load(files, w)?)),
             format: |tokenizer| Ok(Box::new(lfm2_audio::prompt::PromptFormat::new(tokenizer)?)),
             audio_attention: false,
         }),

@@ -6,16 +6,20 @@ use engine::Result;
 use engine::builder::GraphBuilder;
 use engine::gguf::Gguf;
 use engine::key::GraphKey;
+use engine::model::EncoderSpec;
 use engine::op::Unary;
 use engine::tensor::{Input, Tensor};
 use engine::weights::{Weight, WeightStore};
 
 use crate::blocks::affine::{LayerNorm, Linear};
 use crate::blocks::rows_of;
+use crate::encoder_decoder::AudioEncoder;
 use crate::hparams::Hparams;
 
 /// Frames that make an audio token: three convolutions of step 2.
 const FRAMES_PER_TOKEN: usize = 8;
+/// Frames of features are padded to a multiple of this, so that clips of similar length share a graph.
+const FRAME_MULTIPLE: usize = 32;
 /// Kernel extent of the strided convolutions.
 const KERNEL: usize = 3;
 /// Step of the strided convolutions.
@@ -128,25 +132,6 @@ impl Encoder {
         })
     }
 
-    /// Mel bands of a frame.
-    pub fn n_mels(&self) -> usize {
-        self.n_mels
-    }
-
-    /// `Features [1, n_mels, n_frames]` to `[1, n_tokens, n_embd]`.
-    pub fn build(&self, g: &GraphBuilder<'_>, key: &GraphKey) {
-        let lengths = g.input(Input::Lengths, [1]);
-        let mut x = g.name(self.pre_encode(g, key.n_tokens as usize), "enc.stem");
-        let positions = g.rel_positions(x);
-        for (i, layer) in self.layers.iter().enumerate() {
-            let prefix = format!("enc.blk.{i}");
-            x = g.name(layer.build(g, &prefix, x, positions, lengths, self.n_head), &format!("{prefix}.out"));
-        }
-        let x = self.adapter_norm.build(g, x);
-        let x = g.unary(Unary::Gelu, self.adapter_linear1.build(g, x));
-        g.output(g.name(self.adapter_linear2.build(g, x), "enc.embeddings"));
-    }
-
     /// Subsampling by 8 in time and in frequency: `[1, n_tokens, d_model]`.
     ///
     /// Rows behind the last frame are zeroed before every strided convolution, so that it sees the border of the clip and
@@ -165,6 +150,25 @@ impl Encoder {
         let x = g.unary(Unary::Relu, self.pointwise[1].build(g, x)); // [1, n_tokens, mel / 8, channels]
         let x = g.copy(g.permute(x, [0, 1, 3, 2])); // [1, n_tokens, channels, mel / 8]
         self.pre_encode_out.build(g, g.merge_heads(x))
+    }
+}
+
+impl AudioEncoder for Encoder {
+    fn spec(&self) -> EncoderSpec {
+        EncoderSpec { n_mels: self.n_mels, chunk_frames: FRAME_MULTIPLE, tokens: audio_tokens }
+    }
+
+    fn build(&self, g: &GraphBuilder<'_>, key: &GraphKey) {
+        let lengths = g.input(Input::Lengths, [1]);
+        let mut x = g.name(self.pre_encode(g, key.n_tokens as usize), "enc.stem");
+        let positions = g.rel_positions(x);
+        for (i, layer) in self.layers.iter().enumerate() {
+            let prefix = format!("enc.blk.{i}");
+            x = g.name(layer.build(g, &prefix, x, positions, lengths, self.n_head), &format!("{prefix}.out"));
+        }
+        let x = self.adapter_norm.build(g, x);
+        let x = g.unary(Unary::Gelu, self.adapter_linear1.build(g, x));
+        g.output(g.name(self.adapter_linear2.build(g, x), "enc.embeddings"));
     }
 }
 

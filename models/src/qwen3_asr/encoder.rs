@@ -5,6 +5,7 @@
 use engine::builder::GraphBuilder;
 use engine::gguf::Gguf;
 use engine::key::GraphKey;
+use engine::model::EncoderSpec;
 use engine::op::{Unary, Window};
 use engine::tensor::{Input, Tensor};
 use engine::weights::{Weight, WeightStore};
@@ -13,6 +14,7 @@ use engine::{Error, Result};
 use super::AudioAttention;
 use crate::blocks::affine::{LayerNorm, Linear};
 use crate::blocks::rows_of;
+use crate::encoder_decoder::AudioEncoder;
 use crate::hparams::Hparams;
 
 /// Frames of a chunk, which is convolved by itself: one second. Not in the files: `2 * n_window` of every release.
@@ -141,32 +143,6 @@ impl Encoder {
         })
     }
 
-    /// Mel bands of a frame.
-    pub fn n_mels(&self) -> usize {
-        self.n_mels
-    }
-
-    /// `Features [1, n_mels, n_frames]` to `[1, n_tokens, n_embd]`; `n_frames` is a multiple of [`CHUNK_FRAMES`].
-    pub fn build(&self, g: &GraphBuilder<'_>, key: &GraphKey) {
-        let n_frames = key.n_tokens as usize;
-        let n_chunks = n_frames / CHUNK_FRAMES;
-        let lengths = g.input(Input::Lengths, [1]);
-        let mel = g.input(Input::Features, [1, self.n_mels, n_frames]);
-        // Cut along time: [n_chunks, n_mels, CHUNK_FRAMES, 1].
-        let chunks = g.permute(g.reshape(mel, [self.n_mels, n_chunks, CHUNK_FRAMES, 1]), [1, 0, 2, 3]);
-        let x = self.stems(g, chunks, 0, n_chunks);
-        let width = g.shape(x).last();
-        let mut x = g.name(g.reshape(x, [1, n_chunks * CHUNK_TOKENS, width]), "enc.stem");
-        for (i, layer) in self.layers.iter().enumerate() {
-            let prefix = format!("enc.blk.{i}");
-            x = g.name(self.layer(g, layer, &prefix, x, lengths), &format!("{prefix}.out"));
-        }
-        let x = g.name(self.ln_post.build(g, x), "enc.ln_post");
-        let x = g.name(self.proj1.build(g, x), "enc.proj1");
-        let x = self.proj2.build(g, g.unary(Unary::Gelu, x));
-        g.output(g.name(x, "enc.embeddings"));
-    }
-
     /// The stem of chunks `start .. start + n`, `[n, CHUNK_TOKENS, d_model]`. Halves, so that every result is copied
     /// only log n times when the groups are joined.
     fn stems(&self, g: &GraphBuilder<'_>, chunks: Tensor, start: usize, n: usize) -> Tensor {
@@ -203,6 +179,32 @@ impl Encoder {
         let h = layer.final_layer_norm.build(g, x);
         let h = g.unary(Unary::Gelu, layer.fc1.build(g, h));
         g.add(x, layer.fc2.build(g, h))
+    }
+}
+
+impl AudioEncoder for Encoder {
+    fn spec(&self) -> EncoderSpec {
+        EncoderSpec { n_mels: self.n_mels, chunk_frames: CHUNK_FRAMES, tokens: audio_tokens }
+    }
+
+    fn build(&self, g: &GraphBuilder<'_>, key: &GraphKey) {
+        let n_frames = key.n_tokens as usize;
+        let n_chunks = n_frames / CHUNK_FRAMES;
+        let lengths = g.input(Input::Lengths, [1]);
+        let mel = g.input(Input::Features, [1, self.n_mels, n_frames]);
+        // Cut along time: [n_chunks, n_mels, CHUNK_FRAMES, 1].
+        let chunks = g.permute(g.reshape(mel, [self.n_mels, n_chunks, CHUNK_FRAMES, 1]), [1, 0, 2, 3]);
+        let x = self.stems(g, chunks, 0, n_chunks);
+        let width = g.shape(x).last();
+        let mut x = g.name(g.reshape(x, [1, n_chunks * CHUNK_TOKENS, width]), "enc.stem");
+        for (i, layer) in self.layers.iter().enumerate() {
+            let prefix = format!("enc.blk.{i}");
+            x = g.name(self.layer(g, layer, &prefix, x, lengths), &format!("{prefix}.out"));
+        }
+        let x = g.name(self.ln_post.build(g, x), "enc.ln_post");
+        let x = g.name(self.proj1.build(g, x), "enc.proj1");
+        let x = self.proj2.build(g, g.unary(Unary::Gelu, x));
+        g.output(g.name(x, "enc.embeddings"));
     }
 }
 

@@ -6,16 +6,14 @@ pub mod parse;
 pub mod prompt;
 
 use engine::Result;
-use engine::builder::GraphBuilder;
 use engine::gguf::Gguf;
-use engine::key::{GraphKey, Stage};
-use engine::memory::{StateOptions, StateSpec};
-use engine::model::{EncoderSpec, Model};
+use engine::model::Model;
 use engine::weights::WeightStore;
 
 pub use encoder::{CHUNK_FRAMES, Encoder, audio_tokens};
 
 use crate::audio::{MelParams, MelRecipe};
+use crate::encoder_decoder::EncoderDecoder;
 use crate::qwen3::Qwen3;
 
 /// Samples per second.
@@ -50,48 +48,11 @@ pub fn mel_params(n_mels: usize) -> MelParams {
     }
 }
 
-/// Audio tower and decoder.
-pub struct Qwen3Asr {
-    encoder: Encoder,
-    decoder: Qwen3,
-}
-
-impl Qwen3Asr {
-    /// A text file `qwen3vl` with its projector file `qwen3a`, or a bundle of both.
-    ///
-    /// Errors: keys or tensors that are missing or do not fit each other.
-    pub fn load(files: &[Gguf], w: &WeightStore, attention: AudioAttention) -> Result<Self> {
-        let decoder = Qwen3::load(files, "qwen3vl", w)?;
-        let encoder = Encoder::load(files, w, decoder.n_embd(), attention)?;
-        Ok(Self { encoder, decoder })
-    }
-}
-
-impl Model for Qwen3Asr {
-    fn arch(&self) -> &'static str {
-        "qwen3-asr"
-    }
-
-    fn n_vocab(&self) -> usize {
-        self.decoder.n_vocab()
-    }
-
-    fn n_embd(&self) -> usize {
-        self.decoder.n_embd()
-    }
-
-    fn states(&self, options: &StateOptions) -> Vec<StateSpec> {
-        self.decoder.states(options)
-    }
-
-    fn encoder(&self) -> Option<EncoderSpec> {
-        Some(EncoderSpec { n_mels: self.encoder.n_mels(), chunk_frames: CHUNK_FRAMES, tokens: audio_tokens })
-    }
-
-    fn build(&self, g: &GraphBuilder<'_>, key: &GraphKey) {
-        match key.stage {
-            Stage::Encode => self.encoder.build(g, key),
-            Stage::Tokens | Stage::Embeddings => self.decoder.build(g, key),
-        }
-    }
+/// Loads a text file `qwen3vl` with its projector file `qwen3a`, or a bundle of both.
+///
+/// Errors: keys or tensors that are missing or do not fit each other.
+pub fn load(files: &[Gguf], w: &WeightStore, attention: AudioAttention) -> Result<EncoderDecoder<Encoder, Qwen3>> {
+    let decoder = Qwen3::load(files, "qwen3vl", w)?;
+    let encoder = Encoder::load(files, w, decoder.n_embd(), attention)?;
+    Ok(EncoderDecoder::new("qwen3-asr", encoder, decoder))
 }

@@ -13,12 +13,13 @@ pub(super) mod rows;
 
 use std::ops::Range;
 
+use engine::error::Result;
 use engine::op::{Op, Unary};
 use engine::tensor::TensorDesc;
 use kernels::cpu::Kernels;
 
-use super::lower::Machine;
-use super::mem::ViewMut;
+use super::lower::{At, Lowering, Machine};
+use super::mem::{View, ViewMut};
 use super::region::{Step, Worker};
 
 /// Activations of one chunk: some microseconds of work, so that claiming it costs little.
@@ -87,6 +88,39 @@ pub(super) fn supports(machine: Machine, op: &Op, args: &[&TensorDesc]) -> bool 
         | Op::ExpertSum
         | Op::Copy
         | Op::Concat => true,
+    }
+}
+
+/// A step that makes every row of its first result from the same row of its first operand, in place.
+struct ByRow<F> {
+    /// `None`: planned in place, `y` already holds x.
+    x: Option<View<f32>>,
+    y: ViewMut<f32>,
+    /// What is done to a row, which is given with its number.
+    f: F,
+}
+
+impl<F: Fn(usize, &mut [f32]) + Send + Sync> ByRow<F> {
+    fn new(cx: &Lowering<'_>, at: At<'_>, f: F) -> Result<Self> {
+        Ok(Self { x: cx.unless_in_place(at.arg(0), at.out(0))?, y: cx.result(at.out(0))?, f })
+    }
+}
+
+#[allow(unsafe_code, reason = "writes rows of results")]
+impl<F: Fn(usize, &mut [f32]) + Send + Sync> Step for ByRow<F> {
+    fn chunks(&self) -> usize {
+        self.y.n_rows().div_ceil(rows_per_chunk(self.y.row_len()))
+    }
+
+    fn run(&self, chunk: usize, _worker: &mut Worker) {
+        for r in piece(chunk, rows_per_chunk(self.y.row_len()), self.y.n_rows()) {
+            // SAFETY: row `r` of `y` belongs to this chunk alone.
+            let y = unsafe { self.y.row_mut(r) };
+            if let Some(x) = &self.x {
+                y.copy_from_slice(x.row(r));
+            }
+            (self.f)(r, y);
+        }
     }
 }
 

@@ -8,13 +8,13 @@ use kernels::cpu::Kernels;
 use super::super::lower::{At, Lowering};
 use super::super::mem::{View, ViewMut};
 use super::super::region::{Step, Worker};
-use super::{piece, rows_per_chunk};
+use super::{ByRow, piece, rows_per_chunk};
 
 /// `[x, w]` for RMS norm, `[x, w, b]` for layer norm.
 pub(in super::super) fn norm(cx: &mut Lowering<'_>, at: At<'_>, eps: f32) -> Result<()> {
-    let x = cx.unless_in_place(at.arg(0), at.out(0))?;
-    let (affine, y) = (Affine::new(cx, at, 1)?, cx.result(at.out(0))?);
-    cx.push(Norm { x, affine, y, eps, kernels: cx.machine.kernels });
+    let (affine, kernels) = (Affine::new(cx, at, 1)?, cx.machine.kernels);
+    let step = ByRow::new(cx, at, move |_, y| affine.apply(kernels, y, eps))?;
+    cx.push(step);
     Ok(())
 }
 
@@ -45,32 +45,6 @@ impl Affine {
         match &self.b {
             Some(b) => kernels.layer_norm(y, self.w.row(0), b.row(0), eps),
             None => kernels.rms_norm(y, self.w.row(0), eps),
-        }
-    }
-}
-
-struct Norm {
-    /// `None`: planned in place, `y` already holds x.
-    x: Option<View<f32>>,
-    affine: Affine,
-    y: ViewMut<f32>,
-    eps: f32,
-    kernels: Kernels,
-}
-
-impl Step for Norm {
-    fn chunks(&self) -> usize {
-        self.y.n_rows().div_ceil(rows_per_chunk(self.y.row_len()))
-    }
-
-    fn run(&self, chunk: usize, _worker: &mut Worker) {
-        for r in piece(chunk, rows_per_chunk(self.y.row_len()), self.y.n_rows()) {
-            // SAFETY: row `r` of `y` belongs to this chunk alone.
-            let y = unsafe { self.y.row_mut(r) };
-            if let Some(x) = &self.x {
-                y.copy_from_slice(x.row(r));
-            }
-            self.affine.apply(self.kernels, y, self.eps);
         }
     }
 }
