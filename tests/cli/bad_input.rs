@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use engine::gguf::{Gguf, Value};
+use tests::draft::Draft;
 use tests::mutate::mutate;
 use tests::rng::Rng;
 
@@ -61,6 +63,76 @@ fn damaged_models() {
     let (good, bad) = (dir.path().join("good.gguf"), dir.path().join("bad.gguf"));
     convert(&fixtures().join("golden/qwen3_asr"), &good).expect(0);
     damaged(&good, &bad, MODEL_HEADER, 4, || transcribe(Some(&bad), &clip("yes.wav")));
+}
+
+/// A model, what is done to it, and what the message names.
+type BadModel = (&'static str, fn(&mut Draft), &'static str);
+
+#[test]
+fn models_that_do_not_fit_together_are_refused_by_name() {
+    let cases: [BadModel; 8] = [
+        ("lfm2", |d| drop(d.take("blk.3.ffn_up.weight")), "blk.3.ffn_up.weight"),
+        ("lfm2", |d| d.tensor("blk.2.attn_k.weight").dims.reverse(), "blk.2.attn_k.weight"),
+        (
+            "lfm2",
+            |d| drop(d.keys.insert("lfm2.attention.head_count_kv".into(), vec![0i32, 0, 2].into())),
+            "lfm2.attention.head_count_kv",
+        ),
+        (
+            "lfm2",
+            |d| drop(d.keys.insert("lfm2.attention.head_count_kv".into(), vec![0i32, 0, -2, 0].into())),
+            "lfm2.attention.head_count_kv",
+        ),
+        ("lfm2", |d| drop(d.keys.insert("lfm2.embedding_length".into(), Value::U32(0))), "lfm2.embedding_length"),
+        ("lfm2_moe", |d| drop(d.take("blk.1.ffn_down_exps.weight")), "blk.1.ffn_down_exps.weight"),
+        ("lfm2_audio", |d| drop(d.take("a.blk.1.conv_dw.weight")), "a.blk.1.conv_dw.weight"),
+        (
+            "lfm2_audio",
+            |d| drop(d.keys.insert("clip.audio.block_count".into(), Value::U32(0))),
+            "clip.audio.block_count",
+        ),
+    ];
+    let dir = tempfile::tempdir().unwrap();
+    let (good, bad) = (dir.path().join("good.gguf"), dir.path().join("bad.gguf"));
+    for (name, edit, want) in cases {
+        convert(&fixtures().join("golden").join(name), &good).expect(0);
+        let mut draft = Draft::of(&Gguf::open(&good).unwrap());
+        edit(&mut draft);
+        draft.write(&bad);
+        let run = match name {
+            "lfm2_audio" => transcribe(Some(&bad), &clip("yes.wav")),
+            _ => tympan(["generate", "-m", bad.to_str().unwrap(), "-p", "a", "-n", "1"]),
+        };
+        let run = run.expect(4);
+        check(&run, 4, want, name);
+        assert!(run.err.contains("bad.gguf"), "{}", run.err);
+    }
+}
+
+#[test]
+fn checkpoints_that_do_not_fit_together_are_refused_by_name() {
+    let cases = [
+        ("lfm2", "\"conv_L_cache\": 3", "\"conv_L_cache\": 5", "model.layers.0.conv.conv.weight"),
+        ("lfm2", "\"num_key_value_heads\": 2", "\"num_key_value_heads\": 3", "num_key_value_heads"),
+        ("lfm2", "\"hidden_size\": 128", "\"hidden_size\": 0", "hidden_size"),
+        ("lfm2_moe", "\"num_experts\": 6", "\"num_experts\": 7", "model.layers.1.feed_forward.gate.weight"),
+        ("lfm2_audio", "\"n_layers\": 2", "\"n_layers\": 3", "conformer.layers.2.norm_feed_forward1.weight"),
+        ("lfm2_audio", "Lfm2AudioForConditionalGeneration", "Lfm3", "architectures"),
+    ];
+    for (name, from, to, want) in cases {
+        let dir = tempfile::tempdir().unwrap();
+        for file in std::fs::read_dir(fixtures().join("golden").join(name)).unwrap().map(|e| e.unwrap().path()) {
+            std::fs::copy(&file, dir.path().join(file.file_name().unwrap())).unwrap();
+        }
+        let path = dir.path().join("config.json");
+        let config = std::fs::read_to_string(&path).unwrap();
+        assert!(config.contains(from), "{from} in {config}");
+        std::fs::write(&path, config.replacen(from, to, 1)).unwrap();
+        let out = tempfile::tempdir().unwrap();
+        check(&convert(dir.path(), &out.path().join("out.gguf")).expect(4), 4, want, name);
+        assert_eq!(std::fs::read_dir(out.path()).unwrap().count(), 0);
+        check(&transcribe(Some(dir.path()), &clip("yes.wav")).expect(4), 4, want, name);
+    }
 }
 
 #[test]

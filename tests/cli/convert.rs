@@ -53,6 +53,36 @@ fn what_was_converted_transcribes() {
 }
 
 #[test]
+fn lfm2_audio_is_converted_and_transcribes() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().to_str().unwrap();
+    let checkpoint = fixtures().join("models/tiny-lfm2-audio");
+    convert(&["--type", "q8_0", "-o", out], &checkpoint).expect(0);
+    assert_eq!(files_in(dir.path()), ["mmproj-tiny-lfm2-audio-Q8_0.gguf", "tiny-lfm2-audio-Q8_0.gguf"]);
+    let clip = clip("open_door.wav");
+    // The pair, the checkpoint itself, and one file.
+    let bundle = dir.path().join("bundle.gguf");
+    convert(&["--bundle", "-o", bundle.to_str().unwrap()], &checkpoint).expect(0);
+    let pair = dir.path().join("tiny-lfm2-audio-Q8_0.gguf");
+    for model in [&pair, &checkpoint, &bundle] {
+        let run = tympan(["transcribe", "-m", model.to_str().unwrap(), clip.to_str().unwrap()]).expect(0);
+        assert_eq!(run.out, "please open the door\n", "{}", model.display());
+    }
+}
+
+#[test]
+fn text_models_of_lfm2_become_one_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().to_str().unwrap();
+    for name in ["lfm2", "lfm2_moe"] {
+        convert(&["--type", "q4_0", "-o", out], &fixtures().join("golden").join(name)).expect(0);
+    }
+    assert_eq!(files_in(dir.path()), ["lfm2-Q4_0.gguf", "lfm2_moe-Q4_0.gguf"]);
+    let run = convert(&["--audio-type", "f16"], &fixtures().join("golden/lfm2_moe")).expect(2);
+    assert!(run.err.ends_with("has no audio tower\n"), "{}", run.err);
+}
+
+#[test]
 fn an_audio_tower_below_8_bits_is_warned_of() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().to_str().unwrap();

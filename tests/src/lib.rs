@@ -6,6 +6,7 @@ pub mod case;
 pub mod cases;
 pub mod clock;
 pub mod compare;
+pub mod draft;
 pub mod faulty;
 pub mod files;
 pub mod mutate;

@@ -7,18 +7,21 @@ use std::time::Duration;
 
 use engine::DType;
 use engine::gguf::{Gguf, Value};
-use half::{bf16, f16};
-use kernels::quant::Format;
+use half::f16;
 use models::LoadOptions;
-use safetensors::{Dtype, SafeTensors, View};
 use serde_json::{Map, Value as Json, json};
 use tempfile::TempDir;
 use tests::alloc::measure;
 use tests::clock::thread_time;
 use tests::mutate::mutate;
 use tests::rng::Rng;
-use tools::convert::{Conversion, FileType, Options, to_memory};
-use tools::exit::{Exit, Failure};
+use tools::convert::{Conversion, FileType, to_memory};
+use tools::exit::Exit;
+
+use crate::checkpoint::{
+    Edit, Stored, bundle, convert, copy_of, edit_config, edit_tensors, fixture, keys, named, pair, put, read_tensors,
+    remove, set, spoil, stored, tensors, values,
+};
 
 /// Mutations that are converted.
 const N_MUTATIONS: u64 = 2000;
@@ -26,58 +29,6 @@ const N_MUTATIONS: u64 = 2000;
 const MAX_TIME: Duration = Duration::from_secs(2);
 /// Memory above the start that any checkpoint may take.
 const MAX_PEAK_BYTES: usize = 200 << 20;
-
-fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(name)
-}
-
-/// Converts and opens what was written.
-fn convert(folder: &Path, options: Options) -> Result<Vec<Gguf>, Failure> {
-    let out = tempfile::tempdir().unwrap();
-    let conversion = Conversion::open(folder, |_| options)?;
-    let paths: Vec<PathBuf> = conversion.file_names().iter().map(|name| out.path().join(name)).collect();
-    conversion.write(&paths, &AtomicBool::new(false))?;
-    let files = paths.iter().map(|path| Gguf::open(path).unwrap()).collect();
-    assert_eq!(std::fs::read_dir(out.path()).unwrap().count(), paths.len(), "only the files themselves are left");
-    Ok(files)
-}
-
-fn pair(text_type: FileType) -> Options {
-    Options::new(text_type)
-}
-
-fn bundle(text_type: FileType) -> Options {
-    Options { bundle: true, ..Options::new(text_type) }
-}
-
-/// A tensor's format, extents and bytes.
-type Tensor = (DType, Vec<u32>, Vec<u8>);
-
-fn tensors(files: &[Gguf]) -> BTreeMap<String, Tensor> {
-    let all = files.iter().flat_map(Gguf::tensors);
-    all.map(|t| (t.name.to_owned(), (t.dtype, t.shape.dims().to_vec(), t.bytes.to_vec()))).collect()
-}
-
-fn keys(file: &Gguf) -> BTreeMap<String, Value> {
-    file.metadata().map(|(key, value)| (key.to_owned(), value)).collect()
-}
-
-fn values(dtype: DType, bytes: &[u8]) -> Vec<f32> {
-    let format = Format::ALL.into_iter().find(|f| format!("{f:?}") == dtype.name()).unwrap();
-    let mut out = vec![0.0; bytes.len() / format.block_bytes() * format.block_len()];
-    format.decode_row(bytes, &mut out);
-    out
-}
-
-/// A checkpoint's tensors: name, extents, bf16 values.
-fn stored(folder: &Path) -> BTreeMap<String, (Vec<usize>, Vec<f32>)> {
-    let bytes = std::fs::read(folder.join("model.safetensors")).unwrap();
-    let file = SafeTensors::deserialize(&bytes).unwrap();
-    let values = |bytes: &[u8]| {
-        bytes.chunks_exact(2).map(|b| bf16::from_bits(u16::from_le_bytes([b[0], b[1]])).to_f32()).collect()
-    };
-    file.iter().map(|(name, t)| (name.to_owned(), (t.shape().to_vec(), values(t.data())))).collect()
-}
 
 /// The stored name of a tensor of a Qwen3-ASR file in the original layout, after the tables of llama.cpp's converter;
 /// `None` for positions.
@@ -194,14 +145,14 @@ fn rows_that_are_no_whole_blocks_become_f16() {
             let cut = |t: &mut Stored, rows: usize, cols: usize| {
                 let old = t.dims[t.dims.len() - 1];
                 let cut = t.bytes.chunks(old * 2).take(rows).flat_map(|row| row[..cols * 2].to_vec()).collect();
-                *t = Stored { dims: vec![rows, cols], bytes: cut };
+                *t = Stored { dtype: t.dtype, dims: vec![rows, cols], bytes: cut };
             };
             if name.ends_with("fc1.weight") {
                 cut(t, 80, 64);
             } else if name.ends_with("fc2.weight") {
                 cut(t, 64, 80);
             } else if name.ends_with("fc1.bias") {
-                *t = Stored { dims: vec![80], bytes: t.bytes[..160].to_vec() };
+                *t = Stored { dtype: t.dtype, dims: vec![80], bytes: t.bytes[..160].to_vec() };
             }
         }
     });
@@ -378,89 +329,6 @@ fn a_failed_second_file_leaves_no_first_one() {
     assert_eq!(std::fs::read_dir(out.path()).unwrap().count(), 0);
 }
 
-/// A tensor of a checkpoint that is taken apart, in bf16.
-#[derive(Clone)]
-struct Stored {
-    dims: Vec<usize>,
-    bytes: Vec<u8>,
-}
-
-impl View for Stored {
-    fn dtype(&self) -> Dtype {
-        Dtype::BF16
-    }
-
-    fn shape(&self) -> &[usize] {
-        &self.dims
-    }
-
-    fn data(&self) -> std::borrow::Cow<'_, [u8]> {
-        (&self.bytes).into()
-    }
-
-    fn data_len(&self) -> usize {
-        self.bytes.len()
-    }
-}
-
-fn read_tensors(folder: &Path) -> Vec<(String, Stored)> {
-    let bytes = std::fs::read(folder.join("model.safetensors")).unwrap();
-    let file = SafeTensors::deserialize(&bytes).unwrap();
-    let stored = |t: safetensors::tensor::TensorView<'_>| Stored { dims: t.shape().to_vec(), bytes: t.data().to_vec() };
-    let mut all: Vec<(String, Stored)> = file.iter().map(|(name, t)| (name.to_owned(), stored(t))).collect();
-    all.sort_by(|a, b| a.0.cmp(&b.0));
-    all
-}
-
-/// A copy of a fixture without its golden tensors.
-fn copy_of(name: &str) -> TempDir {
-    let dir = tempfile::tempdir().unwrap();
-    for entry in std::fs::read_dir(fixture(name)).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_file() && !path.ends_with("golden.safetensors") {
-            std::fs::copy(&path, dir.path().join(path.file_name().unwrap())).unwrap();
-        }
-    }
-    dir
-}
-
-fn edit_config(dir: &TempDir, edit: impl FnOnce(&mut Json)) {
-    let path = dir.path().join("config.json");
-    let mut config: Json = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
-    edit(&mut config);
-    std::fs::write(&path, config.to_string()).unwrap();
-}
-
-fn edit_tensors(dir: &TempDir, edit: impl FnOnce(&mut Vec<(String, Stored)>)) {
-    let mut all = read_tensors(dir.path());
-    edit(&mut all);
-    safetensors::serialize_to_file(all, None, &dir.path().join("model.safetensors")).unwrap();
-}
-
-/// Finds a tensor to spoil it.
-fn named<'a>(tensors: &'a mut [(String, Stored)], name: &str) -> &'a mut (String, Stored) {
-    tensors.iter_mut().find(|(found, _)| found == name).unwrap()
-}
-
-type Edit = Box<dyn Fn(&TempDir)>;
-
-/// An edit of `thinker_config.PART.KEY`.
-fn set(part: &'static str, key: &'static str, value: Json) -> Edit {
-    Box::new(move |dir| edit_config(dir, |config| config["thinker_config"][part][key] = value.clone()))
-}
-
-fn spoil(edit: impl Fn(&mut Vec<(String, Stored)>) + 'static) -> Edit {
-    Box::new(move |dir| edit_tensors(dir, &edit))
-}
-
-fn put(name: &'static str, bytes: &'static [u8]) -> Edit {
-    Box::new(move |dir| std::fs::write(dir.path().join(name), bytes).unwrap())
-}
-
-fn remove(names: &'static [&'static str]) -> Edit {
-    Box::new(move |dir| names.iter().for_each(|name| std::fs::remove_file(dir.path().join(name)).unwrap()))
-}
-
 #[test]
 fn bad_checkpoints_are_one_line_with_file_and_cause() {
     const EMBEDDING: &str = "thinker.model.embed_tokens.weight";
@@ -476,46 +344,58 @@ fn bad_checkpoints_are_one_line_with_file_and_cause() {
         (put("config.json", br#"{"model_type": 3}"#), "model_type: want a text, got 3"),
         (put("config.json", br#"{"model_type": "qwen3_asr"}"#), "config.json: thinker_config: is missing"),
         (
-            set("text_config", "hidden_size", json!(0)),
+            set("/thinker_config/text_config/hidden_size", json!(0)),
             "config.json: thinker_config.text_config.hidden_size: want an integer from 1 to 1048576, got 0",
         ),
-        (set("text_config", "hidden_size", json!(-64)), "want an integer from 1 to 1048576, got -64"),
-        (set("text_config", "hidden_size", json!(1e300)), "text_config.hidden_size: want an integer"),
-        (set("text_config", "hidden_size", Json::Null), "text_config.hidden_size: is missing"),
+        (set("/thinker_config/text_config/hidden_size", json!(-64)), "want an integer from 1 to 1048576, got -64"),
+        (set("/thinker_config/text_config/hidden_size", json!(1e300)), "text_config.hidden_size: want an integer"),
+        (set("/thinker_config/text_config/hidden_size", Json::Null), "text_config.hidden_size: is missing"),
         (
-            set("text_config", "hidden_size", json!(128)),
+            set("/thinker_config/text_config/hidden_size", json!(128)),
             "audio_config.output_dim: want an integer from 128 to 128, got 64",
         ),
-        (set("text_config", "num_hidden_layers", json!(u64::MAX)), "num_hidden_layers: want an integer from 1 to 1024"),
         (
-            set("text_config", "num_hidden_layers", json!(3)),
+            set("/thinker_config/text_config/num_hidden_layers", json!(u64::MAX)),
+            "num_hidden_layers: want an integer from 1 to 1024",
+        ),
+        (
+            set("/thinker_config/text_config/num_hidden_layers", json!(3)),
             "tensor thinker.model.layers.2.input_layernorm.weight is missing",
         ),
         (
-            set("text_config", "num_hidden_layers", json!(1)),
+            set("/thinker_config/text_config/num_hidden_layers", json!(1)),
             "thinker.model.layers.1.input_layernorm.weight: not a tensor of this architecture and configuration",
         ),
-        (set("text_config", "num_key_value_heads", json!(3)), "num_key_value_heads: want a divisor of 4 heads, got 3"),
-        (set("text_config", "head_dim", json!(31)), "head_dim: want an even number, got 31"),
         (
-            set("text_config", "head_dim", json!(30)),
+            set("/thinker_config/text_config/num_key_value_heads", json!(3)),
+            "num_key_value_heads: want a divisor of 4 heads, got 3",
+        ),
+        (set("/thinker_config/text_config/head_dim", json!(31)), "head_dim: want an even number, got 31"),
+        (
+            set("/thinker_config/text_config/head_dim", json!(30)),
             "mrope_section: want at most 4 numbers that add up to 15, got [6, 5, 5]",
         ),
-        (set("text_config", "rms_norm_eps", json!(0.0)), "rms_norm_eps: want a positive number, got 0.0"),
-        (set("text_config", "rope_theta", json!("big")), "rope_theta: want a positive number, got \"big\""),
-        (set("text_config", "hidden_act", json!("relu")), "hidden_act: want \"silu\", got \"relu\""),
-        (set("text_config", "attention_bias", json!(true)), "attention_bias: want false, got true"),
+        (set("/thinker_config/text_config/rms_norm_eps", json!(0.0)), "rms_norm_eps: want a positive number, got 0.0"),
         (
-            set("text_config", "rope_scaling", json!({"rope_type": "yarn", "factor": 4})),
+            set("/thinker_config/text_config/rope_theta", json!("big")),
+            "rope_theta: want a positive number, got \"big\"",
+        ),
+        (set("/thinker_config/text_config/hidden_act", json!("relu")), "hidden_act: want \"silu\", got \"relu\""),
+        (set("/thinker_config/text_config/attention_bias", json!(true)), "attention_bias: want false, got true"),
+        (
+            set("/thinker_config/text_config/rope_scaling", json!({"rope_type": "yarn", "factor": 4})),
             "rope_scaling.rope_type: want \"default\", got \"yarn\"",
         ),
         (
-            set("audio_config", "n_window_infer", json!(400)),
+            set("/thinker_config/audio_config/n_window_infer", json!(400)),
             "audio_config.n_window_infer: want an integer from 800 to 800, got 400",
         ),
-        (set("audio_config", "encoder_attention_heads", json!(3)), "d_model: want an even multiple of 3 heads, got 64"),
         (
-            set("audio_config", "num_mel_bins", json!(80)),
+            set("/thinker_config/audio_config/encoder_attention_heads", json!(3)),
+            "d_model: want an even multiple of 3 heads, got 64",
+        ),
+        (
+            set("/thinker_config/audio_config/num_mel_bins", json!(80)),
             "thinker.audio_tower.conv_out.weight: want [64, 80], got [64, 128]",
         ),
         (
