@@ -1,6 +1,8 @@
 //! The CPU backend: nodes are lowered once to steps on the kernels' functions, and all threads walk the list of steps
 //! together. Read [`CpuBackend`] first, then `region` for how a graph runs and `lower` for what it becomes.
 
+mod angles;
+mod context;
 mod loan;
 mod lower;
 mod mem;
@@ -25,8 +27,8 @@ use engine::plan::MemoryPlan;
 use engine::tensor::TensorDesc;
 use kernels::cpu::{Isa, Kernels};
 
+use self::context::Machine;
 use self::loan::CpuLoan;
-use self::lower::Machine;
 use self::mem::Storage;
 use self::pool::Pool;
 use self::region::Region;

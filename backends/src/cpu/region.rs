@@ -7,6 +7,7 @@
 //! results do not depend on the number of threads.
 
 use std::any::Any;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -42,6 +43,11 @@ pub(super) trait Step: Send + Sync {
 
     /// Runs one chunk. Allocates nothing.
     fn run(&self, chunk: usize, worker: &mut Worker);
+}
+
+/// Part number `chunk` of `0..n` cut into pieces of `size`.
+pub(super) fn piece(chunk: usize, size: usize, n: usize) -> Range<usize> {
+    chunk * size..n.min((chunk + 1) * size)
 }
 
 struct Entry {

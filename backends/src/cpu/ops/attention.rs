@@ -14,10 +14,9 @@ use engine::tensor::{TensorDesc, TensorId};
 use half::f16;
 use kernels::cpu::{Attention, Kernels, KvRows};
 
-use super::super::lower::{At, Lowering, Machine, Needs};
+use super::super::context::{At, Lowering, Machine, Needs};
 use super::super::mem::{View, ViewMut, WorkerScratch};
-use super::super::region::{Step, Worker};
-use super::piece;
+use super::super::region::{Step, Worker, piece};
 use super::rows::{element, index};
 
 /// Queries that a chunk takes through the keys together.

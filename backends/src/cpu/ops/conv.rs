@@ -10,11 +10,11 @@ use engine::tensor::TensorDesc;
 use kernels::cpu::{Kernels, Operand, Product};
 use kernels::quant::Format;
 
-use super::super::lower::{At, Lowering, Machine, Needs};
+use super::super::context::{At, Lowering, Machine, Needs};
 use super::super::mem::{View, ViewMut, Window, WorkerScratch};
-use super::super::region::{Step, Worker};
+use super::super::region::{Step, Worker, piece};
+use super::activate;
 use super::rows::{SeqInputs, element};
-use super::{activate, piece};
 
 /// `f32`s of gathered pixels in one chunk. All weights pass by for every chunk, so it should not be small; with too many,
 /// the last chunks keep one thread busy.

@@ -8,11 +8,11 @@ use engine::tensor::TensorDesc;
 use kernels::cpu::Kernels;
 use kernels::quant::Format;
 
-use super::super::lower::{At, Lowering, Needs};
+use super::super::context::{At, Lowering, Needs};
 use super::super::mem::{View, ViewMut, WorkerScratch};
-use super::super::region::{Step, Worker};
+use super::super::region::{Step, Worker, piece};
 use super::rows::{element, index};
-use super::{piece, rows_per_chunk};
+use super::rows_per_chunk;
 use crate::format::format_of;
 
 /// Scratch memory of operands whose second one is the kernel: its taps with channels innermost, and those of a channel.

@@ -3,7 +3,7 @@
 use engine::error::Result;
 use engine::op::{Binary, Unary};
 
-use super::super::lower::{At, Lowering};
+use super::super::context::{At, Lowering};
 use super::{ByRow, activate, gated};
 
 /// `[a, b]`; `b` is repeated over the outer extents of `a` that it lacks.

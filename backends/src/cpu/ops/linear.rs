@@ -14,11 +14,11 @@ use engine::tensor::{TensorDesc, TensorId};
 use kernels::cpu::{Kernels, Operand, Product};
 use kernels::quant::Format;
 
-use super::super::lower::{At, Lowering, Machine, Needs};
+use super::super::context::{At, Lowering, Machine, Needs};
 use super::super::mem::{View, ViewMut, WorkerScratch};
-use super::super::region::{Step, Worker};
+use super::super::region::{Step, Worker, piece};
 use super::rows::has_whole_blocks;
-use super::{CHUNK_ELEMENTS, activate, gated, piece};
+use super::{CHUNK_ELEMENTS, activate, gated};
 use crate::format::format_of;
 
 /// Bytes of weights in one tile with few rows of activations: some microseconds at the speed of memory.

@@ -11,16 +11,14 @@ pub(super) mod rel_pos;
 pub(super) mod rope;
 pub(super) mod rows;
 
-use std::ops::Range;
-
 use engine::error::Result;
 use engine::op::{Op, Unary};
 use engine::tensor::TensorDesc;
 use kernels::cpu::Kernels;
 
-use super::lower::{At, Lowering, Machine};
+use super::context::{At, Lowering, Machine};
 use super::mem::{View, ViewMut};
-use super::region::{Step, Worker};
+use super::region::{Step, Worker, piece};
 
 /// Activations of one chunk: some microseconds of work, so that claiming it costs little.
 const CHUNK_ELEMENTS: usize = 16 * 1024;
@@ -28,11 +26,6 @@ const CHUNK_ELEMENTS: usize = 16 * 1024;
 /// Rows of one chunk of an op that works row by row.
 fn rows_per_chunk(row_len: usize) -> usize {
     (CHUNK_ELEMENTS / row_len).max(1)
-}
-
-/// Part number `chunk` of `0..n` cut into pieces of `size`.
-fn piece(chunk: usize, size: usize, n: usize) -> Range<usize> {
-    chunk * size..n.min((chunk + 1) * size)
 }
 
 /// `y = act(y)`.
@@ -121,25 +114,5 @@ impl<F: Fn(usize, &mut [f32]) + Send + Sync> Step for ByRow<F> {
             }
             (self.f)(r, y);
         }
-    }
-}
-
-/// Fills dead or fresh memory with NaN, so that whoever reads it shows.
-pub(super) struct Poison {
-    pub(super) parts: Vec<ViewMut<u32>>,
-}
-
-/// A NaN as f32, f16 and bf16.
-const NAN: u32 = u32::MAX;
-
-#[allow(unsafe_code, reason = "writes rows of results")]
-impl Step for Poison {
-    fn chunks(&self) -> usize {
-        self.parts.len()
-    }
-
-    fn run(&self, chunk: usize, _worker: &mut Worker) {
-        // SAFETY: nothing that is alive lies in these bytes, and each part has one chunk.
-        unsafe { self.parts[chunk].row_mut(0) }.fill(NAN);
     }
 }

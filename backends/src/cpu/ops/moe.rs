@@ -10,11 +10,11 @@ use engine::tensor::TensorDesc;
 use kernels::cpu::{Kernels, Operand, Product};
 use kernels::quant::Format;
 
-use super::super::lower::{At, Lowering, Machine, Needs};
+use super::super::context::{At, Lowering, Machine, Needs};
 use super::super::mem::{View, ViewMut, WorkerScratch};
-use super::super::region::{Step, Worker};
+use super::super::region::{Step, Worker, piece};
 use super::rows::{element, has_whole_blocks, index};
-use super::{piece, rows_per_chunk};
+use super::rows_per_chunk;
 use crate::format::format_of;
 
 /// Rows of an expert's weights in one chunk.

@@ -5,10 +5,10 @@
 use engine::error::Result;
 use kernels::cpu::Kernels;
 
-use super::super::lower::{At, Lowering};
+use super::super::context::{At, Lowering};
 use super::super::mem::{View, ViewMut};
-use super::super::region::{Step, Worker};
-use super::{ByRow, piece, rows_per_chunk};
+use super::super::region::{Step, Worker, piece};
+use super::{ByRow, rows_per_chunk};
 
 /// `[x, w]` for RMS norm, `[x, w, b]` for layer norm.
 pub(in super::super) fn norm(cx: &mut Lowering<'_>, at: At<'_>, eps: f32) -> Result<()> {

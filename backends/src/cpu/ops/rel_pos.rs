@@ -9,11 +9,11 @@ use engine::error::Result;
 use engine::tensor::TensorDesc;
 use kernels::cpu::Kernels;
 
-use super::super::lower::{At, Lowering, Needs};
+use super::super::context::{At, Lowering, Needs};
 use super::super::mem::{View, ViewMut, WorkerScratch};
-use super::super::region::{Step, Worker};
+use super::super::region::{Step, Worker, piece};
 use super::rows::{element, index};
-use super::{piece, rows_per_chunk};
+use super::rows_per_chunk;
 
 /// Base of the frequencies.
 const BASE: f64 = 10_000.0;

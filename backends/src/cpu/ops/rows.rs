@@ -9,10 +9,10 @@ use half::f16;
 use kernels::cpu::Kernels;
 use kernels::quant::Format;
 
-use super::super::lower::{At, Lowering};
+use super::super::context::{At, Lowering};
 use super::super::mem::{View, ViewMut};
-use super::super::region::{Step, Worker};
-use super::{CHUNK_ELEMENTS, piece, rows_per_chunk};
+use super::super::region::{Step, Worker, piece};
+use super::{CHUNK_ELEMENTS, rows_per_chunk};
 use crate::format::format_of;
 
 /// Whether every row begins with a block.
