@@ -121,7 +121,7 @@ const SINUSOID_BASE: f64 = 10_000.0;
 
 /// `[x]`: `[2 n_tokens - 1, n]`, sines and cosines of the distances `n_tokens - 1` down to `-(n_tokens - 1)`.
 ///
-/// Source: liquid-audio, `model/conformer/mha.py`, `RelPositionalEncoding.create_pe`.
+/// Source: Vaswani et al. 2017, "Attention is all you need", section 3.5, for distances as Dai et al. 2019 have them.
 pub fn rel_positions(cx: &Operands<'_>, args: &[TensorId]) -> Result<Vec<f64>> {
     let [_, n_tokens, n] = cx.dims(args[0])?;
     let mut out = Vec::with_capacity((2 * n_tokens - 1) * n);
