@@ -4,38 +4,43 @@ use crate::key::GraphKey;
 
 /// Compiled graphs of one session. Looking one up allocates nothing.
 pub struct GraphCache<T> {
-    entries: Vec<Entry<T>>,
+    /// Apart from the graphs: a search then looks at little memory, which is cold after a run.
+    entries: Vec<Entry>,
+    graphs: Vec<T>,
+    /// Where the last search ended, and the next one often will.
+    latest: usize,
     capacity: usize,
     clock: u64,
 }
 
-struct Entry<T> {
+struct Entry {
     key: GraphKey,
     used: u64,
-    compiled: T,
 }
 
 impl<T> GraphCache<T> {
     /// A cache for at most `capacity` graphs; 0 forgets each one at the next insertion.
     pub fn new(capacity: usize) -> Self {
-        Self { entries: Vec::new(), capacity, clock: 0 }
+        Self { entries: Vec::new(), graphs: Vec::new(), latest: 0, capacity, clock: 0 }
     }
 
     /// Number of graphs held.
     pub fn len(&self) -> usize {
-        self.entries.len()
+        self.graphs.len()
     }
 
     /// Whether no graph is held.
     pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
+        self.graphs.is_empty()
     }
 
     /// Index of the graph with this key, which becomes the most recently used one.
     pub fn find(&mut self, key: &GraphKey) -> Option<usize> {
         self.clock += 1;
-        let index = self.entries.iter().position(|e| e.key == *key)?;
+        let latest = self.entries.get(self.latest).is_some_and(|e| e.key == *key);
+        let index = if latest { self.latest } else { self.entries.iter().position(|e| e.key == *key)? };
         self.entries[index].used = self.clock;
+        self.latest = index;
         Some(index)
     }
 
@@ -46,24 +51,28 @@ impl<T> GraphCache<T> {
         let full = self.entries.len() >= self.capacity.max(1);
         if full && let Some((oldest, _)) = self.entries.iter().enumerate().min_by_key(|(_, e)| e.used) {
             self.entries.swap_remove(oldest);
+            self.graphs.swap_remove(oldest);
         }
-        self.entries.push(Entry { key, used: self.clock, compiled });
-        (self.entries.len() - 1, full)
+        self.entries.push(Entry { key, used: self.clock });
+        self.graphs.push(compiled);
+        self.latest = self.graphs.len() - 1;
+        (self.latest, full)
     }
 
     /// The graph at an index that [`Self::find`] or [`Self::insert`] just gave.
     pub fn get_mut(&mut self, index: usize) -> &mut T {
-        &mut self.entries[index].compiled
+        &mut self.graphs[index]
     }
 
     /// The graph at an index that [`Self::find`] or [`Self::insert`] just gave.
     pub fn peek(&self, index: usize) -> &T {
-        &self.entries[index].compiled
+        &self.graphs[index]
     }
 
     /// Drops every graph.
     pub fn clear(&mut self) {
         self.entries.clear();
+        self.graphs.clear();
     }
 }
 
@@ -79,12 +88,18 @@ mod tests {
     #[test]
     fn the_least_recently_used_graph_goes_first() {
         let mut cache = GraphCache::new(2);
-        cache.insert(key(1), 1);
+        cache.insert(key(1), 1u32);
         cache.insert(key(2), 2);
         assert!(cache.find(&key(1)).is_some());
         assert_eq!(cache.insert(key(3), 3), (1, true));
         assert!(cache.find(&key(2)).is_none());
-        let at = cache.find(&key(1)).unwrap();
-        assert_eq!(*cache.get_mut(at), 1);
+        for n in [1, 3, 3, 1] {
+            let at = cache.find(&key(n)).unwrap();
+            assert_eq!(*cache.get_mut(at), n);
+        }
+        cache.insert(key(4), 4);
+        assert_eq!((cache.find(&key(3)), cache.len()), (None, 2));
+        cache.clear();
+        assert!(cache.find(&key(4)).is_none());
     }
 }

@@ -40,7 +40,8 @@ pub struct GraphKey {
 /// Sizes are exact up to this value.
 const EXACT: usize = 8;
 
-/// How call sizes are rounded up so that few keys exist.
+/// How call sizes are rounded up so that few keys exist. Sequences that pad a batch have no tokens, and tokens at or past
+/// their sequence's length are padding: neither reads or changes memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Buckets {
     /// Above 8, tokens per sequence are rounded up to a multiple of this.

@@ -14,6 +14,16 @@
 //! per call: write the input block -> run -> read outputs             session, batch, memory
 //! ```
 //!
+//! **Reuse.** A model sees the key of a call and nothing else of it, so every call with that key can run the same compiled
+//! graph: token ids, positions, slots, lengths and output rows are inputs, a sequence's first token and the length of its
+//! past follow from the positions, and no mask is stored. [`key`] rounds sizes so that there are few keys, [`cache`] keeps
+//! the graphs used last, [`stats`] counts why others had to be built, and [`session::Reuse`] switches all of it off or
+//! checks every use against a fresh build.
+//!
+//! **Memory.** [`memory`] has one slot per sequence, the same in every layer, for attention caches and recurrent states
+//! alike. Sequences can be copied, rewound where that is exact, taken out as bytes and put back; a new one starts from
+//! zeros without anything being cleared.
+//!
 //! Model files are read by [`gguf`]; [`weights`] holds their tensors by name.
 
 pub mod backend;

@@ -1,5 +1,10 @@
 //! [`Session`]: a model on its backends with memory and compiled graphs. One call is [`Session::step`] for the language
 //! model or [`Session::encode`] for the audio encoder: find the graph of the call's key, write the input block, run, read.
+//!
+//! A call that finds its graph allocates nothing, and what it costs besides the arithmetic does not depend on the length of
+//! the context. A graph is built when its key comes for the first time, after [`SessionOptions::cached_graphs`] others were
+//! used since, and after the memory has grown. Results are read where the backend left them if it lends them, and are gone
+//! with the next call.
 
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
@@ -83,8 +88,12 @@ impl Default for SessionOptions {
 /// A compiled graph, bound to arenas of its own generation.
 struct Compiled {
     described: Described,
-    /// Words of each input in the input block, in the order of [`Input::ALL`].
-    layout: [Range<usize>; Input::ALL.len()],
+    /// First word and number of words of each input in the input block, in the order of [`Input::ALL`].
+    layout: [(u32, u32); Input::ALL.len()],
+    /// Words of the input block.
+    n_words: usize,
+    /// The first output; none where the call only fills memory, or where it cannot be read in one piece.
+    output: Option<Place>,
     stages: Vec<CompiledStage>,
     /// The arena of every backend: an index into [`Session::arenas`].
     arenas: Vec<Option<usize>>,
@@ -507,12 +516,15 @@ impl Session {
         }
         let maker = |&o: &TensorId| graph.producer(o).map_or(0, |n| owner(cuts, n.index()));
         let output_owners = graph.outputs.iter().map(maker).collect();
-        let mut layout = [const { 0..0 }; Input::ALL.len()];
+        let mut layout = [(0, 0); Input::ALL.len()];
+        let word = |n: usize| u32::try_from(n).expect("inputs are tensors with 32-bit element counts");
         for (input, id) in graph.inputs() {
-            let start = plan.offset(id) / WORD;
-            layout[input as usize] = start..start + graph.tensor(id).shape.elements();
+            layout[input as usize] = (word(plan.offset(id) / WORD), word(graph.tensor(id).shape.elements()));
         }
-        Ok(Compiled { layout, arenas, stages, output_owners, described })
+        let n_words = plan.input_bytes / WORD;
+        let mut compiled = Compiled { layout, n_words, output: None, arenas, stages, output_owners, described };
+        compiled.output = Place::of(&compiled, 0).ok();
+        Ok(compiled)
     }
 
     fn lower(
@@ -633,19 +645,19 @@ impl Session {
     /// Zeroes the integers of the input block. Vectors are written by whoever has some, and never read elsewhere.
     fn clear_words(&mut self, index: usize) {
         let compiled = self.cache.peek(index);
-        self.words.resize(compiled.described.plan.input_bytes / WORD, 0);
-        for (input, range) in Input::ALL.iter().zip(&compiled.layout) {
+        self.words.resize(compiled.n_words, 0);
+        for (input, &(start, len)) in Input::ALL.iter().zip(&compiled.layout) {
             if input.dtype() == DType::I32 {
-                self.words[range.clone()].fill(0);
+                self.words[start as usize..][..len as usize].fill(0);
             }
         }
     }
 
     /// Lets `write` fill the words of one input, if the graph has it.
     fn fill(&mut self, index: usize, input: Input, write: impl FnOnce(&mut [u32])) {
-        let range = self.cache.peek(index).layout[input as usize].clone();
-        if !range.is_empty() {
-            write(&mut self.words[range]);
+        let (start, len) = self.cache.peek(index).layout[input as usize];
+        if len > 0 {
+            write(&mut self.words[start as usize..][..len as usize]);
         }
     }
 
@@ -686,7 +698,10 @@ fn output<'a>(
     values: &'a mut Vec<f32>,
     lent: &mut Option<usize>,
 ) -> Result<&'a [f32]> {
-    let place = Place::of(compiled, 0)?;
+    let place = match &compiled.output {
+        Some(place) => place,
+        None => &Place::of(compiled, 0)?,
+    };
     if let Some(loan) = &arenas[place.arena].loan {
         *lent = Some(place.arena);
         let bytes = loan.bytes(place.bytes.clone())?;

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::Path;
 use std::sync::Arc;
 
 use engine::Error;
@@ -18,10 +19,13 @@ use engine::batch::{Batch, Sequence, Tokens};
 use engine::key::Rows;
 use engine::memory::Slot;
 use engine::session::{Reuse, Session, SessionOptions};
+use models::LoadOptions;
 use models::sample::greedy;
 use tests::faulty::{Fault, Faulty};
 use tests::rng::Rng;
+use tools::convert::FileType;
 
+use crate::checkpoint::converted;
 use crate::hybrid;
 
 /// Most sequences of a schedule.
@@ -514,6 +518,19 @@ fn schedules_on_two_threads() {
 #[test]
 fn schedules_on_the_reference() {
     run_many(&small(backends::open("reference", &backends::Options::default()).unwrap()), 4, 40);
+}
+
+#[test]
+fn schedules_of_a_real_architecture() {
+    let file = converted(&Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/golden/lfm2"), FileType::F32);
+    let loaded = models::load(vec![file], LoadOptions::default()).unwrap();
+    let (n_vocab, n_embd) = (loaded.model.n_vocab(), loaded.model.n_embd());
+    let open =
+        move |backend, options| Session::open(Arc::clone(&loaded.model), &loaded.weights, &[backend], options).unwrap();
+    let backend = cpu(1);
+    let subject =
+        Subject { open: Box::new(open), inner: Box::new(move || Arc::clone(&backend)), n_vocab, n_embd, steps: 24 };
+    run_many(&subject, 5, 60);
 }
 
 /// Greedy ids of one sequence alone.
