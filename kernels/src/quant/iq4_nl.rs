@@ -65,18 +65,11 @@ fn search(x: &[Lanes; SMALL_BLOCK], w: &[Lanes; SMALL_BLOCK]) -> (Lanes, [Lanes;
     let zero = Lanes::ZERO;
     let extreme = extremes(x);
     let is_zero = Lanes::splat(TINY).gt(extreme.abs());
-    let sums = |inverse: Lanes| {
-        x.iter().zip(w).fold((zero, zero), |(qx, qq), (x, w)| {
-            let q = nearest(inverse * *x, |level| f32::from(VALUES[level]));
-            let wq = *w * q;
-            (qx + wq * *x, qq + wq * q)
-        })
-    };
-    let (qx, qq) = sums(Lanes::splat(1.0) / (-extreme / Lanes::splat(-127.0)));
+    let (qx, qq) = sums(x, w, Lanes::splat(1.0) / (-extreme / Lanes::splat(-127.0)));
     let mut scale = qq.gt(zero).select(qx / qq, zero);
     let mut best = scale * qx;
     for step in -7..=7i8 {
-        let (qx, qq) = sums(Lanes::splat(f32::from(step) - 127.0) / extreme);
+        let (qx, qq) = sums(x, w, Lanes::splat(f32::from(step) - 127.0) / extreme);
         let is_better = qq.gt(zero).and((qx * qx).gt(best * qq));
         scale = is_better.select(qx / qq, scale);
         best = is_better.select(scale * qx, best);
@@ -88,6 +81,20 @@ fn search(x: &[Lanes; SMALL_BLOCK], w: &[Lanes; SMALL_BLOCK]) -> (Lanes, [Lanes;
         *level = nearest(inverse * *x, |level| level as f32);
     }
     (scale, levels)
+}
+
+/// `sum w q x` and `sum w q q` of the values q nearest to `inverse * x`.
+// Not a closure: those are too large to be inlined, and are then compiled without the caller's instruction set.
+#[inline(always)]
+fn sums(x: &[Lanes; SMALL_BLOCK], w: &[Lanes; SMALL_BLOCK], inverse: Lanes) -> (Lanes, Lanes) {
+    let (mut qx, mut qq) = (Lanes::ZERO, Lanes::ZERO);
+    for (x, w) in x.iter().zip(w) {
+        let q = nearest(inverse * *x, |level| f32::from(VALUES[level]));
+        let wq = *w * q;
+        qx = qx + wq * *x;
+        qq = qq + wq * q;
+    }
+    (qx, qq)
 }
 
 /// `of` the level whose value is nearest, halves up.

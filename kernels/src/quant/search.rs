@@ -1,5 +1,8 @@
 //! The searches behind the encoders: scales and levels that keep a weighted error small.
 //!
+//! Functions stand where closures would do: large closures are not inlined, and are then compiled without the
+//! instruction set of their caller.
+//!
 //! All of it is f32, without fused multiply-add, every sum from the first element to the last, so that the bytes of a
 //! file do not depend on the CPU. Source: ggml 0.25.3, `ggml-quants.c`, as the bytes of its files show it.
 
@@ -54,35 +57,27 @@ pub(super) fn affine<const G: usize>(x: &[Lanes; G], w: &[Lanes; G], n_max: i32,
     let is_flat = high.eq(low);
     let flat_min = -low;
 
-    let level = |x: Lanes, inverse: Lanes, low: Lanes| (inverse * (x - low)).round_clamped(0, n_max);
-    let error = |levels: &[Lanes; G], scale: Lanes, low: Lanes| {
-        levels.iter().zip(x).zip(w).fold(zero, |sum, ((level, x), w)| {
-            let difference = scale * *level + low - *x;
-            sum + *w * if steps.is_squared { difference * difference } else { difference.abs() }
-        })
-    };
-
     let top = n_max as f32;
     let inverse = Lanes::splat(top) / (high - low);
     let mut scale = Lanes::splat(1.0) / inverse;
     let mut levels = [zero; G];
-    for (level_, x) in levels.iter_mut().zip(x) {
-        *level_ = level(*x, inverse, low);
+    for (level, x) in levels.iter_mut().zip(x) {
+        *level = (inverse * (*x - low)).round_clamped(0, n_max);
     }
-    let mut best = error(&levels, scale, low);
+    let mut best = affine_error(x, w, &levels, scale, low, steps.is_squared);
     // The levels that stay follow from the scale and the minimum that they were rounded with.
     let mut rounding = (inverse, low);
 
     for s in 0..=steps.last {
         let inverse = Lanes::splat(steps.first + steps.step * f32::from(s) + top) / (high - low);
         let (mut sum_l, mut sum_ll, mut sum_xl) = (zero, zero, zero);
-        for ((level_, x), w) in levels.iter_mut().zip(x).zip(w) {
-            let l = level(*x, inverse, low);
+        for ((level, x), w) in levels.iter_mut().zip(x).zip(w) {
+            let l = (inverse * (*x - low)).round_clamped(0, n_max);
             let wl = *w * l;
             sum_l = sum_l + wl;
             sum_ll = sum_ll + wl * l;
             sum_xl = sum_xl + wl * *x;
-            *level_ = l;
+            *level = l;
         }
         let determinant = sum_w * sum_ll - sum_l * sum_l;
         let offset = (sum_ll * sum_x - sum_l * sum_xl) / determinant;
@@ -90,17 +85,35 @@ pub(super) fn affine<const G: usize>(x: &[Lanes; G], w: &[Lanes; G], n_max: i32,
         let slope = (sum_w * sum_xl - sum_x * sum_l) / determinant;
         let slope = is_positive.select(sum_xl / sum_ll, slope);
         let offset = is_positive.select(zero, offset);
-        let found = error(&levels, slope, offset);
+        let found = affine_error(x, w, &levels, slope, offset, steps.is_squared);
         let is_better = determinant.gt(zero).and(best.gt(found));
         best = is_better.select(found, best);
         scale = is_better.select(slope, scale);
         rounding = (is_better.select(inverse, rounding.0), is_better.select(low, rounding.1));
         low = is_better.select(offset, low);
     }
-    for (level_, x) in levels.iter_mut().zip(x) {
-        *level_ = is_flat.select(zero, level(*x, rounding.0, rounding.1));
+    for (level, x) in levels.iter_mut().zip(x) {
+        *level = is_flat.select(zero, (rounding.0 * (*x - rounding.1)).round_clamped(0, n_max));
     }
     Affine { scale: is_flat.select(zero, scale), min: is_flat.select(flat_min, -low), levels }
+}
+
+/// The weighted error of `scale * level + low`.
+#[inline(always)]
+fn affine_error<const G: usize>(
+    x: &[Lanes; G],
+    w: &[Lanes; G],
+    levels: &[Lanes; G],
+    scale: Lanes,
+    low: Lanes,
+    is_squared: bool,
+) -> Lanes {
+    let mut sum = Lanes::ZERO;
+    for ((level, x), w) in levels.iter().zip(x).zip(w) {
+        let difference = scale * *level + low - *x;
+        sum = sum + *w * if is_squared { difference * difference } else { difference.abs() };
+    }
+    sum
 }
 
 /// What [`symmetric`] and [`cube`] find: element e of a group is near `scale * (levels[e] - n_max)`.
@@ -122,32 +135,43 @@ pub(super) fn symmetric<const G: usize, const W: usize>(
     let zero = Lanes::ZERO;
     let extreme = extremes(x);
     let is_zero = Lanes::splat(TINY).gt(extreme.abs());
-    let level = |x: Lanes<W>, inverse: Lanes<W>| (inverse * x).round_clamped(-n_max, n_max - 1);
-    let sums = |inverse: Lanes<W>| {
-        x.iter().zip(w).fold((zero, zero), |(xl, ll), (x, w)| {
-            let l = level(*x, inverse);
-            (xl + *w * *x * l, ll + *w * l * l)
-        })
-    };
 
     let top = n_max as f32;
     let mut chosen = Lanes::splat(-top) / extreme;
-    let (xl, ll) = sums(chosen);
+    let (xl, ll) = symmetric_sums(x, w, chosen, n_max);
     let mut scale = ll.eq(zero).select(zero, xl / ll);
     let mut best = scale * xl;
     for s in (-9..=9i8).filter(|s| *s != 0) {
         let inverse = Lanes::splat(-(top + 0.1 * f32::from(s))) / extreme;
-        let (xl, ll) = sums(inverse);
+        let (xl, ll) = symmetric_sums(x, w, inverse, n_max);
         let is_better = ll.gt(zero).and((xl * xl).gt(best * ll));
         chosen = is_better.select(inverse, chosen);
         scale = is_better.select(xl / ll, scale);
         best = is_better.select(scale * xl, best);
     }
     let mut levels = [zero; G];
-    for (level_, x) in levels.iter_mut().zip(x) {
-        *level_ = is_zero.select(zero, level(*x, chosen) + Lanes::splat(top));
+    for (level, x) in levels.iter_mut().zip(x) {
+        let l = (chosen * *x).round_clamped(-n_max, n_max - 1);
+        *level = is_zero.select(zero, l + Lanes::splat(top));
     }
     Symmetric { scale: is_zero.select(zero, scale), levels }
+}
+
+/// `sum w x l` and `sum w l l` of the levels l nearest to `inverse * x`.
+#[inline(always)]
+fn symmetric_sums<const G: usize, const W: usize>(
+    x: &[Lanes<W>; G],
+    w: &[Lanes<W>; G],
+    inverse: Lanes<W>,
+    n_max: i32,
+) -> (Lanes<W>, Lanes<W>) {
+    let (mut xl, mut ll) = (Lanes::ZERO, Lanes::ZERO);
+    for (x, w) in x.iter().zip(w) {
+        let l = (inverse * *x).round_clamped(-n_max, n_max - 1);
+        xl = xl + *w * *x * l;
+        ll = ll + *w * l * l;
+    }
+    (xl, ll)
 }
 
 /// Scale and levels 0..`2 * n_max` of groups `x`, with the weights `x x`.
@@ -207,19 +231,15 @@ pub(super) fn positive<const N: usize>(v: &[f32; N], w: &[f32; N], n_max: u8) ->
     }
     let top = f32::from(n_max);
     let level = |x: f32| round(x).min(i32::from(n_max));
-    let error = |inverse: f32, level: &dyn Fn(f32) -> i32| {
-        v.iter().zip(w).fold(0.0, |sum, (v, w)| {
-            let difference = v - 1.0 / inverse * level(inverse * v) as f32;
-            sum + w * difference * difference
-        })
-    };
     let mut chosen = top / largest;
-    let mut best = error(chosen, &round);
-    for s in (-4..=4i8).filter(|s| *s != 0) {
-        let inverse = (0.1 * f32::from(s) + top) / largest;
-        let found = error(inverse, &level);
-        if found < best {
-            (best, chosen) = (found, inverse);
+    // Not cut to `n_max`, as in the source.
+    let mut best = positive_errors(v, w, Lanes([chosen]), i32::MAX).0[0];
+    const STEPS: [i8; 8] = [-4, -3, -2, -1, 1, 2, 3, 4];
+    let inverses = STEPS.map(|s| (0.1 * f32::from(s) + top) / largest);
+    let errors = positive_errors(v, w, Lanes(inverses), i32::from(n_max)).0;
+    for (inverse, error) in inverses.into_iter().zip(errors) {
+        if error < best {
+            (best, chosen) = (error, inverse);
         }
     }
 
@@ -255,6 +275,19 @@ pub(super) fn positive<const N: usize>(v: &[f32; N], w: &[f32; N], n_max: u8) ->
         }
     }
     (if sum_ll > 0.0 { sum_vl / sum_ll } else { 0.0 }, levels)
+}
+
+/// The weighted squared errors with several scales, `1 / inverse`, and levels up to `n_max`.
+#[inline(always)]
+fn positive_errors<const W: usize>(v: &[f32], w: &[f32], inverse: Lanes<W>, n_max: i32) -> Lanes<W> {
+    let scale = Lanes::splat(1.0) / inverse;
+    let mut sum = Lanes::ZERO;
+    for (v, w) in v.iter().zip(w) {
+        let v = Lanes::splat(*v);
+        let difference = v - scale * (inverse * v).round_clamped(i32::MIN, n_max);
+        sum = sum + Lanes::splat(*w) * difference * difference;
+    }
+    sum
 }
 
 /// The largest value, at least 0.
