@@ -44,7 +44,7 @@ pub struct ConvertArgs {
     #[arg(short, long, value_name = "OUT")]
     output: Option<PathBuf>,
 
-    /// Type of the matrices; q4_0 keeps the head in q8_0
+    /// Type of the matrices; q4_0 has a head in q6_k
     #[arg(long = "type", value_name = "TYPE", default_value = "bf16", ignore_case = true, value_parser = types())]
     file_type: String,
 

@@ -78,7 +78,8 @@ impl Role {
             Self::Full => DType::F32,
             Self::Convolution if file_type == FileType::F32 => DType::F32,
             Self::Convolution => DType::F16,
-            // llama-quantize gives the head more bits too: Q6_K, which this version does not write.
+            // As llama-quantize: the head gets more bits.
+            Self::Head if file_type == FileType::Q4_0 && row.is_multiple_of(DType::Q6_K.block().len) => DType::Q6_K,
             Self::Head if file_type == FileType::Q4_0 => DType::Q8_0,
             Self::Matrix | Self::Head => file_type.dtype(),
         };
