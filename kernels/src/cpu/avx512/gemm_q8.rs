@@ -90,14 +90,21 @@ fn blocks<'a, const BYTES: usize>(
     to: usize,
     tail: &'a mut [[[u8; BYTES]; DEPTH]; WIDTH],
 ) -> Blocks<'a, BYTES> {
-    let row = |r: usize| &p.row((first + r).min(p.n_rows - 1)).as_chunks::<BYTES>().0[from..to];
-    if to - from == DEPTH {
-        return std::array::from_fn(|r| row(r).first_chunk().expect("a range of that length"));
+    let n_blocks = p.k / SMALL_BLOCK;
+    let all = p.w.as_chunks::<BYTES>().0;
+    if to - from < DEPTH {
+        for (r, tail) in tail.iter_mut().enumerate() {
+            let start = (first + r).min(p.n_rows - 1) * n_blocks + from;
+            tail[..to - from].copy_from_slice(&all[start..start + to - from]);
+        }
+        return tail.each_ref();
     }
-    for (r, tail) in tail.iter_mut().enumerate() {
-        tail[..to - from].copy_from_slice(row(r));
+    let mut rows = [all.first_chunk().expect("a row has these blocks"); WIDTH];
+    for (r, row) in rows.iter_mut().enumerate() {
+        let start = (first + r).min(p.n_rows - 1) * n_blocks + from;
+        *row = all[start..].first_chunk().expect("a row has these blocks");
     }
-    tail.each_ref()
+    rows
 }
 
 /// Bits of the scales of 16 rows, block by block.
