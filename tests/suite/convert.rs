@@ -18,7 +18,6 @@ use tests::rng::Rng;
 use tools::convert::{Conversion, FileType, to_memory};
 use tools::exit::Exit;
 use tools::quantize::Quantization;
-use tools::quantize::mix::Mix;
 
 use crate::checkpoint::{
     Edit, Stored, bundle, convert, copy_of, edit_config, edit_tensors, fixture, keys, named, pair, put, read_tensors,
@@ -104,7 +103,7 @@ fn expected_dtype(name: &str, rank: usize, file_type: FileType) -> DType {
 fn every_type_holds_the_checkpoints_values() {
     let folder = fixture("golden/qwen3_asr");
     let source = stored(&folder);
-    for file_type in FileType::ALL {
+    for file_type in [FileType::F32, FileType::F16, FileType::BF16, FileType::Q8_0, FileType::Q4_0] {
         let files = convert(&folder, pair(file_type)).unwrap();
         let mut left: Vec<&String> = source.keys().collect();
         for (name, (dtype, dims, bytes)) in tensors(&files) {
@@ -486,7 +485,7 @@ fn load_bounded(folder: &Path, seed: u64) -> Result<(), String> {
 fn q4_0_is_what_quantizing_bf16_gives() {
     for name in ["golden/qwen3", "golden/qwen3_asr", "golden/lfm2", "golden/lfm2_moe", "golden/lfm2_audio"] {
         let exact = convert(&fixture(name), pair(FileType::BF16)).unwrap().swap_remove(0);
-        let plan = Quantization::plan(exact, Mix::from_name("q4_0").unwrap(), None, false).unwrap();
+        let plan = Quantization::plan(exact, FileType::Q4_0, None, false).unwrap();
         let out = tempfile::tempdir().unwrap();
         let path = out.path().join("q4_0.gguf");
         plan.write(&path, &AtomicBool::new(false), &mut |_| ()).unwrap();

@@ -146,7 +146,7 @@ fn every_type_holds_the_same_values() {
         let folder = fixture("golden").join(name);
         let exact = tensors(&convert(&folder, pair(FileType::F32)).unwrap());
         assert!(exact.values().all(|(dtype, _, _)| *dtype == DType::F32));
-        for file_type in FileType::ALL {
+        for file_type in [FileType::F32, FileType::F16, FileType::BF16, FileType::Q8_0, FileType::Q4_0] {
             let files = convert(&folder, pair(file_type)).unwrap();
             let all = tensors(&files);
             assert_eq!(all.len(), exact.len());

@@ -15,6 +15,7 @@ mod malformed;
 mod memory;
 mod ops;
 mod prompt;
+mod quantize;
 mod quirks;
 mod registry;
 mod reuse;

@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use clap::builder::{PossibleValue, PossibleValuesParser};
+use clap::builder::PossibleValuesParser;
 use engine::DType;
 
 use super::{Conversion, FileType, Options, projector_name};
@@ -13,15 +13,8 @@ use crate::exit::{Exit, Failure, Outcome};
 use crate::interrupt::Interrupt;
 use crate::progress::Bar;
 
-/// Every type of the contract; [`FileType`] lists those of this version.
-const TYPES: [&str; 18] = [
-    "f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q2_k", "q3_k_s", "q3_k_m", "q3_k_l", "q4_k_s",
-    "q4_k_m", "q5_k_s", "q5_k_m", "q6_k", "iq4_nl",
-];
-
-/// Accepts every type of the contract, and lists those of this version.
 fn types() -> PossibleValuesParser {
-    TYPES.map(|name| PossibleValue::new(name).hide(FileType::from_name(name).is_none())).into()
+    FileType::ALL.map(FileType::name).into()
 }
 
 /// Converts a checkpoint (safetensors) to GGUF.
@@ -44,7 +37,7 @@ pub struct ConvertArgs {
     #[arg(short, long, value_name = "OUT")]
     output: Option<PathBuf>,
 
-    /// Type of the matrices; q4_0 has a head in q6_k
+    /// Type of most matrices; which types the others have is llama-quantize's choice
     #[arg(long = "type", value_name = "TYPE", default_value = "bf16", ignore_case = true, value_parser = types())]
     file_type: String,
 
@@ -102,12 +95,14 @@ impl Later {
 /// Runs the subcommand.
 pub fn run(args: &ConvertArgs) -> Outcome<Exit> {
     args.later.refuse()?;
-    let text_type = file_type("--type", &args.file_type)?;
-    let audio_type = args.audio_type.as_deref().map(|name| file_type("--audio-type", name)).transpose()?;
+    let file_type =
+        |name: &str| FileType::from_name(name).ok_or_else(|| Failure::usage(format!("{name}: no such type")));
+    let text_type = file_type(&args.file_type)?;
+    let audio_type = args.audio_type.as_deref().map(file_type).transpose()?;
     let defaults = Options::new(text_type);
     let options = Options { audio_type: audio_type.unwrap_or(defaults.audio_type), bundle: args.bundle, ..defaults };
     if options.audio_type.is_below_8_bits() {
-        eprintln!("warning: an audio tower below 8 bits costs accuracy: {}", options.audio_type.dtype());
+        eprintln!("warning: an audio tower below 8 bits costs accuracy: {}", options.audio_type);
     }
     let interrupt = Interrupt::install()?;
     let threads = args.threads.map_or(0, NonZeroUsize::get);
@@ -126,10 +121,6 @@ pub fn run(args: &ConvertArgs) -> Outcome<Exit> {
         println!("{}", path.display());
     }
     Ok(Exit::Done)
-}
-
-fn file_type(flag: &str, name: &str) -> Outcome<FileType> {
-    FileType::from_name(name).ok_or_else(|| Failure::not_in_this_version(format!("{flag} {name}")))
 }
 
 /// Where files called `names` go. `output`: a directory, which is made where it is missing, or a file.

@@ -35,14 +35,17 @@ use self::qwen3::TextConfig;
 use self::qwen3_asr::Qwen3Asr;
 use self::vocab::CheckpointVocabulary;
 use crate::exit::{Failure, Outcome};
+use crate::quantize::mix;
 
 pub use self::cli::{ConvertArgs, run};
 pub use self::files::Files;
-pub use self::plan::FileType;
 pub use crate::progress::Watch;
+pub use crate::quantize::mix::FileType;
 
 /// `general.quantization_version`. Source: ggml, `GGML_QNT_VERSION`.
 const QUANTIZATION_VERSION: u32 = 2;
+/// `general.type` of a file with a decoder.
+const DECODER: &str = "model";
 
 /// The checkpoint's own head, where there is one.
 const HEAD: &str = "lm_head.weight";
@@ -99,7 +102,7 @@ impl Conversion {
         if parts.has_plain_chatml {
             vocabulary = vocabulary.with_plain_chatml()?;
         }
-        let mut text = parts.text.plan("model", &name, options.text_type, &checkpoint)?;
+        let mut text = parts.text.plan(DECODER, &name, options.text_type, &checkpoint)?;
         let mut projector = None;
         if let Some(mut audio) = parts.audio {
             if !options.bundle {
@@ -130,7 +133,7 @@ impl Conversion {
 
     /// The usual names of the files: the text model or bundle, then the projector where it has its own.
     pub fn file_names(&self) -> Vec<String> {
-        let name = |file_type: FileType| format!("{}-{}.gguf", self.name, file_type.dtype());
+        let name = |file_type: FileType| format!("{}-{file_type}.gguf", self.name);
         let projector = self.projector.as_ref().map(|(_, file_type)| projector_name(&name(*file_type)));
         std::iter::once(name(self.text_type)).chain(projector).collect()
     }
@@ -277,7 +280,9 @@ impl Parts {
 impl Part {
     /// The file of this part. `kind`: `general.type`.
     fn plan(self, kind: &str, name: &str, file_type: FileType, checkpoint: &Model) -> Result<FilePlan> {
-        let tensors = checkpoint::plan(self.rows, file_type)?;
+        let key = |name: &str| self.keys.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
+        let decoder = (kind == DECODER).then(|| mix::Model::read(self.architecture, false, key));
+        let tensors = checkpoint::plan(self.rows, file_type, decoder.as_ref())?;
         let mut plan = FilePlan { keys: Vec::new(), tensors };
         let generation = checkpoint.generation();
         let config = checkpoint.config();

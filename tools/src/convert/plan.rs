@@ -1,62 +1,14 @@
 //! What goes into a file, before any weight is read. [`FilePlan`] is the type to read first.
 //!
 //! Types per tensor are those of llama.cpp's converter (`conversion/base.py`, `prepare_tensors`; `conversion/qwenvl.py`,
-//! `tensor_force_quant`): vectors stay F32, Qwen3-ASR's convolutions become F16, rows that are not whole blocks become F16.
+//! `tensor_force_quant`): vectors stay F32, Qwen3-ASR's convolutions become F16. Matrices of quantized decoders are
+//! llama-quantize's choice ([`crate::quantize::mix`]); encoders have one type.
 
 use engine::gguf::Value;
 use engine::{DType, Shape};
 
 use super::batch_norm;
-
-/// The type that a file's matrices get.
-#[allow(non_camel_case_types, reason = "upstream spelling of formats")]
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[allow(missing_docs, reason = "the variants are those of DType")]
-pub enum FileType {
-    F32,
-    F16,
-    BF16,
-    Q8_0,
-    Q4_0,
-}
-
-impl FileType {
-    /// Every type, in declaration order.
-    pub const ALL: [Self; 5] = [Self::F32, Self::F16, Self::BF16, Self::Q8_0, Self::Q4_0];
-
-    /// The element format.
-    pub const fn dtype(self) -> DType {
-        match self {
-            Self::F32 => DType::F32,
-            Self::F16 => DType::F16,
-            Self::BF16 => DType::BF16,
-            Self::Q8_0 => DType::Q8_0,
-            Self::Q4_0 => DType::Q4_0,
-        }
-    }
-
-    /// The type called `name`, as [`DType::name`] writes it, in upper or lower case.
-    pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|t| t.dtype().name().eq_ignore_ascii_case(name))
-    }
-
-    /// `general.file_type`. Source: llama.cpp, `enum llama_ftype`.
-    pub const fn general_file_type(self) -> u32 {
-        match self {
-            Self::F32 => 0,
-            Self::F16 => 1,
-            Self::Q4_0 => 2,
-            Self::Q8_0 => 7,
-            Self::BF16 => 32,
-        }
-    }
-
-    /// Whether a weight takes less than 8 bits.
-    pub const fn is_below_8_bits(self) -> bool {
-        let block = self.dtype().block();
-        block.bytes * 8 < block.len * 8
-    }
-}
+use crate::quantize::mix::{FileType, fitting};
 
 /// What a tensor is, as far as its type depends on it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -74,16 +26,12 @@ pub enum Role {
 impl Role {
     /// The format of a tensor with rows of `row` elements in a file of type `file_type`.
     pub fn dtype(self, file_type: FileType, row: usize) -> DType {
-        let wanted = match self {
+        match self {
             Self::Full => DType::F32,
             Self::Convolution if file_type == FileType::F32 => DType::F32,
             Self::Convolution => DType::F16,
-            // As llama-quantize: the head gets more bits.
-            Self::Head if file_type == FileType::Q4_0 && row.is_multiple_of(DType::Q6_K.block().len) => DType::Q6_K,
-            Self::Head if file_type == FileType::Q4_0 => DType::Q8_0,
-            Self::Matrix | Self::Head => file_type.dtype(),
-        };
-        if row.is_multiple_of(wanted.block().len) { wanted } else { DType::F16 }
+            Self::Matrix | Self::Head => fitting(file_type.dtype(), row),
+        }
     }
 }
 
@@ -237,13 +185,6 @@ mod tests {
             let want = if t == FileType::F32 { DType::F32 } else { DType::F16 };
             assert_eq!(Role::Convolution.dtype(t, 512), want);
             assert_eq!(Role::Full.dtype(t, 512), DType::F32);
-        }
-    }
-
-    #[test]
-    fn only_q4_0_is_below_8_bits() {
-        for t in FileType::ALL {
-            assert_eq!(t.is_below_8_bits(), t == FileType::Q4_0);
         }
     }
 }

@@ -2,9 +2,10 @@
 
 use std::ops::Range;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use engine::DType;
 use engine::gguf::GgufWriter;
+use kernels::cpu::Kernels;
 use kernels::quant::{Format, f16};
 use rayon::prelude::*;
 
@@ -138,6 +139,7 @@ fn write_blocks(
     decode: impl Fn(Range<usize>, &mut [f32]) -> Result<()> + Sync,
     release: impl Fn(Range<usize>),
 ) -> Outcome<()> {
+    let kernels = Kernels::detect().map_err(Failure::usage)?;
     let n = tensor.shape.elements();
     let mut bytes = vec![0; format.row_bytes(n.min(PIECE * PIECES))];
     for start in (0..n).step_by(PIECE * PIECES) {
@@ -155,7 +157,9 @@ fn write_blocks(
                     let range = first..end.min(first + PIECE);
                     let x = &mut x[..range.len()];
                     decode(range, x)?;
-                    format.encode_row(x, piece);
+                    kernels.encode_row(format, x, None, piece);
+                    let name = &tensor.name;
+                    ensure!(format.is_finite(piece), "{name}: elements from {first} on are too large for {format:?}");
                     Ok(())
                 },
             )
@@ -190,8 +194,16 @@ fn limit(format: Format) -> f32 {
         Format::F16 => F16_OVERFLOW,
         Format::Q8_0 => 127.0 * f16::to_f32(0x7bff),
         Format::Q4_0 => 8.0 * f16::to_f32(0x7bff),
-        Format::Q4_1 | Format::Q5_0 | Format::Q5_1 | Format::IQ4_NL => f16::to_f32(0x7bff),
-        Format::Q2_K | Format::Q3_K | Format::Q4_K | Format::Q5_K | Format::Q6_K => f16::to_f32(0x7bff),
+        // How large depends on the block; what was encoded is checked.
+        Format::Q4_1
+        | Format::Q5_0
+        | Format::Q5_1
+        | Format::IQ4_NL
+        | Format::Q2_K
+        | Format::Q3_K
+        | Format::Q4_K
+        | Format::Q5_K
+        | Format::Q6_K => f32::INFINITY,
     }
 }
 

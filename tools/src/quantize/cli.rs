@@ -9,7 +9,7 @@ use engine::gguf::Gguf;
 
 use super::Quantization;
 use super::imatrix::ImportanceMatrix;
-use super::mix::Mix;
+use super::mix::FileType;
 use crate::args::parse_threads;
 use crate::exit::{Exit, Failure, Outcome};
 use crate::interrupt::Interrupt;
@@ -54,12 +54,12 @@ pub struct QuantizeArgs {
 }
 
 fn types() -> PossibleValuesParser {
-    Mix::ALL.map(Mix::name).into()
+    FileType::ALL.map(FileType::name).into()
 }
 
 /// Runs the subcommand.
 pub fn run(args: &QuantizeArgs) -> Outcome<Exit> {
-    let mix = Mix::from_name(&args.file_type).ok_or_else(|| Failure::usage("no such type"))?;
+    let mix = FileType::from_name(&args.file_type).ok_or_else(|| Failure::usage("no such type"))?;
     let source = Gguf::open(&args.input).map_err(Failure::model)?;
     let importance = args.imatrix.as_deref().map(ImportanceMatrix::open).transpose().map_err(Failure::model)?;
     let plan = Quantization::plan(source, mix, importance, args.allow_requantize)?;

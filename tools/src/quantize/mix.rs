@@ -1,14 +1,15 @@
-//! Which type each tensor of a quantized file gets. [`Mix`] is the type to read first, [`choose`] the function.
+//! Which type each tensor of a quantized file gets. [`FileType`] is the type to read first, [`choose`] the function.
 //!
 //! The choices are those of llama-quantize (llama-cpp-python 0.3.36, `llama-quant.cpp`, as its printed lists show them).
 
+use engine::gguf::{Array, Value};
 use engine::{DType, Shape};
 
-/// A type of file: the type of most of its matrices, and rules for the others.
+/// The type of a file: that of most of its matrices, and rules for the others.
 #[allow(non_camel_case_types, reason = "upstream spelling of formats")]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[allow(missing_docs, reason = "the names are those of llama-quantize")]
-pub enum Mix {
+pub enum FileType {
     F32,
     F16,
     BF16,
@@ -29,7 +30,7 @@ pub enum Mix {
     Q6_K,
 }
 
-impl Mix {
+impl FileType {
     /// Every mix, in declaration order.
     pub const ALL: [Self; 18] = [
         Self::F32,
@@ -112,6 +113,26 @@ impl Mix {
     }
 }
 
+impl FileType {
+    /// Whether a weight takes less than 8 bits.
+    pub const fn is_below_8_bits(self) -> bool {
+        let block = self.dtype().block();
+        block.bytes * 8 < block.len * 8
+    }
+
+    /// Whether it has other types than the converter writes: see [`choose`].
+    pub const fn is_quantized(self) -> bool {
+        self.dtype().block().len > 1
+    }
+}
+
+impl std::fmt::Display for FileType {
+    /// As in the names of files: `Q4_K_M`.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.name().to_uppercase())
+    }
+}
+
 /// What the choice depends on beside the tensors.
 #[derive(Clone, Debug, Default)]
 pub struct Model {
@@ -127,6 +148,27 @@ pub struct Model {
     pub n_expert: usize,
     /// Whether there is an importance matrix.
     pub has_importance: bool,
+}
+
+impl Model {
+    /// Reads a model's keys, which `key` looks up.
+    pub fn read(architecture: &str, has_importance: bool, key: impl Fn(&str) -> Option<Value>) -> Self {
+        // Scalars, or lists with one number per layer.
+        let first = |name: &str| match key(&format!("{architecture}.{name}"))? {
+            Value::Array(Array::U32(list)) => list.first().map(|&n| n as usize),
+            Value::Array(Array::I32(list)) => list.first().and_then(|&n| usize::try_from(n).ok()),
+            value => value.as_integer().and_then(|n| usize::try_from(n).ok()),
+        };
+        let n_head = first("attention.head_count").unwrap_or(0);
+        Self {
+            n_layer: first("block_count").unwrap_or(0),
+            n_head,
+            n_head_kv: first("attention.head_count_kv").unwrap_or(n_head),
+            n_expert: first("expert_count").unwrap_or(0),
+            has_importance,
+            architecture: architecture.to_owned(),
+        }
+    }
 }
 
 /// A tensor of the source.
@@ -159,7 +201,7 @@ pub fn order<'a>(names: impl IntoIterator<Item = &'a str>) -> Vec<usize> {
 }
 
 /// The types of `tensors`, which come in the order of [`order`], in a file of type `mix`.
-pub fn choose(mix: Mix, model: &Model, tensors: &[Tensor<'_>]) -> Vec<Choice> {
+pub fn choose(mix: FileType, model: &Model, tensors: &[Tensor<'_>]) -> Vec<Choice> {
     let is_value = |t: &&Tensor<'_>| Category::of(t.name) == Category::AttentionValue;
     let mut rules = Rules {
         mix,
@@ -262,7 +304,7 @@ impl Category {
 
 /// The rules of a mix on their way through the tensors of a model.
 struct Rules<'a> {
-    mix: Mix,
+    mix: FileType,
     model: &'a Model,
     has_head: bool,
     /// Matrices of attention values in the model, and those that came before.
@@ -278,7 +320,7 @@ impl Rules<'_> {
             return Choice { dtype: tensor.dtype, replaced: None };
         }
         let default = self.mix.dtype();
-        if matches!(default, DType::F32 | DType::F16 | DType::BF16) {
+        if !self.mix.is_quantized() {
             return Choice { dtype: default, replaced: None };
         }
         let row = tensor.shape.last();
@@ -312,14 +354,14 @@ impl Rules<'_> {
         let model = self.model;
         let n_group = model.n_head.checked_div(model.n_head_kv).unwrap_or(0);
         let dtype = match self.mix {
-            Mix::Q2_K if n_group >= 4 => DType::Q4_K,
-            Mix::Q2_K => DType::Q3_K,
-            Mix::Q3_K_M if i < 2 => DType::Q5_K,
-            Mix::Q3_K_M => DType::Q4_K,
-            Mix::Q3_K_L => DType::Q5_K,
-            Mix::Q4_K_S if i < 4 => DType::Q5_K,
-            Mix::Q4_K_M | Mix::Q5_K_M if has_more_bits(i, self.n_value) => DType::Q6_K,
-            Mix::IQ4_NL if n_group >= 4 => DType::Q5_K,
+            FileType::Q2_K if n_group >= 4 => DType::Q4_K,
+            FileType::Q2_K => DType::Q3_K,
+            FileType::Q3_K_M if i < 2 => DType::Q5_K,
+            FileType::Q3_K_M => DType::Q4_K,
+            FileType::Q3_K_L => DType::Q5_K,
+            FileType::Q4_K_S if i < 4 => DType::Q5_K,
+            FileType::Q4_K_M | FileType::Q5_K_M if has_more_bits(i, self.n_value) => DType::Q6_K,
+            FileType::IQ4_NL if n_group >= 4 => DType::Q5_K,
             mix => mix.dtype(),
         };
         // The models of 70 billion weights have eight heads per value: more bits cost little.
@@ -334,14 +376,19 @@ impl Rules<'_> {
     fn attention_output(&self) -> DType {
         if self.model.n_expert == 8 {
             return match self.mix {
-                Mix::Q2_K | Mix::Q3_K_S | Mix::Q3_K_M | Mix::Q4_K_S | Mix::Q4_K_M | Mix::IQ4_NL => DType::Q5_K,
+                FileType::Q2_K
+                | FileType::Q3_K_S
+                | FileType::Q3_K_M
+                | FileType::Q4_K_S
+                | FileType::Q4_K_M
+                | FileType::IQ4_NL => DType::Q5_K,
                 mix => mix.dtype(),
             };
         }
         match self.mix {
-            Mix::Q2_K => DType::Q3_K,
-            Mix::Q3_K_M => DType::Q4_K,
-            Mix::Q3_K_L => DType::Q5_K,
+            FileType::Q2_K => DType::Q3_K,
+            FileType::Q3_K_M => DType::Q4_K,
+            FileType::Q3_K_L => DType::Q5_K,
             mix => mix.dtype(),
         }
     }
@@ -351,15 +398,15 @@ impl Rules<'_> {
         let n = self.model.n_layer;
         let (is_first_eighth, has_importance) = (i < n / 8, self.model.has_importance);
         match self.mix {
-            Mix::Q2_K => DType::Q3_K,
-            Mix::Q3_K_M if i < n / 16 => DType::Q5_K,
-            Mix::Q3_K_M => DType::Q4_K,
-            Mix::Q3_K_L => DType::Q5_K,
-            Mix::Q4_0 if is_first_eighth && has_importance => DType::Q4_1,
-            Mix::Q5_0 if is_first_eighth && has_importance => DType::Q5_1,
-            Mix::Q4_K_S if is_first_eighth => DType::Q5_K,
-            Mix::Q4_K_M | Mix::Q5_K_M if has_more_bits(i, n) => DType::Q6_K,
-            Mix::IQ4_NL if is_first_eighth && !has_importance => DType::Q5_K,
+            FileType::Q2_K => DType::Q3_K,
+            FileType::Q3_K_M if i < n / 16 => DType::Q5_K,
+            FileType::Q3_K_M => DType::Q4_K,
+            FileType::Q3_K_L => DType::Q5_K,
+            FileType::Q4_0 if is_first_eighth && has_importance => DType::Q4_1,
+            FileType::Q5_0 if is_first_eighth && has_importance => DType::Q5_1,
+            FileType::Q4_K_S if is_first_eighth => DType::Q5_K,
+            FileType::Q4_K_M | FileType::Q5_K_M if has_more_bits(i, n) => DType::Q6_K,
+            FileType::IQ4_NL if is_first_eighth && !has_importance => DType::Q5_K,
             mix => mix.dtype(),
         }
     }
@@ -371,7 +418,7 @@ fn has_more_bits(i: usize, n: usize) -> bool {
 }
 
 /// `dtype`, or what takes its place where rows of `row` elements are not whole blocks.
-fn fitting(dtype: DType, row: usize) -> DType {
+pub fn fitting(dtype: DType, row: usize) -> DType {
     let fits = |dtype: DType| row.is_multiple_of(dtype.block().len);
     let replacement = match dtype {
         DType::Q2_K | DType::Q3_K => DType::Q4_0,
@@ -436,7 +483,7 @@ mod tests {
                 .collect();
             for (mix, runs) in entry["mixes"].as_object().unwrap() {
                 let (name, flags) = mix.split_once(' ').unwrap_or((mix, ""));
-                let Some(mix) = Mix::from_name(name) else { continue };
+                let Some(mix) = FileType::from_name(name) else { continue };
                 let Some(runs) = runs.as_array().filter(|_| matches!(flags, "" | "--imatrix")) else { continue };
                 let model = Model {
                     architecture: entry["architecture"].as_str().unwrap().into(),
@@ -469,9 +516,9 @@ mod tests {
 
     #[test]
     fn names_are_found_in_either_case() {
-        for mix in Mix::ALL {
-            assert_eq!(Mix::from_name(&mix.name().to_uppercase()), Some(mix));
+        for mix in FileType::ALL {
+            assert_eq!(FileType::from_name(&mix.name().to_uppercase()), Some(mix));
         }
-        assert_eq!(Mix::from_name("q4_k"), None);
+        assert_eq!(FileType::from_name("q4_k"), None);
     }
 }

@@ -19,7 +19,7 @@ use kernels::quant::Format;
 use rayon::prelude::*;
 
 use self::imatrix::ImportanceMatrix;
-use self::mix::{Choice, Mix, Model, Tensor};
+use self::mix::{Choice, FileType, Model, Tensor};
 use crate::exit::{Failure, Outcome};
 use crate::progress::Watch;
 
@@ -42,7 +42,7 @@ const EMBEDDING: &str = "token_embd.weight";
 /// A planned file.
 pub struct Quantization {
     source: Gguf,
-    mix: Mix,
+    mix: FileType,
     importance: Option<ImportanceMatrix>,
     /// Tensors of the source in the order of the new file, and their types there.
     tensors: Vec<(usize, Choice)>,
@@ -53,8 +53,17 @@ impl Quantization {
     ///
     /// Fails with the code of a bad model, or with that of a wrong call where a quantized tensor would get another type
     /// and `allow_requantize` is not set.
-    pub fn plan(source: Gguf, mix: Mix, importance: Option<ImportanceMatrix>, allow_requantize: bool) -> Outcome<Self> {
-        let model = model(&source, importance.is_some()).map_err(Failure::model)?;
+    pub fn plan(
+        source: Gguf,
+        mix: FileType,
+        importance: Option<ImportanceMatrix>,
+        allow_requantize: bool,
+    ) -> Outcome<Self> {
+        let architecture = source
+            .get_str("general.architecture")
+            .with_context(|| source.path().display().to_string())
+            .map_err(Failure::model)?;
+        let model = Model::read(architecture, importance.is_some(), |key| source.value(key));
         let order = mix::order(source.tensors().map(|tensor| tensor.name));
         let all: Vec<GgufTensor<'_>> = source.tensors().collect();
         let view = |&i: &usize| Tensor { name: all[i].name, shape: all[i].shape, dtype: all[i].dtype };
@@ -151,26 +160,6 @@ impl Quantization {
         }
         Ok(None)
     }
-}
-
-/// What the mix asks of a model.
-fn model(source: &Gguf, has_importance: bool) -> Result<Model> {
-    let architecture = source.get_str("general.architecture").with_context(|| source.path().display().to_string())?;
-    // Scalars, or lists with one number per layer.
-    let first = |key: &str| {
-        let key = format!("{architecture}.{key}");
-        let list = || source.get_u32_array(&key).ok()?.first().copied();
-        source.get_u32(&key).ok().or_else(list).map(|n| n as usize)
-    };
-    let n_head = first("attention.head_count").unwrap_or(0);
-    Ok(Model {
-        n_layer: first("block_count").unwrap_or(0),
-        n_head,
-        n_head_kv: first("attention.head_count_kv").unwrap_or(n_head),
-        n_expert: first("expert_count").unwrap_or(0),
-        has_importance,
-        architecture: architecture.to_owned(),
-    })
 }
 
 /// Number of matrices in a tensor, and of rows in each.
