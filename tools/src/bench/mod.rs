@@ -82,7 +82,7 @@ pub struct BenchArgs {
     #[arg(long, value_name = "CLIP", conflicts_with_all = ["n_prompt", "pg", "n_depth", "batch_size", "ubatch_size"])]
     audio: Vec<PathBuf>,
 
-    /// What is said in the clips, for the word error rate: lines of FILE<TAB>TEXT
+    /// What is said in the clips, for the word error rate: lines of a file name, a tab and a text
     #[arg(long, value_name = "TSV", requires = "audio")]
     reference: Option<PathBuf>,
 
