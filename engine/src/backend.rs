@@ -95,6 +95,9 @@ pub struct Segment<'a> {
     pub outputs: Vec<TensorId>,
     /// Whether to fill bytes with NaN as soon as they are dead.
     pub poison: bool,
+    /// Whether products of many rows keep the precision of their activations. So they do in audio encoders: what is lost
+    /// there is lost for every word.
+    pub precise: bool,
 }
 
 /// The buffers that a compiled segment is bound to. Slices are indexed by weight and by state; weights that the segment

@@ -512,7 +512,7 @@ impl Session {
         let arenas = self.arenas_for(cuts, plan.arena_bytes)?;
         let mut stages = Vec::with_capacity(cuts.len());
         for cut in cuts {
-            stages.push(self.lower(graph, plan, cut, &arenas)?);
+            stages.push(self.lower(key.stage, graph, plan, cut, &arenas)?);
         }
         let maker = |&o: &TensorId| graph.producer(o).map_or(0, |n| owner(cuts, n.index()));
         let output_owners = graph.outputs.iter().map(maker).collect();
@@ -529,6 +529,7 @@ impl Session {
 
     fn lower(
         &mut self,
+        stage: Stage,
         graph: &Graph,
         plan: &MemoryPlan,
         cut: &Cut,
@@ -548,6 +549,7 @@ impl Session {
             inputs: cut.inputs.clone(),
             outputs: cut.outputs.clone(),
             poison: self.options.compile.poison,
+            precise: stage == Stage::Encode,
         };
         let arena = &self.arenas[arenas[cut.backend].expect("every cut has an arena")].buffer;
         let bind = Bindings { arena, weights: &self.imported[cut.backend], states: self.memory.buffers() };

@@ -182,7 +182,9 @@ mod tests {
             for (i, (got, want)) in got.iter().zip(&want).enumerate() {
                 // Five standard deviations of a share of 1/2 in 100,000 draws.
                 assert!((got - want).abs() < 0.008, "{sampling:?}, {i}: want {want}, got {got}");
-                assert_eq!(*got == 0.0, *want == 0.0, "{sampling:?}, {i}");
+                assert!(*want > 0.0 || *got == 0.0, "{sampling:?}, {i} is left out");
+                // A share of 1e-3 is drawn a hundred times.
+                assert!(*want < 1e-3 || *got > 0.0, "{sampling:?}, {i} is never drawn");
             }
         }
     }

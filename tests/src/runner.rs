@@ -229,6 +229,7 @@ impl<'a> Compiled<'a> {
             inputs: cut.inputs,
             outputs: cut.outputs,
             poison: variation.poison,
+            precise: false,
         };
         let bind = Bindings { arena: &arena, weights: &imported, states: &states };
         let executable = backend.compile(&segment, &plan, &bind)?;

@@ -24,6 +24,8 @@ use super::weights::CpuBuffer;
 pub(super) struct Machine {
     pub(super) kernels: Kernels,
     pub(super) n_workers: usize,
+    /// Whether products of many rows keep the precision of their activations.
+    pub(super) precise: bool,
 }
 
 /// Scratch memory of a node, in f32s.
@@ -90,6 +92,7 @@ impl<'a> Lowering<'a> {
         bind: &'a Bindings<'a>,
     ) -> Result<Self> {
         let arena = Arc::clone(&CpuBuffer::of(bind.arena, pool)?.storage);
+        let machine = Machine { precise: segment.precise, ..machine };
         Ok(Self { machine, graph: segment.graph, plan, pool, bind, arena, tables: Vec::new(), steps: Vec::new() })
     }
 

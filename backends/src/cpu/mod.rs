@@ -72,7 +72,11 @@ impl CpuBackend {
         let kernels = kernels.expect("scalar kernels run everywhere");
         let threads = options.threads.or_else(|| std::thread::available_parallelism().ok());
         let n_workers = threads.map_or(1, NonZeroUsize::get).min(MAX_THREADS);
-        Ok(Self { machine: Machine { kernels, n_workers }, pool: Arc::new(Pool::new(n_workers)?), trace: None })
+        Ok(Self {
+            machine: Machine { kernels, n_workers, precise: false },
+            pool: Arc::new(Pool::new(n_workers)?),
+            trace: None,
+        })
     }
 
     /// The backend with a clock in every graph that it compiles from now on: two readings per step.
@@ -120,7 +124,9 @@ impl Backend for CpuBackend {
     }
 
     fn scratch_bytes(&self, op: &Op, args: &[&TensorDesc]) -> usize {
-        lower::needs(self.machine, op, args).bytes(self.machine.n_workers)
+        // The plan is made before the segment says which it is.
+        let needs = |precise| lower::needs(Machine { precise, ..self.machine }, op, args);
+        needs(false).bytes(self.machine.n_workers).max(needs(true).bytes(self.machine.n_workers))
     }
 
     fn alloc(&self, bytes: usize, usage: Usage) -> Result<Buffer> {

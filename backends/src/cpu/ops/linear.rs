@@ -34,6 +34,10 @@ const TILE_ACTIVATIONS: usize = 256 * 1024;
 /// Rows of weights in a tile are a multiple of this, since kernels take several at a time.
 const ROW_MULTIPLE: usize = 16;
 
+/// Most rows of activations that are rounded to 8 bits where precision is asked for: with so few, time is that of reading
+/// the weights.
+const FEW: usize = 8;
+
 /// How a product of one shape is cut. Depends on the operands alone.
 #[derive(Clone, Copy)]
 struct Tiling {
@@ -52,7 +56,10 @@ impl Tiling {
     fn new(machine: Machine, x: &TensorDesc, w: &TensorDesc) -> Self {
         let (m, k) = (x.shape.rows(), x.shape.last());
         let format = format_of(w.dtype).unwrap_or(Format::F32);
-        let operand = machine.kernels.operand(format, m);
+        let operand = match machine.kernels.operand(format, m) {
+            Operand::Q8 | Operand::Q8K if machine.precise && m > FEW => Operand::Panels,
+            operand => operand,
+        };
         let (tile_m, tile_n) = match operand {
             Operand::Q8 | Operand::Q8K if m >= MANY => (m.min(TILE_QUANTIZED), TILE_ROWS),
             Operand::Rows | Operand::Q8 | Operand::Q8K => {
