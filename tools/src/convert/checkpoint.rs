@@ -5,13 +5,12 @@ use std::ops::Range;
 use std::path::{Component, Path};
 
 use anyhow::{Result, anyhow, bail, ensure};
-use engine::{DType, Shape};
+use engine::DType;
 
 use super::config::{Config, Section};
 use super::files::Files;
-use super::plan::{PlannedTensor, Row};
+use super::plan::Row;
 use super::safetensors::{Checkpoint, Dtype, SourceTensor};
-use crate::quantize::mix::{self, FileType};
 
 /// Buffers that some exports store and every implementation computes.
 const IGNORED_SUFFIX: &str = ".rotary_emb.inv_freq";
@@ -145,29 +144,4 @@ impl Model {
             None => Ok(()),
         }
     }
-}
-
-/// Formats and shapes of `rows` in a file of type `file_type`; of a decoder, `decoder` tells what a mix wants to know.
-pub fn plan(rows: Vec<Row>, file_type: FileType, decoder: Option<&mix::Model>) -> Result<Vec<PlannedTensor>> {
-    let Some(decoder) = decoder.filter(|_| file_type.is_quantized()) else { return plan_by_role(rows, file_type) };
-    // What llama-quantize is given is a file in bf16.
-    let mut tensors = plan_by_role(rows, FileType::BF16)?;
-    let order = mix::order(tensors.iter().map(|tensor| &*tensor.name));
-    let view = |tensor: &PlannedTensor| (tensor.name.clone(), tensor.shape, tensor.dtype);
-    let sorted: Vec<(String, Shape, DType)> = order.iter().map(|&i| view(&tensors[i])).collect();
-    let sorted: Vec<mix::Tensor<'_>> =
-        sorted.iter().map(|(name, shape, dtype)| mix::Tensor { name, shape: *shape, dtype: *dtype }).collect();
-    for (i, choice) in order.into_iter().zip(mix::choose(file_type, decoder, &sorted)) {
-        tensors[i].dtype = choice.dtype;
-    }
-    Ok(tensors)
-}
-
-fn plan_by_role(rows: Vec<Row>, file_type: FileType) -> Result<Vec<PlannedTensor>> {
-    let tensor = |row: Row| {
-        let shape = Shape::new(&row.dims).ok_or_else(|| anyhow!("{}: {:?} is too large", row.name, row.dims))?;
-        let dtype = row.role.dtype(file_type, shape.last());
-        Ok(PlannedTensor { name: row.name, dtype, shape, source: row.source })
-    };
-    rows.into_iter().map(tensor).collect()
 }

@@ -282,7 +282,7 @@ impl Part {
     fn plan(self, kind: &str, name: &str, file_type: FileType, checkpoint: &Model) -> Result<FilePlan> {
         let key = |name: &str| self.keys.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
         let decoder = (kind == DECODER).then(|| mix::Model::read(self.architecture, false, key));
-        let tensors = checkpoint::plan(self.rows, file_type, decoder.as_ref())?;
+        let tensors = plan::plan(self.rows, file_type, decoder.as_ref())?;
         let mut plan = FilePlan { keys: Vec::new(), tensors };
         let generation = checkpoint.generation();
         let config = checkpoint.config();

@@ -4,11 +4,12 @@
 //! `tensor_force_quant`): vectors stay F32, Qwen3-ASR's convolutions become F16. Matrices of quantized decoders are
 //! llama-quantize's choice ([`crate::quantize::mix`]); encoders have one type.
 
+use anyhow::{Result, anyhow};
 use engine::gguf::Value;
 use engine::{DType, Shape};
 
 use super::batch_norm;
-use crate::quantize::mix::{FileType, fitting};
+use crate::quantize::mix::{self, FileType, fitting};
 
 /// What a tensor is, as far as its type depends on it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -166,6 +167,31 @@ impl FilePlan {
         let in_stacks: u64 = self.tensors.iter().filter(is_stack).map(PlannedTensor::elements).sum();
         Some(ExpertCount { n_expert, one_of_each: self.elements() - in_stacks + in_stacks / n_expert })
     }
+}
+
+/// Formats and shapes of `rows` in a file of type `file_type`; of a decoder, `decoder` tells what a mix wants to know.
+pub fn plan(rows: Vec<Row>, file_type: FileType, decoder: Option<&mix::Model>) -> Result<Vec<PlannedTensor>> {
+    let Some(decoder) = decoder.filter(|_| file_type.is_quantized()) else { return plan_by_role(rows, file_type) };
+    // What llama-quantize is given is a file in bf16.
+    let mut tensors = plan_by_role(rows, FileType::BF16)?;
+    let order = mix::order(tensors.iter().map(|tensor| &*tensor.name));
+    let view = |tensor: &PlannedTensor| (tensor.name.clone(), tensor.shape, tensor.dtype);
+    let sorted: Vec<(String, Shape, DType)> = order.iter().map(|&i| view(&tensors[i])).collect();
+    let sorted: Vec<mix::Tensor<'_>> =
+        sorted.iter().map(|(name, shape, dtype)| mix::Tensor { name, shape: *shape, dtype: *dtype }).collect();
+    for (i, choice) in order.into_iter().zip(mix::choose(file_type, decoder, &sorted)) {
+        tensors[i].dtype = choice.dtype;
+    }
+    Ok(tensors)
+}
+
+fn plan_by_role(rows: Vec<Row>, file_type: FileType) -> Result<Vec<PlannedTensor>> {
+    let tensor = |row: Row| {
+        let shape = Shape::new(&row.dims).ok_or_else(|| anyhow!("{}: {:?} is too large", row.name, row.dims))?;
+        let dtype = row.role.dtype(file_type, shape.last());
+        Ok(PlannedTensor { name: row.name, dtype, shape, source: row.source })
+    };
+    rows.into_iter().map(tensor).collect()
 }
 
 #[cfg(test)]
