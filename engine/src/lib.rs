@@ -41,6 +41,7 @@ pub mod model;
 pub mod op;
 pub mod pass;
 pub mod plan;
+pub mod profile;
 pub mod session;
 pub mod shape;
 mod snapshot;

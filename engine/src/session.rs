@@ -25,6 +25,7 @@ use crate::pass::fuse::fuse;
 use crate::pass::prune::prune;
 use crate::pass::{CompileOptions, FuseCounts};
 use crate::plan::{MemoryPlan, plan, verify};
+use crate::profile::Profile;
 use crate::shape::Shape;
 use crate::snapshot::model_identity;
 use crate::stats::{BuildReason, History};
@@ -152,6 +153,8 @@ pub struct Session {
     /// Results of a backend that lends none.
     values: Vec<f32>,
     stats: Stats,
+    /// Where the time goes, while somebody wants to know.
+    profile: Option<Profile>,
     /// What snapshots are of; made when the first one is asked for.
     identity: OnceLock<u64>,
 }
@@ -191,6 +194,7 @@ impl Session {
             words: Vec::new(),
             values: Vec::new(),
             stats,
+            profile: None,
             identity: OnceLock::new(),
             options,
         })
@@ -251,6 +255,20 @@ impl Session {
         self.stats
     }
 
+    /// Switches timing of every node on or off. Switching it on where it is on sets all times to 0.
+    pub fn set_profiling(&mut self, on: bool) {
+        match (&mut self.profile, on) {
+            (Some(profile), true) => profile.reset(),
+            (profile, true) => *profile = Some(Profile::default()),
+            (profile, false) => *profile = None,
+        }
+    }
+
+    /// Times of every node since profiling was switched on.
+    pub fn profile(&self) -> Option<&Profile> {
+        self.profile.as_ref()
+    }
+
     /// Makes every slot hold at least `n_ctx` positions. What the slots held is lost and all of them are free again if
     /// the memory had to grow.
     pub fn reserve_context(&mut self, n_ctx: usize) -> Result<()> {
@@ -291,7 +309,7 @@ impl Session {
         for seq in batch.seqs {
             self.memory.begin(seq.slot);
         }
-        self.run(index)?;
+        self.run(&key, index)?;
         let Self { cache, arenas, backends, values, lent, memory, model, .. } = self;
         let stride = match batch.rows {
             Rows::None => 0,
@@ -356,7 +374,7 @@ impl Session {
         self.fill(index, Input::Lengths, |words| words[0] = u32::try_from(n_tokens).unwrap_or(u32::MAX));
         self.fill(index, Input::Frames, |words| words[0] = u32::try_from(n_frames).unwrap_or(u32::MAX));
         self.write_inputs(index)?;
-        self.run(index)?;
+        self.run(&key, index)?;
         let Self { cache, arenas, backends, values, lent, model, .. } = self;
         let values = output(cache.peek(index), arenas, backends, values, lent)?;
         Ok(&values[..n_tokens * model.n_embd()])
@@ -675,19 +693,27 @@ impl Session {
         Ok(())
     }
 
-    fn run(&mut self, index: usize) -> Result<()> {
+    fn run(&mut self, key: &GraphKey, index: usize) -> Result<()> {
         self.last_run = Some(index);
+        let Compiled { stages, arenas, described, .. } = self.cache.get_mut(index);
+        let mut times = self.profile.as_mut().map(|profile| profile.of(key, &described.graph));
         let start = Instant::now();
-        let Compiled { stages, arenas, .. } = self.cache.get_mut(index);
         for stage in stages {
             for copy in &mut stage.copies {
                 let (Some(from), Some(to)) = (arenas[copy.from], arenas[stage.backend]) else { continue };
                 self.backends[copy.from].read(&self.arenas[from].buffer, copy.offset, &mut copy.staging)?;
                 self.backends[stage.backend].write(&self.arenas[to].buffer, copy.offset, &copy.staging)?;
             }
-            stage.executable.run()?;
+            match &mut times {
+                None => stage.executable.run()?,
+                Some(times) => stage.executable.run_timed(times.node_ns_mut())?,
+            }
         }
-        self.stats.run_ns += u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        let run_ns = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.stats.run_ns += run_ns;
+        if let Some(times) = times {
+            times.count(run_ns);
+        }
         Ok(())
     }
 }

@@ -187,6 +187,16 @@ impl Transcriber {
         self.session.set_reuse(reuse);
     }
 
+    /// Switches timing of every node on or off. Switching it on where it is on sets all times to 0.
+    pub fn set_profiling(&mut self, on: bool) {
+        self.session.set_profiling(on);
+    }
+
+    /// Times of every node since profiling was switched on.
+    pub fn profile(&self) -> Option<&engine::profile::Profile> {
+        self.session.profile()
+    }
+
     /// Counters of the session.
     pub fn stats(&self) -> engine::session::Stats {
         self.session.stats()

@@ -96,6 +96,11 @@ impl<'a> Lowering<'a> {
         Ok(Self { machine, graph: segment.graph, plan, pool, bind, arena, tables: Vec::new(), steps: Vec::new() })
     }
 
+    /// Steps so far.
+    pub(super) fn n_steps(&self) -> usize {
+        self.steps.len()
+    }
+
     /// All steps, in order.
     pub(super) fn finish(self) -> Vec<Box<dyn Step>> {
         self.steps

@@ -80,6 +80,14 @@ fn lower_node(cx: &mut Lowering<'_>, at: At<'_>) -> Result<()> {
     }
 }
 
+/// What a segment becomes.
+pub(super) struct Lowered {
+    /// Steps in order.
+    pub(super) steps: Vec<Box<dyn Step>>,
+    /// The number of each step's node.
+    pub(super) nodes: Vec<usize>,
+}
+
 /// The steps of a segment.
 pub(super) fn lower(
     machine: Machine,
@@ -87,7 +95,8 @@ pub(super) fn lower(
     segment: &Segment<'_>,
     plan: &MemoryPlan,
     bind: &Bindings<'_>,
-) -> Result<Vec<Box<dyn Step>>> {
+) -> Result<Lowered> {
+    let mut nodes = Vec::new();
     let mut cx = Lowering::new(machine, pool, segment, plan, bind)?;
     if segment.poison && segment.nodes.start == 0 {
         cx.poison(std::slice::from_ref(&(plan.input_bytes..plan.arena_bytes)))?;
@@ -97,6 +106,7 @@ pub(super) fn lower(
         if segment.poison {
             cx.poison(plan.dead_after(id))?;
         }
+        nodes.resize(cx.n_steps(), id.index());
     }
-    Ok(cx.finish())
+    Ok(Lowered { steps: cx.finish(), nodes })
 }

@@ -29,6 +29,7 @@ use kernels::cpu::{Isa, Kernels};
 
 use self::context::Machine;
 use self::loan::CpuLoan;
+use self::lower::Lowered;
 use self::mem::Storage;
 use self::pool::Pool;
 use self::region::Region;
@@ -193,10 +194,12 @@ impl Backend for CpuBackend {
     }
 
     fn compile(&self, segment: &Segment<'_>, plan: &MemoryPlan, bind: &Bindings<'_>) -> Result<Box<dyn Executable>> {
-        let steps = lower::lower(self.machine, &self.pool, segment, plan, bind)?;
+        let Lowered { steps, nodes } = lower::lower(self.machine, &self.pool, segment, plan, bind)?;
         let region = Arc::new(Region::new(steps, self.pool.n_threads(), self.trace.clone()));
         Ok(Box::new(CpuExecutable {
             region,
+            nodes,
+            timed: None,
             arena: CpuBuffer::of(bind.arena, &self.pool)?,
             pool: Arc::clone(&self.pool),
         }))
@@ -210,14 +213,18 @@ impl Backend for CpuBackend {
 /// Steps bound to memory, and the threads to run them on.
 struct CpuExecutable {
     region: Arc<Region>,
+    /// The node of every step that the region was made of.
+    nodes: Vec<usize>,
+    /// The same steps with a clock, once somebody asked for times.
+    timed: Option<(Arc<Region>, Arc<Trace>)>,
     /// What the steps write, besides states.
     arena: Arc<CpuBuffer>,
     pool: Arc<Pool>,
 }
 
-impl Executable for CpuExecutable {
-    fn run(&mut self) -> Result<()> {
-        let Self { region, arena, pool } = self;
+impl CpuExecutable {
+    fn run_region(&self, region: &Arc<Region>) -> Result<()> {
+        let Self { arena, pool, .. } = self;
         pool.inside(|| {
             pool.alone(|| {
                 arena.check_writable()?;
@@ -225,5 +232,24 @@ impl Executable for CpuExecutable {
                 Ok(())
             })?
         })
+    }
+}
+
+impl Executable for CpuExecutable {
+    fn run(&mut self) -> Result<()> {
+        self.run_region(&self.region)
+    }
+
+    fn run_timed(&mut self, node_ns: &mut [u64]) -> Result<()> {
+        let (timed, trace) = self.timed.take().unwrap_or_else(|| {
+            let (region, trace) = self.region.traced();
+            (Arc::new(region), trace)
+        });
+        let result = self.run_region(&timed);
+        for (given, ns) in timed.given().zip(trace.step_ns()) {
+            node_ns[self.nodes[given]] += ns;
+        }
+        self.timed = Some((timed, trace));
+        result
     }
 }

@@ -53,11 +53,14 @@ pub(super) fn piece(chunk: usize, size: usize, n: usize) -> Range<usize> {
 struct Entry {
     step: Box<dyn Step>,
     chunks: u32,
+    /// Number of the step among those that the region was made of.
+    given: u32,
 }
 
 /// Steps in order, and how far a run is.
 pub(super) struct Region {
-    steps: Vec<Entry>,
+    /// Shared with [`Region::traced`].
+    steps: Arc<[Entry]>,
     n_threads: u32,
     /// Step in the upper half, next unclaimed chunk in the lower.
     cursor: AtomicU64,
@@ -84,13 +87,18 @@ const fn unpack(cursor: u64) -> (u32, u32) {
 impl Region {
     /// The steps that have chunks, in this order, for up to `n_threads` threads. Panics on a step with 2^32 chunks.
     pub(super) fn new(steps: Vec<Box<dyn Step>>, n_threads: usize, trace: Option<Arc<Trace>>) -> Self {
-        let entry = |step: Box<dyn Step>| {
+        let entry = |(given, step): (u32, Box<dyn Step>)| {
             let chunks = u32::try_from(step.chunks()).expect("chunks are larger than a byte");
-            (chunks > 0).then_some(Entry { step, chunks })
+            (chunks > 0).then_some(Entry { step, chunks, given })
         };
+        let steps = (0..).zip(steps).filter_map(entry).collect();
+        Self::of(steps, u32::try_from(n_threads).unwrap_or(u32::MAX).max(1), trace)
+    }
+
+    fn of(steps: Arc<[Entry]>, n_threads: u32, trace: Option<Arc<Trace>>) -> Self {
         Self {
-            steps: steps.into_iter().filter_map(entry).collect(),
-            n_threads: u32::try_from(n_threads).unwrap_or(u32::MAX).max(1),
+            steps,
+            n_threads,
             cursor: AtomicU64::new(END),
             finished: AtomicU32::new(0),
             n_helping: AtomicU32::new(0),
@@ -100,8 +108,22 @@ impl Region {
         }
     }
 
+    /// The same steps with a clock. Only one of the two may run at a time.
+    pub(super) fn traced(&self) -> (Self, Arc<Trace>) {
+        let trace = Arc::new(Trace::new(self.steps.len()));
+        (Self::of(Arc::clone(&self.steps), self.n_threads, Some(Arc::clone(&trace))), trace)
+    }
+
+    /// For every step that runs, its number among those that the region was made of.
+    pub(super) fn given(&self) -> impl Iterator<Item = usize> {
+        self.steps.iter().map(|entry| entry.given as usize)
+    }
+
     /// Begins a run: from now on whoever walks takes part. To be called when no run is going on.
     pub(super) fn start(&self) {
+        if let Some(trace) = &self.trace {
+            trace.starts();
+        }
         self.finished.store(0, Ordering::Relaxed);
         self.cursor.store(pack(0, 0), Ordering::Release);
     }
@@ -146,7 +168,7 @@ impl Region {
         loop {
             let cursor = self.cursor.load(Ordering::Acquire);
             let (i_step, chunk) = unpack(cursor);
-            let Some(Entry { step, chunks }) = self.steps.get(i_step as usize) else { return };
+            let Some(Entry { step, chunks, .. }) = self.steps.get(i_step as usize) else { return };
             if chunk >= *chunks {
                 pause(&mut spins);
                 continue;

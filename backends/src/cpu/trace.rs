@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// Most steps of a graph whose times are kept.
+/// Most steps of a graph whose times are kept where one trace serves all graphs.
 const MAX_STEPS: usize = 1 << 14;
 
 /// Times of one run.
@@ -29,18 +29,39 @@ struct Mark {
 /// Written by the threads of a run, read between runs.
 pub(super) struct Trace {
     start: Instant,
+    run: AtomicU64,
     marks: Vec<Mark>,
     n_steps: AtomicU32,
 }
 
 impl Default for Trace {
     fn default() -> Self {
-        let marks = std::iter::repeat_with(Mark::default).take(MAX_STEPS).collect();
-        Self { start: Instant::now(), marks, n_steps: AtomicU32::new(0) }
+        Self::new(MAX_STEPS)
     }
 }
 
 impl Trace {
+    /// A trace of graphs of at most `n_steps` steps; more are not timed.
+    pub(super) fn new(n_steps: usize) -> Self {
+        let marks = std::iter::repeat_with(Mark::default).take(n_steps).collect();
+        Self { start: Instant::now(), run: AtomicU64::new(0), marks, n_steps: AtomicU32::new(0) }
+    }
+
+    /// A run begins.
+    pub(super) fn starts(&self) {
+        self.run.store(self.now(), Ordering::Relaxed);
+    }
+
+    /// Nanoseconds of every step of the last run, each from the end of the one before it.
+    pub(super) fn step_ns(&self) -> impl Iterator<Item = u64> {
+        let mut before = self.run.load(Ordering::Relaxed);
+        let n_steps = self.n_steps.load(Ordering::Relaxed) as usize;
+        self.marks.iter().take(n_steps).map(move |mark| {
+            let last = mark.last.load(Ordering::Relaxed);
+            last.saturating_sub(std::mem::replace(&mut before, last))
+        })
+    }
+
     fn now(&self) -> u64 {
         u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }

@@ -15,6 +15,7 @@ mod rows;
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use engine::backend::{Backend, Bindings, Buffer, Caps, Executable, Segment, Usage, WeightData};
 use engine::graph::{Graph, Node};
@@ -169,8 +170,9 @@ struct Interpreter {
     states: Vec<Option<Arc<HostMemory>>>,
 }
 
-impl Executable for Interpreter {
-    fn run(&mut self) -> Result<()> {
+impl Interpreter {
+    /// Computes every node; `done` is told when one is.
+    fn compute(&self, mut done: impl FnMut(usize)) -> Result<()> {
         let mut values = vec![None; self.graph.tensors.len()];
         {
             let arena = self.arena.lock();
@@ -194,6 +196,7 @@ impl Executable for Interpreter {
                     values[root] = None;
                 }
             }
+            done(i);
         }
         let mut arena = self.arena.lock();
         for &(id, offset) in &self.outputs {
@@ -206,6 +209,21 @@ impl Executable for Interpreter {
             }
         }
         Ok(())
+    }
+}
+
+impl Executable for Interpreter {
+    fn run(&mut self) -> Result<()> {
+        self.compute(|_| ())
+    }
+
+    fn run_timed(&mut self, node_ns: &mut [u64]) -> Result<()> {
+        let mut start = Instant::now();
+        self.compute(|node| {
+            let now = Instant::now();
+            node_ns[node] += u64::try_from((now - start).as_nanos()).unwrap_or(u64::MAX);
+            start = now;
+        })
     }
 }
 

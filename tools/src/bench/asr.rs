@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use engine::DType;
@@ -13,6 +13,7 @@ use models::transcribe::{Request, Transcriber};
 use serde_json::{Map, Value};
 
 use super::print::{Format, line, padded};
+use super::profile::{Breakdown, stage_of};
 use super::row::{ModelFacts, object};
 use super::words::{error_rate, hash, n_words};
 use crate::exit::{Failure, Outcome};
@@ -35,6 +36,8 @@ pub struct Plan<'a> {
     pub warmup: usize,
     /// Timed runs.
     pub repetitions: usize,
+    /// Whether as many follow with a clock at every op.
+    pub profile: bool,
     /// Format of keys and values.
     pub kv_dtype: DType,
     /// Whether compiled graphs are used again.
@@ -62,6 +65,7 @@ pub struct AsrRow {
     peak_rss: Option<u64>,
     text: String,
     error_rate: Option<f64>,
+    profile: Vec<Breakdown>,
 }
 
 /// Texts by file name from lines of `file<TAB>text`; further columns are passed over.
@@ -107,6 +111,8 @@ pub fn measure(
                 runs.push(run);
             }
         }
+        let peak_rss = peak_rss_bytes();
+        let profile = if plan.profile { profile(plan, &mut transcriber, clip, say)? } else { Vec::new() };
         let totals_ms: Vec<f64> = runs.iter().map(|r| r.total_ms).collect();
         runs.sort_by(|a, b| a.total_ms.total_cmp(&b.total_ms));
         let middle = runs.swap_remove((runs.len() - 1) / 2);
@@ -126,12 +132,33 @@ pub fn measure(
             graph_reuse: plan.reuse != Reuse::Off,
             load_ms,
             wall_ms: plan.started.elapsed().as_secs_f64() * 1000.0,
-            peak_rss: peak_rss_bytes(),
+            peak_rss,
+            profile,
             error_rate: said.map(|said| error_rate(said, &middle.text)),
             text: middle.text,
         });
     }
     Ok(rows)
+}
+
+/// Where the time of the stages goes that run graphs.
+fn profile(plan: &Plan<'_>, transcriber: &mut Transcriber, clip: &Path, say: Verbosity) -> Outcome<Vec<Breakdown>> {
+    transcriber.set_profiling(true);
+    Run::of(plan, transcriber, clip, say)?;
+    // From here on: what came before made graphs known.
+    transcriber.set_profiling(true);
+    let mut sums_ms = [0.0; STAGES.len()];
+    for _ in 0..plan.repetitions {
+        let run = Run::of(plan, transcriber, clip, say)?;
+        sums_ms.iter_mut().zip(run.stages_ms).for_each(|(sum, ms)| *sum += ms);
+    }
+    let profile = transcriber.profile().expect("it is on");
+    let breakdown = |(stage, ms): (&'static str, f64)| {
+        Breakdown::of(profile, stage, Duration::from_secs_f64(ms / 1000.0), |key| stage_of(key) == stage)
+    };
+    let all = STAGES.into_iter().zip(sums_ms).map(breakdown).filter(|b| b.steps() > 0).collect();
+    transcriber.set_profiling(false);
+    Ok(all)
 }
 
 /// One time from file to text.
@@ -158,7 +185,7 @@ impl Run {
         let transcript = transcriber.transcribe(&samples.values, &request, &mut ());
         let transcript = transcript.with_context(|| clip.display().to_string()).map_err(Failure::model)?;
         let t = &transcript.timings;
-        let ms = |d: std::time::Duration| d.as_secs_f64() * 1000.0;
+        let ms = |d: Duration| d.as_secs_f64() * 1000.0;
         Ok(Self {
             audio_s: transcript.duration_s,
             stages_ms: [
@@ -217,6 +244,9 @@ impl AsrRow {
             ("graph_reuse", if self.graph_reuse { "on" } else { "off" }.into()),
             ("peak_rss", self.peak_rss.into()),
         ]));
+        if !self.profile.is_empty() {
+            fields.insert("profile".into(), self.profile.iter().map(Breakdown::json).collect());
+        }
         fields
     }
 }
@@ -272,5 +302,10 @@ fn markdown(row: &AsrRow) -> String {
     let end = format!("RTF {:.3}, {} words{wer}{peak}", row.real_time_factor(), n_words(&row.text));
     text += &cells(["total".into(), format!("{:.2}", row.total_ms), "100.0".into(), end]);
     text += &cells(["load".into(), format!("{:.2}", row.load_ms), String::new(), "before the first run".into()]);
+    for breakdown in &row.profile {
+        let unclocked_ms = STAGES.iter().position(|s| *s == breakdown.stage).map_or(0.0, |i| row.stages_ms[i]);
+        let steps_per_run = breakdown.steps() as f64 / row.totals_ms.len() as f64;
+        text += &format!("\n{}: {}", breakdown.stage, breakdown.table(unclocked_ms / steps_per_run));
+    }
     text
 }

@@ -1,7 +1,7 @@
 //! Runs the tests of language models: prompts, continuations, and both behind a filled context.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use engine::backend::Backend;
 use engine::batch::{Batch, Sequence, Tokens};
@@ -12,6 +12,7 @@ use engine::session::{Reuse, Session, SessionOptions};
 use engine::{DType, Result};
 use models::Loaded;
 
+use super::profile::Breakdown;
 use super::row::Test;
 
 /// Seed of the random tokens: any will do, the same ones every time.
@@ -89,6 +90,11 @@ impl Bench {
     /// Errors: those of the session.
     pub fn measure(&mut self, repetitions: usize) -> Result<Measured> {
         let filled = if self.test.n_depth > 0 { Some(self.fill()?) } else { None };
+        self.repeat(repetitions, filled)
+    }
+
+    /// Times `repetitions` runs behind the context of `filled`, which is free again afterwards.
+    fn repeat(&mut self, repetitions: usize, filled: Option<Slot>) -> Result<Measured> {
         let mut measured = Measured::default();
         let before = self.session.stats();
         for _ in 0..repetitions {
@@ -102,12 +108,31 @@ impl Bench {
             self.session.memory_mut().release(slot);
             result?;
         }
+        if let Some(filled) = filled {
+            self.session.memory_mut().release(filled);
+        }
         let after = self.session.stats();
         measured.graphs = [after.builds - before.builds, after.hits - before.hits];
         let total: u64 = measured.steps_ns.iter().sum();
         let outside = total.saturating_sub(after.run_ns - before.run_ns);
         measured.host_us_per_step = outside as f64 / 1e3 / measured.steps_ns.len().max(1) as f64;
         Ok(measured)
+    }
+
+    /// Runs `repetitions` more with a clock at every op.
+    ///
+    /// Errors: those of the session.
+    pub fn profile(&mut self, repetitions: usize) -> Result<Breakdown> {
+        self.session.set_profiling(true);
+        self.warm_up()?;
+        let filled = if self.test.n_depth > 0 { Some(self.fill()?) } else { None };
+        // From here on: what came before made graphs known.
+        self.session.set_profiling(true);
+        let steps_ns = self.repeat(repetitions, filled)?.steps_ns;
+        let elapsed = Duration::from_nanos(steps_ns.iter().sum());
+        let breakdown = Breakdown::of(self.session.profile().expect("it is on"), "", elapsed, |_| true);
+        self.session.set_profiling(false);
+        Ok(breakdown)
     }
 
     /// A sequence of as many tokens as the test wants before it begins.

@@ -5,6 +5,7 @@ mod flags;
 mod measure;
 mod model;
 mod print;
+mod profile;
 mod reuse_table;
 mod row;
 mod statistics;
@@ -142,6 +143,10 @@ pub struct BenchArgs {
     /// and jsonl always have them
     #[arg(long)]
     extra: bool,
+
+    /// Say where the time goes: run every test as often again with a clock at every op; md, json and jsonl
+    #[arg(long)]
+    profile: bool,
 
     /// Time the first run too
     #[arg(long)]
@@ -467,6 +472,13 @@ pub fn run(args: &BenchArgs) -> Outcome<Exit> {
     }
     let say = Verbosity::new(args.quiet, args.verbose);
     args.foreign.check()?;
+    let formats = [Some(args.output), args.output_err];
+    if args.profile
+        && let Some(flat) = formats.into_iter().flatten().find(|f| matches!(f, Format::Csv | Format::Sql))
+    {
+        let name = flat.to_possible_value().map_or(String::new(), |v| v.get_name().to_owned());
+        return Err(Failure::usage(format!("--profile: {name} has no place for it (accepted: md, json, jsonl)")));
+    }
     let lists = Lists::read(args)?;
     if !args.audio.is_empty() {
         return run_audio(args, &lists, say);
@@ -507,12 +519,13 @@ pub fn run(args: &BenchArgs) -> Outcome<Exit> {
             rows.push(row);
         }
     }
-    if out.format() == Format::Md && lists.reuse.len() > 1 {
-        out.write(&reuse_table::table(&rows)).map_err(Failure::output)?;
-    }
-    out.end().map_err(Failure::output)?;
-    if let Some(err) = &mut err {
-        err.end().map_err(Failure::output)?;
+    for printer in std::iter::once(&mut out).chain(&mut err) {
+        if printer.format() == Format::Md {
+            let gain = if lists.reuse.len() > 1 { reuse_table::table(&rows) } else { String::new() };
+            let profiles = rows.iter().filter_map(Row::profile_table);
+            printer.write(&std::iter::once(gain).chain(profiles).collect::<String>()).map_err(Failure::output)?;
+        }
+        printer.end().map_err(Failure::output)?;
     }
     Ok(Exit::Done)
 }
@@ -551,6 +564,7 @@ fn run_audio(args: &BenchArgs, lists: &Lists, say: Verbosity) -> Outcome<Exit> {
                         n_tokens,
                         warmup: if args.no_warmup { 0 } else { count(args.warmup) },
                         repetitions: count(args.repetitions),
+                        profile: args.profile,
                         kv_dtype: cache_types[0].into(),
                         reuse,
                         started,
@@ -597,14 +611,17 @@ fn measure_one(
 ) -> Outcome<Row> {
     let setup = Setup { n_batch: c.n_batch, n_ubatch: c.n_ubatch, kv_dtype: c.cache_types[0].into(), reuse: c.reuse };
     let test_time = statistics::utc_now();
+    let repetitions = usize::try_from(args.repetitions).unwrap_or(usize::MAX);
     let measured = (|| {
         let mut bench = Bench::open(&model.loaded, backend, setup, c.test)?;
         if !args.no_warmup {
             bench.warm_up()?;
         }
-        bench.measure(usize::try_from(args.repetitions).unwrap_or(usize::MAX))
+        let measured = bench.measure(repetitions)?;
+        let profile = if args.profile { Some(bench.profile(repetitions)?) } else { None };
+        Ok::<_, engine::Error>((measured, profile))
     })();
-    let measured =
+    let (measured, profile) =
         measured.with_context(|| format!("{} of {}", c.test.name(), facts.filename)).map_err(Failure::model)?;
     let name = |t: KvType| match t {
         KvType::F16 => "f16",
@@ -629,5 +646,6 @@ fn measure_one(
         graphs: measured.graphs,
         host_us_per_step: measured.host_us_per_step,
         peak_rss: peak_rss_bytes(),
+        profile,
     })
 }

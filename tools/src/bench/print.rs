@@ -262,6 +262,7 @@ pub fn whole(row: &Row) -> Map<String, Value> {
     let mut fields = row.common();
     fields.extend(row.samples());
     fields.extend(row.own());
+    fields.extend(row.profile());
     fields
 }
 

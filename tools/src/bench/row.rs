@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value};
 
+use super::profile::Breakdown;
 use super::statistics::{mean, percentile, stddev};
 
 /// What a test consists of.
@@ -90,6 +91,8 @@ pub struct Row {
     pub host_us_per_step: f64,
     /// Largest resident set so far, in bytes.
     pub peak_rss: Option<u64>,
+    /// Where the time goes, where that was asked for.
+    pub profile: Option<Breakdown>,
 }
 
 impl Row {
@@ -161,6 +164,22 @@ impl Row {
             ("p50_ns", Value::from(percentile(&steps, 0.5).round() as u64)),
             ("p95_ns", Value::from(percentile(&steps, 0.95).round() as u64)),
         ])
+    }
+
+    /// Where the time goes, for json: nothing where it was not asked for.
+    pub fn profile(&self) -> Map<String, Value> {
+        self.profile.iter().map(|p| ("profile".to_owned(), p.json())).collect()
+    }
+
+    /// Where the time goes, as a table under a heading.
+    pub fn profile_table(&self) -> Option<String> {
+        let profile = self.profile.as_ref()?;
+        let s = &self.settings;
+        let total: u64 = self.steps_ns.iter().sum();
+        let unclocked_ms = total as f64 / 1e6 / self.steps_ns.len().max(1) as f64;
+        let reuse = if s.graph_reuse { "" } else { ", without graph reuse" };
+        let head = format!("{} on {}, {} threads{reuse}: {}", s.model.kind, s.backends, s.n_threads, s.test.name());
+        Some(format!("\n{head}: {}", profile.table(unclocked_ms)))
     }
 
     /// The samples that llama-bench writes to json and jsonl.
