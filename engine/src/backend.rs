@@ -42,6 +42,11 @@ impl Buffer {
     pub fn storage<T: Any + Send + Sync>(&self) -> Option<Arc<T>> {
         Arc::clone(&self.storage).downcast().ok()
     }
+
+    /// The same, without sharing it.
+    pub fn storage_ref<T: Any + Send + Sync>(&self) -> Option<&T> {
+        self.storage.downcast_ref()
+    }
 }
 
 impl std::fmt::Debug for Buffer {
@@ -133,8 +138,8 @@ pub trait Backend: Send + Sync {
     /// Whether [`Backend::compile`] accepts this op on these operands.
     fn supports(&self, op: &Op, args: &[&TensorDesc]) -> bool;
 
-    /// Bytes of scratch memory that the op's kernels want while the node runs.
-    fn scratch_bytes(&self, op: &Op, args: &[&TensorDesc]) -> usize;
+    /// Bytes of scratch memory that the op's kernels want while the node runs. `precise` is that of the segment.
+    fn scratch_bytes(&self, op: &Op, args: &[&TensorDesc], precise: bool) -> usize;
 
     /// Zeroed memory.
     fn alloc(&self, bytes: usize, usage: Usage) -> Result<Buffer>;

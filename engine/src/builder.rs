@@ -8,7 +8,7 @@ use std::panic::Location;
 
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::graph::{Graph, Node};
+use crate::graph::{Graph, Node, TensorIds};
 use crate::key::{GraphKey, Rows, Stage};
 use crate::memory::StateSpec;
 use crate::op::{Binary, Op, Rope, Route, Unary, Window};
@@ -81,6 +81,7 @@ impl<'a> GraphBuilder<'a> {
         let mut inner = Inner::default();
         inner.graph.tensors.reserve(USUAL_TENSORS);
         inner.graph.nodes.reserve(USUAL_NODES);
+        inner.leaves.reserve(USUAL_NODES);
         Self { states, n_slots, inner: RefCell::new(inner) }
     }
 
@@ -137,7 +138,7 @@ impl<'a> GraphBuilder<'a> {
     #[track_caller]
     fn push<const N: usize>(&self, op: Op, args: &[Tensor]) -> [Tensor; N] {
         let mut inner = self.inner.borrow_mut();
-        let ids: Vec<TensorId> = args.iter().map(|t| t.0).collect();
+        let ids: TensorIds = args.iter().map(|t| t.0).collect();
         let Inner { graph, descs, .. } = &mut *inner;
         descs.clear();
         descs.extend(ids.iter().map(|&id| *graph.tensor(id)));
@@ -149,7 +150,7 @@ impl<'a> GraphBuilder<'a> {
             }
         };
         let node = NodeId(u32::try_from(inner.graph.nodes.len()).expect("graphs have far fewer nodes"));
-        let outs: Vec<TensorId> = (0u8..)
+        let outs: TensorIds = (0u8..)
             .zip(results)
             .map(|(i, (dtype, shape))| inner.push_tensor(TensorDesc::contiguous(dtype, shape, Source::Node(node, i))))
             .collect();

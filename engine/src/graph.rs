@@ -4,8 +4,13 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
+use smallvec::SmallVec;
+
 use crate::op::Op;
 use crate::tensor::{Input, NodeId, Source, TensorDesc, TensorId};
+
+/// Operands or results of a node; usual numbers of them need no memory of their own.
+pub type TensorIds = SmallVec<[TensorId; 6]>;
 
 /// One operation with its operands and results.
 #[derive(Clone, PartialEq, Debug)]
@@ -13,9 +18,9 @@ pub struct Node {
     /// What is computed.
     pub op: Op,
     /// Operands, in the order the op documents.
-    pub args: Vec<TensorId>,
+    pub args: TensorIds,
     /// Results, in the order the op documents.
-    pub outs: Vec<TensorId>,
+    pub outs: TensorIds,
 }
 
 /// A computation: what is computed from which tensors, without where anything lies.
@@ -53,6 +58,11 @@ impl Graph {
             Source::View { of, .. } => of,
             Source::Weight(_) | Source::State(_) | Source::Input(_) | Source::Node(..) => id,
         }
+    }
+
+    /// Descriptions of tensors.
+    pub fn descs(&self, ids: &[TensorId]) -> SmallVec<[&TensorDesc; 6]> {
+        ids.iter().map(|&id| self.tensor(id)).collect()
     }
 
     /// The node that writes the tensor's bytes; none for weights, states and inputs.

@@ -197,35 +197,60 @@ fn lifetimes(graph: &Graph) -> (Vec<Interval>, Vec<Option<usize>>) {
 /// The offset of every interval, above `floor`.
 fn place(intervals: &[Interval], floor: usize, alignment: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (0..intervals.len()).collect();
-    order.sort_by_key(|&i| (std::cmp::Reverse(intervals[i].bytes), intervals[i].first, i));
+    order.sort_unstable_by_key(|&i| (std::cmp::Reverse(intervals[i].bytes), intervals[i].first, i));
+    let n_nodes = intervals.iter().map(|i| i.last + 1).max().unwrap_or(0);
+    let mut alive = ByNode::new(n_nodes, 2 * intervals.len());
+    let mut beginning = ByNode::new(n_nodes, intervals.len());
     let mut offsets = vec![0; intervals.len()];
-    // Sorted by offset.
-    let mut placed: Vec<Placed> = Vec::with_capacity(intervals.len());
+    let mut taken = Vec::new();
     for i in order {
         let &Interval { first, last, bytes, .. } = &intervals[i];
+        taken.clear();
+        taken.extend(alive.at(first));
+        (first + 1..=last).for_each(|node| taken.extend(beginning.at(node)));
+        taken.sort_unstable();
         let mut start = floor;
-        for other in &placed {
-            if other.first > last || first > other.last {
-                continue;
-            }
-            if start + bytes <= other.start {
+        for &(other, end) in &taken {
+            if start + bytes <= other {
                 break;
             }
-            start = start.max(other.end.next_multiple_of(alignment));
+            start = start.max(end.next_multiple_of(alignment));
         }
         offsets[i] = start;
-        let at = placed.partition_point(|p| p.start < start);
-        placed.insert(at, Placed { start, end: start + bytes, first, last });
+        let bytes = (start, start + bytes);
+        (first..=last).for_each(|node| alive.add(node, bytes));
+        beginning.add(first, bytes);
     }
     offsets
 }
 
-/// Bytes of an interval that has its place.
-struct Placed {
-    start: usize,
-    end: usize,
-    first: usize,
-    last: usize,
+/// Bytes that are taken, first and end, by node. Intervals are short, so that few of all have to be looked at to place
+/// one. The lists of all nodes are linked inside one vector.
+struct ByNode {
+    /// One more than the newest entry of every node; 0 where there is none.
+    heads: Vec<u32>,
+    /// The bytes, and the head before.
+    entries: Vec<((usize, usize), u32)>,
+}
+
+impl ByNode {
+    fn new(n_nodes: usize, capacity: usize) -> Self {
+        Self { heads: vec![0; n_nodes], entries: Vec::with_capacity(capacity) }
+    }
+
+    fn at(&self, node: usize) -> impl Iterator<Item = (usize, usize)> {
+        let mut head = self.heads[node];
+        std::iter::from_fn(move || {
+            let (bytes, before) = self.entries[head.checked_sub(1)? as usize];
+            head = before;
+            Some(bytes)
+        })
+    }
+
+    fn add(&mut self, node: usize, bytes: (usize, usize)) {
+        self.entries.push((bytes, self.heads[node]));
+        self.heads[node] = u32::try_from(self.entries.len()).expect("graphs have far fewer intervals");
+    }
 }
 
 /// A plan that would let two live tensors share bytes.

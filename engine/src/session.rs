@@ -29,7 +29,7 @@ use crate::profile::Profile;
 use crate::shape::Shape;
 use crate::snapshot::model_identity;
 use crate::stats::{BuildReason, History};
-use crate::tensor::{Input, Source, TensorDesc, TensorId};
+use crate::tensor::{Input, Source, TensorId};
 use crate::weights::{WeightId, WeightStore};
 
 pub use crate::stats::Stats;
@@ -513,10 +513,10 @@ impl Session {
         }
         let cuts = assign(&graph, &self.backends)?;
         let alignment = self.backends.iter().map(|b| b.caps().alignment).max().unwrap_or(WORD);
+        let precise = is_precise(key.stage);
         let plan = plan(&graph, alignment, &|id| {
             let node = graph.node(id);
-            let args: Vec<&TensorDesc> = node.args.iter().map(|&a| graph.tensor(a)).collect();
-            self.backends[owner(&cuts, id.index())].scratch_bytes(&node.op, &args)
+            self.backends[owner(&cuts, id.index())].scratch_bytes(&node.op, &graph.descs(&node.args), precise)
         });
         Ok(Described { graph, fused, cuts, plan })
     }
@@ -567,7 +567,7 @@ impl Session {
             inputs: cut.inputs.clone(),
             outputs: cut.outputs.clone(),
             poison: self.options.compile.poison,
-            precise: stage == Stage::Encode,
+            precise: is_precise(stage),
         };
         let arena = &self.arenas[arenas[cut.backend].expect("every cut has an arena")].buffer;
         let bind = Bindings { arena, weights: &self.imported[cut.backend], states: self.memory.buffers() };
@@ -775,6 +775,11 @@ impl Place {
         let Arena { backend, buffer, .. } = &arenas[self.arena];
         backends[*backend].read(buffer, self.bytes.start, bytemuck::cast_slice_mut(values))
     }
+}
+
+/// Whether a stage keeps the precision of its activations: encoders do, as [`Segment::precise`] says.
+fn is_precise(stage: Stage) -> bool {
+    stage == Stage::Encode
 }
 
 /// Backend of a node.

@@ -9,6 +9,8 @@
 //! - dispatch: from a step's last chunk to the first chunk of the next one, per step of the list
 //! - enter: one empty request from outside the pool
 //! - miss: a graph built, fused, planned and lowered
+//!
+//! `-- miss` as argument measures that alone.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -222,6 +224,9 @@ fn measure_builds(file: &Gguf) {
 fn main() {
     println!("| microseconds | median | lowest tenth | highest tenth |");
     println!("|---|---|---|---|");
+    if std::env::args().any(|arg| arg == "miss") {
+        return measure_builds(&model_file(VOCABULARIES[0]));
+    }
     for n_vocab in VOCABULARIES {
         let file = model_file(n_vocab);
         let sequences = sequences(&file);

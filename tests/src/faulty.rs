@@ -76,8 +76,8 @@ impl Backend for Faulty {
         !self.refuses(op) && self.inner.supports(op, args)
     }
 
-    fn scratch_bytes(&self, op: &Op, args: &[&TensorDesc]) -> usize {
-        self.inner.scratch_bytes(op, args)
+    fn scratch_bytes(&self, op: &Op, args: &[&TensorDesc], precise: bool) -> usize {
+        self.inner.scratch_bytes(op, args, precise)
     }
 
     fn alloc(&self, bytes: usize, usage: Usage) -> Result<Buffer> {

@@ -16,7 +16,7 @@ use engine::pass::assign::assign;
 use engine::pass::fuse::fuse;
 use engine::pass::prune::prune;
 use engine::plan::{MemoryPlan, Place, plan, verify};
-use engine::tensor::{Input, Source, State, StateId, TensorDesc, TensorId};
+use engine::tensor::{Input, Source, State, StateId, TensorId};
 use engine::weights::{Weight, WeightStore};
 use kernels::cpu::Kernels;
 
@@ -26,6 +26,8 @@ use crate::files::{self, WeightBytes};
 
 /// Bytes of an input word.
 const WORD: usize = 4;
+/// Cases are of the precision that decoders have.
+const PRECISE: bool = false;
 /// What guard bytes hold: no number that arithmetic makes by chance.
 const GUARD: u8 = 0xa5;
 /// Guard bytes behind every buffer.
@@ -208,8 +210,7 @@ impl<'a> Compiled<'a> {
         assert!(backend.caps().alignment <= ALIGNMENT);
         let plan = plan(&graph, ALIGNMENT, &|id| {
             let node = graph.node(id);
-            let args: Vec<&TensorDesc> = node.args.iter().map(|&a| graph.tensor(a)).collect();
-            backend.scratch_bytes(&node.op, &args)
+            backend.scratch_bytes(&node.op, &graph.descs(&node.args), PRECISE)
         });
         verify(&graph, &plan).expect("plans are sound");
         let arena = backend.alloc(plan.arena_bytes + GUARD_BYTES, Usage::Arena)?;
@@ -229,7 +230,7 @@ impl<'a> Compiled<'a> {
             inputs: cut.inputs,
             outputs: cut.outputs,
             poison: variation.poison,
-            precise: false,
+            precise: PRECISE,
         };
         let bind = Bindings { arena: &arena, weights: &imported, states: &states };
         let executable = backend.compile(&segment, &plan, &bind)?;

@@ -122,7 +122,7 @@ impl<'a> Lowering<'a> {
     }
 
     /// The buffer that holds the tensor's bytes.
-    pub(super) fn buffer(&self, id: TensorId) -> Result<Arc<CpuBuffer>> {
+    pub(super) fn buffer(&self, id: TensorId) -> Result<&'a CpuBuffer> {
         let unbound = || self.fail("a tensor without a buffer");
         let buffer = match self.desc(self.graph.root(id)).source {
             Source::Weight(w) => self.bind.weights.get(w.0 as usize).and_then(Option::as_ref).ok_or_else(unbound)?,

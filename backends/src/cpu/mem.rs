@@ -183,9 +183,10 @@ impl<T> Clone for View<T> {
 impl<T: Pod> View<T> {
     /// Resolves a window. Errors: `Device` if it does not fit the storage or is not aligned.
     pub(super) fn new(storage: &Arc<Storage>, window: Window) -> Result<Self> {
-        let outside = || outside(window.byte, storage.len());
+        let len = storage.len();
+        let outside = || outside(window.byte, len);
         let bytes = window.span().and_then(|n| n.checked_mul(size_of::<T>())).ok_or_else(outside)?;
-        if window.byte.checked_add(bytes).is_none_or(|end| end > storage.len()) {
+        if window.byte.checked_add(bytes).is_none_or(|end| end > len) {
             return Err(outside());
         }
         // SAFETY: the byte lies inside the storage.

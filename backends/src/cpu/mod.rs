@@ -124,10 +124,8 @@ impl Backend for CpuBackend {
         ops::supports(self.machine, op, args)
     }
 
-    fn scratch_bytes(&self, op: &Op, args: &[&TensorDesc]) -> usize {
-        // The plan is made before the segment says which it is.
-        let needs = |precise| lower::needs(Machine { precise, ..self.machine }, op, args);
-        needs(false).bytes(self.machine.n_workers).max(needs(true).bytes(self.machine.n_workers))
+    fn scratch_bytes(&self, op: &Op, args: &[&TensorDesc], precise: bool) -> usize {
+        lower::needs(Machine { precise, ..self.machine }, op, args).bytes(self.machine.n_workers)
     }
 
     fn alloc(&self, bytes: usize, usage: Usage) -> Result<Buffer> {
@@ -161,7 +159,7 @@ impl Backend for CpuBackend {
     }
 
     fn loan(&self, buf: &Buffer) -> Option<Box<dyn Loan>> {
-        let buffer = CpuBuffer::of(buf, &self.pool).ok().filter(|b| b.is_arena())?;
+        let buffer = CpuBuffer::shared(buf, &self.pool).ok().filter(|b| b.is_arena())?;
         Some(Box::new(CpuLoan::new(buffer, &self.pool)))
     }
 
@@ -200,7 +198,7 @@ impl Backend for CpuBackend {
             region,
             nodes,
             timed: None,
-            arena: CpuBuffer::of(bind.arena, &self.pool)?,
+            arena: CpuBuffer::shared(bind.arena, &self.pool)?,
             pool: Arc::clone(&self.pool),
         }))
     }

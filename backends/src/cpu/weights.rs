@@ -47,9 +47,13 @@ impl CpuBuffer {
     }
 
     /// The inside of a buffer. Errors: `Device` if another backend made it.
-    pub(super) fn of(buffer: &Buffer, pool: &Arc<Pool>) -> Result<Arc<Self>> {
-        let inner = buffer.storage::<Self>().filter(|b| Arc::ptr_eq(&b.pool, pool));
-        inner.ok_or_else(|| Error::Device { backend: NAME.into(), msg: "a buffer of another backend".into() })
+    pub(super) fn of<'a>(buffer: &'a Buffer, pool: &Arc<Pool>) -> Result<&'a Self> {
+        buffer.storage_ref::<Self>().filter(|b| Arc::ptr_eq(&b.pool, pool)).ok_or_else(foreign)
+    }
+
+    /// The same, shared.
+    pub(super) fn shared(buffer: &Buffer, pool: &Arc<Pool>) -> Result<Arc<Self>> {
+        buffer.storage::<Self>().filter(|b| Arc::ptr_eq(&b.pool, pool)).ok_or_else(foreign)
     }
 
     /// To be asked inside [`Pool::alone`]. Errors: `Device` for memory of a mapped file, and while the buffer is lent.
@@ -84,6 +88,10 @@ impl CpuBuffer {
         made.push((dims, Arc::clone(&storage)));
         Ok(storage)
     }
+}
+
+fn foreign() -> Error {
+    Error::Device { backend: NAME.into(), msg: "a buffer of another backend".into() }
 }
 
 /// Rows `[c_in, kh, kw]` of any float format as rows `[kh, kw, c_in]` of f32.

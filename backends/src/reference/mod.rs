@@ -77,7 +77,7 @@ impl Backend for ReferenceBackend {
         true
     }
 
-    fn scratch_bytes(&self, _op: &Op, _args: &[&TensorDesc]) -> usize {
+    fn scratch_bytes(&self, _op: &Op, _args: &[&TensorDesc], _precise: bool) -> usize {
         0
     }
 

@@ -1,20 +1,28 @@
 //! Result shapes and argument checks, one function per family of ops.
 
+use smallvec::{SmallVec, smallvec};
+
 use super::{Binary, Op, Rope, Route};
 use crate::dtype::DType;
-use crate::shape::Shape;
+use crate::shape::{MAX_RANK, Shape};
 use crate::tensor::TensorDesc;
 
 /// Why operands do not fit an op: expected and found.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct OpError(pub String);
 
-type Outs = Result<Vec<(DType, Shape)>, OpError>;
+/// Format and shape of every result.
+pub type Results = SmallVec<[(DType, Shape); 3]>;
+
+type Outs = Result<Results, OpError>;
+
+/// Extents of a shape, and room for one more.
+type Extents = SmallVec<[usize; MAX_RANK + 1]>;
 
 impl Op {
     /// Format and shape of every result, or why the arguments do not fit.
     #[deny(clippy::wildcard_enum_match_arm)]
-    pub fn infer(&self, args: &[TensorDesc]) -> Outs {
+    pub fn infer(&self, args: &[TensorDesc]) -> Result<Results, OpError> {
         match *self {
             Self::Copy | Self::Conv2d { .. } => check_rows(args.get(1..).unwrap_or_default())?,
             Self::GetRows
@@ -53,7 +61,7 @@ impl Op {
             Self::LinearGlu { .. } => {
                 let outs = linear(args, 2, false)?;
                 ensure(outs[0] == outs[1], || format!("gate {} and up {} differ", outs[0].1, outs[1].1))?;
-                Ok(vec![outs[0]])
+                Ok(smallvec![outs[0]])
             }
             Self::RmsNorm { .. } => norm(args, 1, false),
             Self::AddRmsNorm { .. } => norm(args, 1, true),
@@ -63,13 +71,13 @@ impl Op {
             Self::Unary(_) => {
                 let [x] = arguments(args)?;
                 activation("x", x)?;
-                Ok(vec![(DType::F32, x.shape)])
+                Ok(smallvec![(DType::F32, x.shape)])
             }
             Self::Glu(_) => {
                 let [gate, up] = arguments(args)?;
                 activation("gate", gate)?;
                 same_activation("up", up, gate)?;
-                Ok(vec![(DType::F32, gate.shape)])
+                Ok(smallvec![(DType::F32, gate.shape)])
             }
             Self::Rope(rope) => rope_shape(rope, args),
             Self::KvWrite => kv_write(args),
@@ -84,7 +92,7 @@ impl Op {
                 let [a, b] = arguments(args)?;
                 activation("a", a)?;
                 same_activation("b", b, a)?;
-                Ok(vec![(DType::F32, a.shape)])
+                Ok(smallvec![(DType::F32, a.shape)])
             }
             Self::RelPositions => rel_positions(args),
             Self::RelPosAttention { .. } => rel_pos_attention(args),
@@ -94,7 +102,7 @@ impl Op {
             Self::Copy => {
                 let [x] = arguments(args)?;
                 activation("x", x)?;
-                Ok(vec![(DType::F32, x.shape)])
+                Ok(smallvec![(DType::F32, x.shape)])
             }
             Self::Concat => concat(args),
         }
@@ -139,8 +147,13 @@ fn indices(name: &str, t: &TensorDesc, want: impl Into<Shape>) -> Result<(), OpE
 }
 
 fn rank<const N: usize>(name: &str, t: &TensorDesc) -> Result<[usize; N], OpError> {
-    let dims: Vec<usize> = t.shape.dims().iter().map(|&d| d as usize).collect();
-    dims.try_into().map_err(|_| OpError(format!("{name}: want {N} extents, got {}", t.shape)))
+    let dims: Result<[u32; N], _> = t.shape.dims().try_into();
+    let dims = dims.map_err(|_| OpError(format!("{name}: want {N} extents, got {}", t.shape)))?;
+    Ok(dims.map(|d| d as usize))
+}
+
+fn extents(t: &TensorDesc) -> Extents {
+    t.shape.dims().iter().map(|&d| d as usize).collect()
 }
 
 fn shape(dims: &[usize]) -> Result<Shape, OpError> {
@@ -152,8 +165,9 @@ fn get_rows(args: &[TensorDesc]) -> Outs {
     let [_, n] = rank("table", table)?;
     ensure(table.dtype != DType::I32, || "table: want a float or quantized format, got I32".into())?;
     ensure(ids.dtype == DType::I32, || format!("ids: want I32, got {}", ids.dtype))?;
-    let dims: Vec<usize> = ids.shape.dims().iter().map(|&d| d as usize).chain([n]).collect();
-    Ok(vec![(DType::F32, shape(&dims)?)])
+    let mut dims = extents(ids);
+    dims.push(n);
+    Ok(smallvec![(DType::F32, shape(&dims)?)])
 }
 
 fn embed(args: &[TensorDesc]) -> Outs {
@@ -181,9 +195,7 @@ fn linear(args: &[TensorDesc], n: usize, bias: bool) -> Outs {
                 activation("bias", &args[1 + n + i])?;
                 shaped("bias", &args[1 + n + i], [n_out])?;
             }
-            let mut dims: Vec<usize> = x.shape.dims().iter().map(|&d| d as usize).collect();
-            *dims.last_mut().expect("rank was checked") = n_out;
-            Ok((DType::F32, shape(&dims)?))
+            Ok((DType::F32, with_last(x, &[n_out])?))
         })
         .collect()
 }
@@ -200,7 +212,7 @@ fn norm(args: &[TensorDesc], n_weights: usize, residual: bool) -> Outs {
         activation("w", w)?;
         shaped("w", w, [x.shape.last()])?;
     }
-    Ok(vec![(DType::F32, x.shape); 1 + usize::from(residual)])
+    Ok(smallvec![(DType::F32, x.shape); 1 + usize::from(residual)])
 }
 
 fn binary(op: Binary, args: &[TensorDesc]) -> Outs {
@@ -210,7 +222,7 @@ fn binary(op: Binary, args: &[TensorDesc]) -> Outs {
     let (da, db) = (a.shape.dims(), b.shape.dims());
     ensure(da.ends_with(db), || format!("{op:?}: b {} is not an end of a {}", b.shape, a.shape))?;
     ensure(da.len() == db.len() || b.is_contiguous(), || format!("{op:?}: a repeated b is contiguous"))?;
-    Ok(vec![(DType::F32, a.shape)])
+    Ok(smallvec![(DType::F32, a.shape)])
 }
 
 fn rope_shape(rope: Rope, args: &[TensorDesc]) -> Outs {
@@ -222,7 +234,7 @@ fn rope_shape(rope: Rope, args: &[TensorDesc]) -> Outs {
     ensure(n_rot.is_multiple_of(2) && n_rot <= head_dim && n_rot > 0, || {
         format!("n_rot {n_rot} does not fit head_dim {head_dim}")
     })?;
-    Ok(vec![(DType::F32, x.shape)])
+    Ok(smallvec![(DType::F32, x.shape)])
 }
 
 fn kv_write(args: &[TensorDesc]) -> Outs {
@@ -235,7 +247,7 @@ fn kv_write(args: &[TensorDesc]) -> Outs {
     indices("slots", slots, [n_seqs])?;
     indices("positions", positions, [n_seqs, n_tokens])?;
     indices("lengths", lengths, [n_seqs])?;
-    Ok(vec![(state.dtype, state.shape)])
+    Ok(smallvec![(state.dtype, state.shape)])
 }
 
 fn cached_attention(args: &[TensorDesc]) -> Outs {
@@ -251,7 +263,7 @@ fn cached_attention(args: &[TensorDesc]) -> Outs {
     indices("slots", slots, [n_seqs])?;
     indices("positions", positions, [n_seqs, n_tokens])?;
     indices("lengths", lengths, [n_seqs])?;
-    Ok(vec![(DType::F32, q.shape)])
+    Ok(smallvec![(DType::F32, q.shape)])
 }
 
 fn attention(args: &[TensorDesc]) -> Outs {
@@ -261,7 +273,7 @@ fn attention(args: &[TensorDesc]) -> Outs {
     same_activation("k", k, q)?;
     same_activation("v", v, q)?;
     indices("lengths", lengths, [n_seqs])?;
-    Ok(vec![(DType::F32, q.shape)])
+    Ok(smallvec![(DType::F32, q.shape)])
 }
 
 fn causal_conv1d(args: &[TensorDesc]) -> Outs {
@@ -278,7 +290,7 @@ fn causal_conv1d(args: &[TensorDesc]) -> Outs {
     indices("slots", slots, [n_seqs])?;
     indices("positions", positions, [n_seqs, n_tokens])?;
     indices("lengths", lengths, [n_seqs])?;
-    Ok(vec![(DType::F32, x.shape)])
+    Ok(smallvec![(DType::F32, x.shape)])
 }
 
 fn conv2d(stride: usize, pad: usize, args: &[TensorDesc]) -> Outs {
@@ -291,7 +303,7 @@ fn conv2d(stride: usize, pad: usize, args: &[TensorDesc]) -> Outs {
     activation("bias", bias)?;
     shaped("bias", bias, [c_out])?;
     let [h_out, w_out] = convolved([height, width], [kh, kw], stride, pad)?;
-    Ok(vec![(DType::F32, shape(&[n, h_out, w_out, c_out])?)])
+    Ok(smallvec![(DType::F32, shape(&[n, h_out, w_out, c_out])?)])
 }
 
 /// Extents of an image behind a convolution.
@@ -316,7 +328,7 @@ fn depthwise_conv2d(stride: usize, pad: usize, args: &[TensorDesc]) -> Outs {
     activation("bias", bias)?;
     shaped("bias", bias, [channels])?;
     let [h_out, w_out] = convolved([height, width], [kh, kw], stride, pad)?;
-    Ok(vec![(DType::F32, shape(&[n, h_out, w_out, channels])?)])
+    Ok(smallvec![(DType::F32, shape(&[n, h_out, w_out, channels])?)])
 }
 
 fn depthwise_conv1d(args: &[TensorDesc]) -> Outs {
@@ -330,7 +342,7 @@ fn depthwise_conv1d(args: &[TensorDesc]) -> Outs {
     activation("bias", bias)?;
     shaped("bias", bias, [width])?;
     indices("lengths", lengths, [n_seqs])?;
-    Ok(vec![(DType::F32, x.shape)])
+    Ok(smallvec![(DType::F32, x.shape)])
 }
 
 fn mask_rows(unit: u32, args: &[TensorDesc]) -> Outs {
@@ -338,7 +350,7 @@ fn mask_rows(unit: u32, args: &[TensorDesc]) -> Outs {
     activation("x", x)?;
     ensure(x.shape.rank() >= 3 && unit > 0, || format!("x {} has no rows of {unit}", x.shape))?;
     indices("lengths", lengths, [x.shape.dim(0)])?;
-    Ok(vec![(DType::F32, x.shape)])
+    Ok(smallvec![(DType::F32, x.shape)])
 }
 
 fn rel_positions(args: &[TensorDesc]) -> Outs {
@@ -346,7 +358,7 @@ fn rel_positions(args: &[TensorDesc]) -> Outs {
     activation("x", x)?;
     let [_, n_tokens, n] = rank("x", x)?;
     ensure(n.is_multiple_of(2) && n_tokens > 0, || format!("x: want tokens of even width, got {}", x.shape))?;
-    Ok(vec![(DType::F32, shape(&[2 * n_tokens - 1, n])?)])
+    Ok(smallvec![(DType::F32, shape(&[2 * n_tokens - 1, n])?)])
 }
 
 fn rel_pos_attention(args: &[TensorDesc]) -> Outs {
@@ -363,12 +375,12 @@ fn rel_pos_attention(args: &[TensorDesc]) -> Outs {
         shaped(name, bias, [n_head, head_dim])?;
     }
     indices("lengths", lengths, [n_seqs])?;
-    Ok(vec![(DType::F32, q.shape)])
+    Ok(smallvec![(DType::F32, q.shape)])
 }
 
 /// The extents of `t` with the last one replaced.
 fn with_last(t: &TensorDesc, last: &[usize]) -> Result<Shape, OpError> {
-    let mut dims: Vec<usize> = t.shape.dims().iter().map(|&d| d as usize).collect();
+    let mut dims = extents(t);
     dims.pop();
     dims.extend_from_slice(last);
     shape(&dims)
@@ -387,7 +399,7 @@ fn route_shapes(route: Route, args: &[TensorDesc]) -> Outs {
         shaped("bias", bias, [n_expert])?;
     }
     let out = with_last(logits, &[n_used])?;
-    Ok(vec![(DType::I32, out), (DType::F32, out)])
+    Ok(smallvec![(DType::I32, out), (DType::F32, out)])
 }
 
 fn expert_linear(args: &[TensorDesc]) -> Outs {
@@ -399,7 +411,7 @@ fn expert_linear(args: &[TensorDesc]) -> Outs {
     let n_used = ids.shape.last();
     let fits = x.shape == with_last(ids, &[k])? || x.shape == with_last(ids, &[n_used, k])?;
     ensure(fits, || format!("x {} does not fit w {} and ids {}", x.shape, w.shape, ids.shape))?;
-    Ok(vec![(DType::F32, with_last(ids, &[n_used, n])?)])
+    Ok(smallvec![(DType::F32, with_last(ids, &[n_used, n])?)])
 }
 
 fn expert_sum(args: &[TensorDesc]) -> Outs {
@@ -409,7 +421,7 @@ fn expert_sum(args: &[TensorDesc]) -> Outs {
     ensure(x.shape.rank() >= 2 && weights.shape.rank() >= 1, || format!("x {} has no experts", x.shape))?;
     let n = x.shape.last();
     shaped("x", x, with_last(weights, &[weights.shape.last(), n])?)?;
-    Ok(vec![(DType::F32, with_last(weights, &[n])?)])
+    Ok(smallvec![(DType::F32, with_last(weights, &[n])?)])
 }
 
 fn concat(args: &[TensorDesc]) -> Outs {
@@ -420,7 +432,7 @@ fn concat(args: &[TensorDesc]) -> Outs {
     ensure(!da.is_empty() && da.len() == db.len() && da[1..] == db[1..], || {
         format!("a {} and b {} differ in more than the outermost extent", a.shape, b.shape)
     })?;
-    let mut dims: Vec<usize> = da.iter().map(|&d| d as usize).collect();
+    let mut dims = extents(a);
     dims[0] += db[0] as usize;
-    Ok(vec![(DType::F32, shape(&dims)?)])
+    Ok(smallvec![(DType::F32, shape(&dims)?)])
 }

@@ -8,7 +8,7 @@ use std::ops::Range;
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::graph::Graph;
-use crate::tensor::{Source, TensorDesc, TensorId};
+use crate::tensor::{Source, TensorId};
 
 /// A run of nodes of one backend, before it is compiled.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -29,7 +29,7 @@ pub struct Cut {
 pub fn assign(graph: &Graph, backends: &[std::sync::Arc<dyn Backend>]) -> Result<Vec<Cut>> {
     let mut owner: Vec<usize> = Vec::with_capacity(graph.nodes.len());
     for node in &graph.nodes {
-        let args: Vec<&TensorDesc> = node.args.iter().map(|&a| graph.tensor(a)).collect();
+        let args = graph.descs(&node.args);
         let touches_state = node.args.iter().any(|&a| is_state(graph, a));
         let candidates = if touches_state { &backends[..1] } else { backends };
         let found = candidates.iter().position(|b| b.supports(&node.op, &args));

@@ -3,17 +3,19 @@
 //! A rewrite is applied where no tensor that would disappear has another reader or is an output, and where the backend
 //! supports the fused op. The fused node takes the place of the first node it replaces.
 
-use crate::graph::{Graph, Node};
+use smallvec::{SmallVec, smallvec};
+
+use crate::graph::{Graph, Node, TensorIds};
 use crate::op::{Binary, Op};
 use crate::pass::FuseCounts;
 use crate::tensor::{NodeId, Source, TensorDesc, TensorId};
 
 /// Nodes to remove and the node that replaces them.
 struct Rewrite {
-    remove: Vec<NodeId>,
+    remove: SmallVec<[NodeId; 4]>,
     op: Op,
-    args: Vec<TensorId>,
-    outs: Vec<TensorId>,
+    args: TensorIds,
+    outs: TensorIds,
 }
 
 /// A graph while rules are applied. What a rewrite removes leaves a node without results behind until the end, so that
@@ -59,7 +61,7 @@ pub fn fuse(graph: &mut Graph, supports: &dyn Fn(&Op, &[&TensorDesc]) -> bool) -
 
 impl Fusing<'_> {
     fn applies(&self, rewrite: &Rewrite, supports: &dyn Fn(&Op, &[&TensorDesc]) -> bool) -> bool {
-        let args: Vec<&TensorDesc> = rewrite.args.iter().map(|&a| self.graph.tensor(a)).collect();
+        let args = self.graph.descs(&rewrite.args);
         let first = rewrite.remove.iter().min().copied();
         let ready = rewrite.args.iter().all(|&a| self.graph.producer(a).is_none_or(|p| Some(p) < first));
         ready && supports(&rewrite.op, &args) && !self.loses_a_read_tensor(rewrite)
@@ -121,9 +123,9 @@ fn glu_epilogue(Fusing { graph, .. }: &Fusing<'_>, at: NodeId) -> Option<Rewrite
     let (gate_id, gate) = maker(graph, glu.args[0]).filter(|(_, n)| n.op == plain)?;
     let (up_id, up) = maker(graph, glu.args[1]).filter(|(_, n)| n.op == plain && n.args[0] == gate.args[0])?;
     Some(Rewrite {
-        remove: vec![gate_id, up_id, at],
+        remove: smallvec![gate_id, up_id, at],
         op: Op::LinearGlu { act },
-        args: vec![gate.args[0], gate.args[1], up.args[1]],
+        args: smallvec![gate.args[0], gate.args[1], up.args[1]],
         outs: glu.outs.clone(),
     })
 }
@@ -135,7 +137,7 @@ fn linear_epilogue(Fusing { graph, .. }: &Fusing<'_>, at: NodeId) -> Option<Rewr
     let (id, linear) = maker(graph, unary.args[0])?;
     let Op::Linear { bias, act: None } = linear.op else { return None };
     Some(Rewrite {
-        remove: vec![id, at],
+        remove: smallvec![id, at],
         op: Op::Linear { bias, act: Some(act) },
         args: linear.args.clone(),
         outs: unary.outs.clone(),
@@ -149,7 +151,7 @@ fn conv_act(Fusing { graph, .. }: &Fusing<'_>, at: NodeId) -> Option<Rewrite> {
     let (id, conv) = maker(graph, unary.args[0])?;
     let Op::Conv2d { stride, pad, act: None } = conv.op else { return None };
     Some(Rewrite {
-        remove: vec![id, at],
+        remove: smallvec![id, at],
         op: Op::Conv2d { stride, pad, act: Some(act) },
         args: conv.args.clone(),
         outs: unary.outs.clone(),
@@ -163,7 +165,7 @@ fn linear_group(Fusing { graph, readers }: &Fusing<'_>, at: NodeId) -> Option<Re
     let x = first.args[0];
     // Readers come soon after each other: the search ends with the last of them.
     let mut unseen = readers[graph.root(x).index()];
-    let mut members: Vec<(NodeId, &Node)> = Vec::new();
+    let mut members: SmallVec<[(NodeId, &Node); 4]> = SmallVec::new();
     for (id, node) in graph.walk().skip(at.index()) {
         if unseen == 0 {
             break;
@@ -175,7 +177,7 @@ fn linear_group(Fusing { graph, readers }: &Fusing<'_>, at: NodeId) -> Option<Re
         }
     }
     let n = u8::try_from(members.len()).ok().filter(|&n| n > 1)?;
-    let mut args = vec![first.args[0]];
+    let mut args: TensorIds = smallvec![first.args[0]];
     args.extend(members.iter().map(|(_, m)| m.args[1]));
     if bias {
         args.extend(members.iter().map(|(_, m)| m.args[2]));
@@ -203,7 +205,7 @@ fn add_norm(Fusing { graph, .. }: &Fusing<'_>, at: NodeId) -> Option<Rewrite> {
     if graph.tensor(x).shape != graph.tensor(residual).shape {
         return None;
     }
-    let mut args = vec![x, residual];
-    args.extend(&norm.args[1..]);
-    Some(Rewrite { remove: vec![add_id, at], op, args, outs: vec![norm.args[0], norm.outs[0]] })
+    let mut args: TensorIds = smallvec![x, residual];
+    args.extend_from_slice(&norm.args[1..]);
+    Some(Rewrite { remove: smallvec![add_id, at], op, args, outs: smallvec![norm.args[0], norm.outs[0]] })
 }
