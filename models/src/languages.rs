@@ -106,8 +106,8 @@ pub fn find(wanted: &str, supported: &[String]) -> Result<String, UnknownLanguag
     }
 }
 
-/// The name with the fewest edits from `asked`, if fewer than half of its letters change.
-fn nearest<'a>(asked: &str, supported: &[&'a str]) -> Option<&'a str> {
+/// The name with the fewest edits from `asked`, which is in lower case, if fewer than half of its letters change.
+pub fn nearest<'a>(asked: &str, supported: &[&'a str]) -> Option<&'a str> {
     let asked: Vec<char> = asked.chars().take(MAX_COMPARED_CHARS).collect();
     supported
         .iter()

@@ -11,6 +11,7 @@ use super::config::{Config, Section};
 use super::files::Files;
 use super::plan::Row;
 use super::safetensors::{Checkpoint, Dtype, SourceTensor};
+use super::synth::Noise;
 
 /// Buffers that some exports store and every implementation computes.
 const IGNORED_SUFFIX: &str = ".rotary_emb.inv_freq";
@@ -20,18 +21,86 @@ pub struct Model {
     files: Files,
     config: Config,
     generation: Option<Config>,
-    weights: Checkpoint,
+    weights: Box<dyn Weights>,
 }
 
-/// A stored tensor of a type that weights can have.
+/// The weights of a checkpoint: stored ones, or made ones.
+pub trait Weights: Send + Sync {
+    /// The file, or what stands for it in messages.
+    fn path(&self) -> &Path;
+
+    /// Names of all tensors.
+    fn names(&self) -> Box<dyn Iterator<Item = &str> + '_>;
+
+    /// The tensor called `name`. Errors: it is missing, or not of a float type.
+    fn weight(&self, name: &str) -> Result<Weight<'_>>;
+
+    /// Gives the memory behind bytes `range` of a tensor back to the system.
+    fn release(&self, name: &str, range: Range<usize>);
+}
+
+/// A tensor of a type that weights can have.
 #[derive(Clone, Copy)]
 pub struct Weight<'a> {
     /// Its format.
     pub dtype: DType,
     /// Its extents, outermost first.
     pub dims: &'a [usize],
-    /// Its bytes, which may start anywhere.
-    pub bytes: &'a [u8],
+    /// Its elements.
+    pub values: Values<'a>,
+}
+
+/// Where the elements of a tensor come from.
+#[derive(Clone, Copy)]
+pub enum Values<'a> {
+    /// These bytes, which may start anywhere.
+    Stored(&'a [u8]),
+    /// Numbers that are made when they are asked for.
+    Random(Noise),
+}
+
+impl Weight<'_> {
+    /// Number of elements.
+    pub fn elements(&self) -> usize {
+        self.dims.iter().product()
+    }
+
+    /// Elements `range` of the flattened tensor into `x`, which is as long.
+    pub fn decode(&self, range: Range<usize>, x: &mut [f32]) {
+        match self.values {
+            Values::Stored(bytes) => {
+                let format = backends::format_of(self.dtype).expect("weights are of a float type");
+                let width = self.dtype.block().bytes;
+                format.decode_row(&bytes[range.start * width..range.end * width], x);
+            }
+            Values::Random(noise) => noise.fill(range.start as u64, x),
+        }
+    }
+}
+
+impl Weights for Checkpoint {
+    fn path(&self) -> &Path {
+        self.path()
+    }
+
+    fn names(&self) -> Box<dyn Iterator<Item = &str> + '_> {
+        Box::new(self.tensors().map(|tensor| tensor.name))
+    }
+
+    fn weight(&self, name: &str) -> Result<Weight<'_>> {
+        let SourceTensor { dtype, shape, bytes, .. } = self.require(name)?;
+        let dtype = match dtype {
+            Dtype::F32 => DType::F32,
+            Dtype::F16 => DType::F16,
+            Dtype::BF16 => DType::BF16,
+            other => bail!("{}: {name}: want F32, F16 or BF16, got {other:?}", self.path().display()),
+        };
+        Ok(Weight { dtype, dims: shape, values: Values::Stored(bytes) })
+    }
+
+    fn release(&self, name: &str, range: Range<usize>) {
+        self.release(name, range);
+    }
 }
 
 impl Model {
@@ -41,7 +110,7 @@ impl Model {
         Ok(Self {
             config: Config::read(&files, "config.json")?,
             generation: Config::read_optional(&files, "generation_config.json")?,
-            weights: Checkpoint::of(&files)?,
+            weights: files.weights()?,
             files,
         })
     }
@@ -85,24 +154,17 @@ impl Model {
 
     /// Whether there is a tensor called `name`.
     pub fn has(&self, name: &str) -> bool {
-        self.weights.get(name).is_some()
+        self.weights.names().any(|found| found == name)
     }
 
     /// Whether there are tensors whose names begin with `prefix`.
     pub fn has_prefix(&self, prefix: &str) -> bool {
-        self.weights.tensors().any(|tensor| tensor.name.starts_with(prefix))
+        self.weights.names().any(|name| name.starts_with(prefix))
     }
 
     /// The tensor called `name`. Errors: it is missing, or not of a float type.
     pub fn weight(&self, name: &str) -> Result<Weight<'_>> {
-        let SourceTensor { dtype, shape, bytes, .. } = self.weights.require(name)?;
-        let dtype = match dtype {
-            Dtype::F32 => DType::F32,
-            Dtype::F16 => DType::F16,
-            Dtype::BF16 => DType::BF16,
-            other => bail!("{}: {name}: want F32, F16 or BF16, got {other:?}", self.weights.path().display()),
-        };
-        Ok(Weight { dtype, dims: shape, bytes })
+        self.weights.weight(name)
     }
 
     /// Gives the memory behind bytes `range` of a tensor back to the system.
@@ -121,9 +183,8 @@ impl Model {
         for row in rows {
             for (name, _) in row.source.needs() {
                 let weight = self.weight(&name)?;
-                let elements = weight.bytes.len() / weight.dtype.block().bytes;
-                if elements > largest.0 {
-                    largest = (elements, weight.dtype);
+                if weight.elements() > largest.0 {
+                    largest = (weight.elements(), weight.dtype);
                 }
             }
         }
@@ -139,8 +200,8 @@ impl Model {
             wanted.insert(name);
         }
         let is_extra = |name: &str| !wanted.contains(name) && !name.ends_with(IGNORED_SUFFIX) && !is_ignored(name);
-        match self.weights.tensors().find(|tensor| is_extra(tensor.name)) {
-            Some(extra) => Err(self.error(extra.name, "not a tensor of this architecture and configuration")),
+        match self.weights.names().find(|name| is_extra(name)) {
+            Some(extra) => Err(self.error(extra, "not a tensor of this architecture and configuration")),
             None => Ok(()),
         }
     }

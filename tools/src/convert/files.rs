@@ -5,9 +5,14 @@ use std::fs::File;
 use std::io::Read;
 use std::ops::{Deref, Range};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Result, bail, ensure};
 use engine::mapping::Mapping;
+
+use super::checkpoint::Weights;
+use super::safetensors::Checkpoint;
+use super::synth::Synthetic;
 
 /// Where the files of a checkpoint are.
 #[derive(Clone, Debug)]
@@ -21,6 +26,8 @@ pub enum Files {
         /// Names and contents.
         files: &'static [(&'static str, &'static [u8])],
     },
+    /// Nowhere: they are made by a rule.
+    Synthetic(Arc<Synthetic>),
 }
 
 impl<P: AsRef<Path> + ?Sized> From<&P> for Files {
@@ -35,6 +42,7 @@ impl Files {
         match self {
             Self::Directory(path) => path,
             Self::Embedded { name, .. } => Path::new(name),
+            Self::Synthetic(made) => made.path(),
         }
     }
 
@@ -52,15 +60,18 @@ impl Files {
         match self {
             Self::Directory(path) => path.join(name).exists(),
             Self::Embedded { .. } => self.embedded(Path::new(name)).is_some(),
+            Self::Synthetic(made) => made.file(name).is_some(),
         }
     }
 
     /// Path of the file `name` for messages, and its bytes, which may be at most `max`; `None` where there is no such file.
     pub fn read(&self, name: &str, max: u64) -> Result<Option<(PathBuf, Cow<'static, [u8]>)>> {
         let path = self.path().join(name);
-        let Self::Directory(_) = self else {
-            return Ok(self.embedded(Path::new(name)).map(|bytes| (path, bytes.into())));
-        };
+        match self {
+            Self::Directory(_) => {}
+            Self::Embedded { .. } => return Ok(self.embedded(Path::new(name)).map(|bytes| (path, bytes.into()))),
+            Self::Synthetic(made) => return Ok(made.file(name).map(|bytes| (path, bytes.into()))),
+        }
         let io = |source| engine::Error::Io { path: path.clone(), source };
         match std::fs::metadata(&path) {
             Ok(found) => ensure!(found.is_file(), "{}: not a regular file", path.display()),
@@ -80,7 +91,16 @@ impl Files {
         match (self, self.embedded(name)) {
             (Self::Directory(_), _) => Ok(Mapped::File(Mapping::open(&path)?)),
             (Self::Embedded { .. }, Some(bytes)) => Ok(Mapped::Embedded(path, bytes)),
-            (Self::Embedded { .. }, None) => bail!("{}: no such file", path.display()),
+            (Self::Embedded { .. } | Self::Synthetic(_), None) => bail!("{}: no such file", path.display()),
+            (Self::Synthetic(_), Some(_)) => bail!("{}: not a stored file", path.display()),
+        }
+    }
+
+    /// The weights in these files. Errors as for [`Checkpoint::of`].
+    pub(super) fn weights(&self) -> Result<Box<dyn Weights>> {
+        match self {
+            Self::Directory(_) | Self::Embedded { .. } => Ok(Box::new(Checkpoint::of(self)?)),
+            Self::Synthetic(made) => Ok(Box::new(Arc::clone(made))),
         }
     }
 

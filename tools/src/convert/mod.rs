@@ -17,6 +17,7 @@ mod positions;
 mod qwen3;
 mod qwen3_asr;
 pub mod safetensors;
+pub mod synth;
 pub mod vocab;
 mod write;
 

@@ -98,7 +98,7 @@ impl<'a> StoredParts<'a> {
         for (i, inner, outer) in self.cut(range) {
             let (name, weight) = &self.parts[i];
             let x = &mut x[outer.start - start..outer.end - start];
-            format_of(weight.dtype).decode_row(&weight.bytes[bytes_of(weight, &inner)], x);
+            weight.decode(inner.clone(), x);
             check(x, format).map_err(|(at, what)| {
                 self.checkpoint.error(name, format_args!("element {} {what}", inner.start + at))
             })?;

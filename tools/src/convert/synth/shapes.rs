@@ -1,0 +1,634 @@
+//! Published models without their weights: configurations, and the tensors that checkpoints have.
+//!
+//! [`Shape`] is the type to read first. Scales are those of freshly initialised models, so that activations stay finite and
+//! logits are spread as in trained ones.
+
+use serde_json::{Value, json};
+
+/// Mean and standard deviation of matrices.
+const MATRIX: Scale = Scale(0.0, 0.02);
+/// Of the factors of norms.
+const NORM: Scale = Scale(1.0, 0.01);
+/// Of biases and whatever else is added.
+const BIAS: Scale = Scale(0.0, 0.01);
+/// Of kernels with few inputs.
+const KERNEL: Scale = Scale(0.0, 0.2);
+/// Of kernels that only mix channels.
+const POINTWISE: Scale = Scale(0.0, 0.06);
+/// Of the short convolutions of LFM2.
+const TAPS: Scale = Scale(0.0, 0.3);
+
+/// Rows of the embedding of all Qwen3 models.
+const QWEN_VOCAB: usize = 151_936;
+/// Rows of the embedding of the first generation of LFM2.
+const LFM2_VOCAB: usize = 65_536;
+/// Taps of a short convolution.
+const L_CACHE: usize = 3;
+/// Width of LFM2's feed-forward layers is a multiple of this.
+const FF_MULTIPLE: usize = 256;
+/// Mel bands of both speech models.
+const N_MELS: usize = 128;
+/// Channels of Qwen3-ASR's stem.
+const STEM_CHANNELS: usize = 480;
+
+/// Mean and standard deviation.
+#[derive(Clone, Copy, Debug)]
+pub struct Scale(pub f32, pub f32);
+
+/// A published model.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    /// As the command line calls it.
+    pub name: &'static str,
+    /// Its architecture with its numbers.
+    pub kind: Kind,
+}
+
+/// Architectures.
+#[derive(Clone, Copy, Debug)]
+pub enum Kind {
+    /// A Qwen3 text model.
+    Qwen3(Qwen3),
+    /// Qwen3-ASR, original layout.
+    Qwen3Asr(AudioTower, Qwen3),
+    /// An LFM2 text model, dense or with experts.
+    Lfm2(Lfm2),
+    /// LFM2-Audio, without speech output but for what llama.cpp's files carry.
+    Lfm2Audio(Conformer, Lfm2),
+}
+
+/// The numbers of a Qwen3 decoder that differ between sizes.
+#[derive(Clone, Copy, Debug)]
+pub struct Qwen3 {
+    /// Width.
+    pub n_embd: usize,
+    /// Layers.
+    pub n_layer: usize,
+    /// Heads of queries.
+    pub n_head: usize,
+    /// Heads of keys and values.
+    pub n_head_kv: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Width of the feed-forward layers.
+    pub n_ff: usize,
+    /// Longest context.
+    pub n_ctx: usize,
+}
+
+/// The numbers of Qwen3-ASR's encoder.
+#[derive(Clone, Copy, Debug)]
+pub struct AudioTower {
+    /// Width.
+    pub n_embd: usize,
+    /// Layers.
+    pub n_layer: usize,
+    /// Heads.
+    pub n_head: usize,
+    /// Width of the feed-forward layers.
+    pub n_ff: usize,
+}
+
+/// The numbers of an LFM2 decoder that differ between sizes.
+#[derive(Clone, Copy, Debug)]
+pub struct Lfm2 {
+    /// Width.
+    pub n_embd: usize,
+    /// Heads of queries; there are 8 of keys and values.
+    pub n_head: usize,
+    /// Layers.
+    pub n_layer: usize,
+    /// Which layers have attention.
+    pub attention: &'static [usize],
+    /// Width of the feed-forward layers, as the configuration names it.
+    pub n_ff: usize,
+    /// Whether two thirds of that are meant, rounded up to a multiple of 256.
+    pub adjusts_ff: bool,
+    /// Experts, where there are any.
+    pub experts: Option<Experts>,
+}
+
+/// Layers with experts.
+#[derive(Clone, Copy, Debug)]
+pub struct Experts {
+    /// Experts of a layer.
+    pub n_expert: usize,
+    /// Experts of a token.
+    pub n_used: usize,
+    /// Width of an expert.
+    pub n_ff: usize,
+    /// Layers without experts, all in front.
+    pub n_dense: usize,
+}
+
+/// The numbers of LFM2-Audio's encoder.
+#[derive(Clone, Copy, Debug)]
+pub struct Conformer {
+    /// Width.
+    pub n_embd: usize,
+    /// Layers.
+    pub n_layer: usize,
+    /// Heads.
+    pub n_head: usize,
+    /// Channels of the stem.
+    pub n_channels: usize,
+    /// Taps of the convolution along time.
+    pub n_taps: usize,
+    /// Audio tokens of all codebooks.
+    pub n_audio_tokens: usize,
+}
+
+/// Qwen3-0.6B, and inside Qwen3-ASR 0.6B.
+const QWEN3_06B: Qwen3 =
+    Qwen3 { n_embd: 1024, n_layer: 28, n_head: 16, n_head_kv: 8, head_dim: 128, n_ff: 3072, n_ctx: 40_960 };
+/// Layers with attention of the models with 16 layers.
+const ATTENTION_16: &[usize] = &[2, 5, 8, 10, 12, 14];
+/// LFM2-1.2B, and inside LFM2-Audio.
+const LFM2_12B: Lfm2 = Lfm2 {
+    n_embd: 2048,
+    n_head: 32,
+    n_layer: 16,
+    attention: ATTENTION_16,
+    n_ff: 12_288,
+    adjusts_ff: true,
+    experts: None,
+};
+
+impl Shape {
+    /// All models, by architecture and size.
+    ///
+    /// Source: the configurations of the published checkpoints.
+    pub const ALL: [Self; 9] = [
+        Self {
+            name: "qwen3-asr-0.6b",
+            kind: Kind::Qwen3Asr(
+                AudioTower { n_embd: 896, n_layer: 18, n_head: 14, n_ff: 3584 },
+                Qwen3 { n_ctx: 65_536, ..QWEN3_06B },
+            ),
+        },
+        Self {
+            name: "qwen3-asr-1.7b",
+            kind: Kind::Qwen3Asr(
+                AudioTower { n_embd: 1024, n_layer: 24, n_head: 16, n_ff: 4096 },
+                Qwen3 { n_embd: 2048, n_ff: 6144, n_ctx: 65_536, ..QWEN3_06B },
+            ),
+        },
+        Self {
+            name: "lfm2-audio-1.5b",
+            kind: Kind::Lfm2Audio(
+                Conformer { n_embd: 512, n_layer: 17, n_head: 8, n_channels: 256, n_taps: 9, n_audio_tokens: 16_392 },
+                LFM2_12B,
+            ),
+        },
+        Self { name: "lfm2-350m", kind: Kind::Lfm2(Lfm2 { n_embd: 1024, n_head: 16, n_ff: 6656, ..LFM2_12B }) },
+        Self { name: "lfm2-700m", kind: Kind::Lfm2(Lfm2 { n_embd: 1536, n_head: 24, n_ff: 10_240, ..LFM2_12B }) },
+        Self { name: "lfm2-1.2b", kind: Kind::Lfm2(LFM2_12B) },
+        Self {
+            name: "lfm2-2.6b",
+            kind: Kind::Lfm2(Lfm2 {
+                n_layer: 30,
+                attention: &[2, 5, 9, 13, 17, 21, 24, 27],
+                n_ff: 10_752,
+                adjusts_ff: false,
+                ..LFM2_12B
+            }),
+        },
+        Self {
+            name: "lfm2-8b-a1b",
+            kind: Kind::Lfm2(Lfm2 {
+                n_layer: 24,
+                attention: &[2, 6, 10, 14, 18, 21],
+                n_ff: 7168,
+                adjusts_ff: false,
+                experts: Some(Experts { n_expert: 32, n_used: 4, n_ff: 1792, n_dense: 2 }),
+                ..LFM2_12B
+            }),
+        },
+        Self { name: "qwen3-0.6b", kind: Kind::Qwen3(QWEN3_06B) },
+    ];
+
+    /// `config.json` of the checkpoint.
+    pub fn config(&self) -> Value {
+        match &self.kind {
+            Kind::Qwen3(text) => {
+                let ids = json!({"bos_token_id": 151_643, "eos_token_id": 151_645});
+                merged(json!({"architectures": ["Qwen3ForCausalLM"]}), [text.config(), ids])
+            }
+            Kind::Qwen3Asr(audio, text) => {
+                let rope = json!({"mrope_section": [24, 20, 20], "mrope_interleaved": true, "rope_type": "default"});
+                json!({
+                    "architectures": ["Qwen3ASRForConditionalGeneration"],
+                    "model_type": "qwen3_asr",
+                    "thinker_config": {
+                        "model_type": "qwen3_asr",
+                        "audio_token_id": 151_676,
+                        "audio_start_token_id": 151_669,
+                        "audio_end_token_id": 151_670,
+                        "audio_config": audio.config(text.n_embd),
+                        "text_config": merged(text.config(), [json!({"rope_scaling": rope})]),
+                    },
+                })
+            }
+            Kind::Lfm2(text) => text.config(),
+            Kind::Lfm2Audio(audio, text) => json!({
+                "architectures": ["Lfm2AudioForConditionalGeneration"],
+                "preprocessor": {
+                    "sample_rate": 16_000, "normalize": "per_feature", "window_size": 0.025, "window_stride": 0.01,
+                    "window": "hann", "features": N_MELS, "n_fft": 512, "log": true, "frame_splicing": 1,
+                    "dither": 1e-5, "pad_to": 0, "pad_value": 0.0,
+                },
+                "encoder": audio.config(),
+                "lfm": text.config(),
+            }),
+        }
+    }
+
+    /// The tensors of the checkpoint, in its order.
+    pub fn tensors(&self) -> Vec<Tensor> {
+        let mut tensors = Tensors(Vec::new());
+        match &self.kind {
+            Kind::Qwen3(text) => text.tensors("model.", &mut tensors),
+            Kind::Qwen3Asr(audio, text) => {
+                audio.tensors(text.n_embd, &mut tensors);
+                text.tensors("thinker.model.", &mut tensors);
+                tensors.add("thinker.lm_head.weight", &[QWEN_VOCAB, text.n_embd], MATRIX);
+                // The published files store the tied head a second time.
+                tensors.last().noise_of = Some("thinker.model.embed_tokens.weight".into());
+            }
+            Kind::Lfm2(text) => text.tensors("model.", &mut tensors),
+            Kind::Lfm2Audio(audio, text) => {
+                text.tensors("lfm.", &mut tensors);
+                audio.tensors(text.n_embd, &mut tensors);
+            }
+        }
+        tensors.0
+    }
+
+    /// Whether it hears.
+    pub fn has_audio(&self) -> bool {
+        matches!(self.kind, Kind::Qwen3Asr(..) | Kind::Lfm2Audio(..))
+    }
+
+    /// Rows of the embedding.
+    pub fn n_vocab(&self) -> usize {
+        match self.kind {
+            Kind::Qwen3(_) | Kind::Qwen3Asr(..) => QWEN_VOCAB,
+            Kind::Lfm2(_) | Kind::Lfm2Audio(..) => LFM2_VOCAB,
+        }
+    }
+}
+
+/// A tensor of a checkpoint.
+#[derive(Clone, Debug)]
+pub struct Tensor {
+    /// Its name.
+    pub name: String,
+    /// Its extents, outermost first.
+    pub dims: Vec<usize>,
+    /// What its elements are like.
+    pub scale: Scale,
+    /// The tensor whose elements it has, if not its own.
+    pub noise_of: Option<String>,
+}
+
+/// Tensors as they are collected.
+struct Tensors(Vec<Tensor>);
+
+impl Tensors {
+    fn add(&mut self, name: impl Into<String>, dims: &[usize], scale: Scale) {
+        self.0.push(Tensor { name: name.into(), dims: dims.to_vec(), scale, noise_of: None });
+    }
+
+    /// `name.weight`, and `name.bias` of the first extent.
+    fn pair(&mut self, name: &str, dims: &[usize], scale: Scale) {
+        self.add(format!("{name}.weight"), dims, scale);
+        self.add(format!("{name}.bias"), &dims[..1], BIAS);
+    }
+
+    fn last(&mut self) -> &mut Tensor {
+        self.0.last_mut().expect("a tensor was added")
+    }
+}
+
+impl Qwen3 {
+    fn config(&self) -> Value {
+        json!({
+            "model_type": "qwen3",
+            "hidden_size": self.n_embd,
+            "num_hidden_layers": self.n_layer,
+            "num_attention_heads": self.n_head,
+            "num_key_value_heads": self.n_head_kv,
+            "head_dim": self.head_dim,
+            "intermediate_size": self.n_ff,
+            "vocab_size": QWEN_VOCAB,
+            "max_position_embeddings": self.n_ctx,
+            "rms_norm_eps": 1e-6,
+            "rope_theta": 1_000_000,
+            "hidden_act": "silu",
+            "attention_bias": false,
+            "tie_word_embeddings": true,
+        })
+    }
+
+    fn tensors(&self, prefix: &str, tensors: &mut Tensors) {
+        let (n_embd, n_ff) = (self.n_embd, self.n_ff);
+        let (n_q, n_kv) = (self.n_head * self.head_dim, self.n_head_kv * self.head_dim);
+        tensors.add(format!("{prefix}embed_tokens.weight"), &[QWEN_VOCAB, n_embd], MATRIX);
+        for i in 0..self.n_layer {
+            let mut add = |name: &str, dims: &[usize], scale| {
+                tensors.add(format!("{prefix}layers.{i}.{name}.weight"), dims, scale);
+            };
+            add("input_layernorm", &[n_embd], NORM);
+            add("self_attn.q_proj", &[n_q, n_embd], MATRIX);
+            add("self_attn.k_proj", &[n_kv, n_embd], MATRIX);
+            add("self_attn.v_proj", &[n_kv, n_embd], MATRIX);
+            add("self_attn.o_proj", &[n_embd, n_q], MATRIX);
+            add("self_attn.q_norm", &[self.head_dim], NORM);
+            add("self_attn.k_norm", &[self.head_dim], NORM);
+            add("post_attention_layernorm", &[n_embd], NORM);
+            add("mlp.gate_proj", &[n_ff, n_embd], MATRIX);
+            add("mlp.up_proj", &[n_ff, n_embd], MATRIX);
+            add("mlp.down_proj", &[n_embd, n_ff], MATRIX);
+        }
+        tensors.add(format!("{prefix}norm.weight"), &[n_embd], NORM);
+    }
+}
+
+impl AudioTower {
+    fn config(&self, n_out: usize) -> Value {
+        json!({
+            "model_type": "qwen3_asr_audio_encoder",
+            "num_mel_bins": N_MELS,
+            "d_model": self.n_embd,
+            "encoder_layers": self.n_layer,
+            "num_hidden_layers": self.n_layer,
+            "encoder_attention_heads": self.n_head,
+            "encoder_ffn_dim": self.n_ff,
+            "activation_function": "gelu",
+            "max_source_positions": 1500,
+            "n_window": 50,
+            "n_window_infer": 800,
+            "conv_chunksize": 500,
+            "downsample_hidden_size": STEM_CHANNELS,
+            "output_dim": n_out,
+            "scale_embedding": false,
+        })
+    }
+
+    fn tensors(&self, n_out: usize, tensors: &mut Tensors) {
+        const PREFIX: &str = "thinker.audio_tower.";
+        let n_embd = self.n_embd;
+        for (i, n_in, scale) in [(1, 1, KERNEL), (2, STEM_CHANNELS, MATRIX), (3, STEM_CHANNELS, MATRIX)] {
+            tensors.pair(&format!("{PREFIX}conv2d{i}"), &[STEM_CHANNELS, n_in, 3, 3], scale);
+        }
+        // Three halvings of the mel axis.
+        tensors.add(format!("{PREFIX}conv_out.weight"), &[n_embd, STEM_CHANNELS * N_MELS / 8], MATRIX);
+        for i in 0..self.n_layer {
+            let mut pair = |name: &str, dims: &[usize], scale| {
+                tensors.pair(&format!("{PREFIX}layers.{i}.{name}"), dims, scale);
+            };
+            for part in ["q", "k", "v", "out"] {
+                pair(&format!("self_attn.{part}_proj"), &[n_embd, n_embd], MATRIX);
+            }
+            pair("self_attn_layer_norm", &[n_embd], NORM);
+            pair("final_layer_norm", &[n_embd], NORM);
+            pair("fc1", &[self.n_ff, n_embd], MATRIX);
+            pair("fc2", &[n_embd, self.n_ff], MATRIX);
+        }
+        tensors.pair(&format!("{PREFIX}ln_post"), &[n_embd], NORM);
+        tensors.pair(&format!("{PREFIX}proj1"), &[n_embd, n_embd], MATRIX);
+        tensors.pair(&format!("{PREFIX}proj2"), &[n_out, n_embd], MATRIX);
+    }
+}
+
+impl Lfm2 {
+    /// Heads of keys and values.
+    const N_HEAD_KV: usize = 8;
+
+    fn config(&self) -> Value {
+        let kind = |i| if self.attention.contains(&i) { "full_attention" } else { "conv" };
+        let shared = json!({
+            "hidden_size": self.n_embd,
+            "num_hidden_layers": self.n_layer,
+            "layer_types": (0..self.n_layer).map(kind).collect::<Vec<_>>(),
+            "num_attention_heads": self.n_head,
+            "num_key_value_heads": Self::N_HEAD_KV,
+            "intermediate_size": self.n_ff,
+            "norm_eps": 1e-5,
+            "conv_L_cache": L_CACHE,
+            "conv_bias": false,
+            "vocab_size": LFM2_VOCAB,
+            "rope_theta": 1_000_000.0,
+            "max_position_embeddings": 128_000,
+            "tie_embedding": true,
+            "bos_token_id": 1,
+            "eos_token_id": 7,
+            "pad_token_id": 0,
+        });
+        let own = match &self.experts {
+            None => json!({
+                "architectures": ["Lfm2ForCausalLM"],
+                "model_type": "lfm2",
+                "block_ff_dim": self.n_ff,
+                "block_auto_adjust_ff_dim": self.adjusts_ff,
+                "block_ffn_dim_multiplier": 1.0,
+                "block_multiple_of": FF_MULTIPLE,
+            }),
+            Some(experts) => json!({
+                "architectures": ["Lfm2MoeForCausalLM"],
+                "model_type": "lfm2_moe",
+                "num_experts": experts.n_expert,
+                "num_experts_per_tok": experts.n_used,
+                "moe_intermediate_size": experts.n_ff,
+                "num_dense_layers": experts.n_dense,
+                "norm_topk_prob": true,
+                "use_expert_bias": true,
+                "routed_scaling_factor": 1.0,
+            }),
+        };
+        merged(own, [shared])
+    }
+
+    fn tensors(&self, prefix: &str, tensors: &mut Tensors) {
+        let n_embd = self.n_embd;
+        tensors.add(format!("{prefix}embed_tokens.weight"), &[LFM2_VOCAB, n_embd], MATRIX);
+        for i in 0..self.n_layer {
+            let mut add = |name: &str, dims: &[usize], scale| {
+                tensors.add(format!("{prefix}layers.{i}.{name}.weight"), dims, scale);
+            };
+            if self.attention.contains(&i) {
+                let head_dim = n_embd / self.n_head;
+                let n_kv = Self::N_HEAD_KV * head_dim;
+                add("self_attn.q_proj", &[n_embd, n_embd], MATRIX);
+                add("self_attn.k_proj", &[n_kv, n_embd], MATRIX);
+                add("self_attn.v_proj", &[n_kv, n_embd], MATRIX);
+                add("self_attn.out_proj", &[n_embd, n_embd], MATRIX);
+                add("self_attn.q_layernorm", &[head_dim], NORM);
+                add("self_attn.k_layernorm", &[head_dim], NORM);
+            } else {
+                add("conv.in_proj", &[3 * n_embd, n_embd], MATRIX);
+                add("conv.conv", &[n_embd, 1, L_CACHE], TAPS);
+                add("conv.out_proj", &[n_embd, n_embd], MATRIX);
+            }
+            add("operator_norm", &[n_embd], NORM);
+            add("ffn_norm", &[n_embd], NORM);
+            match &self.experts {
+                Some(experts) if i >= experts.n_dense => {
+                    add("feed_forward.gate", &[experts.n_expert, n_embd], MATRIX);
+                    for e in 0..experts.n_expert {
+                        feed_forward(&mut add, &format!("feed_forward.experts.{e}"), n_embd, experts.n_ff);
+                    }
+                    let bias = format!("{prefix}layers.{i}.feed_forward.expert_bias");
+                    tensors.add(bias, &[experts.n_expert], BIAS);
+                }
+                _ => feed_forward(&mut add, "feed_forward", n_embd, self.feed_forward_width()),
+            }
+        }
+        tensors.add(format!("{prefix}embedding_norm.weight"), &[n_embd], NORM);
+    }
+
+    fn feed_forward_width(&self) -> usize {
+        if self.adjusts_ff { (2 * self.n_ff / 3).next_multiple_of(FF_MULTIPLE) } else { self.n_ff }
+    }
+}
+
+/// The three matrices of a feed-forward layer.
+fn feed_forward(add: &mut impl FnMut(&str, &[usize], Scale), name: &str, n_embd: usize, n_ff: usize) {
+    add(&format!("{name}.w1"), &[n_ff, n_embd], MATRIX);
+    add(&format!("{name}.w2"), &[n_embd, n_ff], MATRIX);
+    add(&format!("{name}.w3"), &[n_ff, n_embd], MATRIX);
+}
+
+impl Conformer {
+    /// Width of the feed-forward layers, in widths.
+    const EXPANSION: usize = 4;
+
+    fn config(&self) -> Value {
+        json!({
+            "feat_in": N_MELS,
+            "feat_out": -1,
+            "n_layers": self.n_layer,
+            "d_model": self.n_embd,
+            "n_heads": self.n_head,
+            "ff_expansion_factor": Self::EXPANSION,
+            "subsampling": "dw_striding",
+            "subsampling_factor": 8,
+            "subsampling_conv_channels": self.n_channels,
+            "causal_downsampling": false,
+            "reduction": null,
+            "self_attention_model": "rel_pos",
+            "att_context_size": [-1, -1],
+            "xscaling": false,
+            "untie_biases": true,
+            "pos_emb_max_len": 5000,
+            "conv_kernel_size": self.n_taps,
+            "conv_norm_type": "batch_norm",
+            "conv_context_size": null,
+        })
+    }
+
+    /// `n_out`: width of the decoder.
+    fn tensors(&self, n_out: usize, tensors: &mut Tensors) {
+        let (n, n_embd) = (self.n_channels, self.n_embd);
+        for (i, n_in, side, scale) in
+            [(0, 1, 3, KERNEL), (2, 1, 3, KERNEL), (3, n, 1, POINTWISE), (5, 1, 3, KERNEL), (6, n, 1, POINTWISE)]
+        {
+            tensors.pair(&format!("conformer.pre_encode.conv.{i}"), &[n, n_in, side, side], scale);
+        }
+        tensors.pair("conformer.pre_encode.out", &[n_embd, n * N_MELS / 8], MATRIX);
+        for i in 0..self.n_layer {
+            self.layer(&format!("conformer.layers.{i}"), tensors);
+        }
+        tensors.pair("audio_adapter.model.0", &[n_embd], NORM);
+        tensors.pair("audio_adapter.model.1", &[n_out, n_embd], MATRIX);
+        tensors.pair("audio_adapter.model.3", &[n_out, n_out], MATRIX);
+        tensors.add("audio_embedding.embedding.weight", &[self.n_audio_tokens, n_out], MATRIX);
+        tensors.add("audio_embedding.embedding_norm.weight", &[n_out], NORM);
+        tensors.add("audio_embedding.to_logits.weight", &[self.n_audio_tokens, n_out], MATRIX);
+    }
+
+    fn layer(&self, prefix: &str, tensors: &mut Tensors) {
+        let (n_embd, n_ff) = (self.n_embd, Self::EXPANSION * self.n_embd);
+        let mut pair = |name: &str, dims: &[usize], scale| tensors.pair(&format!("{prefix}.{name}"), dims, scale);
+        for norm in ["norm_feed_forward1", "norm_self_att", "norm_conv", "norm_feed_forward2", "norm_out"] {
+            pair(norm, &[n_embd], NORM);
+        }
+        for part in ["feed_forward1", "feed_forward2"] {
+            pair(&format!("{part}.linear1"), &[n_ff, n_embd], MATRIX);
+            pair(&format!("{part}.linear2"), &[n_embd, n_ff], MATRIX);
+        }
+        for part in ["q", "k", "v", "out"] {
+            pair(&format!("self_attn.linear_{part}"), &[n_embd, n_embd], MATRIX);
+        }
+        pair("conv.pointwise_conv1", &[2 * n_embd, n_embd, 1], MATRIX);
+        pair("conv.depthwise_conv", &[n_embd, 1, self.n_taps], KERNEL);
+        pair("conv.pointwise_conv2", &[n_embd, n_embd, 1], MATRIX);
+        pair("conv.batch_norm", &[n_embd], NORM);
+        tensors.add(format!("{prefix}.conv.batch_norm.running_mean"), &[n_embd], BIAS);
+        tensors.add(format!("{prefix}.conv.batch_norm.running_var"), &[n_embd], NORM);
+        tensors.add(format!("{prefix}.self_attn.linear_pos.weight"), &[n_embd, n_embd], MATRIX);
+        for part in ["pos_bias_u", "pos_bias_v"] {
+            tensors.add(format!("{prefix}.self_attn.{part}"), &[self.n_head, n_embd / self.n_head], BIAS);
+        }
+    }
+}
+
+/// The object `first` with the keys of `others` behind its own.
+fn merged<const N: usize>(mut first: Value, others: [Value; N]) -> Value {
+    let into = first.as_object_mut().expect("configurations are objects");
+    for other in others {
+        into.extend(other.as_object().expect("configurations are objects").clone());
+    }
+    first
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shape(name: &str) -> Shape {
+        *Shape::ALL.iter().find(|shape| shape.name == name).unwrap()
+    }
+
+    fn parameters(shape: &Shape, is_counted: impl Fn(&str) -> bool) -> usize {
+        shape.tensors().iter().filter(|t| is_counted(&t.name)).map(|t| t.dims.iter().product::<usize>()).sum()
+    }
+
+    #[test]
+    fn qwen3_asr_has_the_published_tensors() {
+        // Tensors, elements, and elements of the encoder: from the headers of the published files.
+        for (name, n_tensors, total, encoder) in
+            [("qwen3-asr-0.6b", 612, 938_008_576, 186_376_192), ("qwen3-asr-1.7b", 708, 2_349_217_408, 317_477_504)]
+        {
+            let shape = shape(name);
+            assert_eq!(shape.tensors().len(), n_tensors, "{name}");
+            assert_eq!(parameters(&shape, |_| true), total, "{name}");
+            assert_eq!(parameters(&shape, |name| name.contains("audio_tower")), encoder, "{name}");
+        }
+    }
+
+    #[test]
+    fn text_models_have_the_published_number_of_parameters() {
+        for (name, total) in [
+            ("lfm2-350m", 354_483_968),
+            ("lfm2-700m", 742_489_344),
+            ("lfm2-1.2b", 1_170_340_608),
+            ("lfm2-2.6b", 2_569_272_320),
+            ("lfm2-8b-a1b", 8_339_929_856),
+            ("qwen3-0.6b", 596_049_920),
+        ] {
+            // What balances experts is stored, but not trained.
+            assert_eq!(parameters(&shape(name), |name| !name.ends_with("expert_bias")), total, "{name}");
+        }
+    }
+
+    #[test]
+    fn lfm2_audio_has_the_published_number_of_parameters() {
+        let shape = shape("lfm2-audio-1.5b");
+        assert_eq!(parameters(&shape, |name| name.starts_with("lfm.")), 1_170_340_608);
+        // The statistics of norms are stored, but not trained.
+        let is_trained = |name: &str| name.starts_with("conformer.") && !name.contains(".running_");
+        assert_eq!(parameters(&shape, is_trained), 109_548_544);
+        assert_eq!(parameters(&shape, |name| name.starts_with("audio_adapter.")), 5_248_000);
+    }
+}
