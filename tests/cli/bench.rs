@@ -135,8 +135,7 @@ fn check_profile(profile: &Value) {
     let sum = |list: &Value| list.as_array().unwrap().iter().map(|op| number(op, "total_ns")).sum::<u64>();
     let (ops_ns, run_ns, step_ns) = (number(profile, "ops_ns"), number(profile, "run_ns"), number(profile, "step_ns"));
     assert_eq!(sum(&profile["ops"]), ops_ns);
-    // What lies between ops and calls is bookkeeping of a percent, but there too a loaded machine takes its core away.
-    assert!(ops_ns <= run_ns && run_ns <= step_ns && ops_ns as f64 >= 0.5 * step_ns as f64, "{profile}");
+    assert!(ops_ns <= run_ns && run_ns <= step_ns, "{profile}");
     for op in profile["ops"].as_array().unwrap() {
         assert_eq!(sum(&op["by_operands"]), number(op, "total_ns"));
         let counts = op["by_operands"].as_array().unwrap().iter().map(|o| number(o, "count"));
@@ -151,6 +150,8 @@ fn profiles_account_for_the_time_of_a_step() {
         let profile = &row["profile"];
         check_profile(profile);
         assert_eq!(profile["steps"], steps);
+        // What lies between ops and steps is bookkeeping of a percent, but there too a loaded machine takes its core away.
+        assert!(profile["ops_ns"].as_f64() >= profile["step_ns"].as_f64().map(|ns| 0.5 * ns), "{profile}");
         let ops = profile["ops"].as_array().unwrap();
         let attention = ops.iter().find(|op| op["op"] == "cached_attention").unwrap();
         // The fixture has one layer with attention.
@@ -171,10 +172,99 @@ fn profiles_account_for_the_time_of_a_step() {
     assert!(md.contains("tg2: 2 steps of") && md.contains("| all ops "), "{md}");
 }
 
+/// Rows as if they had taken `factor` times as long.
+fn stretched(rows: &[Value], factor: f64) -> String {
+    let stretch = |row: &Value| {
+        let mut row = row.clone();
+        let list = |row: &Value, key: &str, factor: f64| {
+            row[key].as_array().unwrap().iter().map(|v| v.as_f64().unwrap() * factor).collect::<Vec<_>>()
+        };
+        for (times, rates) in [("samples_ns", "samples_ts"), ("avg_ns", "avg_ts")] {
+            if row[times].is_array() {
+                (row[times], row[rates]) = (list(&row, times, factor).into(), list(&row, rates, 1.0 / factor).into());
+            } else {
+                row[times] = (row[times].as_f64().unwrap() * factor).into();
+                row[rates] = (row[rates].as_f64().unwrap() / factor).into();
+            }
+        }
+        format!("{row}\n")
+    };
+    rows.iter().map(stretch).collect()
+}
+
+#[test]
+fn a_faster_baseline_fails_and_names_the_rows() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let model = model();
+    let args = ["bench", "-m", &model, "--no-warmup", "-t", "1", "-r", "3"];
+    let rows = tympan([&args[..], &["-p", "8", "-n", "4", "-o", "jsonl"]].concat()).expect(0).json_lines();
+    let against = |file: &str, tests: &[&str], code| {
+        let file = path(file);
+        tympan([&args[..], tests, &["--baseline", &file, "--max-regress", "5"]].concat()).expect(code)
+    };
+    // Whatever else the machine does: nothing makes a run a hundred times slower, or faster.
+    std::fs::write(path("fast.jsonl"), stretched(&rows, 0.01)).unwrap();
+    let run = against("fast.jsonl", &["-p", "8", "-n", "4"], 1);
+    let named: Vec<&str> = run.err.lines().filter(|line| line.starts_with("slower: ")).collect();
+    assert!(named.len() == 2 && named[0].contains("pp8") && named[1].contains("tg4"), "{}", run.err);
+    assert_eq!(run.err.matches("measuring it again").count(), 4);
+    assert!(run.out.contains("|         baseline |              now |      time |"), "{}", run.out);
+    std::fs::write(path("slow.json"), format!("[{}]", stretched(&rows, 100.0).trim().replace('\n', ","))).unwrap();
+    let run = against("slow.json", &["-p", "8", "-n", "4", "-o", "jsonl"], 0);
+    assert!(run.json_lines().len() == 2 && run.err.contains("pp8"), "{}", run.err);
+    // A row that only one of the two has is said; a file without any common row is an error.
+    let lonely = against("slow.json", &["-p", "16", "-n", "4"], 0).err;
+    assert!(lonely.contains("pp16: not in ") && lonely.contains("pp8: only in "), "{lonely}");
+    std::fs::write(path("other.jsonl"), stretched(&rows[..1], 1.0)).unwrap();
+    assert!(against("other.jsonl", &["-p", "0", "-n", "4"], 3).err.contains("other.jsonl: none of its rows"));
+}
+
+#[test]
+fn damaged_baselines_are_refused_before_anything_is_measured() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = model();
+    let cases = [
+        ("empty.json", "", "no rows"),
+        ("cut.jsonl", "{\"model_filename\": \"x\"", "want json or jsonl"),
+        ("table.md", "| model |", "want json or jsonl"),
+        ("other.json", "[{\"a\": 1}]", "row 1: model_filename is missing"),
+        ("number.json", "7", "row 1: want an object"),
+    ];
+    for (name, text, cause) in cases {
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        let run = tympan(["bench", "-m", &model, "--baseline", &path.display().to_string()]).expect(3);
+        assert!(run.err.contains(name) && run.err.contains(cause) && run.out.is_empty(), "{name}: {}", run.err);
+    }
+    let missing = tympan(["bench", "-m", &model, "--baseline", "/nowhere/a.json"]).expect(3);
+    assert!(missing.err.contains("/nowhere/a.json"), "{}", missing.err);
+}
+
+#[test]
+fn pictures_have_a_bar_for_every_row_and_its_partner() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let (svg, old) = (path("a.svg"), path("old.jsonl"));
+    let old_rows = bench(&["-t", "1", "-p", "4", "-n", "0", "-o", "jsonl"]);
+    std::fs::write(&old, old_rows).unwrap();
+    bench(&["-t", "1", "-p", "4", "-n", "2", "--plot", &svg, "--baseline", &old]);
+    let picture = std::fs::read_to_string(&svg).unwrap();
+    assert!(picture.starts_with("<svg xmlns=\"http://www.w3.org/2000/svg\"") && picture.ends_with("</svg>\n"));
+    // The ground, two boxes of the legend, two bars of pp4 and one of tg2.
+    assert_eq!(picture.matches("<rect ").count(), 6);
+    assert!(picture.contains(">pp4</text>") && picture.contains(">tg2</text>") && picture.contains("old.jsonl"));
+    let model = model();
+    assert!(tympan(["bench", "-m", &model, "--plot", "a.png"]).expect(2).err.contains("--plot a.png"));
+}
+
 #[test]
 fn what_is_not_there_is_refused() {
     let model = model();
-    let cases: [(&[&str], &str); 11] = [
+    let cases: [(&[&str], &str); 14] = [
+        (&["--max-regress", "5"], "--baseline"),
+        (&["--baseline", "x", "--max-regress=-1"], "--max-regress"),
+        (&["-sm", "layer,none"], "-sm layer,none"),
         (&["--profile", "-o", "csv"], "--profile: csv"),
         (&["-fa", "off"], "-fa off"),
         (&["-ctk", "q8_0"], "-ctk q8_0"),

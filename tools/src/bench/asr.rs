@@ -12,9 +12,11 @@ use engine::session::Reuse;
 use models::transcribe::{Request, Transcriber};
 use serde_json::{Map, Value};
 
+use super::baseline::Baseline;
 use super::print::{Format, line, padded};
 use super::profile::{Breakdown, stage_of};
 use super::row::{ModelFacts, object};
+use super::timed::Timed;
 use super::words::{error_rate, hash, n_words};
 use crate::exit::{Failure, Outcome};
 use crate::model::Model;
@@ -44,6 +46,8 @@ pub struct Plan<'a> {
     pub reuse: Reuse,
     /// When the program began.
     pub started: Instant,
+    /// What rows are compared with.
+    pub baseline: Option<&'a Baseline>,
 }
 
 /// A clip's measurements: those of the run with the median total.
@@ -59,6 +63,7 @@ pub struct AsrRow {
     n_audio_tokens: usize,
     n_prompt_tokens: usize,
     n_generated: usize,
+    kv_dtype: DType,
     graph_reuse: bool,
     load_ms: f64,
     wall_ms: f64,
@@ -102,25 +107,43 @@ pub fn measure(
     let transcriber = Transcriber::open(&model.loaded, std::slice::from_ref(backend), plan.kv_dtype);
     let mut transcriber = transcriber.with_context(|| format!("loading {}", facts.filename)).map_err(Failure::model)?;
     transcriber.set_reuse(plan.reuse);
-    let mut rows = Vec::new();
-    for clip in plan.clips {
+    let fixed = Fixed { plan, facts, device: backend.name().to_uppercase(), n_threads, load_ms };
+    let measure = |clip: &PathBuf| {
+        let once = || fixed.measure(&mut transcriber, clip, say);
+        super::compared(plan.baseline, AsrRow::timed, |row: &AsrRow| row.clip.clone(), once, say)
+    };
+    plan.clips.iter().map(measure).collect()
+}
+
+/// What all clips of a model have in common.
+struct Fixed<'a> {
+    plan: &'a Plan<'a>,
+    facts: &'a ModelFacts,
+    device: String,
+    n_threads: usize,
+    load_ms: f64,
+}
+
+impl Fixed<'_> {
+    fn measure(&self, transcriber: &mut Transcriber, clip: &Path, say: Verbosity) -> Outcome<AsrRow> {
+        let plan = self.plan;
         let mut runs = Vec::with_capacity(plan.repetitions);
         for i in 0..plan.warmup + plan.repetitions {
-            let run = Run::of(plan, &mut transcriber, clip, say)?;
+            let run = Run::of(plan, transcriber, clip, say)?;
             if i >= plan.warmup {
                 runs.push(run);
             }
         }
         let peak_rss = peak_rss_bytes();
-        let profile = if plan.profile { profile(plan, &mut transcriber, clip, say)? } else { Vec::new() };
+        let profile = if plan.profile { profile(plan, transcriber, clip, say)? } else { Vec::new() };
         let totals_ms: Vec<f64> = runs.iter().map(|r| r.total_ms).collect();
         runs.sort_by(|a, b| a.total_ms.total_cmp(&b.total_ms));
         let middle = runs.swap_remove((runs.len() - 1) / 2);
         let said = plan.reference.get(&file_name(clip));
-        rows.push(AsrRow {
-            model: facts.clone(),
-            device: backend.name().to_uppercase(),
-            n_threads,
+        Ok(AsrRow {
+            model: self.facts.clone(),
+            device: self.device.clone(),
+            n_threads: self.n_threads,
             clip: file_name(clip),
             audio_s: middle.audio_s,
             stages_ms: middle.stages_ms,
@@ -129,16 +152,16 @@ pub fn measure(
             n_audio_tokens: middle.tokens[0],
             n_prompt_tokens: middle.tokens[1],
             n_generated: middle.tokens[2],
+            kv_dtype: plan.kv_dtype,
             graph_reuse: plan.reuse != Reuse::Off,
-            load_ms,
+            load_ms: self.load_ms,
             wall_ms: plan.started.elapsed().as_secs_f64() * 1000.0,
             peak_rss,
             profile,
             error_rate: said.map(|said| error_rate(said, &middle.text)),
             text: middle.text,
-        });
+        })
     }
-    Ok(rows)
 }
 
 /// Where the time of the stages goes that run graphs.
@@ -213,6 +236,11 @@ impl AsrRow {
         self.total_ms / 1000.0 / self.audio_s
     }
 
+    /// The row as comparisons see it.
+    pub fn timed(&self) -> Outcome<Timed> {
+        Timed::read(&self.fields()).map_err(|e| Failure::output(anyhow!("{}: {e}", self.clip)))
+    }
+
     /// Everything, for json.
     pub fn fields(&self) -> Map<String, Value> {
         let mut fields = object([
@@ -221,6 +249,8 @@ impl AsrRow {
             ("model_filename", self.model.filename.clone().into()),
             ("model_type", self.model.kind.clone().into()),
             ("n_threads", self.n_threads.into()),
+            ("type_k", self.kv_dtype.to_string().to_lowercase().into()),
+            ("type_v", self.kv_dtype.to_string().to_lowercase().into()),
             ("audio_file", self.clip.clone().into()),
             ("audio_s", self.audio_s.into()),
             ("audio_tokens", self.n_audio_tokens.into()),

@@ -115,7 +115,7 @@ impl Foreign<'_> {
     /// Errors: what was given asks for something that is not there.
     pub fn check(&self) -> Result<(), String> {
         let Some(given) = self.given else { return Ok(()) };
-        if given.split(',').all(|value| self.neutral.contains(&value)) {
+        if self.neutral.contains(&given) {
             return Ok(());
         }
         let accepted =

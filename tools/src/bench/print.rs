@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use clap::ValueEnum;
 use serde_json::{Map, Value};
 
-use super::row::Row;
+use super::row::{BUILD_COMMIT, BUILD_NUMBER, Row};
 use super::statistics::{mean, stddev};
 
 /// How rows are written.
@@ -35,8 +35,6 @@ pub enum Column {
     Params,
     /// The backend.
     Backend,
-    /// Layers on a GPU.
-    GpuLayers,
     /// Threads.
     Threads,
     /// Tokens of a batch.
@@ -77,7 +75,6 @@ impl Column {
             Self::Size => ("size", 10),
             Self::Params => ("params", 10),
             Self::Backend => ("backend", -10),
-            Self::GpuLayers => ("ngl", 3),
             Self::Threads => ("threads", 7),
             Self::Batch => ("n_batch", 7),
             Self::Ubatch => ("n_ubatch", 8),
@@ -105,7 +102,6 @@ impl Column {
             Self::Size => size(s.model.bytes),
             Self::Params => params(s.model.n_params),
             Self::Backend => s.backends.clone(),
-            Self::GpuLayers => s.n_gpu_layers.to_string(),
             Self::Threads => s.n_threads.to_string(),
             Self::Batch => s.n_batch.to_string(),
             Self::Ubatch => s.n_ubatch.to_string(),
@@ -183,7 +179,7 @@ impl<'a> Printer<'a> {
         match self.format {
             Format::Json if self.n_rows == 0 => self.write("[]\n"),
             Format::Json => self.write("\n]\n"),
-            Format::Md => self.write(concat!("\nbuild: tympan-", env!("CARGO_PKG_VERSION"), " (0)\n")),
+            Format::Md => self.write(&format!("\nbuild: {BUILD_COMMIT} ({BUILD_NUMBER})\n")),
             Format::Csv | Format::Jsonl | Format::Sql => Ok(()),
         }
     }

@@ -1,9 +1,18 @@
 //! [`Row`]: one line of a benchmark, with the fields, order and types of llama-bench, and our own behind them.
 
+use anyhow::anyhow;
 use serde_json::{Map, Value};
 
+use super::print::whole;
 use super::profile::Breakdown;
 use super::statistics::{mean, percentile, stddev};
+use super::timed::Timed;
+use crate::exit::{Failure, Outcome};
+
+/// The commit that the program was built from.
+pub const BUILD_COMMIT: &str = env!("TYMPAN_BUILD_COMMIT");
+/// The number of commits up to it.
+pub const BUILD_NUMBER: &str = env!("TYMPAN_BUILD_NUMBER");
 
 /// What a test consists of.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -49,6 +58,19 @@ pub struct ModelFacts {
     pub n_params: u64,
 }
 
+/// What rows record of flags that change nothing here, as llama-bench would.
+#[derive(Clone, Debug)]
+pub struct Recorded {
+    /// `-sm`.
+    pub split_mode: String,
+    /// `-dev`.
+    pub devices: String,
+    /// `-lm`.
+    pub load_mode: String,
+    /// `-lzm`.
+    pub lazy_mode: String,
+}
+
 /// Settings of a row.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -70,6 +92,8 @@ pub struct Settings {
     pub flash_attn: i64,
     /// Whether compiled graphs are used again.
     pub graph_reuse: bool,
+    /// Flags that change nothing.
+    pub recorded: Recorded,
     /// What is measured.
     pub test: Test,
 }
@@ -107,8 +131,8 @@ impl Row {
         let ns: Vec<f64> = self.samples_ns.iter().map(|&ns| ns as f64).collect();
         let rates = self.rates();
         object([
-            ("build_commit", Value::from(concat!("tympan-", env!("CARGO_PKG_VERSION")))),
-            ("build_number", Value::from(0)),
+            ("build_commit", Value::from(BUILD_COMMIT)),
+            ("build_number", Value::from(BUILD_NUMBER.parse::<u64>().unwrap_or(0))),
             ("cpu_info", Value::from(cpu_info())),
             ("gpu_info", Value::from("")),
             ("backends", Value::from(s.backends.clone())),
@@ -126,15 +150,15 @@ impl Row {
             ("type_v", Value::from(s.cache_types[1])),
             ("n_gpu_layers", Value::from(s.n_gpu_layers)),
             ("n_cpu_moe", Value::from(0)),
-            ("split_mode", Value::from("layer")),
+            ("split_mode", Value::from(s.recorded.split_mode.clone())),
             ("main_gpu", Value::from(0)),
             ("no_kv_offload", Value::from(false)),
             ("flash_attn", Value::from(s.flash_attn)),
-            ("devices", Value::from("auto")),
+            ("devices", Value::from(s.recorded.devices.clone())),
             ("tensor_split", Value::from("0.00")),
             ("tensor_buft_overrides", Value::from("none")),
-            ("load_mode", Value::from("auto")),
-            ("lazy_mode", Value::from("auto")),
+            ("load_mode", Value::from(s.recorded.load_mode.clone())),
+            ("lazy_mode", Value::from(s.recorded.lazy_mode.clone())),
             ("embeddings", Value::from(false)),
             ("no_op_offload", Value::from(0)),
             ("no_host", Value::from(false)),
@@ -164,6 +188,11 @@ impl Row {
             ("p50_ns", Value::from(percentile(&steps, 0.5).round() as u64)),
             ("p95_ns", Value::from(percentile(&steps, 0.95).round() as u64)),
         ])
+    }
+
+    /// The row as comparisons see it.
+    pub fn timed(&self) -> Outcome<Timed> {
+        Timed::read(&whole(self)).map_err(|e| Failure::output(anyhow!("{}: {e}", self.settings.test.name())))
     }
 
     /// Where the time goes, for json: nothing where it was not asked for.
