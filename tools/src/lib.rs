@@ -2,6 +2,7 @@
 
 pub mod args;
 pub mod bench;
+pub mod cache;
 pub mod cli;
 pub mod convert;
 pub mod demo;

@@ -7,7 +7,9 @@ use engine::gguf::Gguf;
 use models::{LoadOptions, Loaded};
 
 use crate::args::ModelArgs;
+use crate::cache::{self, ModelFiles};
 use crate::convert;
+use crate::convert::synth::SyntheticModel;
 use crate::exit::{Failure, Outcome};
 use crate::report::Verbosity;
 
@@ -33,7 +35,32 @@ impl ModelArgs {
             let file = crate::demo::open().map_err(Failure::model)?;
             return finish(vec![file], "built-in".into(), options).map_err(Failure::model);
         };
-        self.load_path(path, options).map_err(Failure::model)
+        match SyntheticModel::parse(path)? {
+            Some(wanted) => self.load_synthetic(path, cache::open(&wanted, say)?, options),
+            None => self.load_path(path, options),
+        }
+        .map_err(Failure::model)
+    }
+
+    /// Makes the model's files where `-m` names a synthetic model that was not used before; [`ModelArgs::load`] does not
+    /// need this, but takes long where it was not done.
+    ///
+    /// Errors: a shape, type or seed that does not exist, files that cannot be written.
+    pub fn prepare(&self, say: Verbosity) -> Outcome<()> {
+        if let Some(wanted) = self.model.as_deref().map_or(Ok(None), SyntheticModel::parse)? {
+            cache::open(&wanted, say)?;
+        }
+        Ok(())
+    }
+
+    fn load_synthetic(&self, argument: &Path, made: ModelFiles, options: LoadOptions) -> anyhow::Result<Model> {
+        let own = made.projector.filter(|_| !options.text_only);
+        let projector = self.mmproj.clone().or(own);
+        let name = argument.display().to_string();
+        let damaged = || format!("{name}: its file is damaged; it is made again where it is deleted");
+        let files: Result<Vec<Gguf>, _> = std::iter::once(made.text).chain(projector).map(|p| Gguf::open(&p)).collect();
+        let files = files.with_context(damaged)?;
+        finish(files, name.clone(), options).with_context(damaged)
     }
 
     fn load_path(&self, path: &Path, options: LoadOptions) -> anyhow::Result<Model> {

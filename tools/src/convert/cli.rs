@@ -7,7 +7,7 @@ use clap::Args;
 use clap::builder::PossibleValuesParser;
 use engine::DType;
 
-use super::{Conversion, FileType, Options, projector_name};
+use super::{Conversion, FileType, Files, Options, projector_name};
 use crate::args::parse_threads;
 use crate::exit::{Exit, Failure, Outcome};
 use crate::interrupt::Interrupt;
@@ -26,9 +26,11 @@ fn types() -> PossibleValuesParser {
 #[command(after_long_help = "Examples:
   tympan convert Qwen3-ASR-0.6B --type q8_0
   tympan convert Qwen3-ASR-0.6B --type q8_0 --audio-type f16 -o models/
-  tympan convert LFM2-Audio-1.5B --bundle -o asr.gguf")]
+  tympan convert LFM2-Audio-1.5B --bundle -o asr.gguf
+  tympan convert synth:lfm2-1.2b --type q4_k_m -o models/")]
 pub struct ConvertArgs {
-    /// Directory with config.json, model.safetensors (or shards) and the tokenizer
+    /// Directory with config.json, model.safetensors (or shards) and the tokenizer; or synth:SHAPE[:SEED], random weights
+    /// of a published shape
     #[arg(value_name = "CHECKPOINT_DIR")]
     checkpoint: PathBuf,
 
@@ -107,7 +109,7 @@ pub fn run(args: &ConvertArgs) -> Outcome<Exit> {
     let interrupt = Interrupt::install()?;
     let threads = args.threads.map_or(0, NonZeroUsize::get);
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().map_err(Failure::output)?;
-    let conversion = Conversion::open(&args.checkpoint, |_: DType| options)?;
+    let conversion = Conversion::open(Files::from_argument(&args.checkpoint)?, |_: DType| options)?;
     if let Some(name) = args.audio_type.as_deref().filter(|_| !conversion.has_audio()) {
         let checkpoint = args.checkpoint.display();
         return Err(Failure::usage(format!("--audio-type {name}: {checkpoint} has no audio tower")));

@@ -12,7 +12,8 @@ use engine::mapping::Mapping;
 
 use super::checkpoint::Weights;
 use super::safetensors::Checkpoint;
-use super::synth::Synthetic;
+use super::synth::{self, Synthetic};
+use crate::exit::Outcome;
 
 /// Where the files of a checkpoint are.
 #[derive(Clone, Debug)]
@@ -36,7 +37,20 @@ impl<P: AsRef<Path> + ?Sized> From<&P> for Files {
     }
 }
 
+impl From<Synthetic> for Files {
+    fn from(made: Synthetic) -> Self {
+        Self::Synthetic(Arc::new(made))
+    }
+}
+
 impl Files {
+    /// The checkpoint that an argument stands for: a directory, or `synth:SHAPE[:SEED]`.
+    ///
+    /// Errors: a shape or seed that does not exist.
+    pub fn from_argument(argument: &Path) -> Outcome<Self> {
+        Ok(synth::checkpoint(argument)?.map_or_else(|| argument.into(), Self::from))
+    }
+
     /// The directory, or what stands for it.
     pub fn path(&self) -> &Path {
         match self {

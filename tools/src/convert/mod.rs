@@ -132,6 +132,11 @@ impl Conversion {
         self.text.elements() + self.projector.as_ref().map_or(0, |(plan, _)| plan.elements())
     }
 
+    /// Bytes of all tensors of the files.
+    pub fn bytes(&self) -> u64 {
+        self.text.bytes() + self.projector.as_ref().map_or(0, |(plan, _)| plan.bytes())
+    }
+
     /// The usual names of the files: the text model or bundle, then the projector where it has its own.
     pub fn file_names(&self) -> Vec<String> {
         let name = |file_type: FileType| format!("{}-{file_type}.gguf", self.name);

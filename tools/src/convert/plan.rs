@@ -159,6 +159,12 @@ impl FilePlan {
         self.tensors.iter().map(PlannedTensor::elements).sum()
     }
 
+    /// Bytes of all tensors.
+    pub fn bytes(&self) -> u64 {
+        let bytes = |t: &PlannedTensor| t.shape.rows() as u64 * t.dtype.row_bytes(t.shape.last()) as u64;
+        self.tensors.iter().map(bytes).sum()
+    }
+
     /// Experts of its layers and what they stand for; `None` where there are none.
     pub fn experts(&self) -> Option<ExpertCount> {
         let is_stack = |t: &&PlannedTensor| t.name.contains("_exps.");

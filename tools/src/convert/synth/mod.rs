@@ -3,6 +3,7 @@
 //! Speed and memory of a model depend on its shape, not on what it learned: these stand in for published checkpoints where
 //! there is none, for measuring. Nothing is stored: any range of any tensor is computed when it is asked for.
 
+mod argument;
 mod noise;
 mod shapes;
 mod vocabulary;
@@ -17,6 +18,7 @@ use engine::DType;
 
 use super::checkpoint::{Values, Weight, Weights};
 
+pub use self::argument::{SyntheticModel, checkpoint};
 pub use self::noise::Noise;
 pub use self::shapes::Shape;
 

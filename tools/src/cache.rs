@@ -1,0 +1,132 @@
+//! Synthetic models as files, which are made once and kept. [`open`] is where to start.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use crate::convert::synth::SyntheticModel;
+use crate::convert::{Conversion, Options};
+use crate::exit::{Failure, Outcome};
+use crate::interrupt::Interrupt;
+use crate::progress::Bar;
+use crate::report::Verbosity;
+
+/// Counts up when the same shape, type and seed give other bytes, so that no older file stands in for them.
+const VERSION: u32 = 1;
+/// Directory of the files.
+const VARIABLE: &str = "TYMPAN_CACHE";
+/// Bytes in what messages call a GB.
+const GB: f64 = 1e9;
+
+/// The files of a model.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ModelFiles {
+    /// The text model.
+    pub text: PathBuf,
+    /// The projector, where the model hears.
+    pub projector: Option<PathBuf>,
+}
+
+impl ModelFiles {
+    /// Where the files of `model` are, once they are there. The names tell everything that the bytes depend on.
+    fn of(model: &SyntheticModel, directory: &Path) -> Self {
+        let SyntheticModel { shape, file_type, seed } = model;
+        let name = format!("synth{VERSION}-{}-{file_type}-seed{seed}.gguf", shape.name);
+        let projector = shape.has_audio().then(|| directory.join(format!("mmproj-{name}")));
+        Self { text: directory.join(name), projector }
+    }
+
+    fn paths(&self) -> Vec<PathBuf> {
+        std::iter::once(&self.text).chain(&self.projector).cloned().collect()
+    }
+
+    /// Whether all are there: they get their names one after the other.
+    fn exist(&self) -> bool {
+        self.paths().iter().all(|path| path.is_file())
+    }
+}
+
+/// The files of `model`, made now unless they are there.
+///
+/// Errors: a directory that cannot be written to, a full disk, an interruption.
+pub fn open(model: &SyntheticModel, say: Verbosity) -> Outcome<ModelFiles> {
+    let directory = directory(|name| std::env::var_os(name));
+    let files = ModelFiles::of(model, &directory);
+    if files.exist() {
+        return Ok(files);
+    }
+    let io = |source| Failure::output(engine::Error::Io { path: directory.clone(), source });
+    std::fs::create_dir_all(&directory).map_err(io)?;
+    let conversion = Conversion::open(model.checkpoint(), |_| Options::new(model.file_type))?;
+    let size = format!("{:.2} GB", conversion.bytes() as f64 / GB);
+    let at = files.text.display();
+    say.note(format_args!("making a model with random weights ({model}; {size}): {at}"));
+    let started = Instant::now();
+    let bar = Bar::new(conversion.elements(), say == Verbosity::Quiet, Interrupt::install()?);
+    let result = conversion.write(&files.paths(), &bar);
+    bar.finish();
+    result.map_err(|failure| with_hint(failure, &size, &directory))?;
+    say.detail(format_args!("made in {:.1} s", started.elapsed().as_secs_f64()));
+    Ok(files)
+}
+
+/// Tells what to do about a full disk.
+fn with_hint(failure: Failure, size: &str, directory: &Path) -> Failure {
+    let is_full = failure.error.chain().any(|cause| {
+        let kind = cause.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+        matches!(kind, Some(std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded))
+    });
+    if !is_full {
+        return failure;
+    }
+    let directory = directory.display();
+    let hint = format!("the model takes {size} in {directory}; {VARIABLE}=DIRECTORY keeps models elsewhere");
+    Failure { error: failure.error.context(hint), ..failure }
+}
+
+/// Where files are kept, by the variables of the environment. Source: XDG Base Directory Specification.
+fn directory(variable: impl Fn(&str) -> Option<OsString>) -> PathBuf {
+    const OWN: &str = "tympan";
+    let path = |name: &str| variable(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    if let Some(chosen) = path(VARIABLE) {
+        return chosen;
+    }
+    // Relative paths are to be ignored.
+    let absolute = |name: &str| path(name).filter(|path| cfg!(unix) && path.is_absolute());
+    let caches = absolute("XDG_CACHE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".cache")));
+    caches.unwrap_or_else(std::env::temp_dir).join(OWN)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn model(text: &str) -> SyntheticModel {
+        SyntheticModel::parse(Path::new(text)).unwrap().unwrap()
+    }
+
+    #[test]
+    fn a_name_tells_shape_type_seed_and_version() {
+        let files = |text: &str| ModelFiles::of(&model(text), Path::new("c"));
+        let text = files("synth:lfm2-350m:q4_k_m:7");
+        assert_eq!(text.text, Path::new("c").join(format!("synth{VERSION}-lfm2-350m-Q4_K_M-seed7.gguf")));
+        assert_eq!(text.projector, None);
+        let pair = files("synth:qwen3-asr-0.6b:q8_0");
+        assert_eq!(pair.projector.unwrap().file_name().unwrap().to_str().unwrap(), {
+            format!("mmproj-synth{VERSION}-qwen3-asr-0.6b-Q8_0-seed1.gguf")
+        });
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn the_directory_is_that_of_the_environment() {
+        let directory = |variables: &[(&str, &str)]| {
+            directory(|name| variables.iter().find(|(found, _)| *found == name).map(|(_, value)| value.into()))
+        };
+        let home = ("HOME", "/home/a");
+        assert_eq!(directory(&[home, ("XDG_CACHE_HOME", "/x"), (VARIABLE, "own")]), Path::new("own"));
+        assert_eq!(directory(&[home, ("XDG_CACHE_HOME", "/x"), (VARIABLE, "")]), Path::new("/x/tympan"));
+        assert_eq!(directory(&[home, ("XDG_CACHE_HOME", "x")]), Path::new("/home/a/.cache/tympan"));
+        assert_eq!(directory(&[]), std::env::temp_dir().join("tympan"));
+    }
+}
