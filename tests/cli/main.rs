@@ -7,4 +7,5 @@ mod convert;
 mod exact_text;
 mod generate;
 mod quantize;
+mod resume;
 mod run;

@@ -488,7 +488,7 @@ fn q4_0_is_what_quantizing_bf16_gives() {
         let plan = Quantization::plan(exact, FileType::Q4_0, None, false).unwrap();
         let out = tempfile::tempdir().unwrap();
         let path = out.path().join("q4_0.gguf");
-        plan.write(&path, &AtomicBool::new(false), &mut |_| ()).unwrap();
+        plan.write(&path, &AtomicBool::new(false)).unwrap();
         let ours = convert(&fixture(name), pair(FileType::Q4_0)).unwrap().swap_remove(0);
         assert!(tensors(&[ours]) == tensors(&[Gguf::open(&path).unwrap()]), "{name}");
     }

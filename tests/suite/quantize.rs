@@ -26,7 +26,7 @@ fn one_pass_writes_what_two_write() {
             let folder = tempfile::tempdir().unwrap();
             let path = folder.path().join("two.gguf");
             let plan = Quantization::plan(first.clone(), file_type, None, false).unwrap();
-            plan.write(&path, &AtomicBool::new(false), &mut |_| ()).unwrap();
+            plan.write(&path, &AtomicBool::new(false)).unwrap();
             let two = Gguf::open(&path).unwrap();
             let files = text(&checkpoint, file_type);
             assert_eq!(files[0].n_tensors(), two.n_tensors());

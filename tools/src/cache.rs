@@ -1,6 +1,7 @@
 //! Synthetic models as files, which are made once and kept. [`open`] is where to start.
 
 use std::ffi::OsString;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -57,6 +58,11 @@ pub fn open(model: &SyntheticModel, say: Verbosity) -> Outcome<ModelFiles> {
     }
     let io = |source| Failure::output(engine::Error::Io { path: directory.clone(), source });
     std::fs::create_dir_all(&directory).map_err(io)?;
+    // Another process may be making the same model: it is worth waiting for.
+    let _turn = File::open(&directory).and_then(|turn| turn.lock().map(|()| turn)).ok();
+    if files.exist() {
+        return Ok(files);
+    }
     let conversion = Conversion::open(model.checkpoint(), |_| Options::new(model.file_type))?;
     let size = format!("{:.2} GB", conversion.bytes() as f64 / GB);
     let at = files.text.display();

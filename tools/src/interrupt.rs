@@ -1,4 +1,5 @@
-//! Ctrl-C. [`Interrupt`] is a flag that long work looks at, so that temporary files are cleaned up on the way out.
+//! Ctrl-C and the signals that ask a process to end. [`Interrupt`] is a flag that long work looks at, so that it leaves
+//! nothing half done.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -11,7 +12,7 @@ static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 pub struct Interrupt(());
 
 impl Interrupt {
-    /// Takes over the signal. The first Ctrl-C sets the flag, the second one ends the process at once.
+    /// Takes over the signals. The first one sets the flag, the second one ends the process at once.
     pub fn install() -> Outcome<Self> {
         let handler = || {
             if INTERRUPTED.swap(true, Ordering::Relaxed) {
@@ -25,7 +26,7 @@ impl Interrupt {
         }
     }
 
-    /// Whether Ctrl-C was pressed.
+    /// Whether a signal came.
     pub fn is_set(self) -> bool {
         INTERRUPTED.load(Ordering::Relaxed)
     }

@@ -1,6 +1,7 @@
 //! The subcommands of `tympan` as a library, for the binary and the tests.
 
 pub mod args;
+pub mod assembly;
 pub mod bench;
 pub mod cache;
 pub mod cli;

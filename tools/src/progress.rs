@@ -13,6 +13,8 @@ pub trait Watch: Sync {
     fn written(&self, name: &str, elements: u64);
     /// Whether to stop.
     fn is_interrupted(&self) -> bool;
+    /// A line for the user.
+    fn note(&self, _: &str) {}
 }
 
 /// A watch that only looks at a flag.
@@ -45,11 +47,6 @@ impl Bar {
         Self { bar, written: AtomicU64::new(0), interrupt }
     }
 
-    /// Prints a line above the bar.
-    pub fn line(&self, line: &str) {
-        self.bar.suspend(|| eprintln!("{line}"));
-    }
-
     /// Removes the bar.
     pub fn finish(&self) {
         self.bar.finish_and_clear();
@@ -65,5 +62,10 @@ impl Watch for Bar {
 
     fn is_interrupted(&self) -> bool {
         self.interrupt.is_set()
+    }
+
+    /// Prints the line above the bar.
+    fn note(&self, line: &str) {
+        self.bar.suspend(|| eprintln!("{line}"));
     }
 }

@@ -8,9 +8,10 @@
 //! gguf-rs switches on serde_json's `arbitrary_precision` for the whole program: floats in untagged, internally tagged
 //! or flattened serde types do not deserialize there.
 //!
-//! Writing is [`GgufWriter`]'s. Read [`Gguf`] first.
+//! Writing is [`GgufWriter`]'s, in the places of a [`GgufLayout`]. Read [`Gguf`] first.
 
 mod aligned;
+mod layout;
 mod metadata;
 mod parse;
 mod part;
@@ -23,6 +24,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub use layout::{GgufLayout, PlacedTensor};
 pub use metadata::{Array, Value, ValueType};
 pub use write::GgufWriter;
 
@@ -148,6 +150,14 @@ impl Gguf {
     /// The file, the first part of a split model, or the name given to bytes in memory.
     pub fn path(&self) -> &Path {
         &self.0.path
+    }
+
+    /// The files on the disk: the parts of a split model; none for bytes in memory.
+    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+        self.0.parts.iter().filter_map(|part| match part {
+            Bytes::Mapped(map) => Some(map.path()),
+            Bytes::Static(_) | Bytes::Owned(_) => None,
+        })
     }
 
     /// The format's version.

@@ -1,6 +1,5 @@
 //! Writing GGUF files in constant memory. [`GgufWriter`] takes keys, then tensor descriptions, then tensor bytes.
 
-use std::collections::HashSet;
 use std::fs::{File, OpenOptions};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -8,22 +7,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::aligned::AlignedBytes;
-use super::metadata::{Plain, Value};
+use super::layout::{ALIGNMENT, GgufLayout};
+use super::metadata::Value;
 use super::part::Bytes;
-use super::scan::{ALIGNMENT_KEY, DEFAULT_ALIGNMENT, MAGIC, MAX_KEY_BYTES, MAX_TENSORS, VERSION};
-use super::{Gguf, TENSOR_ALIGNMENT, bad, shown};
+use super::{Gguf, bad, shown};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::shape::Shape;
 
-/// Bytes of a tensor's name that every reader accepts. Source: ggml, `GGML_MAX_NAME` less the closing zero.
-const MAX_TENSOR_NAME_BYTES: usize = 63;
 /// Bytes collected before the system is called; tensor bytes come in larger pieces and pass by.
 const BUFFER_BYTES: usize = 1 << 20;
-/// Alignment of tensor data in bytes.
-const ALIGNMENT: u64 = DEFAULT_ALIGNMENT;
-
-const _: () = assert!(ALIGNMENT == TENSOR_ALIGNMENT as u64);
 
 /// A GGUF file in the making: little-endian, version 3, tensor data aligned to 32 bytes.
 ///
@@ -32,12 +25,7 @@ const _: () = assert!(ALIGNMENT == TENSOR_ALIGNMENT as u64);
 pub struct GgufWriter {
     path: PathBuf,
     target: Target,
-    keys: Vec<u8>,
-    key_names: HashSet<String>,
-    tensors: Vec<Planned>,
-    tensor_names: HashSet<String>,
-    /// Where the next tensor goes, from the start of tensor data.
-    end: u64,
+    layout: GgufLayout,
     /// The tensor that takes bytes now; `None` before the first.
     current: Option<Current>,
     has_header: bool,
@@ -47,15 +35,6 @@ pub struct GgufWriter {
 enum Target {
     File { temporary: Temporary, file: BufWriter<File> },
     Memory(AlignedBytes),
-}
-
-/// A line of the tensor table.
-struct Planned {
-    name: String,
-    dtype: DType,
-    shape: Shape,
-    offset: u64,
-    bytes: u64,
 }
 
 /// Progress of the tensor that is being written.
@@ -84,17 +63,8 @@ impl GgufWriter {
     }
 
     fn new(path: &Path, target: Target) -> Self {
-        Self {
-            path: path.to_owned(),
-            target,
-            keys: Vec::new(),
-            key_names: HashSet::new(),
-            tensors: Vec::new(),
-            tensor_names: HashSet::new(),
-            end: 0,
-            current: None,
-            has_header: false,
-        }
+        let layout = GgufLayout::new(path);
+        Self { path: path.to_owned(), target, layout, current: None, has_header: false }
     }
 
     /// Adds a metadata key.
@@ -102,22 +72,8 @@ impl GgufWriter {
     /// Errors: `Gguf` for a key that is there already, has a name that readers refuse, names another alignment than
     /// this writer's, or comes after [`GgufWriter::begin`].
     pub fn key(&mut self, name: &str, value: impl Into<Value>) -> Result<()> {
-        let value = value.into();
         self.check_open("metadata key", name)?;
-        if name.is_empty() || name.len() > MAX_KEY_BYTES {
-            let n = name.len();
-            return Err(self.bad(format!("want a metadata key of 1 to {MAX_KEY_BYTES} bytes, got {n}")));
-        }
-        if name == ALIGNMENT_KEY && value.as_integer() != Some(ALIGNMENT.into()) {
-            return Err(self.bad(format!("{ALIGNMENT_KEY}: want {ALIGNMENT}, got another value")));
-        }
-        if !self.key_names.insert(name.to_owned()) {
-            return Err(self.bad(format!("metadata key {} is there twice", shown(name))));
-        }
-        put_text(name, &mut self.keys);
-        value.value_type().id().put(&mut self.keys);
-        value.encode(&mut self.keys);
-        Ok(())
+        self.layout.key(name, value)
     }
 
     /// Adds a tensor; its bytes follow in the order of these calls. `shape`: outermost first, of rank 1 at least.
@@ -126,27 +82,7 @@ impl GgufWriter {
     /// blocks, or comes after [`GgufWriter::begin`].
     pub fn tensor(&mut self, name: &str, dtype: DType, shape: Shape) -> Result<()> {
         self.check_open("tensor", name)?;
-        if name.is_empty() || name.len() > MAX_TENSOR_NAME_BYTES {
-            let what = format!("tensor {}: want a name of 1 to {MAX_TENSOR_NAME_BYTES} bytes", shown(name));
-            return Err(self.bad(what));
-        }
-        let block = dtype.block().len;
-        if shape.rank() == 0 || !shape.last().is_multiple_of(block) {
-            let what = format!("tensor {}: {dtype} wants rows of a multiple of {block}, got {shape}", shown(name));
-            return Err(self.bad(what));
-        }
-        if self.tensors.len() == MAX_TENSORS {
-            return Err(self.bad(format!("more than {MAX_TENSORS} tensors")));
-        }
-        if !self.tensor_names.insert(name.to_owned()) {
-            return Err(self.bad(format!("tensor {} is there twice", shown(name))));
-        }
-        let bytes = shape.rows() as u64 * dtype.row_bytes(shape.last()) as u64;
-        // Below 2^16 tensors of less than 2^34 bytes: no overflow.
-        let offset = self.end;
-        self.end = (offset + bytes).next_multiple_of(ALIGNMENT);
-        self.tensors.push(Planned { name: name.to_owned(), dtype, shape, offset, bytes });
-        Ok(())
+        self.layout.tensor(name, dtype, shape)
     }
 
     /// Begins the bytes of the next tensor, which must be `name`.
@@ -154,7 +90,7 @@ impl GgufWriter {
     /// Errors: `Gguf` where another tensor is next or the one before has too few bytes; `Io`.
     pub fn begin(&mut self, name: &str) -> Result<()> {
         let next = self.next_tensor()?;
-        match self.tensors.get(next) {
+        match self.layout.tensors().get(next) {
             Some(planned) if planned.name == name => {}
             Some(planned) => {
                 return Err(self.bad(format!("want the bytes of {}, got those of {name}", planned.name)));
@@ -175,7 +111,7 @@ impl GgufWriter {
         let Some(current) = &mut self.current else {
             return Err(bad(&self.path, "tensor bytes come after the tensor's name".into()));
         };
-        let planned = &self.tensors[current.tensor];
+        let planned = &self.layout.tensors()[current.tensor];
         let left = planned.bytes - current.written;
         if bytes.len() as u64 > left {
             let (name, n) = (&planned.name, bytes.len());
@@ -226,7 +162,7 @@ impl GgufWriter {
     /// Checks that all tensors have their bytes, and writes the header of a file without any.
     fn complete(&mut self) -> Result<()> {
         let next = self.next_tensor()?;
-        if let Some(planned) = self.tensors.get(next) {
+        if let Some(planned) = self.layout.tensors().get(next) {
             return Err(self.bad(format!("tensor {} has no bytes", planned.name)));
         }
         if next == 0 && !self.has_header {
@@ -238,7 +174,7 @@ impl GgufWriter {
     /// The tensor whose bytes come next; an error while the current one lacks some.
     fn next_tensor(&self) -> Result<usize> {
         let Some(current) = &self.current else { return Ok(0) };
-        let planned = &self.tensors[current.tensor];
+        let planned = &self.layout.tensors()[current.tensor];
         if current.written != planned.bytes {
             let (name, want, got) = (&planned.name, planned.bytes, current.written);
             return Err(self.bad(format!("tensor {name}: want {want} bytes, got {got}")));
@@ -248,22 +184,9 @@ impl GgufWriter {
 
     fn write_header(&mut self) -> Result<()> {
         self.has_header = true;
-        let mut header = MAGIC.to_vec();
-        VERSION.put(&mut header);
-        (self.tensors.len() as u64).put(&mut header);
-        (self.key_names.len() as u64).put(&mut header);
-        header.append(&mut self.keys);
-        for planned in &self.tensors {
-            put_text(&planned.name, &mut header);
-            let dims = planned.shape.dims();
-            (dims.len() as u32).put(&mut header);
-            dims.iter().rev().for_each(|&dim| u64::from(dim).put(&mut header));
-            planned.dtype.gguf_id().put(&mut header);
-            planned.offset.put(&mut header);
-        }
-        header.resize(header.len() + padding(header.len() as u64), 0);
+        let header = self.layout.header();
         if let Target::Memory(bytes) = &mut self.target {
-            let wanted = usize::try_from(self.end).ok().and_then(|n| n.checked_add(header.len())).unwrap_or(usize::MAX);
+            let wanted = usize::try_from(self.layout.file_bytes()).unwrap_or(usize::MAX);
             if !bytes.reserve(wanted) {
                 let what = format!("{} in memory", self.path.display());
                 return Err(Error::OutOfMemory { what, wanted, free: None });
@@ -299,11 +222,6 @@ impl GgufWriter {
 /// Bytes from `n` to the next aligned place.
 fn padding(n: u64) -> usize {
     (n.next_multiple_of(ALIGNMENT) - n) as usize
-}
-
-fn put_text(text: &str, out: &mut Vec<u8>) {
-    (text.len() as u64).put(out);
-    out.extend_from_slice(text.as_bytes());
 }
 
 /// The temporary name; its file is deleted on drop unless it was renamed.

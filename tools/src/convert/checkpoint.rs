@@ -12,6 +12,7 @@ use super::files::Files;
 use super::plan::Row;
 use super::safetensors::{Checkpoint, Dtype, SourceTensor};
 use super::synth::Noise;
+use crate::assembly::Xxh64;
 
 /// Buffers that some exports store and every implementation computes.
 const IGNORED_SUFFIX: &str = ".rotary_emb.inv_freq";
@@ -37,6 +38,11 @@ pub trait Weights: Send + Sync {
 
     /// Gives the memory behind bytes `range` of a tensor back to the system.
     fn release(&self, name: &str, range: Range<usize>);
+
+    /// Adds what tells whether the weights are still the same; made ones are told by their name.
+    fn stamp(&self, hash: &mut Xxh64) {
+        hash.add_text(self.path().as_os_str().as_encoded_bytes());
+    }
 }
 
 /// A tensor of a type that weights can have.
@@ -100,6 +106,10 @@ impl Weights for Checkpoint {
 
     fn release(&self, name: &str, range: Range<usize>) {
         self.release(name, range);
+    }
+
+    fn stamp(&self, hash: &mut Xxh64) {
+        self.stamp(hash);
     }
 }
 
@@ -170,6 +180,11 @@ impl Model {
     /// Gives the memory behind bytes `range` of a tensor back to the system.
     pub fn release(&self, name: &str, range: Range<usize>) {
         self.weights.release(name, range);
+    }
+
+    /// Adds what tells whether the weights are still the same.
+    pub fn stamp(&self, hash: &mut Xxh64) {
+        self.weights.stamp(hash);
     }
 
     /// An error about the tensor `name`.

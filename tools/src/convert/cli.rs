@@ -1,6 +1,5 @@
 //! `tympan convert`: arguments, file names, progress.
 
-use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -8,10 +7,8 @@ use clap::builder::PossibleValuesParser;
 use engine::DType;
 
 use super::{Conversion, FileType, Files, Options, projector_name};
-use crate::args::parse_threads;
+use crate::assembly::AssemblyArgs;
 use crate::exit::{Exit, Failure, Outcome};
-use crate::interrupt::Interrupt;
-use crate::progress::Bar;
 
 fn types() -> PossibleValuesParser {
     FileType::ALL.map(FileType::name).into()
@@ -21,7 +18,8 @@ fn types() -> PossibleValuesParser {
 ///
 /// Reads a published checkpoint (any number of shards) of Qwen3-ASR (original or -hf layout) or LFM2-Audio, or a Qwen3,
 /// LFM2 or LFM2-MoE text model. Writes the pair of files that llama.cpp reads, or one bundle, which leaves out what only
-/// llama.cpp wants. The names of the files go to standard output.
+/// llama.cpp wants. The names of the files go to standard output. When it is killed or interrupted, the same command goes
+/// on where it stopped.
 #[derive(Args, Debug)]
 #[command(after_long_help = "Examples:
   tympan convert Qwen3-ASR-0.6B --type q8_0
@@ -51,13 +49,8 @@ pub struct ConvertArgs {
     #[arg(long)]
     bundle: bool,
 
-    /// Threads [default: all available cores]
-    #[arg(short, long, value_name = "N", value_parser = parse_threads)]
-    threads: Option<NonZeroUsize>,
-
-    /// No progress bar
-    #[arg(short, long)]
-    quiet: bool,
+    #[command(flatten)]
+    writing: AssemblyArgs,
 
     #[command(flatten)]
     later: Later,
@@ -72,10 +65,6 @@ struct Later {
     imatrix: Option<PathBuf>,
     #[arg(long, hide = true, value_name = "SIZE")]
     split_max_size: Option<String>,
-    #[arg(long, hide = true)]
-    dry_run: bool,
-    #[arg(long, hide = true)]
-    verify: bool,
 }
 
 impl Later {
@@ -84,8 +73,6 @@ impl Later {
             ("--tensor-type", !self.tensor_type.is_empty()),
             ("--imatrix", self.imatrix.is_some()),
             ("--split-max-size", self.split_max_size.is_some()),
-            ("--dry-run", self.dry_run),
-            ("--verify", self.verify),
         ];
         match flags.into_iter().find(|(_, given)| *given) {
             Some((flag, _)) => Err(Failure::not_in_this_version(flag)),
@@ -106,38 +93,30 @@ pub fn run(args: &ConvertArgs) -> Outcome<Exit> {
     if options.audio_type.is_below_8_bits() {
         eprintln!("warning: an audio tower below 8 bits costs accuracy: {}", options.audio_type);
     }
-    let interrupt = Interrupt::install()?;
-    let threads = args.threads.map_or(0, NonZeroUsize::get);
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().map_err(Failure::output)?;
     let conversion = Conversion::open(Files::from_argument(&args.checkpoint)?, |_: DType| options)?;
     if let Some(name) = args.audio_type.as_deref().filter(|_| !conversion.has_audio()) {
         let checkpoint = args.checkpoint.display();
         return Err(Failure::usage(format!("--audio-type {name}: {checkpoint} has no audio tower")));
     }
-    let paths = output_paths(&conversion.file_names(), args.output.as_deref())?;
-    let bar = Bar::new(conversion.elements(), args.quiet, interrupt);
-    let result = pool.install(|| conversion.write(&paths, &bar));
-    bar.finish();
-    result?;
-    for path in &paths {
-        println!("{}", path.display());
+    let paths = output_paths(&conversion.file_names(), args.output.as_deref());
+    if let Some(folder) =
+        args.output.as_deref().filter(|output| !args.writing.dry_run && !paths.contains(&output.into()))
+    {
+        let io = |source| engine::Error::Io { path: folder.to_owned(), source };
+        std::fs::create_dir_all(folder).map_err(io).map_err(Failure::output)?;
     }
-    Ok(Exit::Done)
+    args.writing.run(&conversion.assembly(&paths)?)
 }
 
-/// Where files called `names` go. `output`: a directory, which is made where it is missing, or a file.
-fn output_paths(names: &[String], output: Option<&Path>) -> Outcome<Vec<PathBuf>> {
-    let Some(output) = output else { return Ok(names.iter().map(PathBuf::from).collect()) };
+/// Where files called `names` go. `output`: a directory or a file.
+fn output_paths(names: &[String], output: Option<&Path>) -> Vec<PathBuf> {
+    let Some(output) = output else { return names.iter().map(PathBuf::from).collect() };
     let is_file = output.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf")) && !output.is_dir();
     match output.file_name() {
         Some(name) if is_file => {
             let projector = output.with_file_name(projector_name(&name.to_string_lossy()));
-            Ok([output.to_owned(), projector].into_iter().take(names.len()).collect())
+            [output.to_owned(), projector].into_iter().take(names.len()).collect()
         }
-        _ => {
-            std::fs::create_dir_all(output)
-                .map_err(|source| Failure::output(engine::Error::Io { path: output.to_owned(), source }))?;
-            Ok(names.iter().map(|name| output.join(name)).collect())
-        }
+        _ => names.iter().map(|name| output.join(name)).collect(),
     }
 }

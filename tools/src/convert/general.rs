@@ -9,7 +9,7 @@ use anyhow::Result;
 use engine::gguf::Value;
 
 use super::config::Section;
-use super::plan::FilePlan;
+use super::plan::{self, FilePlan};
 
 /// What a name like `Qwen3-ASR-0.6B` says, part by part.
 #[derive(Default, PartialEq, Eq, Debug)]
@@ -47,7 +47,7 @@ pub fn keys(
     for name in published.into_iter().chain([folder]) {
         parts.fill_from(NameParts::of(name, n_params));
     }
-    let size_label = parts.size_label.unwrap_or_else(|| match plan.experts() {
+    let size_label = parts.size_label.unwrap_or_else(|| match plan::experts(plan) {
         Some(experts) => format!("{}x{}", experts.n_expert, rounded(experts.one_of_each)),
         None => rounded(n_params),
     });

@@ -1,7 +1,7 @@
 //! Published checkpoints (safetensors) to GGUF. [`Conversion`] is the type to read first.
 //!
 //! A conversion is planned before it is done: configuration and tensor tables are read and checked (`qwen3`, `lfm2`,
-//! `qwen3_asr`, `lfm2_audio`), and only then are weights streamed into the files (`write`). Names, shapes, types, bytes and keys of
+//! `qwen3_asr`, `lfm2_audio`), and only then are weights (`write`) streamed into the files ([`crate::assembly`]). Names, shapes, types, bytes and keys of
 //! the files are those of llama.cpp's converter.
 
 mod batch_norm;
@@ -35,6 +35,8 @@ use self::plan::{FilePlan, Row};
 use self::qwen3::TextConfig;
 use self::qwen3_asr::Qwen3Asr;
 use self::vocab::CheckpointVocabulary;
+use self::write::CheckpointWeights;
+use crate::assembly::{Assembly, write_tensor};
 use crate::exit::{Failure, Outcome};
 use crate::quantize::mix;
 
@@ -144,33 +146,35 @@ impl Conversion {
         std::iter::once(name(self.text_type)).chain(projector).collect()
     }
 
-    /// Writes the files to `paths`, which are as many as [`Conversion::file_names`].
+    /// The files, at `paths`, which are as many as [`Conversion::file_names`].
     ///
-    /// All files get their names at the end, after all their bytes are on the disk. Fails with the code of a bad model
-    /// for weights that are not finite or do not fit, and as `watch` and the disk demand.
-    pub fn write(&self, paths: &[PathBuf], watch: &dyn Watch) -> Outcome<()> {
+    /// Fails with the code of a bad model for names that a file cannot have.
+    pub fn assembly<'a>(&'a self, paths: &[PathBuf]) -> Outcome<Assembly<'a, CheckpointWeights<'a>>> {
         let plans = std::iter::once(&self.text).chain(self.projector.as_ref().map(|(plan, _)| plan));
-        let mut files = Vec::new();
-        for (plan, path) in plans.zip(paths) {
-            let mut out = GgufWriter::create(path).map_err(Failure::output)?;
-            self.write_file(plan, &mut out, watch)?;
-            out.sync().map_err(Failure::output)?;
-            files.push(out);
-        }
-        if watch.is_interrupted() {
-            return Err(Failure::interrupted());
-        }
-        files.into_iter().try_for_each(GgufWriter::finish).map_err(Failure::output)
+        let weights = CheckpointWeights { checkpoint: &self.checkpoint };
+        Assembly::new(weights, &paths[0], paths.iter().cloned().zip(plans).collect())
     }
 
-    fn write_file(&self, plan: &FilePlan, out: &mut GgufWriter, watch: &dyn Watch) -> Outcome<()> {
-        for (key, value) in &plan.keys {
+    /// Writes the files to `paths`, which are as many as [`Conversion::file_names`]; see [`Assembly::write`].
+    pub fn write(&self, paths: &[PathBuf], watch: &dyn Watch) -> Outcome<()> {
+        self.assembly(paths)?.write(watch)?;
+        Ok(())
+    }
+
+    fn write_to_memory(&self) -> Outcome<Gguf> {
+        let mut out = GgufWriter::in_memory(&self.checkpoint.folder().display().to_string());
+        for (key, value) in &self.text.keys {
             out.key(key, value.clone()).map_err(Failure::model)?;
         }
-        for tensor in &plan.tensors {
+        for tensor in &self.text.tensors {
             out.tensor(&tensor.name, tensor.dtype, tensor.shape).map_err(Failure::model)?;
         }
-        plan.tensors.iter().try_for_each(|tensor| write::write_tensor(out, &self.checkpoint, tensor, watch))
+        let weights = CheckpointWeights { checkpoint: &self.checkpoint };
+        let watch = AtomicBool::new(false);
+        for tensor in &self.text.tensors {
+            write_tensor(&weights, tensor, &mut out, &watch)?;
+        }
+        out.finish_in_memory().map_err(Failure::output)
     }
 }
 
@@ -183,9 +187,7 @@ pub fn to_memory(files: impl Into<Files>) -> Result<Gguf> {
         Options { bundle: true, ..Options::new(text_type) }
     };
     let conversion = Conversion::read(files.into(), as_stored)?;
-    let mut out = GgufWriter::in_memory(&conversion.checkpoint.folder().display().to_string());
-    conversion.write_file(&conversion.text, &mut out, &AtomicBool::new(false)).map_err(|failure| failure.error)?;
-    Ok(out.finish_in_memory()?)
+    conversion.write_to_memory().map_err(|failure| failure.error)
 }
 
 /// The projector's file beside the text model's `name`, where programs look for it.

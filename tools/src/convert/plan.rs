@@ -5,10 +5,10 @@
 //! llama-quantize's choice ([`crate::quantize::mix`]); encoders have one type.
 
 use anyhow::{Result, anyhow};
-use engine::gguf::Value;
 use engine::{DType, Shape};
 
 use super::batch_norm;
+use crate::assembly;
 use crate::quantize::mix::{self, FileType, fitting};
 
 /// What a tensor is, as far as its type depends on it.
@@ -119,22 +119,10 @@ impl Row {
 }
 
 /// A tensor with its final format.
-pub struct PlannedTensor {
-    /// Its name in the file.
-    pub name: String,
-    /// Its format.
-    pub dtype: DType,
-    /// Its extents, outermost first.
-    pub shape: Shape,
-    /// Where its values come from.
-    pub source: Source,
-}
+pub type PlannedTensor = assembly::PlannedTensor<Source>;
 
-impl PlannedTensor {
-    fn elements(&self) -> u64 {
-        self.shape.elements() as u64
-    }
-}
+/// Keys and tensors of one file, in order.
+pub type FilePlan = assembly::FilePlan<Source>;
 
 /// Size of a model with experts.
 #[derive(Clone, Copy)]
@@ -145,34 +133,13 @@ pub struct ExpertCount {
     pub one_of_each: u64,
 }
 
-/// Keys and tensors of one file, in order.
-pub struct FilePlan {
-    /// Metadata.
-    pub keys: Vec<(String, Value)>,
-    /// Tensors.
-    pub tensors: Vec<PlannedTensor>,
-}
-
-impl FilePlan {
-    /// Number of elements of all tensors.
-    pub fn elements(&self) -> u64 {
-        self.tensors.iter().map(PlannedTensor::elements).sum()
-    }
-
-    /// Bytes of all tensors.
-    pub fn bytes(&self) -> u64 {
-        let bytes = |t: &PlannedTensor| t.shape.rows() as u64 * t.dtype.row_bytes(t.shape.last()) as u64;
-        self.tensors.iter().map(bytes).sum()
-    }
-
-    /// Experts of its layers and what they stand for; `None` where there are none.
-    pub fn experts(&self) -> Option<ExpertCount> {
-        let is_stack = |t: &&PlannedTensor| t.name.contains("_exps.");
-        let stack = self.tensors.iter().find(is_stack)?;
-        let n_expert = u64::from(stack.shape.dims()[0]);
-        let in_stacks: u64 = self.tensors.iter().filter(is_stack).map(PlannedTensor::elements).sum();
-        Some(ExpertCount { n_expert, one_of_each: self.elements() - in_stacks + in_stacks / n_expert })
-    }
+/// Experts of a file's layers and what they stand for; `None` where there are none.
+pub fn experts(plan: &FilePlan) -> Option<ExpertCount> {
+    let is_stack = |t: &&PlannedTensor| t.name.contains("_exps.");
+    let stack = plan.tensors.iter().find(is_stack)?;
+    let n_expert = u64::from(stack.shape.dims()[0]);
+    let in_stacks: u64 = plan.tensors.iter().filter(is_stack).map(PlannedTensor::elements).sum();
+    Some(ExpertCount { n_expert, one_of_each: plan.elements() - in_stacks + in_stacks / n_expert })
 }
 
 /// Formats and shapes of `rows` in a file of type `file_type`; of a decoder, `decoder` tells what a mix wants to know.

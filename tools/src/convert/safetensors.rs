@@ -15,6 +15,7 @@ use safetensors::tensor::{Metadata, TensorInfo};
 use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 
 use super::files::{Files, Mapped};
+use crate::assembly::{self, Xxh64};
 
 pub use safetensors::Dtype;
 
@@ -150,6 +151,18 @@ impl Checkpoint {
             let entry = &self.tensors[at];
             let place = |at: usize| entry.range.start.saturating_add(at).min(entry.range.end);
             self.files[entry.file].release(place(range.start)..place(range.end));
+        }
+    }
+
+    /// Adds what tells whether the files are still the same: their headers, sizes and times of change.
+    pub fn stamp(&self, hash: &mut Xxh64) {
+        for file in &self.files {
+            let length = file.first_chunk::<LENGTH_BYTES>().map_or(0, |length| u64::from_le_bytes(*length));
+            let header = usize::try_from(length).unwrap_or(usize::MAX).saturating_add(LENGTH_BYTES);
+            hash.add_text(&file[..header.min(file.len())]);
+            if let Mapped::File(map) = file {
+                assembly::stamp(map.path(), hash);
+            }
         }
     }
 

@@ -1,67 +1,62 @@
-//! Weights from the checkpoint into a file, block by block in constant memory. [`write_tensor`] is where to start.
+//! Weights of a checkpoint as the values of planned tensors. [`CheckpointWeights`] is the type to read first.
 
 use std::ops::Range;
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use engine::DType;
-use engine::gguf::GgufWriter;
-use kernels::cpu::Kernels;
 use kernels::quant::{Format, f16};
-use rayon::prelude::*;
 
 use super::checkpoint::{Model, Weight};
 use super::plan::{PlannedTensor, Source};
 use super::{batch_norm, positions};
-use crate::exit::{Failure, Outcome};
-use crate::progress::Watch;
+use crate::assembly::{Values, Weights, Xxh64};
 
-/// Elements that a thread converts at a time; a multiple of every format's block.
-const PIECE: usize = 1 << 15;
-/// Pieces between two writes: 2 Mi elements, at most 8 MiB of output.
-const PIECES: usize = 64;
 /// The smallest f32 that becomes an infinite f16.
 const F16_OVERFLOW: f32 = 65520.0;
 
-/// Writes one tensor, which is the next of `out`.
-///
-/// Fails with the code of a bad model where a value is not finite or does not fit the format, with that of a failed
-/// output where `out` cannot be written, and when `watch` says so.
-pub fn write_tensor(
-    out: &mut GgufWriter,
-    checkpoint: &Model,
-    tensor: &PlannedTensor,
-    watch: &dyn Watch,
-) -> Outcome<()> {
-    out.begin(&tensor.name).map_err(Failure::output)?;
-    let format = format_of(tensor.dtype);
-    let computed = match &tensor.source {
-        Source::Stored { .. } | Source::Experts { .. } => {
-            let parts = StoredParts::new(checkpoint, &tensor.source).map_err(Failure::model)?;
-            let decode = |range: Range<usize>, x: &mut [f32]| parts.decode(range, x, format);
-            return write_blocks(out, tensor, format, watch, decode, |range| parts.release(range));
-        }
-        Source::Zeros => {
-            let decode = |_: Range<usize>, x: &mut [f32]| {
-                x.fill(0.0);
-                Ok(())
-            };
-            return write_blocks(out, tensor, format, watch, decode, |_| ());
-        }
-        Source::BatchNorm { prefix, part, .. } => {
-            let parts = StoredParts::new(checkpoint, &tensor.source).and_then(|parts| parts.all());
-            let folded = batch_norm::fold(&parts.map_err(Failure::model)?, *part);
-            check(&folded, format).map_err(|(i, what)| {
-                Failure::model(checkpoint.error(prefix, format_args!("folded element {i} {what}")))
-            })?;
-            folded
-        }
-        Source::Positions => positions::table(tensor.shape.last()),
-    };
-    let decode = |range: Range<usize>, x: &mut [f32]| {
-        x.copy_from_slice(&computed[range]);
+/// The tensors of a checkpoint.
+pub struct CheckpointWeights<'a> {
+    /// Where they are stored.
+    pub checkpoint: &'a Model,
+}
+
+impl Weights for CheckpointWeights<'_> {
+    type Source = Source;
+
+    fn values<'a>(&'a self, tensor: &'a PlannedTensor) -> Result<Box<dyn Values + 'a>> {
+        let checkpoint = self.checkpoint;
+        let format = format_of(tensor.dtype);
+        Ok(match &tensor.source {
+            Source::Stored { .. } | Source::Experts { .. } => {
+                Box::new(StoredParts::new(checkpoint, &tensor.source, format)?)
+            }
+            Source::Zeros => Box::new(Computed(vec![0.0; tensor.shape.elements()])),
+            Source::Positions => Box::new(Computed(positions::table(tensor.shape.last()))),
+            Source::BatchNorm { prefix, part, .. } => {
+                let parts = StoredParts::new(checkpoint, &tensor.source, Format::F32)?.all()?;
+                let folded = batch_norm::fold(&parts, *part);
+                check(&folded, format)
+                    .map_err(|(i, what)| checkpoint.error(prefix, format_args!("folded element {i} {what}")))?;
+                Box::new(Computed(folded))
+            }
+        })
+    }
+
+    fn stamp(&self, hash: &mut Xxh64) {
+        self.checkpoint.stamp(hash);
+    }
+}
+
+/// Values that are not in the checkpoint as they are.
+struct Computed(Vec<f32>);
+
+impl Values for Computed {
+    fn decode(&self, range: Range<usize>, x: &mut [f32]) -> Result<()> {
+        x.copy_from_slice(&self.0[range]);
         Ok(())
-    };
-    write_blocks(out, tensor, format, watch, decode, |_| ())
+    }
+
+    fn release(&self, _: Range<usize>) {}
 }
 
 /// Tensors of a checkpoint, of equal lengths, as one row.
@@ -70,17 +65,20 @@ struct StoredParts<'a> {
     parts: Vec<(String, Weight<'a>)>,
     /// Elements of each.
     part_len: usize,
+    /// What the values must fit.
+    format: Format,
 }
 
 impl<'a> StoredParts<'a> {
     /// The tensors that `source` needs.
-    fn new(checkpoint: &'a Model, source: &Source) -> Result<Self> {
+    fn new(checkpoint: &'a Model, source: &Source, format: Format) -> Result<Self> {
         let part_len = source.needs().next().map_or(0, |(_, dims)| dims.iter().product());
         let part = |(name, _): (String, _)| {
             let weight = checkpoint.weight(&name)?;
             Ok((name, weight))
         };
-        Ok(Self { checkpoint, parts: source.needs().map(part).collect::<Result<_>>()?, part_len })
+        let parts = source.needs().map(part).collect::<Result<_>>()?;
+        Ok(Self { checkpoint, parts, part_len, format })
     }
 
     /// The parts that `range` lies in: number, elements there, elements of the whole row.
@@ -92,31 +90,31 @@ impl<'a> StoredParts<'a> {
         })
     }
 
-    /// Decodes `range`. Errors: values that cannot be written in `format`.
-    fn decode(&self, range: Range<usize>, x: &mut [f32], format: Format) -> Result<()> {
+    /// Each part as a whole.
+    fn all<const N: usize>(&self) -> Result<[Vec<f32>; N]> {
+        let mut parts = [const { Vec::new() }; N];
+        for (i, part) in parts.iter_mut().enumerate() {
+            part.resize(self.part_len, 0.0);
+            self.decode(i * self.part_len..(i + 1) * self.part_len, part)?;
+        }
+        Ok(parts)
+    }
+}
+
+impl Values for StoredParts<'_> {
+    fn decode(&self, range: Range<usize>, x: &mut [f32]) -> Result<()> {
         let start = range.start;
         for (i, inner, outer) in self.cut(range) {
             let (name, weight) = &self.parts[i];
             let x = &mut x[outer.start - start..outer.end - start];
             weight.decode(inner.clone(), x);
-            check(x, format).map_err(|(at, what)| {
+            check(x, self.format).map_err(|(at, what)| {
                 self.checkpoint.error(name, format_args!("element {} {what}", inner.start + at))
             })?;
         }
         Ok(())
     }
 
-    /// Each part as a whole.
-    fn all<const N: usize>(&self) -> Result<[Vec<f32>; N]> {
-        let mut parts = [const { Vec::new() }; N];
-        for (i, part) in parts.iter_mut().enumerate() {
-            part.resize(self.part_len, 0.0);
-            self.decode(i * self.part_len..(i + 1) * self.part_len, part, Format::F32)?;
-        }
-        Ok(parts)
-    }
-
-    /// Gives the memory behind `range` back to the system.
     fn release(&self, range: Range<usize>) {
         for (i, inner, _) in self.cut(range) {
             let (name, weight) = &self.parts[i];
@@ -128,48 +126,6 @@ impl<'a> StoredParts<'a> {
 fn bytes_of(weight: &Weight<'_>, range: &Range<usize>) -> Range<usize> {
     let width = weight.dtype.block().bytes;
     range.start * width..range.end * width
-}
-
-/// Formats do not care where a row ends, as long as blocks are whole: a tensor is converted as one long row.
-fn write_blocks(
-    out: &mut GgufWriter,
-    tensor: &PlannedTensor,
-    format: Format,
-    watch: &dyn Watch,
-    decode: impl Fn(Range<usize>, &mut [f32]) -> Result<()> + Sync,
-    release: impl Fn(Range<usize>),
-) -> Outcome<()> {
-    let kernels = Kernels::detect().map_err(Failure::usage)?;
-    let n = tensor.shape.elements();
-    let mut bytes = vec![0; format.row_bytes(n.min(PIECE * PIECES))];
-    for start in (0..n).step_by(PIECE * PIECES) {
-        if watch.is_interrupted() {
-            return Err(Failure::interrupted());
-        }
-        let end = n.min(start + PIECE * PIECES);
-        let block = &mut bytes[..format.row_bytes(end - start)];
-        let pieces = block.par_chunks_mut(format.row_bytes(PIECE)).enumerate();
-        let converted: Result<()> = pieces
-            .map_init(
-                || vec![0.0; PIECE.min(n)],
-                |x, (i, piece)| {
-                    let first = start + i * PIECE;
-                    let range = first..end.min(first + PIECE);
-                    let x = &mut x[..range.len()];
-                    decode(range, x)?;
-                    kernels.encode_row(format, x, None, piece);
-                    let name = &tensor.name;
-                    ensure!(format.is_finite(piece), "{name}: elements from {first} on are too large for {format:?}");
-                    Ok(())
-                },
-            )
-            .collect();
-        converted.map_err(Failure::model)?;
-        out.write(block).map_err(Failure::output)?;
-        release(start..end);
-        watch.written(&tensor.name, (end - start) as u64);
-    }
-    Ok(())
 }
 
 /// Checks that `x` can be written in `format`; else the first that cannot, and why.

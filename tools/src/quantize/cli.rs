@@ -1,6 +1,5 @@
 //! `tympan quantize`: arguments and messages.
 
-use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::Args;
@@ -10,14 +9,13 @@ use engine::gguf::Gguf;
 use super::Quantization;
 use super::imatrix::ImportanceMatrix;
 use super::mix::FileType;
-use crate::args::parse_threads;
+use crate::assembly::AssemblyArgs;
 use crate::exit::{Exit, Failure, Outcome};
-use crate::interrupt::Interrupt;
-use crate::progress::Bar;
 
 /// Writes a GGUF file in another type.
 ///
-/// Types per tensor and bytes are those of llama-quantize. The name of the new file goes to standard output.
+/// Types per tensor and bytes are those of llama-quantize. The name of the new file goes to standard output. When it is
+/// killed or interrupted, the same command goes on where it stopped.
 #[derive(Args, Debug)]
 #[command(after_long_help = "Examples:
   tympan quantize model-bf16.gguf model-q4_k_m.gguf q4_k_m
@@ -44,13 +42,8 @@ pub struct QuantizeArgs {
     #[arg(long, value_name = "FILE")]
     imatrix: Option<PathBuf>,
 
-    /// Threads [default: all available cores]
-    #[arg(short, long, value_name = "N", value_parser = parse_threads)]
-    threads: Option<NonZeroUsize>,
-
-    /// No progress bar
-    #[arg(short, long)]
-    quiet: bool,
+    #[command(flatten)]
+    writing: AssemblyArgs,
 }
 
 fn types() -> PossibleValuesParser {
@@ -63,13 +56,6 @@ pub fn run(args: &QuantizeArgs) -> Outcome<Exit> {
     let source = Gguf::open(&args.input).map_err(Failure::model)?;
     let importance = args.imatrix.as_deref().map(ImportanceMatrix::open).transpose().map_err(Failure::model)?;
     let plan = Quantization::plan(source, mix, importance, args.allow_requantize)?;
-    let interrupt = Interrupt::install()?;
-    let threads = args.threads.map_or(0, NonZeroUsize::get);
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().map_err(Failure::output)?;
-    let bar = Bar::new(plan.elements(), args.quiet, interrupt);
-    let result = pool.install(|| plan.write(&args.output, &bar, &mut |line| bar.line(&line)));
-    bar.finish();
-    result?;
-    println!("{}", args.output.display());
-    Ok(Exit::Done)
+    plan.notices().iter().for_each(|line| eprintln!("{line}"));
+    args.writing.run(&plan.assembly(&args.output)?)
 }

@@ -3,8 +3,10 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
-use engine::DType;
-use engine::gguf::{Gguf, GgufTensor};
+use backends::format_of;
+use engine::gguf::{Gguf, GgufTensor, Value};
+use engine::{DType, Shape};
+use kernels::quant::Format;
 
 /// Behind the name of a weight: sums of the squares of its inputs, `[n_matrices, n_columns]`.
 const SUMS: &str = ".in_sum2";
@@ -13,6 +15,10 @@ const COUNTS: &str = ".counts";
 const DATASETS: &str = "imatrix.datasets";
 const CHUNK_COUNT: &str = "imatrix.chunk_count";
 const CHUNK_SIZE: &str = "imatrix.chunk_size";
+/// Bytes of a text among the keys of a quantized file. Source: llama.cpp, `llama_model_kv_override`.
+const MAX_TEXT_BYTES: usize = 127;
+/// A matrix that may have an importance of another size: its rows are looked up, not multiplied.
+const EMBEDDING: &str = "token_embd.weight";
 
 /// How much the columns of a model's weights matter: mean squares of the inputs they meet.
 ///
@@ -50,25 +56,52 @@ impl ImportanceMatrix {
         self.file.path()
     }
 
-    /// The first set of texts that it was made from.
-    pub fn dataset(&self) -> Option<&str> {
-        self.dataset.as_deref()
+    /// Its files.
+    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+        self.file.paths()
     }
 
-    /// Pieces of text that it was made from.
-    pub fn n_chunks(&self) -> u32 {
-        self.n_chunks
+    /// The keys about it in a file that it was used for.
+    pub fn keys(&self) -> Vec<(&'static str, Value)> {
+        let text = |text: &str| Value::String(text.bytes().take(MAX_TEXT_BYTES).collect());
+        let n_entries = self.file.tensors().filter(|tensor| tensor.name.ends_with(SUMS)).count();
+        let mut keys = vec![("quantize.imatrix.file", text(&self.path().to_string_lossy()))];
+        keys.extend(self.dataset.as_deref().map(|dataset| ("quantize.imatrix.dataset", text(dataset))));
+        keys.push(("quantize.imatrix.entries_count", Value::U32(u32::try_from(n_entries).unwrap_or(u32::MAX))));
+        keys.extend((self.n_chunks > 0).then_some(("quantize.imatrix.chunks_count", self.n_chunks.into())));
+        keys
     }
 
-    /// Weights that it has.
-    pub fn n_entries(&self) -> usize {
-        self.file.tensors().filter(|tensor| tensor.name.ends_with(SUMS)).count()
+    /// What there is to say about a tensor that becomes `dtype`: that the matrix does not have it, where that type uses
+    /// one. Errors: another number of values, unless it is an embedding; one that is not finite.
+    pub fn check(&self, name: &str, shape: Shape, dtype: DType) -> Result<Option<String>> {
+        if !uses_importance(dtype) {
+            return Ok(None);
+        }
+        match self.of(name, n_matrices(shape), shape.last()) {
+            Ok(Some(_)) => Ok(None),
+            Ok(None) => Ok(Some(format!("{name}: not in the importance matrix"))),
+            Err(e) if name == EMBEDDING => Ok(Some(format!("{e:#}; not used"))),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// The importance of the columns of a tensor that becomes `dtype`, `[n_matrices, n_columns]`; nothing where there is
+    /// none to use. Errors: as for [`ImportanceMatrix::check`].
+    pub fn of_tensor(&self, name: &str, shape: Shape, dtype: DType) -> Result<Option<Vec<f32>>> {
+        if !uses_importance(dtype) {
+            return Ok(None);
+        }
+        match self.of(name, n_matrices(shape), shape.last()) {
+            Err(_) if name == EMBEDDING => Ok(None),
+            found => found,
+        }
     }
 
     /// The importance of the columns of weight `name`, `[n_matrices, n_columns]`; nothing where there is none.
     ///
     /// A matrix whose inputs were never seen has ones. Errors: another number of values; one that is not finite.
-    pub fn of(&self, name: &str, n_matrices: usize, n_columns: usize) -> Result<Option<Vec<f32>>> {
+    fn of(&self, name: &str, n_matrices: usize, n_columns: usize) -> Result<Option<Vec<f32>>> {
         let (Some(sums), Some(counts)) =
             (self.file.tensor(&format!("{name}{SUMS}")), self.file.tensor(&format!("{name}{COUNTS}")))
         else {
@@ -88,6 +121,16 @@ impl ImportanceMatrix {
         }
         Ok(Some(sums))
     }
+}
+
+fn uses_importance(dtype: DType) -> bool {
+    format_of(dtype).is_some_and(Format::uses_importance)
+}
+
+/// Number of matrices in a tensor.
+fn n_matrices(shape: Shape) -> usize {
+    let dims = shape.dims();
+    dims.len().checked_sub(3).map_or(1, |i| dims[i] as usize)
 }
 
 fn floats(tensor: GgufTensor<'_>) -> Vec<f32> {

@@ -191,6 +191,14 @@ pub struct Choice {
     pub replaced: Option<DType>,
 }
 
+impl Choice {
+    /// What there is to say about a tensor that does not get what the mix wants.
+    pub fn notice(&self, name: &str, shape: Shape) -> Option<String> {
+        let (wanted, dtype) = (self.replaced?, self.dtype);
+        Some(format!("{name}: rows of {} cannot be {wanted}: {dtype}", shape.last()))
+    }
+}
+
 /// Indices of tensors in the order in which llama-quantize works on them and writes them: those outside of layers, then
 /// layer by layer, each by name.
 pub fn order<'a>(names: impl IntoIterator<Item = &'a str>) -> Vec<usize> {

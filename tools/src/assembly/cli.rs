@@ -1,0 +1,102 @@
+//! What `tympan convert` and `tympan quantize` have in common on the command line. [`AssemblyArgs`] is the type to read first.
+
+use std::num::NonZeroUsize;
+use std::path::Path;
+
+use clap::Args;
+
+use super::{Assembly, TensorReport, Weights};
+use crate::args::parse_threads;
+use crate::exit::{Exit, Failure, Outcome};
+use crate::interrupt::Interrupt;
+use crate::progress::Bar;
+use crate::report::Verbosity;
+
+/// How planned files are written.
+#[derive(Args, Debug)]
+pub struct AssemblyArgs {
+    /// List files, tensors, types, shapes, sizes and offsets as they would be written, and write nothing
+    #[arg(long)]
+    pub dry_run: bool,
+
+    /// Read back what was written and compare it with what it was made from, byte for byte; files that are there already
+    /// are compared and not written
+    #[arg(long, conflicts_with = "dry_run")]
+    verify: bool,
+
+    /// Threads [default: all available cores]
+    #[arg(short, long, value_name = "N", value_parser = parse_threads)]
+    threads: Option<NonZeroUsize>,
+
+    /// No progress bar
+    #[arg(short, long)]
+    quiet: bool,
+
+    /// With --verify: hash (XXH64) and error of every tensor on standard error
+    #[arg(short, long)]
+    verbose: bool,
+}
+
+impl AssemblyArgs {
+    /// Lists, writes or compares the files, and prints their names.
+    pub fn run<W: Weights>(&self, assembly: &Assembly<'_, W>) -> Outcome<Exit> {
+        if self.dry_run {
+            print!("{}", assembly.list());
+            return Ok(Exit::Done);
+        }
+        let interrupt = Interrupt::install()?;
+        let threads = self.threads.map_or(0, NonZeroUsize::get);
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().map_err(Failure::output)?;
+        let is_there = !assembly.is_begun() && assembly.paths().all(Path::is_file);
+        if !(self.verify && is_there) {
+            let bar = Bar::new(assembly.elements(), self.quiet, interrupt);
+            let result = pool.install(|| assembly.write(&bar));
+            bar.finish();
+            result?.report();
+        }
+        if self.verify {
+            let bar = Bar::new(assembly.elements(), self.quiet, interrupt);
+            let mut summary = Summary::default();
+            let say = Verbosity::new(false, self.verbose);
+            let result = pool.install(|| assembly.verify(&bar, &mut |tensor| summary.add(tensor, say)));
+            bar.finish();
+            result?;
+            eprintln!("{summary}");
+        }
+        for path in assembly.paths() {
+            println!("{}", path.display());
+        }
+        Ok(Exit::Done)
+    }
+}
+
+/// What all tensors that were compared have in common.
+#[derive(Default)]
+struct Summary {
+    n_tensors: usize,
+    /// The tensor with the largest error, and that.
+    worst: Option<(String, f64)>,
+}
+
+impl Summary {
+    fn add(&mut self, tensor: &TensorReport<'_>, say: Verbosity) {
+        let TensorReport { file, name, dtype, hash, difference } = tensor;
+        let (nmse, max_abs) = (difference.nmse(), difference.max_abs);
+        let file = file.file_name().unwrap_or_default().display();
+        say.detail(format_args!("{file}: {name} {dtype} xxh64 {hash:016x} nmse {nmse:.3e} max {max_abs:.3e}"));
+        self.n_tensors += 1;
+        if self.worst.as_ref().is_none_or(|(_, worst)| nmse > *worst) {
+            self.worst = Some(((*name).to_owned(), nmse));
+        }
+    }
+}
+
+impl std::fmt::Display for Summary {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "verified: {} tensors, every byte", self.n_tensors)?;
+        match &self.worst {
+            Some((name, nmse)) => write!(f, "; largest error: nmse {nmse:.3e} ({name})"),
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! Comparing written files with what they were made from. [`Assembly::verify`] is where to start.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use anyhow::{Context, Result, anyhow, ensure};
+use engine::DType;
+
+use super::encode::Difference;
+use super::xxh64::Xxh64;
+use super::{Assembly, AssemblyFile, Weights};
+use crate::exit::{Failure, Outcome};
+use crate::progress::Watch;
+
+/// What is known about a tensor after it was compared.
+#[derive(Clone, PartialEq, Debug)]
+pub struct TensorReport<'a> {
+    /// The file it is in.
+    pub file: &'a Path,
+    /// Its name.
+    pub name: &'a str,
+    /// Its format.
+    pub dtype: DType,
+    /// XXH64 of its bytes in the file.
+    pub hash: u64,
+    /// How far its values are from those it was made from.
+    pub difference: Difference,
+}
+
+impl<W: Weights> Assembly<'_, W> {
+    /// Reads the files and compares every byte with what would be written; `each` gets every tensor in order.
+    ///
+    /// Fails with the code of a bad model at the first byte that differs, naming file and tensor.
+    pub fn verify(&self, watch: &dyn Watch, each: &mut dyn FnMut(&TensorReport<'_>)) -> Outcome<()> {
+        self.files.iter().try_for_each(|file| self.verify_file(file, watch, each))
+    }
+
+    fn verify_file(
+        &self,
+        file: &AssemblyFile<'_, W::Source>,
+        watch: &dyn Watch,
+        each: &mut dyn FnMut(&TensorReport<'_>),
+    ) -> Outcome<()> {
+        let AssemblyFile { path, plan, layout } = file;
+        let mut input = Input::open(path, layout.file_bytes()).map_err(Failure::model)?;
+        let header = layout.header();
+        let found = input.read(header.len()).map_err(Failure::model)?;
+        if let Some(i) = first_difference(&header, found) {
+            let hint = "made from another checkpoint, with other options or by another program, or damaged";
+            return Err(Failure::model(anyhow!("{}: byte {i}, in the header, differs: {hint}", path.display())));
+        }
+        let mut buffer = Vec::new();
+        for (tensor, placed) in plan.tensors.iter().zip(layout.tensors()) {
+            let encoder = self.encoder(tensor)?;
+            let (mut hash, mut difference) = (Xxh64::default(), Difference::default());
+            for batch in encoder.batches(0) {
+                if watch.is_interrupted() {
+                    return Err(Failure::interrupted());
+                }
+                let want = encoder.encode(&batch, &mut buffer).map_err(Failure::model)?;
+                let at = encoder.byte_range(&batch).start;
+                let got = input.read(want.len()).map_err(Failure::model)?;
+                if let Some(i) = first_difference(want, got) {
+                    let in_file = layout.data_start() + placed.offset + (at + i) as u64;
+                    let (path, name, at) = (path.display(), &tensor.name, at + i);
+                    let bytes = format!("want {:#04x}, got {:#04x}", want[i], got[i]);
+                    let what = format!("{path}: {name}: byte {at} (byte {in_file} of the file): {bytes}");
+                    return Err(Failure::model(anyhow!(what)));
+                }
+                hash.add(got);
+                difference = difference.and(encoder.difference(&batch, got).map_err(Failure::model)?);
+                watch.written(&tensor.name, batch.len() as u64);
+                encoder.release(batch);
+            }
+            let padding = input.read((placed.end() - placed.offset - placed.bytes) as usize).map_err(Failure::model)?;
+            if padding.iter().any(|&byte| byte != 0) {
+                let (path, name) = (path.display(), &tensor.name);
+                return Err(Failure::model(anyhow!("{path}: {name}: the padding behind it is not zero")));
+            }
+            each(&TensorReport { file: path, name: &tensor.name, dtype: placed.dtype, hash: hash.value(), difference });
+        }
+        Ok(())
+    }
+}
+
+fn first_difference(want: &[u8], got: &[u8]) -> Option<usize> {
+    if want == got { None } else { want.iter().zip(got).position(|(a, b)| a != b) }
+}
+
+/// A file that is read in order.
+struct Input<'a> {
+    path: &'a Path,
+    file: File,
+    buffer: Vec<u8>,
+}
+
+impl<'a> Input<'a> {
+    /// Opens a file of `want` bytes.
+    fn open(path: &'a Path, want: u64) -> Result<Self> {
+        let io = |source| engine::Error::Io { path: path.to_owned(), source };
+        let file = File::open(path).map_err(io)?;
+        let got = file.metadata().map_err(io)?.len();
+        ensure!(got == want, "{}: want {want} bytes, got {got}", path.display());
+        Ok(Self { path, file, buffer: Vec::new() })
+    }
+
+    /// The next `n` bytes.
+    fn read(&mut self, n: usize) -> Result<&[u8]> {
+        self.buffer.resize(n, 0);
+        self.file.read_exact(&mut self.buffer).with_context(|| self.path.display().to_string())?;
+        Ok(&self.buffer)
+    }
+}
