@@ -22,4 +22,5 @@ mod reuse;
 mod safetensors;
 mod schedules;
 mod tokenizer;
+mod types;
 mod vocab;

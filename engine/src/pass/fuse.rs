@@ -163,7 +163,7 @@ fn linear_group(Fusing { graph, readers }: &Fusing<'_>, at: NodeId) -> Option<Re
     let first = graph.node(at);
     let Op::Linear { bias, act: None } = first.op else { return None };
     let x = first.args[0];
-    // Readers come soon after each other: the search ends with the last of them.
+    // Readers come soon after each other: the search ends with the last of them, or with the graph if some came before.
     let mut unseen = readers[graph.root(x).index()];
     let mut members: SmallVec<[(NodeId, &Node); 4]> = SmallVec::new();
     for (id, node) in graph.walk().skip(at.index()) {
@@ -172,7 +172,8 @@ fn linear_group(Fusing { graph, readers }: &Fusing<'_>, at: NodeId) -> Option<Re
         }
         let reads = node.args.iter().filter(|&&a| graph.root(a) == graph.root(x)).count();
         unseen -= u32::try_from(reads).expect("counted among them");
-        if node.op == first.op && node.args[0] == x {
+        // What another rewrite removed has no operands.
+        if node.op == first.op && node.args.first() == Some(&x) {
             members.push((id, node));
         }
     }
