@@ -111,13 +111,17 @@ struct Arena {
     loan: Option<Box<dyn Loan>>,
 }
 
-/// A graph as the passes leave it, and its plan. Equal keys give equal ones.
-#[derive(PartialEq)]
-struct Described {
-    graph: Graph,
-    fused: FuseCounts,
-    cuts: Vec<Cut>,
-    plan: MemoryPlan,
+/// What a call of one shape computes, on which backends, and where everything lies. Equal keys give equal ones.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Described {
+    /// The graph as the passes leave it.
+    pub graph: Graph,
+    /// How often each fusion rule applied.
+    pub fused: FuseCounts,
+    /// Which nodes run on which backend of the session, in execution order.
+    pub cuts: Vec<Cut>,
+    /// Where its tensors lie.
+    pub plan: MemoryPlan,
 }
 
 struct CompiledStage {
@@ -493,8 +497,11 @@ impl Session {
         Err(Error::StaleGraph { what: format!("{key:?}: {what}") })
     }
 
-    /// What a call of this shape computes, where, and where everything lies: a function of the key alone.
-    fn describe(&self, key: &GraphKey) -> Result<Described> {
+    /// What a call of this shape computes, where, and where everything lies: a function of the key alone. Nothing is
+    /// compiled, and no weight is touched.
+    ///
+    /// Errors: a shape that the model or the backends cannot do.
+    pub fn describe(&self, key: &GraphKey) -> Result<Described> {
         let builder = GraphBuilder::new(self.memory.specs(), self.options.n_slots);
         self.model.build(&builder, key);
         let mut graph = builder.finish()?;

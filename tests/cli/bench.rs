@@ -150,13 +150,14 @@ fn profiles_account_for_the_time_of_a_step() {
         let profile = &row["profile"];
         check_profile(profile);
         assert_eq!(profile["steps"], steps);
-        // What lies between ops and steps is bookkeeping of a percent, but there too a loaded machine takes its core away.
-        assert!(profile["ops_ns"].as_f64() >= profile["step_ns"].as_f64().map(|ns| 0.5 * ns), "{profile}");
         let ops = profile["ops"].as_array().unwrap();
         let attention = ops.iter().find(|op| op["op"] == "cached_attention").unwrap();
         // The fixture has one layer with attention.
         assert_eq!(attention["count"], steps);
     }
+    // What lies between ops and steps is bookkeeping of a percent, but there too a loaded machine may take its core away.
+    let share = |row: &Value| row["profile"]["ops_ns"].as_f64().unwrap() / row["profile"]["step_ns"].as_f64().unwrap();
+    assert!(rows.iter().map(share).fold(0.0, f64::max) > 0.9, "{rows:?}");
     let speech = clip("long_9s.wav").display().to_string();
     let args = ["bench", "--audio", &speech, "-n", "20", "-r", "2", "--warmup", "0", "--profile", "-o", "jsonl"];
     let row = tympan(args).expect(0).json_lines().remove(0);

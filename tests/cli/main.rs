@@ -6,6 +6,7 @@ mod contract;
 mod convert;
 mod exact_text;
 mod generate;
+mod inspect;
 mod quantize;
 mod resume;
 mod run;

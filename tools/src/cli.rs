@@ -9,6 +9,7 @@ use crate::bench::{self, BenchArgs};
 use crate::convert::{self, ConvertArgs};
 use crate::exit::{Exit, Failure, Outcome};
 use crate::generate::{self, GenerateArgs};
+use crate::inspect::{self, InspectArgs};
 use crate::quantize::{self, QuantizeArgs};
 use crate::transcribe::{self, TranscribeArgs};
 
@@ -40,6 +41,7 @@ enum Command {
     Bench(Box<BenchArgs>),
     Quantize(QuantizeArgs),
     Generate(GenerateArgs),
+    Inspect(Box<InspectArgs>),
     /// Print a completion script for a shell
     Completions {
         /// The shell
@@ -83,6 +85,7 @@ fn run(cli: Cli) -> Outcome<Exit> {
         Some(Command::Bench(args)) => bench::run(&args),
         Some(Command::Quantize(args)) => quantize::run(&args),
         Some(Command::Generate(args)) => generate::run(&args),
+        Some(Command::Inspect(args)) => inspect::run(&args),
         Some(Command::Completions { shell }) => {
             clap_complete::generate(shell, &mut Cli::command(), "tympan", &mut std::io::stdout());
             Ok(Exit::Done)

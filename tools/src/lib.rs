@@ -9,6 +9,7 @@ pub mod convert;
 pub mod demo;
 pub mod exit;
 pub mod generate;
+pub mod inspect;
 pub mod interrupt;
 pub mod model;
 pub mod output;

@@ -140,7 +140,10 @@ fn is_later_part(path: &Path) -> bool {
     numeric(count) && numeric(number) && number != "00001"
 }
 
-fn the_model_in(dir: &Path) -> anyhow::Result<PathBuf> {
+/// The only model in a directory.
+///
+/// Errors: none or several.
+pub fn the_model_in(dir: &Path) -> anyhow::Result<PathBuf> {
     let (_, models) = gguf_files(dir)?;
     match &models[..] {
         [model] => Ok(model.clone()),

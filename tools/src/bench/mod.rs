@@ -366,8 +366,9 @@ fn run_audio(args: &BenchArgs, lists: &Lists, baseline: Option<&Baseline>, say: 
     let count = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
     let mut rows = Vec::new();
     for path in &models {
-        let load = Instant::now();
         let model = ModelArgs { model: path.clone(), mmproj: args.mmproj.clone() };
+        model.prepare(say)?;
+        let load = Instant::now();
         let model = model.load(LoadOptions::default(), say)?;
         let load_ms = load.elapsed().as_secs_f64() * 1000.0;
         let filename = path.as_ref().map_or_else(|| model.name.clone(), |p| p.display().to_string());

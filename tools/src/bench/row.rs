@@ -8,6 +8,7 @@ use super::profile::Breakdown;
 use super::statistics::{mean, percentile, stddev};
 use super::timed::Timed;
 use crate::exit::{Failure, Outcome};
+use crate::report::cpu_name;
 
 /// The commit that the program was built from.
 pub const BUILD_COMMIT: &str = env!("TYMPAN_BUILD_COMMIT");
@@ -133,7 +134,7 @@ impl Row {
         object([
             ("build_commit", Value::from(BUILD_COMMIT)),
             ("build_number", Value::from(BUILD_NUMBER.parse::<u64>().unwrap_or(0))),
-            ("cpu_info", Value::from(cpu_info())),
+            ("cpu_info", Value::from(cpu_name())),
             ("gpu_info", Value::from("")),
             ("backends", Value::from(s.backends.clone())),
             ("model_filename", Value::from(s.model.filename.clone())),
@@ -223,11 +224,4 @@ impl Row {
 /// Fields in this order.
 pub fn object<const N: usize>(fields: [(&str, Value); N]) -> Map<String, Value> {
     fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
-}
-
-/// The processor's name, where the system tells.
-fn cpu_info() -> String {
-    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let name = info.lines().find_map(|line| line.strip_prefix("model name"));
-    name.map(|rest| rest.trim_start_matches([' ', '\t', ':']).to_owned()).unwrap_or_default()
 }
