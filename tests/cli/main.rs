@@ -10,3 +10,4 @@ mod inspect;
 mod quantize;
 mod resume;
 mod run;
+mod synth;

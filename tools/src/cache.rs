@@ -2,18 +2,17 @@
 
 use std::ffi::OsString;
 use std::fs::File;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use crate::convert::synth::SyntheticModel;
+use crate::convert::synth::{SyntheticModel, VERSION};
 use crate::convert::{Conversion, Options};
 use crate::exit::{Failure, Outcome};
 use crate::interrupt::Interrupt;
 use crate::progress::Bar;
 use crate::report::Verbosity;
 
-/// Counts up when the same shape, type and seed give other bytes, so that no older file stands in for them.
-const VERSION: u32 = 1;
 /// Directory of the files.
 const VARIABLE: &str = "TYMPAN_CACHE";
 /// Bytes in what messages call a GB.
@@ -78,9 +77,10 @@ pub fn open(model: &SyntheticModel, say: Verbosity) -> Outcome<ModelFiles> {
 
 /// Tells what to do about a full disk.
 fn with_hint(failure: Failure, size: &str, directory: &Path) -> Failure {
-    let is_full = failure.error.chain().any(|cause| {
-        let kind = cause.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
-        matches!(kind, Some(std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded))
+    let is_full = |source: &std::io::Error| matches!(source.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded);
+    let is_full = failure.error.chain().any(|cause| match cause.downcast_ref() {
+        Some(engine::Error::Io { source, .. }) => is_full(source),
+        _ => false,
     });
     if !is_full {
         return failure;

@@ -39,8 +39,8 @@ Examples:
 Exit codes: 0 done (the text ended, or has -n tokens), 1 an output cannot be written, 2 usage, 4 model, 5 memory."
 )]
 pub struct GenerateArgs {
-    /// GGUF file, directory with one model in it, or checkpoint directory (safetensors); of a speech model the language
-    /// model is used [default: that of the built-in demonstration model]
+    /// GGUF file, directory with one model in it, checkpoint directory (safetensors), or synth:SHAPE:TYPE[:SEED], random
+    /// weights of a published shape; of a speech model the language model is used [default: that of the built-in demonstration model]
     #[arg(short, long, value_name = "PATH")]
     model: Option<PathBuf>,
 
@@ -123,8 +123,9 @@ pub fn run(args: &GenerateArgs) -> Outcome<Exit> {
     let device = args.device.open()?;
     let reuse = args.device.reuse()?;
 
-    let load = Instant::now();
     let model = ModelArgs { model: args.model.clone(), mmproj: None };
+    model.prepare(say)?;
+    let load = Instant::now();
     let model = model.load(LoadOptions { text_only: true, ..LoadOptions::default() }, say)?;
     let generator = Generator::open(&model.loaded, std::slice::from_ref(&device.backend), args.kv_type.into());
     let mut generator = generator.with_context(|| format!("loading {}", model.name)).map_err(Failure::model)?;

@@ -42,8 +42,8 @@ impl ModelArgs {
         .map_err(Failure::model)
     }
 
-    /// Makes the model's files where `-m` names a synthetic model that was not used before; [`ModelArgs::load`] does not
-    /// need this, but takes long where it was not done.
+    /// Makes the files of a synthetic model that was not used before. [`ModelArgs::load`] does that too, but then it counts
+    /// as loading.
     ///
     /// Errors: a shape, type or seed that does not exist, files that cannot be written.
     pub fn prepare(&self, say: Verbosity) -> Outcome<()> {

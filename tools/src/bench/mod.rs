@@ -73,7 +73,7 @@ most. Rows that only one of the two runs has are said and do not fail.
 
 Examples:
   tympan bench -m LFM2-1.2B-Q8_0.gguf
-  tympan bench -m LFM2-Audio-1.5B-Q8_0.gguf --audio talk.wav -n 30 -t 2
+  tympan bench -m synth:lfm2-audio-1.5b:q8_0 --audio talk.wav -n 30 -t 2
   tympan bench -m A.gguf -m B.gguf -p 64,128 -n 0 -t 1,2 -o jsonl
   tympan bench -m MODEL.gguf -p 0 -n 32 -d 0,64,512
   tympan bench -m MODEL.gguf -p 0 -n 32 -gr on,off
@@ -84,8 +84,8 @@ Examples:
 Exit codes: 0 done, 1 a row is slower than it may be or an output cannot be written, 2 usage, 3 a clip or the baseline cannot be \
 read, 4 model, 5 memory.")]
 pub struct BenchArgs {
-    /// GGUF file, directory with one model in it, or checkpoint directory; repeatable [default: the built-in demonstration
-    /// model]
+    /// GGUF file, directory with one model in it, checkpoint directory, or synth:SHAPE:TYPE[:SEED], random weights of a
+    /// published shape; repeatable [default: the built-in demonstration model]
     #[arg(short, long, value_name = "PATH", value_delimiter = ',')]
     model: Vec<PathBuf>,
 
@@ -252,6 +252,7 @@ pub fn run(args: &BenchArgs) -> Outcome<Exit> {
         if args.model.is_empty() { vec![None] } else { args.model.iter().cloned().map(Some).collect() };
     let mut rows = Vec::new();
     let n_tests = models.len() * combinations.len();
+    prepare(&models, say)?;
     let mut devices = Devices { device: &args.device, open: Vec::new() };
     for path in &models {
         let model = ModelArgs { model: path.clone(), mmproj: None };
@@ -349,7 +350,6 @@ fn parse_percent(text: &str) -> Result<f64, String> {
 
 /// Rows of speech recognition.
 fn run_audio(args: &BenchArgs, lists: &Lists, baseline: Option<&Baseline>, say: Verbosity) -> Outcome<Exit> {
-    let started = Instant::now();
     let n_tokens = if args.n_gen.is_empty() { None } else { lists.n_gen.first().copied() };
     if lists.n_gen.len() > 1 || n_tokens == Some(0) {
         return Err(Failure::usage("-n: with --audio want one number of tokens, at least 1"));
@@ -362,6 +362,8 @@ fn run_audio(args: &BenchArgs, lists: &Lists, baseline: Option<&Baseline>, say: 
     let reference = args.reference.as_deref().map(asr::reference).transpose()?.unwrap_or_default();
     let models: Vec<Option<PathBuf>> =
         if args.model.is_empty() { vec![None] } else { args.model.iter().cloned().map(Some).collect() };
+    prepare(&models, say)?;
+    let started = Instant::now();
     let mut devices = Devices { device: &args.device, open: Vec::new() };
     let count = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
     let mut rows = Vec::new();
@@ -405,6 +407,11 @@ fn run_audio(args: &BenchArgs, lists: &Lists, baseline: Option<&Baseline>, say: 
         printer.write(&(asr::text(&rows, format) + &table.unwrap_or_default())).map_err(Failure::output)?;
     }
     finish(args, baseline, report.as_ref(), &timed, say)
+}
+
+/// Makes synthetic models that were not used before, so that no measurement waits for one.
+fn prepare(models: &[Option<PathBuf>], say: Verbosity) -> Outcome<()> {
+    models.iter().try_for_each(|path| ModelArgs { model: path.clone(), mmproj: None }.prepare(say))
 }
 
 /// Devices that were opened, by number of threads.

@@ -8,6 +8,8 @@ use super::row::ModelFacts;
 /// Names by feed-forward width, of models whose name shows their size. Source: llama.cpp, `src/models/lfm2.cpp`.
 const LFM2_SIZES: [(usize, &str); 5] =
     [(2560, "230M"), (4608, "350M"), (6912, "700M"), (8192, "1.2B"), (10752, "2.6B")];
+/// Names by number of layers. Source: llama.cpp, `src/models/lfm2moe.cpp`.
+const LFM2_MOE_SIZES: [(usize, &str); 1] = [(24, "8B.A1B")];
 /// Names by number of layers and width. Source: llama.cpp, `src/models/qwen3.cpp`.
 const QWEN3_SIZES: [(usize, usize, &str); 6] =
     [(28, 1024, "0.6B"), (28, 2048, "1.7B"), (36, 2560, "4B"), (36, 4096, "8B"), (40, 5120, "14B"), (64, 5120, "32B")];
@@ -38,6 +40,7 @@ fn size_label(file: &Gguf) -> &'static str {
         "qwen3" | "qwen3vl" => {
             QWEN3_SIZES.iter().find(|(layers, embd, _)| (*layers, *embd) == (n_layer, n_embd)).map(|(_, _, name)| *name)
         }
+        "lfm2moe" => LFM2_MOE_SIZES.iter().find(|(layers, _)| *layers == n_layer).map(|(_, name)| *name),
         _ => None,
     };
     found.unwrap_or("?B")

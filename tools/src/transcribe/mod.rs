@@ -166,6 +166,7 @@ pub fn run(args: &TranscribeArgs) -> Outcome<Exit> {
     let (inputs, mut failures) = expand(args, say);
     let inputs = named(args, inputs)?;
 
+    args.model.prepare(say)?;
     let load = Instant::now();
     let audio_attention = args.audio_attention.map(AudioAttention::from).unwrap_or_default();
     let options = LoadOptions { audio_attention, text_only: false };

@@ -17,11 +17,14 @@ use anyhow::{Context, Result};
 use engine::DType;
 
 use super::checkpoint::{Values, Weight, Weights};
+use crate::assembly::Xxh64;
 
 pub use self::argument::{SyntheticModel, checkpoint};
 pub use self::noise::Noise;
 pub use self::shapes::Shape;
 
+/// Counts up when the same shape, type and seed give other files, so that no older file stands in for them.
+pub const VERSION: u32 = 1;
 /// The seed where none is given.
 pub const DEFAULT_SEED: u64 = 1;
 
@@ -91,4 +94,135 @@ impl Weights for Arc<Synthetic> {
     }
 
     fn release(&self, _: &str, _: Range<usize>) {}
+
+    fn stamp(&self, hash: &mut Xxh64) {
+        hash.add_text(format!("{}, version {VERSION}", self.name.display()).as_bytes());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use engine::DType;
+    use engine::gguf::Gguf;
+    use models::LoadOptions;
+    use models::generate::{Generator, Request};
+    use models::sample::Sampling;
+
+    use super::shapes::{AudioTower, Conformer, Experts, Kind, Lfm2, Qwen3};
+    use super::*;
+    use crate::convert::{Conversion, FileType, Options};
+
+    const TEXT: Qwen3 = Qwen3 { n_embd: 64, n_layer: 2, n_head: 2, n_head_kv: 1, head_dim: 128, n_ff: 96, n_ctx: 4096 };
+    const HYBRID: Lfm2 = Lfm2 {
+        n_embd: 256,
+        n_head: 16,
+        n_layer: 3,
+        attention: &[1],
+        n_ff: 256,
+        adjusts_ff: false,
+        experts: Some(Experts { n_expert: 4, n_used: 2, n_ff: 64, n_dense: 1 }),
+    };
+
+    fn open(shape: &Shape, seed: u64, file_type: FileType) -> Conversion {
+        Conversion::open(Synthetic::new(shape, seed), |_| Options::new(file_type)).unwrap()
+    }
+
+    /// Bytes of the files that so many threads write.
+    fn written(conversion: &Conversion, n_threads: usize) -> Vec<Vec<u8>> {
+        let dir = tempfile::tempdir().unwrap();
+        let paths: Vec<PathBuf> = conversion.file_names().iter().map(|name| dir.path().join(name)).collect();
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(n_threads).build().unwrap();
+        let flag = std::sync::atomic::AtomicBool::new(false);
+        pool.install(|| conversion.write(&paths, &flag)).unwrap();
+        paths.iter().map(|path| std::fs::read(path).unwrap()).collect()
+    }
+
+    #[test]
+    fn every_shape_becomes_the_published_files() {
+        for shape in &Shape::ALL {
+            let conversion = open(shape, 1, FileType::Q4_K_M);
+            let (text, projector) = (conversion.text.tensors.len(), conversion.projector.as_ref());
+            let projector = projector.map(|(plan, file_type)| (plan.tensors.len(), *file_type));
+            assert_eq!(projector.is_some(), shape.has_audio(), "{}", shape.name);
+            // What llama.cpp's converter makes of the published checkpoints.
+            match shape.name {
+                "qwen3-asr-0.6b" => assert_eq!((text, projector), (311, Some((302, FileType::Q8_0)))),
+                "lfm2-audio-1.5b" => assert_eq!((text, projector), (148, Some((650, FileType::Q8_0)))),
+                "lfm2-350m" | "lfm2-700m" | "lfm2-1.2b" => assert_eq!(text, 148, "{}", shape.name),
+                "qwen3-0.6b" => assert_eq!(text, 310),
+                _ => {}
+            }
+        }
+    }
+
+    #[test]
+    fn files_are_the_same_for_any_number_of_threads_and_differ_by_seed() {
+        let audio = AudioTower { n_embd: 64, n_layer: 1, n_head: 2, n_ff: 96 };
+        let shape = Shape { name: "small", kind: Kind::Qwen3Asr(audio, TEXT) };
+        for file_type in [FileType::BF16, FileType::Q4_0] {
+            let conversion = open(&shape, 5, file_type);
+            assert_eq!(conversion.file_names()[0], format!("synth-small-seed5-{file_type}.gguf"));
+            let files = written(&conversion, 1);
+            assert_eq!(files.len(), 2);
+            assert!(written(&conversion, 3) == files);
+            let other = written(&open(&shape, 6, file_type), 2);
+            assert!(other.iter().zip(&files).all(|(a, b)| a != b));
+        }
+    }
+
+    #[test]
+    fn files_hold_the_numbers_of_the_generator() {
+        let shape = Shape { name: "small", kind: Kind::Qwen3(TEXT) };
+        let [file] = &written(&open(&shape, 2, FileType::F32), 2)[..] else { panic!("want one file") };
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.gguf");
+        std::fs::write(&path, file).unwrap();
+        let file = Gguf::open(&path).unwrap();
+        let tensor = file.tensor("blk.1.ffn_down.weight").unwrap();
+        assert_eq!(tensor.dtype, DType::F32);
+        let mut want = vec![0.0; 64 * 96];
+        Noise::new(2, "model.layers.1.mlp.down_proj.weight", 0.0, 0.02).fill(0, &mut want);
+        let want: Vec<u8> = want.iter().flat_map(|x| x.to_le_bytes()).collect();
+        assert!(tensor.bytes == want);
+    }
+
+    #[test]
+    fn small_models_of_every_architecture_load_and_their_logits_are_sane() {
+        let audio = AudioTower { n_embd: 64, n_layer: 1, n_head: 2, n_ff: 96 };
+        let conformer = Conformer { n_embd: 64, n_layer: 1, n_head: 2, n_channels: 32, n_taps: 9, n_audio_tokens: 64 };
+        for (kind, file_type) in [
+            (Kind::Qwen3(TEXT), FileType::Q8_0),
+            (Kind::Qwen3Asr(audio, TEXT), FileType::F16),
+            (Kind::Lfm2(HYBRID), FileType::Q4_K_M),
+            (Kind::Lfm2Audio(conformer, Lfm2 { experts: None, ..HYBRID }), FileType::Q6_K),
+        ] {
+            let shape = Shape { name: "small", kind };
+            let dir = tempfile::tempdir().unwrap();
+            let files = written(&open(&shape, 1, file_type), 2);
+            let gguf = |(i, bytes): (usize, &Vec<u8>)| {
+                let path = dir.path().join(format!("{i}.gguf"));
+                std::fs::write(&path, bytes).unwrap();
+                Gguf::open(&path).unwrap()
+            };
+            let loaded = models::load(files.iter().enumerate().map(gguf).collect(), LoadOptions::default()).unwrap();
+            let backend = backends::open("cpu", &backends::Options::default()).unwrap();
+            let mut generator = Generator::open(&loaded, &[backend], DType::F16).unwrap();
+            let prompt = generator.prompt("a random walk");
+            let request = Request {
+                prompt: &prompt,
+                max_tokens: 4,
+                sampling: Sampling { temperature: 0.0, top_k: 0, top_p: 1.0, seed: 0 },
+                ignore_stop: true,
+                prompt_logits: true,
+            };
+            let generated = generator.generate(&request, &mut |_, _| std::ops::ControlFlow::Continue(())).unwrap();
+            assert_eq!(generated.ids.len(), 4);
+            let logits = &generated.prompt_logits;
+            assert_eq!(logits.len(), prompt.len() * shape.n_vocab());
+            assert!(logits.iter().all(|x| x.is_finite()));
+            // Rows of 0.02 times a normed vector: about 0.02 times the root of its length.
+            let square = logits.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() / logits.len() as f64;
+            assert!((0.1..0.5).contains(&square.sqrt()), "{kind:?}: {}", square.sqrt());
+        }
+    }
 }
