@@ -17,8 +17,8 @@ const MAX_THREADS: usize = 1024;
 /// Which model to use.
 #[derive(Args, Clone, Debug, Default)]
 pub struct ModelArgs {
-    /// GGUF file, directory with one model in it, checkpoint directory (safetensors), or synth:SHAPE:TYPE[:SEED], random
-    /// weights of a published shape [default: the built-in demonstration model]
+    /// GGUF file, directory with one model in it, checkpoint directory (safetensors), or synth:SHAPE:TYPE:SEED, random weights
+    /// of a published shape; the seed may be left out [default: the built-in demonstration model]
     #[arg(short, long, value_name = "PATH")]
     pub model: Option<PathBuf>,
 

@@ -39,7 +39,7 @@ Examples:
 Exit codes: 0 done (the text ended, or has -n tokens), 1 an output cannot be written, 2 usage, 4 model, 5 memory."
 )]
 pub struct GenerateArgs {
-    /// GGUF file, directory with one model in it, checkpoint directory (safetensors), or synth:SHAPE:TYPE[:SEED], random
+    /// GGUF file, directory with one model in it, checkpoint directory (safetensors), or synth:SHAPE:TYPE:SEED, random
     /// weights of a published shape; of a speech model the language model is used [default: that of the built-in demonstration model]
     #[arg(short, long, value_name = "PATH")]
     model: Option<PathBuf>,

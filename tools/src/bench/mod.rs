@@ -84,7 +84,7 @@ Examples:
 Exit codes: 0 done, 1 a row is slower than it may be or an output cannot be written, 2 usage, 3 a clip or the baseline cannot be \
 read, 4 model, 5 memory.")]
 pub struct BenchArgs {
-    /// GGUF file, directory with one model in it, checkpoint directory, or synth:SHAPE:TYPE[:SEED], random weights of a
+    /// GGUF file, directory with one model in it, checkpoint directory, or synth:SHAPE:TYPE:SEED, random weights of a
     /// published shape; repeatable [default: the built-in demonstration model]
     #[arg(short, long, value_name = "PATH", value_delimiter = ',')]
     model: Vec<PathBuf>,
