@@ -18,6 +18,7 @@ use tests::rng::Rng;
 use tools::convert::{Conversion, FileType, to_memory};
 use tools::exit::Exit;
 use tools::quantize::Quantization;
+use tools::quantize::overrides::Overrides;
 
 use crate::checkpoint::{
     Edit, Stored, bundle, convert, copy_of, edit_config, edit_tensors, fixture, keys, named, pair, put, read_tensors,
@@ -485,7 +486,7 @@ fn load_bounded(folder: &Path, seed: u64) -> Result<(), String> {
 fn q4_0_is_what_quantizing_bf16_gives() {
     for name in ["golden/qwen3", "golden/qwen3_asr", "golden/lfm2", "golden/lfm2_moe", "golden/lfm2_audio"] {
         let exact = convert(&fixture(name), pair(FileType::BF16)).unwrap().swap_remove(0);
-        let plan = Quantization::plan(exact, FileType::Q4_0, None, false).unwrap();
+        let plan = Quantization::plan(exact, FileType::Q4_0, None, &Overrides::default(), false).unwrap();
         let out = tempfile::tempdir().unwrap();
         let path = out.path().join("q4_0.gguf");
         plan.write(&path, &AtomicBool::new(false)).unwrap();

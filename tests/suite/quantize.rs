@@ -7,6 +7,7 @@ use engine::gguf::Gguf;
 use models::LoadOptions;
 use tools::convert::{Conversion, FileType, Options};
 use tools::quantize::Quantization;
+use tools::quantize::overrides::Overrides;
 
 /// The text model of a checkpoint, in a file of its own.
 fn text(checkpoint: &Path, file_type: FileType) -> Vec<Gguf> {
@@ -25,7 +26,7 @@ fn one_pass_writes_what_two_write() {
         for file_type in FileType::ALL.into_iter().filter(|t| t.is_quantized()) {
             let folder = tempfile::tempdir().unwrap();
             let path = folder.path().join("two.gguf");
-            let plan = Quantization::plan(first.clone(), file_type, None, false).unwrap();
+            let plan = Quantization::plan(first.clone(), file_type, None, &Overrides::default(), false).unwrap();
             plan.write(&path, &AtomicBool::new(false)).unwrap();
             let two = Gguf::open(&path).unwrap();
             let files = text(&checkpoint, file_type);

@@ -1,6 +1,7 @@
 //! `tympan convert`: arguments, file names, progress.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use clap::Args;
 use clap::builder::PossibleValuesParser;
@@ -9,6 +10,7 @@ use engine::DType;
 use super::{Conversion, FileType, Files, Options, projector_name};
 use crate::assembly::AssemblyArgs;
 use crate::exit::{Exit, Failure, Outcome};
+use crate::quantize::OverrideArgs;
 
 fn types() -> PossibleValuesParser {
     FileType::ALL.map(FileType::name).into()
@@ -52,52 +54,46 @@ pub struct ConvertArgs {
     #[command(flatten)]
     writing: AssemblyArgs,
 
+    /// Split the text model into parts with tensors of at most SIZE bytes (K, M, G: thousands), as llama.cpp reads them;
+    /// the audio tower stays in one file
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    split_max_size: Option<u64>,
+
     #[command(flatten)]
-    later: Later,
+    overrides: OverrideArgs,
 }
 
-/// Flags of the contract that this version refuses.
-#[derive(Args, Debug)]
-struct Later {
-    #[arg(long, hide = true, value_name = "REGEX=TYPE")]
-    tensor_type: Vec<String>,
-    #[arg(long, hide = true, value_name = "FILE")]
-    imatrix: Option<PathBuf>,
-    #[arg(long, hide = true, value_name = "SIZE")]
-    split_max_size: Option<String>,
-}
-
-impl Later {
-    fn refuse(&self) -> Outcome<()> {
-        let flags = [
-            ("--tensor-type", !self.tensor_type.is_empty()),
-            ("--imatrix", self.imatrix.is_some()),
-            ("--split-max-size", self.split_max_size.is_some()),
-        ];
-        match flags.into_iter().find(|(_, given)| *given) {
-            Some((flag, _)) => Err(Failure::not_in_this_version(flag)),
-            None => Ok(()),
-        }
-    }
+/// A number of bytes, optionally in thousands, millions or thousand millions. Source: llama.cpp, `convert_hf_to_gguf.py`.
+fn parse_size(text: &str) -> Result<u64, String> {
+    let units = [('K', 1000), ('M', 1_000_000), ('G', 1_000_000_000)];
+    let unit = units.into_iter().find(|(letter, _)| text.ends_with(*letter));
+    let (digits, unit) = unit.map_or((text, 1), |(letter, unit)| (text.trim_end_matches(letter), unit));
+    let size = digits.parse::<u64>().ok().and_then(|n| n.checked_mul(unit)).filter(|&n| n > 0);
+    size.ok_or_else(|| "want a number of bytes, or one followed by K, M or G".into())
 }
 
 /// Runs the subcommand.
 pub fn run(args: &ConvertArgs) -> Outcome<Exit> {
-    args.later.refuse()?;
     let file_type =
         |name: &str| FileType::from_name(name).ok_or_else(|| Failure::usage(format!("{name}: no such type")));
     let text_type = file_type(&args.file_type)?;
     let audio_type = args.audio_type.as_deref().map(file_type).transpose()?;
     let defaults = Options::new(text_type);
-    let options = Options { audio_type: audio_type.unwrap_or(defaults.audio_type), bundle: args.bundle, ..defaults };
-    if options.audio_type.is_below_8_bits() {
-        eprintln!("warning: an audio tower below 8 bits costs accuracy: {}", options.audio_type);
-    }
+    let importance = args.overrides.importance()?.map(Arc::new);
+    let options = Options {
+        audio_type: audio_type.unwrap_or(defaults.audio_type),
+        bundle: args.bundle,
+        overrides: args.overrides.overrides()?,
+        importance,
+        split_max_bytes: args.split_max_size,
+        ..defaults
+    };
     let conversion = Conversion::open(Files::from_argument(&args.checkpoint)?, |_: DType| options)?;
     if let Some(name) = args.audio_type.as_deref().filter(|_| !conversion.has_audio()) {
         let checkpoint = args.checkpoint.display();
         return Err(Failure::usage(format!("--audio-type {name}: {checkpoint} has no audio tower")));
     }
+    conversion.notices().iter().for_each(|line| eprintln!("{line}"));
     let paths = output_paths(&conversion.file_names(), args.output.as_deref());
     if let Some(folder) =
         args.output.as_deref().filter(|output| !args.writing.dry_run && !paths.contains(&output.into()))

@@ -22,23 +22,26 @@ pub mod vocab;
 mod write;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use engine::DType;
 use engine::gguf::{Gguf, GgufWriter, Value};
 
 use self::checkpoint::Model;
 use self::lfm2::Lfm2Config;
 use self::lfm2_audio::Lfm2Audio;
-use self::plan::{FilePlan, Row};
+use self::plan::{Chosen, FilePlan, Row};
 use self::qwen3::TextConfig;
 use self::qwen3_asr::Qwen3Asr;
 use self::vocab::CheckpointVocabulary;
 use self::write::CheckpointWeights;
-use crate::assembly::{Assembly, write_tensor};
+use crate::assembly::{Assembly, MAX_PARTS, part_path, write_tensor};
 use crate::exit::{Failure, Outcome};
+use crate::quantize::imatrix::{ImportanceMatrix, uses_importance};
 use crate::quantize::mix;
+use crate::quantize::overrides::Overrides;
 
 pub use self::cli::{ConvertArgs, run};
 pub use self::files::Files;
@@ -54,7 +57,7 @@ const DECODER: &str = "model";
 const HEAD: &str = "lm_head.weight";
 
 /// What a conversion makes.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone)]
 pub struct Options {
     /// Type of the decoder's matrices.
     pub text_type: FileType,
@@ -62,13 +65,20 @@ pub struct Options {
     pub audio_type: FileType,
     /// Whether everything goes into one file.
     pub bundle: bool,
+    /// Types of single tensors, values of keys.
+    pub overrides: Overrides,
+    /// How much the columns of the decoder's matrices matter.
+    pub importance: Option<Arc<ImportanceMatrix>>,
+    /// Bytes of tensors in a part of the text model or bundle; one file without.
+    pub split_max_bytes: Option<u64>,
 }
 
 impl Options {
     /// The pair with this type for the decoder, and for the encoder too unless it is below 8 bits: then Q8_0.
     pub fn new(text_type: FileType) -> Self {
         let audio_type = if text_type.is_below_8_bits() { FileType::Q8_0 } else { text_type };
-        Self { text_type, audio_type, bundle: false }
+        let (overrides, importance, split_max_bytes) = (Overrides::default(), None, None);
+        Self { text_type, audio_type, bundle: false, overrides, importance, split_max_bytes }
     }
 }
 
@@ -77,21 +87,27 @@ pub struct Conversion {
     checkpoint: Model,
     name: String,
     text_type: FileType,
-    text: FilePlan,
+    importance: Option<Arc<ImportanceMatrix>>,
+    /// The text model or bundle, in one part or several.
+    text: Vec<FilePlan>,
     /// The projector's file, and its type.
     projector: Option<(FilePlan, FileType)>,
     has_audio: bool,
+    notices: Vec<String>,
 }
 
 impl Conversion {
     /// Reads a checkpoint; `options` are chosen by the format that most of its weights are stored in.
     ///
-    /// Fails with the code of a bad model; the error names file, expected and found.
+    /// Fails with the code of a bad model; the error names file, expected and found. Options that do not go with the
+    /// checkpoint are a wrong call.
     pub fn open(files: impl Into<Files>, options: impl FnOnce(DType) -> Options) -> Outcome<Self> {
-        Self::read(files.into(), options).map_err(Failure::model)
+        let (conversion, options, chosen) = Self::read(files.into(), options).map_err(Failure::model)?;
+        conversion.adjust(&options, &chosen).map_err(Failure::usage)
     }
 
-    fn read(files: Files, options: impl FnOnce(DType) -> Options) -> Result<Self> {
+    /// The conversion with everything in one part, and what is left to do about it: see [`Conversion::adjust`].
+    fn read(files: Files, options: impl FnOnce(DType) -> Options) -> Result<(Self, Options, Vec<String>)> {
         let checkpoint = Model::open(files)?;
         let name = checkpoint.name()?;
         let parts = Parts::read(&checkpoint)?;
@@ -105,14 +121,18 @@ impl Conversion {
         if parts.has_plain_chatml {
             vocabulary = vocabulary.with_plain_chatml()?;
         }
-        let mut text = parts.text.plan(DECODER, &name, options.text_type, &checkpoint)?;
+        let is_chosen = |row: &&Row| row.role.is_chosen();
+        let chosen = parts.text.rows.iter().chain(audio_rows).filter(is_chosen).map(|row| row.name.clone()).collect();
+        let (mut text, mut notices) = parts.text.plan(DECODER, &name, options.text_type, &options, &checkpoint)?;
         let mut projector = None;
         if let Some(mut audio) = parts.audio {
             if !options.bundle {
                 audio.rows.extend(parts.pair_rows);
             }
             let audio_keys = audio.keys.clone();
-            let file = audio.plan("mmproj", &name, options.audio_type, &checkpoint)?;
+            let (file, lines) = audio.plan("mmproj", &name, options.audio_type, &options, &checkpoint)?;
+            notices.extend(lines);
+            notices.extend(warning(&file));
             if options.bundle {
                 text.keys.extend(audio_keys);
                 text.tensors.extend(file.tensors);
@@ -121,7 +141,34 @@ impl Conversion {
             }
         }
         text.keys.extend(vocabulary.into_metadata().into_iter().map(|(key, value)| (key.to_owned(), value)));
-        Ok(Self { checkpoint, name, text_type: options.text_type, text, projector, has_audio })
+        let (text_type, importance) = (options.text_type, options.importance.clone());
+        let conversion =
+            Self { checkpoint, name, text_type, importance, text: vec![text], projector, has_audio, notices };
+        Ok((conversion, options, chosen))
+    }
+
+    /// Puts keys and parts as the user wants them. `chosen`: tensors whose type is a matter of choice.
+    fn adjust(mut self, options: &Options, chosen: &[String]) -> Result<Self> {
+        options.overrides.check_types(chosen.iter().map(|name| &**name))?;
+        let Some(mut text) = self.text.pop() else { return Ok(self) };
+        options.overrides.set_keys(&mut text, self.projector.as_mut().map(|(file, _)| file))?;
+        if let Some(matrix) = &options.importance {
+            let is_used = text.tensors.iter().any(|tensor| uses_importance(tensor.dtype));
+            ensure!(is_used, "--imatrix: no tensor has a type that uses it");
+            matrix.keys().into_iter().for_each(|(key, value)| text.set_key(key, value));
+        }
+        self.text = match options.split_max_bytes {
+            Some(max_bytes) => text.split(max_bytes),
+            None => vec![text],
+        };
+        let n = self.text.len();
+        ensure!(n <= MAX_PARTS, "--split-max-size: {n} parts, of which at most {MAX_PARTS} are read");
+        Ok(self)
+    }
+
+    /// Lines for the user: tensors that do not get what their type says.
+    pub fn notices(&self) -> &[String] {
+        &self.notices
     }
 
     /// Whether there is an audio tower.
@@ -131,12 +178,16 @@ impl Conversion {
 
     /// Elements that [`Conversion::write`] writes, for progress.
     pub fn elements(&self) -> u64 {
-        self.text.elements() + self.projector.as_ref().map_or(0, |(plan, _)| plan.elements())
+        self.plans().map(FilePlan::elements).sum()
     }
 
     /// Bytes of all tensors of the files.
     pub fn bytes(&self) -> u64 {
-        self.text.bytes() + self.projector.as_ref().map_or(0, |(plan, _)| plan.bytes())
+        self.plans().map(FilePlan::bytes).sum()
+    }
+
+    fn plans(&self) -> impl Iterator<Item = &FilePlan> {
+        self.text.iter().chain(self.projector.iter().map(|(plan, _)| plan))
     }
 
     /// The usual names of the files: the text model or bundle, then the projector where it has its own.
@@ -146,13 +197,19 @@ impl Conversion {
         std::iter::once(name(self.text_type)).chain(projector).collect()
     }
 
-    /// The files, at `paths`, which are as many as [`Conversion::file_names`].
+    /// The files, at `paths`, which are as many as [`Conversion::file_names`]; a split one has its parts beside it.
     ///
     /// Fails with the code of a bad model for names that a file cannot have.
     pub fn assembly<'a>(&'a self, paths: &[PathBuf]) -> Outcome<Assembly<'a, CheckpointWeights<'a>>> {
-        let plans = std::iter::once(&self.text).chain(self.projector.as_ref().map(|(plan, _)| plan));
-        let weights = CheckpointWeights { checkpoint: &self.checkpoint };
-        Assembly::new(weights, &paths[0], paths.iter().cloned().zip(plans).collect())
+        let n_parts = self.text.len();
+        let part = |i: usize| if n_parts == 1 { paths[0].clone() } else { part_path(&paths[0], i, n_parts) };
+        let text = self.text.iter().enumerate().map(|(i, plan)| (part(i), plan));
+        let projector = self.projector.iter().zip(paths.get(1)).map(|((plan, _), path)| (path.clone(), plan));
+        Assembly::new(self.weights(), &paths[0], text.chain(projector).collect())
+    }
+
+    fn weights(&self) -> CheckpointWeights<'_> {
+        CheckpointWeights { checkpoint: &self.checkpoint, importance: self.importance.as_deref() }
     }
 
     /// Writes the files to `paths`, which are as many as [`Conversion::file_names`]; see [`Assembly::write`].
@@ -163,15 +220,15 @@ impl Conversion {
 
     fn write_to_memory(&self) -> Outcome<Gguf> {
         let mut out = GgufWriter::in_memory(&self.checkpoint.folder().display().to_string());
-        for (key, value) in &self.text.keys {
+        let [plan] = &self.text[..] else { return Err(Failure::usage("a file in memory is not split")) };
+        for (key, value) in &plan.keys {
             out.key(key, value.clone()).map_err(Failure::model)?;
         }
-        for tensor in &self.text.tensors {
+        for tensor in &plan.tensors {
             out.tensor(&tensor.name, tensor.dtype, tensor.shape).map_err(Failure::model)?;
         }
-        let weights = CheckpointWeights { checkpoint: &self.checkpoint };
-        let watch = AtomicBool::new(false);
-        for tensor in &self.text.tensors {
+        let (weights, watch) = (self.weights(), AtomicBool::new(false));
+        for tensor in &plan.tensors {
             write_tensor(&weights, tensor, &mut out, &watch)?;
         }
         out.finish_in_memory().map_err(Failure::output)
@@ -186,8 +243,19 @@ pub fn to_memory(files: impl Into<Files>) -> Result<Gguf> {
         let text_type = FileType::ALL.into_iter().find(|t| t.dtype() == stored).unwrap_or(FileType::F32);
         Options { bundle: true, ..Options::new(text_type) }
     };
-    let conversion = Conversion::read(files.into(), as_stored)?;
+    let (conversion, ..) = Conversion::read(files.into(), as_stored)?;
     conversion.write_to_memory().map_err(|failure| failure.error)
+}
+
+/// What there is to say about an audio tower with matrices below 8 bits.
+fn warning(file: &FilePlan) -> Option<String> {
+    let smallest = file.tensors.iter().map(|tensor| tensor.dtype).min_by(|a, b| bits(*a).total_cmp(&bits(*b)))?;
+    (bits(smallest) < 8.0).then(|| format!("warning: an audio tower below 8 bits costs accuracy: {smallest}"))
+}
+
+/// Bits of a weight.
+fn bits(dtype: DType) -> f64 {
+    (dtype.block().bytes * 8) as f64 / dtype.block().len as f64
 }
 
 /// The projector's file beside the text model's `name`, where programs look for it.
@@ -286,11 +354,23 @@ impl Parts {
 }
 
 impl Part {
-    /// The file of this part. `kind`: `general.type`.
-    fn plan(self, kind: &str, name: &str, file_type: FileType, checkpoint: &Model) -> Result<FilePlan> {
+    /// The file of this part, and lines for the user. `kind`: `general.type`.
+    fn plan(
+        self,
+        kind: &str,
+        name: &str,
+        file_type: FileType,
+        options: &Options,
+        checkpoint: &Model,
+    ) -> Result<(FilePlan, Vec<String>)> {
         let key = |name: &str| self.keys.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
-        let decoder = (kind == DECODER).then(|| mix::Model::read(self.architecture, false, key));
-        let tensors = plan::plan(self.rows, file_type, decoder.as_ref())?;
+        let importance = options.importance.as_deref().filter(|_| kind == DECODER);
+        let decoder = (kind == DECODER).then(|| mix::Model::read(self.architecture, importance.is_some(), key));
+        let Chosen { tensors, mut notices } = plan::plan(self.rows, file_type, decoder.as_ref(), &options.overrides)?;
+        for tensor in &tensors {
+            let lines = importance.map_or(Ok(None), |matrix| matrix.check(&tensor.name, tensor.shape, tensor.dtype))?;
+            notices.extend(lines);
+        }
         let mut plan = FilePlan { keys: Vec::new(), tensors };
         let generation = checkpoint.generation();
         let config = checkpoint.config();
@@ -298,6 +378,6 @@ impl Part {
         plan.keys.extend(self.keys);
         plan.keys.push(("general.file_type".into(), file_type.general_file_type().into()));
         plan.keys.push(("general.quantization_version".into(), QUANTIZATION_VERSION.into()));
-        Ok(plan)
+        Ok((plan, notices))
     }
 }

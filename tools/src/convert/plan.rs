@@ -9,7 +9,8 @@ use engine::{DType, Shape};
 
 use super::batch_norm;
 use crate::assembly;
-use crate::quantize::mix::{self, FileType, fitting};
+use crate::quantize::mix::{self, Choice, FileType};
+use crate::quantize::overrides::Overrides;
 
 /// What a tensor is, as far as its type depends on it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -25,13 +26,19 @@ pub enum Role {
 }
 
 impl Role {
-    /// The format of a tensor with rows of `row` elements in a file of type `file_type`.
-    pub fn dtype(self, file_type: FileType, row: usize) -> DType {
+    /// Whether the type is a matter of choice.
+    pub fn is_chosen(self) -> bool {
+        matches!(self, Self::Matrix | Self::Head)
+    }
+
+    /// The format of the tensor `name` with rows of `row` elements in a file of type `file_type`.
+    fn choose(self, file_type: FileType, overrides: &Overrides, name: &str, row: usize) -> Choice {
+        let fixed = |dtype: DType| Choice { dtype, replaced: None };
         match self {
-            Self::Full => DType::F32,
-            Self::Convolution if file_type == FileType::F32 => DType::F32,
-            Self::Convolution => DType::F16,
-            Self::Matrix | Self::Head => fitting(file_type.dtype(), row),
+            Self::Full => fixed(DType::F32),
+            Self::Convolution if file_type == FileType::F32 => fixed(DType::F32),
+            Self::Convolution => fixed(DType::F16),
+            Self::Matrix | Self::Head => Choice::fitting(overrides.dtype_of(name).unwrap_or(file_type.dtype()), row),
         }
     }
 }
@@ -142,48 +149,82 @@ pub fn experts(plan: &FilePlan) -> Option<ExpertCount> {
     Some(ExpertCount { n_expert, one_of_each: plan.elements() - in_stacks + in_stacks / n_expert })
 }
 
+/// Tensors with their formats, and lines for the user about those that do not get what they should.
+pub struct Chosen {
+    /// In the order of their rows.
+    pub tensors: Vec<PlannedTensor>,
+    /// What there is to say.
+    pub notices: Vec<String>,
+}
+
 /// Formats and shapes of `rows` in a file of type `file_type`; of a decoder, `decoder` tells what a mix wants to know.
-pub fn plan(rows: Vec<Row>, file_type: FileType, decoder: Option<&mix::Model>) -> Result<Vec<PlannedTensor>> {
-    let Some(decoder) = decoder.filter(|_| file_type.is_quantized()) else { return plan_by_role(rows, file_type) };
+pub fn plan(
+    rows: Vec<Row>,
+    file_type: FileType,
+    decoder: Option<&mix::Model>,
+    overrides: &Overrides,
+) -> Result<Chosen> {
+    let Some(decoder) = decoder.filter(|_| file_type.is_quantized()) else {
+        return plan_by_role(rows, file_type, overrides);
+    };
     // What llama-quantize is given is a file in bf16.
-    let mut tensors = plan_by_role(rows, FileType::BF16)?;
+    let Chosen { mut tensors, .. } = plan_by_role(rows, FileType::BF16, &Overrides::default())?;
     let order = mix::order(tensors.iter().map(|tensor| &*tensor.name));
     let view = |tensor: &PlannedTensor| (tensor.name.clone(), tensor.shape, tensor.dtype);
     let sorted: Vec<(String, Shape, DType)> = order.iter().map(|&i| view(&tensors[i])).collect();
     let sorted: Vec<mix::Tensor<'_>> =
         sorted.iter().map(|(name, shape, dtype)| mix::Tensor { name, shape: *shape, dtype: *dtype }).collect();
-    for (i, choice) in order.into_iter().zip(mix::choose(file_type, decoder, &sorted)) {
+    let mut notices = Vec::new();
+    for (i, choice) in order.into_iter().zip(mix::choose(file_type, decoder, overrides, &sorted)) {
+        notices.extend(choice.notice(&tensors[i].name, tensors[i].shape));
         tensors[i].dtype = choice.dtype;
     }
-    Ok(tensors)
+    Ok(Chosen { tensors, notices })
 }
 
-fn plan_by_role(rows: Vec<Row>, file_type: FileType) -> Result<Vec<PlannedTensor>> {
+fn plan_by_role(rows: Vec<Row>, file_type: FileType, overrides: &Overrides) -> Result<Chosen> {
+    let mut notices = Vec::new();
     let tensor = |row: Row| {
         let shape = Shape::new(&row.dims).ok_or_else(|| anyhow!("{}: {:?} is too large", row.name, row.dims))?;
-        let dtype = row.role.dtype(file_type, shape.last());
-        Ok(PlannedTensor { name: row.name, dtype, shape, source: row.source })
+        let choice = row.role.choose(file_type, overrides, &row.name, shape.last());
+        notices.extend(choice.notice(&row.name, shape));
+        Ok(PlannedTensor { name: row.name, dtype: choice.dtype, shape, source: row.source })
     };
-    rows.into_iter().map(tensor).collect()
+    let tensors = rows.into_iter().map(tensor).collect::<Result<_>>()?;
+    Ok(Chosen { tensors, notices })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn dtype(role: Role, file_type: FileType, row: usize) -> DType {
+        role.choose(file_type, &Overrides::default(), "a", row).dtype
+    }
+
     #[test]
     fn short_rows_of_quantized_files_become_f16() {
-        assert_eq!(Role::Matrix.dtype(FileType::Q8_0, 48), DType::F16);
-        assert_eq!(Role::Matrix.dtype(FileType::Q8_0, 64), DType::Q8_0);
-        assert_eq!(Role::Matrix.dtype(FileType::F32, 48), DType::F32);
+        assert_eq!(dtype(Role::Matrix, FileType::Q8_0, 48), DType::F16);
+        assert_eq!(dtype(Role::Matrix, FileType::Q8_0, 64), DType::Q8_0);
+        assert_eq!(dtype(Role::Matrix, FileType::F32, 48), DType::F32);
     }
 
     #[test]
     fn convolutions_are_f16_except_in_f32_files() {
         for t in FileType::ALL {
             let want = if t == FileType::F32 { DType::F32 } else { DType::F16 };
-            assert_eq!(Role::Convolution.dtype(t, 512), want);
-            assert_eq!(Role::Full.dtype(t, 512), DType::F32);
+            assert_eq!(dtype(Role::Convolution, t, 512), want);
+            assert_eq!(dtype(Role::Full, t, 512), DType::F32);
         }
+    }
+
+    #[test]
+    fn only_matrices_take_the_types_of_the_user() {
+        let overrides = Overrides::parse(&["a=q4_k".into()], &[]).unwrap();
+        let choose = |role: Role, row: usize| role.choose(FileType::BF16, &overrides, "a", row);
+        assert_eq!(choose(Role::Matrix, 512), Choice { dtype: DType::Q4_K, replaced: None });
+        assert_eq!(choose(Role::Matrix, 96), Choice { dtype: DType::Q5_0, replaced: Some(DType::Q4_K) });
+        assert_eq!(choose(Role::Convolution, 512).dtype, DType::F16);
+        assert_eq!(choose(Role::Full, 512).dtype, DType::F32);
     }
 }

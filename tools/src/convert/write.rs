@@ -10,6 +10,7 @@ use super::checkpoint::{Model, Weight};
 use super::plan::{PlannedTensor, Source};
 use super::{batch_norm, positions};
 use crate::assembly::{Values, Weights, Xxh64};
+use crate::quantize::imatrix::ImportanceMatrix;
 
 /// The smallest f32 that becomes an infinite f16.
 const F16_OVERFLOW: f32 = 65520.0;
@@ -18,6 +19,8 @@ const F16_OVERFLOW: f32 = 65520.0;
 pub struct CheckpointWeights<'a> {
     /// Where they are stored.
     pub checkpoint: &'a Model,
+    /// How much their columns matter.
+    pub importance: Option<&'a ImportanceMatrix>,
 }
 
 impl Weights for CheckpointWeights<'_> {
@@ -28,7 +31,9 @@ impl Weights for CheckpointWeights<'_> {
         let format = format_of(tensor.dtype);
         Ok(match &tensor.source {
             Source::Stored { .. } | Source::Experts { .. } => {
-                Box::new(StoredParts::new(checkpoint, &tensor.source, format)?)
+                let of = |matrix: &ImportanceMatrix| matrix.of_tensor(&tensor.name, tensor.shape, tensor.dtype);
+                let importance = self.importance.map_or(Ok(None), of)?;
+                Box::new(StoredParts { importance, ..StoredParts::new(checkpoint, &tensor.source, format)? })
             }
             Source::Zeros => Box::new(Computed(vec![0.0; tensor.shape.elements()])),
             Source::Positions => Box::new(Computed(positions::table(tensor.shape.last()))),
@@ -44,6 +49,7 @@ impl Weights for CheckpointWeights<'_> {
 
     fn stamp(&self, hash: &mut Xxh64) {
         self.checkpoint.stamp(hash);
+        self.importance.into_iter().for_each(|matrix| matrix.stamp(hash));
     }
 }
 
@@ -67,6 +73,7 @@ struct StoredParts<'a> {
     part_len: usize,
     /// What the values must fit.
     format: Format,
+    importance: Option<Vec<f32>>,
 }
 
 impl<'a> StoredParts<'a> {
@@ -78,7 +85,7 @@ impl<'a> StoredParts<'a> {
             Ok((name, weight))
         };
         let parts = source.needs().map(part).collect::<Result<_>>()?;
-        Ok(Self { checkpoint, parts, part_len, format })
+        Ok(Self { checkpoint, parts, part_len, format, importance: None })
     }
 
     /// The parts that `range` lies in: number, elements there, elements of the whole row.
@@ -113,6 +120,10 @@ impl Values for StoredParts<'_> {
             })?;
         }
         Ok(())
+    }
+
+    fn importance(&self) -> Option<&[f32]> {
+        self.importance.as_deref()
     }
 
     fn release(&self, range: Range<usize>) {

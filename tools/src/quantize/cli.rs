@@ -9,6 +9,7 @@ use engine::gguf::Gguf;
 use super::Quantization;
 use super::imatrix::ImportanceMatrix;
 use super::mix::FileType;
+use super::overrides::Overrides;
 use crate::assembly::AssemblyArgs;
 use crate::exit::{Exit, Failure, Outcome};
 
@@ -38,12 +39,39 @@ pub struct QuantizeArgs {
     #[arg(long)]
     allow_requantize: bool,
 
-    /// Importance matrix of the model (GGUF, as llama-imatrix writes it)
-    #[arg(long, value_name = "FILE")]
-    imatrix: Option<PathBuf>,
+    #[command(flatten)]
+    overrides: OverrideArgs,
 
     #[command(flatten)]
     writing: AssemblyArgs,
+}
+
+/// What a file has otherwise than its type says.
+#[derive(Args, Debug)]
+pub struct OverrideArgs {
+    /// Importance matrix of the model (GGUF, as llama-imatrix writes it)
+    #[arg(long, value_name = "FILE")]
+    pub imatrix: Option<PathBuf>,
+
+    /// Type of the matrices with such names (repeatable; the first that matches anywhere in a name wins)
+    #[arg(long, value_name = "REGEX=TYPE")]
+    pub tensor_type: Vec<String>,
+
+    /// Value of a metadata key, TYPE being int, float, bool or str (repeatable)
+    #[arg(long, value_name = "KEY=TYPE:VALUE")]
+    pub override_kv: Vec<String>,
+}
+
+impl OverrideArgs {
+    /// The importance matrix, where one is given.
+    pub fn importance(&self) -> Outcome<Option<ImportanceMatrix>> {
+        self.imatrix.as_deref().map(ImportanceMatrix::open).transpose().map_err(Failure::model)
+    }
+
+    /// Types and keys.
+    pub fn overrides(&self) -> Outcome<Overrides> {
+        Overrides::parse(&self.tensor_type, &self.override_kv).map_err(|e| Failure::usage(format!("{e:#}")))
+    }
 }
 
 fn types() -> PossibleValuesParser {
@@ -53,9 +81,10 @@ fn types() -> PossibleValuesParser {
 /// Runs the subcommand.
 pub fn run(args: &QuantizeArgs) -> Outcome<Exit> {
     let mix = FileType::from_name(&args.file_type).ok_or_else(|| Failure::usage("no such type"))?;
+    let overrides = args.overrides.overrides()?;
     let source = Gguf::open(&args.input).map_err(Failure::model)?;
-    let importance = args.imatrix.as_deref().map(ImportanceMatrix::open).transpose().map_err(Failure::model)?;
-    let plan = Quantization::plan(source, mix, importance, args.allow_requantize)?;
+    let importance = args.overrides.importance()?;
+    let plan = Quantization::plan(source, mix, importance, &overrides, args.allow_requantize)?;
     plan.notices().iter().for_each(|line| eprintln!("{line}"));
     args.writing.run(&plan.assembly(&args.output)?)
 }

@@ -8,6 +8,8 @@ use engine::gguf::{Gguf, GgufTensor, Value};
 use engine::{DType, Shape};
 use kernels::quant::Format;
 
+use crate::assembly::{self, Xxh64};
+
 /// Behind the name of a weight: sums of the squares of its inputs, `[n_matrices, n_columns]`.
 const SUMS: &str = ".in_sum2";
 /// Behind the name of a weight: inputs summed, `[n_matrices, 1]`.
@@ -56,9 +58,9 @@ impl ImportanceMatrix {
         self.file.path()
     }
 
-    /// Its files.
-    pub fn paths(&self) -> impl Iterator<Item = &Path> {
-        self.file.paths()
+    /// Adds what tells whether it is still the same.
+    pub fn stamp(&self, hash: &mut Xxh64) {
+        self.file.paths().for_each(|path| assembly::stamp(path, hash));
     }
 
     /// The keys about it in a file that it was used for.
@@ -123,7 +125,8 @@ impl ImportanceMatrix {
     }
 }
 
-fn uses_importance(dtype: DType) -> bool {
+/// Whether the bytes of a tensor of this type depend on the importance of its columns.
+pub fn uses_importance(dtype: DType) -> bool {
     format_of(dtype).is_some_and(Format::uses_importance)
 }
 

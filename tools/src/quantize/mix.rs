@@ -5,6 +5,8 @@
 use engine::gguf::{Array, Value};
 use engine::{DType, Shape};
 
+use super::overrides::Overrides;
+
 /// The type of a file: that of most of its matrices, and rules for the others.
 #[allow(non_camel_case_types, reason = "upstream spelling of formats")]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -192,6 +194,12 @@ pub struct Choice {
 }
 
 impl Choice {
+    /// `wanted`, or what takes its place in rows of `row` elements.
+    pub fn fitting(wanted: DType, row: usize) -> Self {
+        let dtype = fitting(wanted, row);
+        Self { dtype, replaced: (dtype != wanted).then_some(wanted) }
+    }
+
     /// What there is to say about a tensor that does not get what the mix wants.
     pub fn notice(&self, name: &str, shape: Shape) -> Option<String> {
         let (wanted, dtype) = (self.replaced?, self.dtype);
@@ -208,12 +216,14 @@ pub fn order<'a>(names: impl IntoIterator<Item = &'a str>) -> Vec<usize> {
     tensors.into_iter().map(|(_, _, i)| i).collect()
 }
 
-/// The types of `tensors`, which come in the order of [`order`], in a file of type `mix`.
-pub fn choose(mix: FileType, model: &Model, tensors: &[Tensor<'_>]) -> Vec<Choice> {
+/// The types of `tensors`, which come in the order of [`order`], in a file of type `mix`. A tensor that `overrides` have a
+/// type for does not count where the types of others depend on how many came before.
+pub fn choose(mix: FileType, model: &Model, overrides: &Overrides, tensors: &[Tensor<'_>]) -> Vec<Choice> {
     let is_value = |t: &&Tensor<'_>| Category::of(t.name) == Category::AttentionValue;
     let mut rules = Rules {
         mix,
         model,
+        overrides,
         has_head: tensors.iter().any(|t| t.name == HEAD),
         n_value: tensors.iter().filter(is_value).count(),
         i_value: 0,
@@ -267,7 +277,7 @@ const KEPT_PARTS: [&str; 35] = [
 ];
 
 /// Whether a tensor is copied whatever the mix.
-fn keeps_type(tensor: &Tensor<'_>) -> bool {
+pub fn keeps_type(tensor: &Tensor<'_>) -> bool {
     let rank = tensor.shape.dims().iter().skip_while(|&&dim| dim == 1).count();
     let name = tensor.name;
     rank < 2
@@ -314,6 +324,7 @@ impl Category {
 struct Rules<'a> {
     mix: FileType,
     model: &'a Model,
+    overrides: &'a Overrides,
     has_head: bool,
     /// Matrices of attention values in the model, and those that came before.
     n_value: usize,
@@ -328,10 +339,13 @@ impl Rules<'_> {
             return Choice { dtype: tensor.dtype, replaced: None };
         }
         let default = self.mix.dtype();
+        let row = tensor.shape.last();
+        if let Some(wanted) = self.overrides.dtype_of(tensor.name) {
+            return Choice::fitting(wanted, row);
+        }
         if !self.mix.is_quantized() {
             return Choice { dtype: default, replaced: None };
         }
-        let row = tensor.shape.last();
         let wanted = match Category::of(tensor.name) {
             Category::Head => self.head(row),
             Category::Embedding if !self.has_head => self.head(row),
@@ -347,8 +361,7 @@ impl Rules<'_> {
             }
             Category::Embedding | Category::AttentionKey | Category::Other => default,
         };
-        let dtype = fitting(wanted, row);
-        Choice { dtype, replaced: (dtype != wanted).then_some(wanted) }
+        Choice::fitting(wanted, row)
     }
 
     /// The head, or the embedding that is the head too.
@@ -426,7 +439,7 @@ fn has_more_bits(i: usize, n: usize) -> bool {
 }
 
 /// `dtype`, or what takes its place where rows of `row` elements are not whole blocks.
-pub fn fitting(dtype: DType, row: usize) -> DType {
+fn fitting(dtype: DType, row: usize) -> DType {
     let fits = |dtype: DType| row.is_multiple_of(dtype.block().len);
     let replacement = match dtype {
         DType::Q2_K | DType::Q3_K => DType::Q4_0,
@@ -502,7 +515,9 @@ mod tests {
                     has_importance: !flags.is_empty(),
                 };
                 let mut chosen = vec![""; tensors.len()];
-                for (choice, (&i, tensor)) in choose(mix, &model, &sorted).iter().zip(order.iter().zip(&sorted)) {
+                for (choice, (&i, tensor)) in
+                    choose(mix, &model, &Overrides::default(), &sorted).iter().zip(order.iter().zip(&sorted))
+                {
                     chosen[i] = if choice.dtype == tensor.dtype { "=" } else { choice.dtype.name() };
                 }
                 let want = runs.iter().flat_map(|run| vec![run[0].as_str().unwrap(); number(&run[1])]);

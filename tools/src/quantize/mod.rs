@@ -6,6 +6,7 @@
 mod cli;
 pub mod imatrix;
 pub mod mix;
+pub mod overrides;
 
 use std::ops::Range;
 use std::path::Path;
@@ -17,11 +18,12 @@ use kernels::quant::Format;
 
 use self::imatrix::ImportanceMatrix;
 use self::mix::{FileType, Model, Tensor};
+use self::overrides::Overrides;
 use crate::assembly::{self, Assembly, FilePlan, PlannedTensor, Values, Weights, Xxh64};
 use crate::exit::{Failure, Outcome};
 use crate::progress::Watch;
 
-pub use self::cli::{QuantizeArgs, run};
+pub use self::cli::{OverrideArgs, QuantizeArgs, run};
 
 /// `general.quantization_version`. Source: ggml, `GGML_QNT_VERSION`.
 const QUANTIZATION_VERSION: u32 = 2;
@@ -40,11 +42,12 @@ impl Quantization {
     /// Plans `source` as a file of type `mix`.
     ///
     /// Fails with the code of a bad model, or with that of a wrong call where a quantized tensor would get another type
-    /// and `allow_requantize` is not set.
+    /// and `allow_requantize` is not set, or where `overrides` do not go with the file.
     pub fn plan(
         source: Gguf,
         mix: FileType,
         importance: Option<ImportanceMatrix>,
+        overrides: &Overrides,
         allow_requantize: bool,
     ) -> Outcome<Self> {
         let architecture = source
@@ -55,7 +58,10 @@ impl Quantization {
         let order = mix::order(source.tensors().map(|tensor| tensor.name));
         let all: Vec<GgufTensor<'_>> = source.tensors().collect();
         let view = |&i: &usize| Tensor { name: all[i].name, shape: all[i].shape, dtype: all[i].dtype };
-        let choices = mix::choose(mix, &model, &order.iter().map(view).collect::<Vec<_>>());
+        let views: Vec<Tensor<'_>> = order.iter().map(view).collect();
+        let names = views.iter().filter(|tensor| !mix::keeps_type(tensor)).map(|tensor| tensor.name);
+        overrides.check_types(names).map_err(Failure::usage)?;
+        let choices = mix::choose(mix, &model, overrides, &views);
         let mut notices = Vec::new();
         let mut tensors = Vec::new();
         for (&i, choice) in order.iter().zip(&choices) {
@@ -77,6 +83,7 @@ impl Quantization {
         let mut plan = FilePlan { keys: kept.map(|(name, value)| (name.to_owned(), value)).collect(), tensors };
         plan.set_key("general.quantization_version", QUANTIZATION_VERSION.into());
         plan.set_key("general.file_type", mix.general_file_type().into());
+        overrides.set_keys(&mut plan, None).map_err(Failure::usage)?;
         for (key, value) in importance.iter().flat_map(ImportanceMatrix::keys) {
             plan.set_key(key, value);
         }
@@ -125,8 +132,8 @@ impl Weights for GgufWeights<'_> {
     }
 
     fn stamp(&self, hash: &mut Xxh64) {
-        let matrix = self.importance.into_iter().flat_map(ImportanceMatrix::paths);
-        self.source.paths().chain(matrix).for_each(|path| assembly::stamp(path, hash));
+        self.source.paths().for_each(|path| assembly::stamp(path, hash));
+        self.importance.into_iter().for_each(|matrix| matrix.stamp(hash));
     }
 }
 

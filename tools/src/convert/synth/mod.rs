@@ -141,7 +141,7 @@ mod tests {
     fn every_shape_becomes_the_published_files() {
         for shape in &Shape::ALL {
             let conversion = open(shape, 1, FileType::Q4_K_M);
-            let (text, projector) = (conversion.text.tensors.len(), conversion.projector.as_ref());
+            let (text, projector) = (conversion.text[0].tensors.len(), conversion.projector.as_ref());
             let projector = projector.map(|(plan, file_type)| (plan.tensors.len(), *file_type));
             assert_eq!(projector.is_some(), shape.has_audio(), "{}", shape.name);
             // What llama.cpp's converter makes of the published checkpoints.
