@@ -51,6 +51,8 @@ fn rows_have_the_fields_and_types_of_llama_bench_and_ours_behind_them() {
         };
         assert!(fits, "{key}: {value}");
     }
+    // Scripts that compare builds cut their names to the shortest one, and llama.cpp without a repository is `unknown`.
+    assert_eq!(row["build_commit"].as_str().unwrap().len(), "unknown".len());
     // The fixture in bf16: 551232 parameters, of which norms and kernels are f32.
     assert_eq!(row["model_n_params"], 551_232);
     assert_eq!(row["samples_ns"].as_array().unwrap().len(), 1);
@@ -71,6 +73,23 @@ fn rows_come_in_the_order_of_llama_bench() {
     assert_eq!(lists, [[4, 2, 1], [4, 2, 2], [4, 4, 1], [4, 4, 2], [8, 2, 1], [8, 2, 2], [8, 4, 1], [8, 4, 2]]);
     let types: Vec<_> = rows(&["-p", "4", "-n", "0", "-ctk", "f16,f32"]).iter().map(|r| r["type_k"].clone()).collect();
     assert_eq!(types, ["f16", "f32"]);
+}
+
+#[test]
+fn flags_that_change_nothing_are_recorded() {
+    let args =
+        ["-t", "1", "-p", "4", "-n", "0", "-ngl", "0,99", "-sm", "none", "-dev", "none", "-lm", "mmap", "-lzm", "on"];
+    let rows = rows(&args);
+    assert_eq!(rows.iter().map(|r| r["n_gpu_layers"].as_i64().unwrap()).collect::<Vec<_>>(), [0, 99]);
+    let recorded = ["split_mode", "devices", "load_mode", "lazy_mode"].map(|key| rows[0][key].clone());
+    assert_eq!(recorded, ["none", "none", "mmap", "on"]);
+    // As llama-bench does where everything runs on the CPU.
+    let md = bench(&args);
+    assert!(
+        !md.contains("ngl")
+            && md.contains("| threads |     sm | dev          |         lm | lazy_mode  |            test |"),
+        "{md}"
+    );
 }
 
 #[test]

@@ -221,6 +221,17 @@ mod tests {
     }
 
     #[test]
+    fn rows_of_llama_bench_have_partners() {
+        let mut theirs = row("a.gguf", 64, &BEFORE);
+        theirs.as_object_mut().unwrap().remove("graph_reuse");
+        let known = baseline(&theirs.to_string(), 5.0);
+        assert!(known.partner(&timed(&row("a.gguf", 64, &BEFORE))).is_some());
+        let mut without = row("a.gguf", 64, &BEFORE);
+        without["graph_reuse"] = "off".into();
+        assert!(known.partner(&timed(&without)).is_none());
+    }
+
+    #[test]
     fn damaged_rows_are_refused_by_name() {
         let with = |name: &str, value: Value| {
             let mut row = row("a.gguf", 64, &BEFORE);

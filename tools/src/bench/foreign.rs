@@ -121,12 +121,13 @@ impl ForeignArgs {
 
     /// What rows record of flags that change nothing.
     pub fn recorded(&self) -> Recorded {
-        let given = |flag: &Option<String>, default: &str| flag.clone().unwrap_or_else(|| default.to_owned());
+        let given = |flag: &Option<String>, default: String| flag.clone().unwrap_or(default);
+        let usual = Recorded::default();
         Recorded {
-            split_mode: given(&self.split_mode, "layer"),
-            devices: given(&self.dev, "auto"),
-            load_mode: given(&self.load_mode, "auto"),
-            lazy_mode: given(&self.lazy_mode, "auto"),
+            split_mode: given(&self.split_mode, usual.split_mode),
+            devices: given(&self.dev, usual.devices),
+            load_mode: given(&self.load_mode, usual.load_mode),
+            lazy_mode: given(&self.lazy_mode, usual.lazy_mode),
         }
     }
 

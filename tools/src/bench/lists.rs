@@ -6,7 +6,7 @@ use clap::ValueEnum;
 use engine::session::Reuse;
 
 use super::print::Column;
-use super::row::Test;
+use super::row::{Recorded, Test};
 use super::{BenchArgs, flags};
 use crate::args::{DeviceArgs, KvType, Switch, parse_threads};
 use crate::exit::{Failure, Outcome};
@@ -130,14 +130,19 @@ impl Lists {
 
     /// Columns of the markdown table: those that are always there, and those that differ from the default or from row to
     /// row.
-    pub fn columns(&self, extra: bool) -> Vec<Column> {
+    pub fn columns(&self, extra: bool, recorded: &Recorded) -> Vec<Column> {
         let mut columns = vec![Column::Model, Column::Size, Column::Params, Column::Backend, Column::Threads];
         let mut add = |shown: bool, column| columns.extend(shown.then_some(column));
         add(self.n_batch != [2048], Column::Batch);
         add(self.n_ubatch != [512], Column::Ubatch);
         add(self.cache_types != [[KvType::F16; 2]], Column::TypeK);
         add(self.cache_types.iter().any(|&[_, v]| v != KvType::F16), Column::TypeV);
+        let usual = Recorded::default();
+        add(recorded.split_mode != usual.split_mode, Column::SplitMode);
         add(self.flash_attn != [-1], Column::FlashAttn);
+        add(recorded.devices != usual.devices, Column::Devices);
+        add(recorded.load_mode != usual.load_mode, Column::LoadMode);
+        add(recorded.lazy_mode != usual.lazy_mode, Column::LazyMode);
         add(extra || self.reuse.len() > 1 || self.reuse == [Reuse::Off], Column::GraphReuse);
         add(true, Column::Test);
         add(true, Column::Rate);

@@ -245,7 +245,7 @@ pub fn run(args: &BenchArgs) -> Outcome<Exit> {
     if !args.foreign.n_gpu_layers.is_empty() {
         say.note("-ngl: there is no GPU backend in this version; the value is recorded, everything runs on the CPU");
     }
-    let columns = lists.columns(args.extra);
+    let columns = lists.columns(args.extra, &args.foreign.recorded());
     let mut out = Printer::new(args.output, columns.clone(), args.extra, Box::new(std::io::stdout()));
     let mut err = args.output_err.map(|f| Printer::new(f, columns, args.extra, Box::new(std::io::stderr())));
     let models: Vec<Option<PathBuf>> =
@@ -369,7 +369,6 @@ fn run_audio(args: &BenchArgs, lists: &Lists, baseline: Option<&Baseline>, say: 
     let mut rows = Vec::new();
     for path in &models {
         let model = ModelArgs { model: path.clone(), mmproj: args.mmproj.clone() };
-        model.prepare(say)?;
         let load = Instant::now();
         let model = model.load(LoadOptions::default(), say)?;
         let load_ms = load.elapsed().as_secs_f64() * 1000.0;

@@ -45,8 +45,16 @@ pub enum Column {
     TypeK,
     /// Format of values.
     TypeV,
+    /// How layers lie on several GPUs.
+    SplitMode,
     /// Fused attention.
     FlashAttn,
+    /// Which devices.
+    Devices,
+    /// How files are read.
+    LoadMode,
+    /// When weights are prepared.
+    LazyMode,
     /// Whether graphs are used again.
     GraphReuse,
     /// What is measured.
@@ -80,7 +88,11 @@ impl Column {
             Self::Ubatch => ("n_ubatch", 8),
             Self::TypeK => ("type_k", 6),
             Self::TypeV => ("type_v", 6),
+            Self::SplitMode => ("sm", 6),
             Self::FlashAttn => ("fa", 3),
+            Self::Devices => ("dev", -12),
+            Self::LoadMode => ("lm", 10),
+            Self::LazyMode => ("lazy_mode", -10),
             Self::GraphReuse => ("gr", 3),
             Self::Test => ("test", 15),
             Self::Rate => ("t/s", 20),
@@ -107,7 +119,11 @@ impl Column {
             Self::Ubatch => s.n_ubatch.to_string(),
             Self::TypeK => s.cache_types[0].into(),
             Self::TypeV => s.cache_types[1].into(),
+            Self::SplitMode => s.recorded.split_mode.clone(),
             Self::FlashAttn => s.flash_attn.to_string(),
+            Self::Devices => s.recorded.devices.clone(),
+            Self::LoadMode => s.recorded.load_mode.clone(),
+            Self::LazyMode => s.recorded.lazy_mode.clone(),
             Self::GraphReuse => if s.graph_reuse { "on" } else { "off" }.into(),
             Self::Test => s.test.name(),
             Self::Rate => rate(row),

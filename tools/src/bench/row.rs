@@ -72,6 +72,12 @@ pub struct Recorded {
     pub lazy_mode: String,
 }
 
+impl Default for Recorded {
+    fn default() -> Self {
+        Self { split_mode: "layer".into(), devices: "auto".into(), load_mode: "auto".into(), lazy_mode: "auto".into() }
+    }
+}
+
 /// Settings of a row.
 #[derive(Clone, Debug)]
 pub struct Settings {

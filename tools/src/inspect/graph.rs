@@ -217,6 +217,8 @@ fn role(role: Role) -> &'static str {
 fn parameters(op: &str, debug: &str) -> String {
     let inner = debug.find(['(', '{', ' ']).map_or("", |at| debug[at..].trim());
     let inner = inner.strip_prefix('(').and_then(|s| s.strip_suffix(')')).unwrap_or(inner);
+    // Parameters that are a type of their own are named as the op is.
+    let inner = inner.find(" {").map_or(inner, |at| &inner[at + 1..]);
     let inner = inner.strip_prefix('{').and_then(|s| s.strip_suffix('}')).unwrap_or(inner).trim();
     let says = |part: &&str| !part.ends_with(": false") && !part.ends_with(": None") && !part.eq_ignore_ascii_case(op);
     let parts: Vec<&str> = inner.split(", ").filter(says).filter(|part| !part.is_empty()).collect();
@@ -240,6 +242,7 @@ mod tests {
     #[test]
     fn parameters_are_what_stands_in_brackets() {
         assert_eq!(parameters("get_rows", "GetRows"), "");
+        assert_eq!(parameters("rope", "Rope(Rope { n_rot: 4, pairs: Halves })"), " (n_rot: 4, pairs: Halves)");
         assert_eq!(parameters("mul", "Binary(Mul)"), "");
         assert_eq!(parameters("unary", "Unary(Silu)"), " (Silu)");
         assert_eq!(parameters("linear", "Linear { bias: true, act: None }"), " (bias: true)");
