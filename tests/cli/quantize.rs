@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use engine::DType;
 use engine::gguf::Gguf;
 
 use crate::run::{Run, command, fixtures};
@@ -44,6 +45,21 @@ fn files_are_those_of_llama_quantize() {
     assert_eq!(expected.lines().count(), 39);
 }
 
+/// Size and hash are those of what llama-quantize (llama-cpp-python 0.3.36) writes when it is given these flags.
+#[test]
+fn types_and_keys_of_the_user_are_those_of_llama_quantize() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out.gguf");
+    let types = ["attn_v=q5_k", r"blk\.[0-3]\..*ffn_down=q8_0", "ffn_=q4_0"];
+    let keys = ["general.name=str:hello", "foo.bar=int:12", "foo.x=float:1.5", "foo.b=bool:true"];
+    let mut args = vec!["q4_k_m", "--imatrix", "imatrix.gguf"];
+    args.extend(types.iter().flat_map(|text| ["--tensor-type", text]));
+    args.extend(keys.iter().flat_map(|text| ["--override-kv", text]));
+    quantize(&args, Path::new("model.gguf"), &out).expect(0);
+    let got = std::fs::read(&out).unwrap();
+    assert_eq!((got.len(), fnv1a(&got)), (59968, 0xcba1a68f936db947));
+}
+
 #[test]
 fn threads_do_not_change_a_file() {
     let dir = tempfile::tempdir().unwrap();
@@ -53,6 +69,37 @@ fn threads_do_not_change_a_file() {
         std::fs::read(out).unwrap()
     });
     assert!(one == three);
+}
+
+#[test]
+fn dry_runs_and_checks_are_those_of_convert() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out.gguf");
+    let args = ["q3_k_m", "--imatrix", "imatrix.gguf", "--tensor-type", "attn_q=q5_k"];
+    let with = |flag| [&args[..], &[flag]].concat();
+    let list = quantize(&with("--dry-run"), Path::new("model.gguf"), &out).expect(0).out;
+    assert!(!out.exists());
+    quantize(&with("--verify"), Path::new("model.gguf"), &out).expect(0);
+    let bytes = std::fs::read(&out).unwrap();
+    assert!(list.contains(&format!(" tensors, {} bytes, ", bytes.len())), "{list}");
+    let file = Gguf::open(&out).unwrap();
+    let tensor = file.tensor("blk.0.attn_q.weight").unwrap();
+    assert_eq!(tensor.dtype, DType::Q5_K);
+    let line = list.lines().find(|line| line.ends_with(" blk.0.attn_q.weight")).unwrap();
+    let at: usize = line.split_whitespace().next().unwrap().parse().unwrap();
+    assert!(&bytes[at..at + tensor.bytes.len()] == tensor.bytes);
+    let mut bad = bytes.clone();
+    bad[at + 7] ^= 0x10;
+    std::fs::write(dir.path().join("bad.gguf"), &bad).unwrap();
+    std::fs::rename(dir.path().join("bad.gguf"), &out).unwrap();
+    let run = quantize(&with("--verify"), Path::new("model.gguf"), &out).expect(4);
+    assert!(
+        run.err.contains(&format!("out.gguf: blk.0.attn_q.weight: byte 7 (byte {} of the file)", at + 7)),
+        "{}",
+        run.err
+    );
+    let run = quantize(&["q8_0", "--tensor-type", "nothing=f16"], Path::new("model.gguf"), &out).expect(2);
+    assert!(run.err.contains("--tensor-type nothing: no tensor whose type can be chosen"), "{}", run.err);
 }
 
 #[test]

@@ -6,6 +6,7 @@ mod boundaries;
 mod checkpoint;
 mod convert;
 mod convert_lfm2;
+mod corrupted;
 mod damaged;
 mod fusion;
 mod gguf;
