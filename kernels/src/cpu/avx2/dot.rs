@@ -7,6 +7,8 @@
 
 use std::arch::x86_64::*;
 
+use super::blocks::*;
+use super::rows::block_weights;
 use super::{WIDTH, decode_row, dot_f32, horizontal_sum, lanes, load, load_16, load_32, padded, widen};
 use crate::cpu::product::{Operand, Product};
 use crate::quant::activation::{BlockQ8, BlockQ8_K};
@@ -17,9 +19,7 @@ pub(super) const F32: usize = Format::F32 as usize;
 pub(super) const F16: usize = Format::F16 as usize;
 const BF16: usize = Format::BF16 as usize;
 pub(super) const Q8_0: usize = Format::Q8_0 as usize;
-pub(super) const Q4_0: usize = Format::Q4_0 as usize;
 const Q8_0_BYTES: usize = Format::Q8_0.block_bytes();
-const Q4_0_BYTES: usize = Format::Q4_0.block_bytes();
 
 /// `out[i, j] = sum over k of w[j, k] x[i, k]` with rows of f32 or of 8 bits; `scratch` holds one decoded row.
 #[target_feature(enable = "avx2,fma,f16c")]
@@ -60,6 +60,12 @@ pub fn product_rows(p: &Product<'_>, out: &mut [f32], scratch: &mut [f32]) {
         (Operand::Q8K, Format::Q4_K) => product_q8_k(p, out, dot_q4_k),
         (Operand::Q8K, Format::Q5_K) => product_q8_k(p, out, dot_q5_k),
         (Operand::Q8K, Format::Q6_K) => product_q8_k(p, out, dot_q6_k),
+        (Operand::Rows, Format::Q4_1) => tiles!(tile_blocks, [Q4_1, Q4_1_BYTES], |i| p.panel(i)),
+        (Operand::Rows, Format::Q5_0) => tiles!(tile_blocks, [Q5_0, Q5_0_BYTES], |i| p.panel(i)),
+        (Operand::Rows, Format::Q5_1) => tiles!(tile_blocks, [Q5_1, Q5_1_BYTES], |i| p.panel(i)),
+        (Operand::Rows, Format::IQ4_NL) => tiles!(tile_blocks, [IQ4_NL, IQ4_NL_BYTES], |i| p.panel(i)),
+        (Operand::Rows, Format::Q2_K) => tiles!(tile_blocks, [Q2_K, Q2_K_BYTES], |i| p.panel(i)),
+        (Operand::Rows, Format::Q3_K) => tiles!(tile_blocks, [Q3_K, Q3_K_BYTES], |i| p.panel(i)),
         (Operand::Rows, _) => {
             for j in 0..p.n_rows {
                 decode_row(p.format, p.row(j), &mut scratch[..p.k]);
@@ -135,6 +141,30 @@ pub(super) fn tile<const FORMAT: usize, const R: usize, const M: usize>(
         }
     }
     sums
+}
+
+/// Dot products of rows of blocks: element i in lane i % 8.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn tile_blocks<const FORMAT: usize, const BYTES: usize, const R: usize, const M: usize>(
+    w: [&[u8]; R],
+    x: [&[f32]; M],
+) -> [[f32; M]; R] {
+    let w = w.map(|w| w.as_chunks::<BYTES>().0);
+    let x = x.map(|x| x.as_chunks::<WIDTH>().0.as_chunks::<2>().0);
+    let mut acc = [[_mm256_setzero_ps(); M]; R];
+    for b in 0..w[0].len() {
+        for c in 0..n_sixteens::<FORMAT>() {
+            let x = x.map(|x| x[b * n_sixteens::<FORMAT>() + c].each_ref().map(|x| load(x)));
+            for (w, acc) in w.iter().zip(&mut acc) {
+                let w = block_weights::<FORMAT, BYTES>(&w[b], c);
+                for (acc, x) in acc.iter_mut().zip(x) {
+                    *acc = _mm256_fmadd_ps(w[1], x[1], _mm256_fmadd_ps(w[0], x[0], *acc));
+                }
+            }
+        }
+    }
+    acc.map(|acc| acc.map(|acc| horizontal_sum(acc)))
 }
 
 /// Bits of the scale and levels of a block of Q8_0 or Q4_0.

@@ -9,7 +9,8 @@
 
 use std::arch::x86_64::*;
 
-use super::dot::{Q4_0, Q8_0};
+use super::blocks::Q4_0;
+use super::dot::Q8_0;
 use super::{WIDTH, load, load_16, load_32, padded, store, transpose};
 use crate::cpu::product::Product;
 use crate::quant::activation::BlockQ8;

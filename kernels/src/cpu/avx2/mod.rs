@@ -5,6 +5,7 @@
 #![allow(unsafe_code, reason = "vector loads and stores")]
 
 mod attention;
+pub(super) mod blocks;
 mod dot;
 mod gemm;
 mod gemm_q8;

@@ -7,6 +7,8 @@
 
 use std::arch::x86_64::*;
 
+use super::blocks::*;
+use super::rows::block_weights;
 use super::{WIDTH, decode_row, dot_f32, horizontal_sum, lanes, load, load_16, load_32, load_64, padded, widen};
 use crate::cpu::product::{Operand, Product};
 use crate::quant::activation::{BlockQ8, BlockQ8_K};
@@ -16,12 +18,7 @@ use crate::quant::{BlockQ4_K, BlockQ5_K, BlockQ6_K, BlockQ8_0, Format, scales_mi
 pub(super) const F32: usize = Format::F32 as usize;
 pub(super) const F16: usize = Format::F16 as usize;
 const BF16: usize = Format::BF16 as usize;
-const Q4_K: usize = Format::Q4_K as usize;
-const Q5_K: usize = Format::Q5_K as usize;
 const Q8_0_BYTES: usize = Format::Q8_0.block_bytes();
-const Q4_K_BYTES: usize = Format::Q4_K.block_bytes();
-const Q5_K_BYTES: usize = Format::Q5_K.block_bytes();
-const Q6_K_BYTES: usize = Format::Q6_K.block_bytes();
 
 /// `out[i, j] = sum over k of w[j, k] x[i, k]` with rows of f32 or of 8 bits; `scratch` holds one decoded row.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
@@ -68,6 +65,12 @@ pub fn product_rows(p: &Product<'_>, out: &mut [f32], scratch: &mut [f32]) {
         (Operand::Q8K, Format::Q4_K) => tiles!(tile_k4, [Q4_K, Q4_K_BYTES], |i| bytemuck::cast_slice(p.panel(i))),
         (Operand::Q8K, Format::Q5_K) => tiles!(tile_k4, [Q5_K, Q5_K_BYTES], |i| bytemuck::cast_slice(p.panel(i))),
         (Operand::Q8K, Format::Q6_K) => tiles!(tile_q6_k, [Q6_K_BYTES], |i| bytemuck::cast_slice(p.panel(i))),
+        (Operand::Rows, Format::Q4_1) => tiles!(tile_blocks, [Q4_1, Q4_1_BYTES], |i| p.panel(i)),
+        (Operand::Rows, Format::Q5_0) => tiles!(tile_blocks, [Q5_0, Q5_0_BYTES], |i| p.panel(i)),
+        (Operand::Rows, Format::Q5_1) => tiles!(tile_blocks, [Q5_1, Q5_1_BYTES], |i| p.panel(i)),
+        (Operand::Rows, Format::IQ4_NL) => tiles!(tile_blocks, [IQ4_NL, IQ4_NL_BYTES], |i| p.panel(i)),
+        (Operand::Rows, Format::Q2_K) => tiles!(tile_blocks, [Q2_K, Q2_K_BYTES], |i| p.panel(i)),
+        (Operand::Rows, Format::Q3_K) => tiles!(tile_blocks, [Q3_K, Q3_K_BYTES], |i| p.panel(i)),
         (Operand::Rows, _) => {
             for j in 0..p.n_rows {
                 decode_row(p.format, p.row(j), &mut scratch[..p.k]);
@@ -143,6 +146,30 @@ pub(super) fn tile<const FORMAT: usize, const R: usize, const M: usize>(
         }
     }
     sums
+}
+
+/// Dot products of rows of blocks: element i in lane i % 16.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+fn tile_blocks<const FORMAT: usize, const BYTES: usize, const R: usize, const M: usize>(
+    w: [&[u8]; R],
+    x: [&[f32]; M],
+) -> [[f32; M]; R] {
+    let w = w.map(|w| w.as_chunks::<BYTES>().0);
+    let x = x.map(|x| x.as_chunks::<SIXTEEN>().0);
+    let mut acc = [[_mm512_setzero_ps(); M]; R];
+    for b in 0..w[0].len() {
+        for c in 0..n_sixteens::<FORMAT>() {
+            let x = x.map(|x| load(&x[b * n_sixteens::<FORMAT>() + c]));
+            for (w, acc) in w.iter().zip(&mut acc) {
+                let w = block_weights::<FORMAT, BYTES>(&w[b], c);
+                for (acc, x) in acc.iter_mut().zip(x) {
+                    *acc = _mm512_fmadd_ps(w, x, *acc);
+                }
+            }
+        }
+    }
+    acc.map(|acc| acc.map(|acc| _mm512_reduce_add_ps(acc)))
 }
 
 /// Dot products of rows of Q8_0: the chain over ascending blocks of `fma(w.q . x.q, w.d x.d, result)`, the integer exact.

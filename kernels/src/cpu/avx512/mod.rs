@@ -19,7 +19,7 @@ use self::dot::product_rows;
 use self::gemm::{prepare_panel, product_panels, product_panels_scratch_len};
 use self::gemm_q8::{product_q8, product_q8_scratch_len};
 pub use self::rows::{axpy_f16, decode_row, dot_f16, dot_f32, f16_to_f32, f32_to_f16};
-use super::avx2::{horizontal_sum, lanes, load_16, load_32, widen};
+use super::avx2::{blocks, horizontal_sum, lanes, load_16, load_32, widen};
 use super::compiled::compiled_for;
 use super::product::Product;
 use crate::quant::Format;

@@ -6,6 +6,7 @@ use std::arch::x86_64::*;
 
 use half::f16;
 
+use super::blocks::*;
 use super::{WIDTH, load, load_16, load_32, load_f16, padded, store, widen};
 use crate::quant::{BlockQ8_0, Format};
 
@@ -93,17 +94,35 @@ pub fn decode_row(format: Format, bytes: &[u8], out: &mut [f32]) {
                 }
             }
         }
-        Format::F32
-        | Format::BF16
-        | Format::Q4_0
-        | Format::Q4_1
-        | Format::Q5_0
-        | Format::Q5_1
-        | Format::IQ4_NL
-        | Format::Q2_K
-        | Format::Q3_K
-        | Format::Q4_K
-        | Format::Q5_K
-        | Format::Q6_K => format.decode_row(bytes, out),
+        Format::Q4_0 => decode_blocks::<Q4_0, Q4_0_BYTES>(bytes, out),
+        Format::Q4_1 => decode_blocks::<Q4_1, Q4_1_BYTES>(bytes, out),
+        Format::Q5_0 => decode_blocks::<Q5_0, Q5_0_BYTES>(bytes, out),
+        Format::Q5_1 => decode_blocks::<Q5_1, Q5_1_BYTES>(bytes, out),
+        Format::IQ4_NL => decode_blocks::<IQ4_NL, IQ4_NL_BYTES>(bytes, out),
+        Format::Q2_K => decode_blocks::<Q2_K, Q2_K_BYTES>(bytes, out),
+        Format::Q3_K => decode_blocks::<Q3_K, Q3_K_BYTES>(bytes, out),
+        Format::Q4_K => decode_blocks::<Q4_K, Q4_K_BYTES>(bytes, out),
+        Format::Q5_K => decode_blocks::<Q5_K, Q5_K_BYTES>(bytes, out),
+        Format::Q6_K => decode_blocks::<Q6_K, Q6_K_BYTES>(bytes, out),
+        Format::F32 | Format::BF16 => format.decode_row(bytes, out),
+    }
+}
+
+/// Weights `16 c .. 16 c + 16` of a block; exact.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+pub(super) fn block_weights<const FORMAT: usize, const BYTES: usize>(block: &[u8; BYTES], c: usize) -> __m512 {
+    let Sixteen { levels, scale, offset } = sixteen::<FORMAT, BYTES>(block, c);
+    let scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(levels)), _mm512_set1_ps(scale));
+    if has_offset::<FORMAT>() { _mm512_add_ps(scaled, _mm512_set1_ps(offset)) } else { scaled }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+fn decode_blocks<const FORMAT: usize, const BYTES: usize>(bytes: &[u8], out: &mut [f32]) {
+    let out = out.as_chunks_mut::<WIDTH>().0.chunks_exact_mut(n_sixteens::<FORMAT>());
+    for (block, out) in bytes.as_chunks().0.iter().zip(out) {
+        for (c, y) in out.iter_mut().enumerate() {
+            store(y, block_weights::<FORMAT, BYTES>(block, c));
+        }
     }
 }
