@@ -5,7 +5,7 @@
 use half::f16;
 use kernels::cpu::{Attention, KEY_BLOCK, Kernels, KvRows, Operand, Product};
 use kernels::quant::activation::{BlockQ8, BlockQ8_K};
-use kernels::quant::{BlockQ4_K, BlockQ5_K, Format};
+use kernels::quant::{BlockQ4_1, BlockQ4_K, BlockQ5_1, BlockQ5_K, Format};
 
 /// Half a unit in the last place of 1.
 const EPS: f64 = 1.0 / 16777216.0;
@@ -232,6 +232,12 @@ impl Case {
                 .iter()
                 .flat_map(|b| (0..256).map(|e| f64::from(b.dmin.to_f32()) * f64::from(b.scale_min(e / 32).1)))
                 .collect(),
+            Format::Q4_1 => {
+                bytemuck::cast_slice::<_, BlockQ4_1>(bytes).iter().flat_map(|b| [f64::from(b.m.to_f32()); 32]).collect()
+            }
+            Format::Q5_1 => {
+                bytemuck::cast_slice::<_, BlockQ5_1>(bytes).iter().flat_map(|b| [f64::from(b.m.to_f32()); 32]).collect()
+            }
             _ => vec![0.0; self.k],
         };
         decoded.iter().zip(mins).map(|(w, min)| w.abs() + 2.0 * min.abs()).collect()

@@ -9,7 +9,10 @@ use super::attention::{Attention, KEY_BLOCK, KvRows};
 use super::product::{Operand, PANEL_ROWS, Product};
 use crate::math::{self, fma};
 use crate::quant::activation::{BlockQ8, BlockQ8_K, quantize_q8, quantize_q8_k};
-use crate::quant::{BlockQ4_0, BlockQ4_K, BlockQ5_K, BlockQ6_K, BlockQ8_0, Format, SMALL_BLOCK, SUPER_BLOCK};
+use crate::quant::{
+    BlockIQ4_NL, BlockQ4_0, BlockQ4_1, BlockQ4_K, BlockQ5_0, BlockQ5_1, BlockQ5_K, BlockQ6_K, BlockQ8_0, Format,
+    SMALL_BLOCK, SUPER_BLOCK, iq4_nl,
+};
 
 /// Partial sums of a reduction.
 pub const LANES: usize = 16;
@@ -122,11 +125,7 @@ pub fn encode_row(format: Format, x: &[f32], importance: Option<&[f32]>, out: &m
 pub fn operand(format: Format, m: usize) -> Operand {
     /// Largest `m` for which a product reads rows of weights once and leaves them as they are.
     const SMALL_M: usize = 8;
-    match small_operand(format) {
-        Operand::Q8 => Operand::Q8,
-        Operand::Rows | Operand::Q8K | Operand::Panels if m > SMALL_M => Operand::Panels,
-        small => small,
-    }
+    if m > SMALL_M { large_operand(format) } else { small_operand(format) }
 }
 
 /// The operand of the products that work on weights as they are stored.
@@ -143,6 +142,21 @@ pub fn small_operand(format: Format) -> Operand {
         | Format::IQ4_NL
         | Format::Q2_K
         | Format::Q3_K => Operand::Rows,
+    }
+}
+
+/// The operand of the products that bring weights into another layout: integers where 32 weights have one scale.
+pub fn large_operand(format: Format) -> Operand {
+    match format {
+        Format::Q8_0
+        | Format::Q4_0
+        | Format::Q4_1
+        | Format::Q5_0
+        | Format::Q5_1
+        | Format::IQ4_NL
+        | Format::Q4_K
+        | Format::Q5_K => Operand::Q8,
+        Format::F32 | Format::F16 | Format::BF16 | Format::Q2_K | Format::Q3_K | Format::Q6_K => Operand::Panels,
     }
 }
 
@@ -200,30 +214,77 @@ pub fn product(p: &Product<'_>, out: &mut [f32], scratch: &mut [f32]) {
     }
 }
 
-/// A row of 32-blocks with quantized activations: `sum over blocks of w.d x.d (w.q . x.q)`.
+/// A row in groups of 32 with quantized activations: `sum over groups of scale x.d (levels . x.q) + offset x.d sum(x.q)`.
 fn dot_q8(format: Format, w: &[u8], x: &[BlockQ8]) -> f32 {
-    let dot = |levels: [i8; SMALL_BLOCK], x: &BlockQ8| -> i32 {
-        levels.iter().zip(x.q).map(|(w, x)| i32::from(*w) * i32::from(x)).sum()
-    };
     let mut acc = 0.0;
-    match format {
-        Format::Q8_0 => {
-            for (w, x) in bytemuck::cast_slice::<_, BlockQ8_0>(w).iter().zip(x) {
-                acc += w.d.to_f32() * x.d * dot(w.q, x) as f32;
-            }
-        }
-        Format::Q4_0 => {
-            for (w, x) in bytemuck::cast_slice::<_, BlockQ4_0>(w).iter().zip(x) {
-                let levels = std::array::from_fn(|e| {
-                    let q = w.qs[e % 16];
-                    (if e < 16 { q & 15 } else { q >> 4 }) as i8 - 8
-                });
-                acc += w.d.to_f32() * x.d * dot(levels, x) as f32;
-            }
-        }
-        _ => unreachable!("no Q8 operand for {format:?}"),
+    for (g, x) in x.iter().enumerate() {
+        let Group { levels, scale, offset } = group(format, w, g);
+        let dot: i32 = levels.iter().zip(x.q).map(|(w, x)| i32::from(*w) * i32::from(x)).sum();
+        acc += scale * x.d * dot as f32;
+        acc += offset * (x.d * -x.neg_sum as f32);
     }
     acc
+}
+
+/// 32 weights, `scale * level + offset`.
+struct Group {
+    levels: [i8; SMALL_BLOCK],
+    scale: f32,
+    offset: f32,
+}
+
+/// Weights `32 g .. 32 g + 32` of a row whose format has one scale for all of them.
+fn group(format: Format, w: &[u8], g: usize) -> Group {
+    /// Block `i` of a row.
+    fn block<B: bytemuck::Pod>(w: &[u8], i: usize) -> B {
+        bytemuck::pod_read_unaligned(&w[i * size_of::<B>()..][..size_of::<B>()])
+    }
+    let nibble = |qs: &[u8; SMALL_BLOCK / 2], e: usize| (if e < 16 { qs[e % 16] & 15 } else { qs[e % 16] >> 4 }) as i8;
+    match format {
+        Format::Q8_0 => {
+            let b: BlockQ8_0 = block(w, g);
+            Group { levels: b.q, scale: b.d.to_f32(), offset: 0.0 }
+        }
+        Format::Q4_0 => {
+            let b: BlockQ4_0 = block(w, g);
+            Group { levels: std::array::from_fn(|e| nibble(&b.qs, e) - 8), scale: b.d.to_f32(), offset: 0.0 }
+        }
+        Format::Q4_1 => {
+            let b: BlockQ4_1 = block(w, g);
+            Group { levels: std::array::from_fn(|e| nibble(&b.qs, e)), scale: b.d.to_f32(), offset: b.m.to_f32() }
+        }
+        Format::Q5_0 => {
+            let b: BlockQ5_0 = block(w, g);
+            Group { levels: b.levels().map(|level| level as i8 - 16), scale: b.d.to_f32(), offset: 0.0 }
+        }
+        Format::Q5_1 => {
+            let b: BlockQ5_1 = block(w, g);
+            Group { levels: b.levels().map(|level| level as i8), scale: b.d.to_f32(), offset: b.m.to_f32() }
+        }
+        Format::IQ4_NL => {
+            let b: BlockIQ4_NL = block(w, g);
+            let levels = std::array::from_fn(|e| iq4_nl::VALUES[nibble(&b.qs, e) as usize]);
+            Group { levels, scale: b.d.to_f32(), offset: 0.0 }
+        }
+        Format::Q4_K => {
+            let (b, j): (BlockQ4_K, _) = (block(w, g / 8), g % 8);
+            let (scale, min) = b.scale_min(j);
+            let levels = std::array::from_fn(|e| (b.qs[32 * (j / 2) + e] >> (4 * (j % 2)) & 15) as i8);
+            let (scale, offset) = (b.d.to_f32() * f32::from(scale), -(b.dmin.to_f32() * f32::from(min)));
+            Group { levels, scale, offset }
+        }
+        Format::Q5_K => {
+            let (b, j): (BlockQ5_K, _) = (block(w, g / 8), g % 8);
+            let (scale, min) = b.scale_min(j);
+            let level = |e: usize| b.qs[32 * (j / 2) + e] >> (4 * (j % 2)) & 15 | (b.qh[e] >> j & 1) << 4;
+            let levels = std::array::from_fn(|e| level(e) as i8);
+            let (scale, offset) = (b.d.to_f32() * f32::from(scale), -(b.dmin.to_f32() * f32::from(min)));
+            Group { levels, scale, offset }
+        }
+        Format::F32 | Format::F16 | Format::BF16 | Format::Q2_K | Format::Q3_K | Format::Q6_K => {
+            unreachable!("no Q8 operand for {format:?}")
+        }
+    }
 }
 
 /// A row of 256-blocks with quantized activations.

@@ -222,8 +222,8 @@ impl Kernels {
 
     /// The layout in which a product of these weights with `m` rows wants its activations.
     ///
-    /// Small `m`: rows, quantized to 8 bits where the format has an integer dot product. Large `m`: panels, except for
-    /// 32-blocks with an integer dot product, whose results are therefore the same for every `m`.
+    /// Small `m`: rows, quantized to 8 bits where the format has an integer dot product. Large `m`: rows of 8 bits where 32
+    /// weights have one scale, panels elsewhere. Results of Q8_0 and Q4_0 are the same for every `m`.
     pub fn operand(self, format: Format, m: usize) -> Operand {
         (self.0.operand)(format, m)
     }
@@ -253,7 +253,9 @@ impl Kernels {
         assert_eq!(p.x.len(), p.operand.len(p.m, p.k), "activations");
         assert_eq!(out.len(), p.m * p.n_rows, "out is [m, n_rows]");
         assert!(
-            matches!(p.operand, Operand::Rows | Operand::Panels) || p.operand == scalar::small_operand(p.format),
+            matches!(p.operand, Operand::Rows | Operand::Panels)
+                || p.operand == scalar::small_operand(p.format)
+                || p.operand == scalar::large_operand(p.format),
             "an operand of this format"
         );
         let len = self.product_scratch_len(p.format, p.operand, p.n_rows, p.k, p.m);

@@ -24,12 +24,20 @@ pub struct BlockQ5_1 {
     pub qs: [u8; SMALL_BLOCK / 2],
 }
 
+impl BlockQ5_1 {
+    /// The unsigned levels.
+    #[inline(always)]
+    pub fn levels(&self) -> [u8; SMALL_BLOCK] {
+        levels(self.qh, &self.qs)
+    }
+}
+
 /// Decodes whole blocks.
 #[inline(always)]
 pub(super) fn decode(blocks: &[BlockQ5_1], out: &mut [[f32; SMALL_BLOCK]]) {
     for (y, b) in out.iter_mut().zip(blocks) {
         let (d, m) = (b.d.to_f32(), b.m.to_f32());
-        for (y, level) in y.iter_mut().zip(levels(b.qh, &b.qs)) {
+        for (y, level) in y.iter_mut().zip(b.levels()) {
             *y = f32::from(level) * d + m;
         }
     }

@@ -19,7 +19,7 @@ pub(super) const F32: usize = Format::F32 as usize;
 pub(super) const F16: usize = Format::F16 as usize;
 const BF16: usize = Format::BF16 as usize;
 pub(super) const Q8_0: usize = Format::Q8_0 as usize;
-const Q8_0_BYTES: usize = Format::Q8_0.block_bytes();
+pub(super) const Q8_0_BYTES: usize = Format::Q8_0.block_bytes();
 
 /// `out[i, j] = sum over k of w[j, k] x[i, k]` with rows of f32 or of 8 bits; `scratch` holds one decoded row.
 #[target_feature(enable = "avx2,fma,f16c")]

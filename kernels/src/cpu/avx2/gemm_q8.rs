@@ -9,8 +9,8 @@
 
 use std::arch::x86_64::*;
 
-use super::blocks::Q4_0;
-use super::dot::Q8_0;
+use super::blocks::*;
+use super::dot::{Q8_0, Q8_0_BYTES};
 use super::{WIDTH, load, load_16, load_32, padded, store, transpose};
 use crate::cpu::product::Product;
 use crate::quant::activation::BlockQ8;
@@ -31,21 +31,40 @@ struct Unpacked {
     high: [[u8; 32]; QUADS],
     /// Scales of the rows.
     d: [f32; WIDTH],
+    /// What weights of the rows are larger by than levels times scale; used in formats that have it.
+    offset: [f32; WIDTH],
+}
+
+/// Whether levels fit a nibble as they are.
+const fn is_nibble<const FORMAT: usize>() -> bool {
+    matches!(FORMAT, Q4_1 | Q4_K)
+}
+
+/// Whether levels need a second plane.
+const fn has_high<const FORMAT: usize>() -> bool {
+    FORMAT != Q4_0 && !is_nibble::<FORMAT>()
 }
 
 /// `out[i, j] = sum over k of w[j, k] x[i, k]` with rows of [`BlockQ8`].
 #[target_feature(enable = "avx2,fma,f16c")]
 pub fn product_many_q8(p: &Product<'_>, out: &mut [f32]) {
     match p.format {
-        Format::Q8_0 => product::<Q8_0>(p, out),
-        Format::Q4_0 => product::<Q4_0>(p, out),
+        Format::Q8_0 => product::<Q8_0, Q8_0_BYTES>(p, out),
+        Format::Q4_0 => product::<Q4_0, Q4_0_BYTES>(p, out),
+        Format::Q4_1 => product::<Q4_1, Q4_1_BYTES>(p, out),
+        Format::Q5_0 => product::<Q5_0, Q5_0_BYTES>(p, out),
+        Format::Q5_1 => product::<Q5_1, Q5_1_BYTES>(p, out),
+        Format::IQ4_NL => product::<IQ4_NL, IQ4_NL_BYTES>(p, out),
+        Format::Q4_K => product::<Q4_K, Q4_K_BYTES>(p, out),
+        Format::Q5_K => product::<Q5_K, Q5_K_BYTES>(p, out),
         _ => unreachable!("no Q8 operand for {:?}", p.format),
     }
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-fn product<const FORMAT: usize>(p: &Product<'_>, out: &mut [f32]) {
-    let mut blocks = [Unpacked { low: [[0; 32]; QUADS], high: [[0; 32]; QUADS], d: [0.0; WIDTH] }; DEPTH];
+fn product<const FORMAT: usize, const BYTES: usize>(p: &Product<'_>, out: &mut [f32]) {
+    let empty = Unpacked { low: [[0; 32]; QUADS], high: [[0; 32]; QUADS], d: [0.0; WIDTH], offset: [0.0; WIDTH] };
+    let mut blocks = [empty; DEPTH];
     let n_blocks = p.k / SMALL_BLOCK;
     for first in (0..p.n_rows).step_by(WIDTH) {
         let n = (p.n_rows - first).min(WIDTH);
@@ -54,7 +73,7 @@ fn product<const FORMAT: usize>(p: &Product<'_>, out: &mut [f32]) {
         for from in (0..n_blocks).step_by(DEPTH) {
             let to = n_blocks.min(from + DEPTH);
             let blocks = &mut blocks[..to - from];
-            unpack::<FORMAT>(rows, from, blocks);
+            unpack::<FORMAT, BYTES>(rows, from, blocks);
             let x = |i: usize| &bytemuck::cast_slice::<_, BlockQ8>(p.panel(i))[from..to];
             let mut i = 0;
             while i < p.m {
@@ -106,7 +125,7 @@ fn microkernel<const FORMAT: usize, const C: usize>(w: &[Unpacked], x: [&[BlockQ
                 let quad = &x[b].q.as_chunks::<4>().0[v];
                 let quad = _mm256_set1_epi32(i32::from_le_bytes(quad.map(|q| q as u8)));
                 *low = _mm256_add_epi16(*low, _mm256_maddubs_epi16(w_low, quad));
-                if FORMAT == Q8_0 {
+                if has_high::<FORMAT>() {
                     *high = _mm256_add_epi16(*high, _mm256_maddubs_epi16(w_high, quad));
                 }
             }
@@ -116,13 +135,21 @@ fn microkernel<const FORMAT: usize, const C: usize>(w: &[Unpacked], x: [&[BlockQ
             // Levels are too large by a constant, so that each of them adds that times its activation.
             let neg_sum = _mm256_set1_epi32(x[b].neg_sum);
             let low = _mm256_madd_epi16(low, _mm256_set1_epi16(1));
-            let sum = if FORMAT == Q8_0 {
+            let sum = if is_nibble::<FORMAT>() {
+                low
+            } else if has_high::<FORMAT>() {
                 let high = _mm256_madd_epi16(high, _mm256_set1_epi16(16));
                 _mm256_add_epi32(_mm256_add_epi32(low, high), _mm256_slli_epi32::<7>(neg_sum))
             } else {
                 _mm256_add_epi32(low, _mm256_slli_epi32::<3>(neg_sum))
             };
             *acc = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), _mm256_mul_ps(d, _mm256_set1_ps(x[b].d)), *acc);
+        }
+        if FORMAT != Q8_0 && has_offset::<FORMAT>() {
+            for (acc, x) in acc.iter_mut().zip(x) {
+                let sum = _mm256_set1_ps(x[b].d * -x[b].neg_sum as f32);
+                *acc = _mm256_fmadd_ps(load(&w.offset), sum, *acc);
+            }
         }
     }
     for (c, acc) in acc.into_iter().enumerate() {
@@ -134,7 +161,7 @@ fn microkernel<const FORMAT: usize, const C: usize>(w: &[Unpacked], x: [&[BlockQ
 
 /// Unpacks blocks from number `from` on of eight rows.
 #[target_feature(enable = "avx2,fma,f16c")]
-fn unpack<const FORMAT: usize>(rows: [&[u8]; WIDTH], from: usize, out: &mut [Unpacked]) {
+fn unpack<const FORMAT: usize, const BYTES: usize>(rows: [&[u8]; WIDTH], from: usize, out: &mut [Unpacked]) {
     let nibble = _mm256_set1_epi8(15);
     if FORMAT == Q8_0 {
         let rows = rows.map(|row| &bytemuck::cast_slice::<_, BlockQ8_0>(row)[from..from + out.len()]);
@@ -144,6 +171,25 @@ fn unpack<const FORMAT: usize>(rows: [&[u8]; WIDTH], from: usize, out: &mut [Unp
             let mut levels = [_mm256_setzero_ps(); WIDTH];
             for (levels, row) in levels.iter_mut().zip(rows) {
                 *levels = _mm256_castsi256_ps(load_32(bytemuck::cast_ref(&row[b].q)));
+            }
+            for ((low, high), quad) in out.low.iter_mut().zip(&mut out.high).zip(transpose(levels)) {
+                let quad = _mm256_xor_si256(_mm256_castps_si256(quad), sign);
+                store_32(low, _mm256_and_si256(quad, nibble));
+                store_32(high, _mm256_and_si256(_mm256_srli_epi16::<4>(quad), nibble));
+            }
+        }
+    } else if FORMAT != Q4_0 {
+        let in_block = n_sixteens::<FORMAT>() * SIXTEEN / SMALL_BLOCK;
+        let rows: [&[[u8; BYTES]]; WIDTH] = rows.map(|row| row.as_chunks().0);
+        let sign = if is_nibble::<FORMAT>() { _mm256_setzero_si256() } else { _mm256_set1_epi8(i8::MIN) };
+        for (i, out) in (from..).zip(out) {
+            let mut levels = [_mm256_setzero_ps(); WIDTH];
+            for (r, (levels, row)) in levels.iter_mut().zip(rows).enumerate() {
+                let (block, c) = (&row[i / in_block], i % in_block * 2);
+                let (low, high) = (sixteen::<FORMAT, BYTES>(block, c), sixteen::<FORMAT, BYTES>(block, c + 1));
+                // Both halves of a group have its scale.
+                (out.d[r], out.offset[r]) = (low.scale, low.offset);
+                *levels = _mm256_castsi256_ps(_mm256_set_m128i(high.levels, low.levels));
             }
             for ((low, high), quad) in out.low.iter_mut().zip(&mut out.high).zip(transpose(levels)) {
                 let quad = _mm256_xor_si256(_mm256_castps_si256(quad), sign);

@@ -54,7 +54,7 @@ pub fn product_scratch_len(_format: Format, operand: Operand, n_rows: usize, k: 
 pub fn product(p: &Product<'_>, out: &mut [f32], scratch: &mut [f32]) {
     match p.operand {
         Operand::Panels => product_panels(p, out, scratch),
-        Operand::Q8 if p.m >= MANY => product_many_q8(p, out),
+        Operand::Q8 if p.m >= MANY || !matches!(p.format, Format::Q8_0 | Format::Q4_0) => product_many_q8(p, out),
         Operand::Rows | Operand::Q8 | Operand::Q8K => product_rows(p, out, scratch),
     }
 }

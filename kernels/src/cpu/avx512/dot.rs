@@ -364,7 +364,7 @@ fn tile_q6_k<const BYTES: usize, const R: usize, const M: usize>(w: [&[u8]; R], 
 /// Asks for the lines that lie `distance` bytes behind a block.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-fn prefetch_block<const BYTES: usize>(block: &[u8; BYTES], distance: usize) {
+pub(super) fn prefetch_block<const BYTES: usize>(block: &[u8; BYTES], distance: usize) {
     for line in (0..BYTES).step_by(64) {
         _mm_prefetch::<_MM_HINT_T0>(block.as_ptr().wrapping_add(distance + line).cast());
     }

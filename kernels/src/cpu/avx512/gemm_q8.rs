@@ -7,7 +7,9 @@
 //! - many: a vector holds four neighbouring levels of 16 rows, and four levels of a row of activations are spread over it,
 //!   so that a `dpbusd` adds four products to 16 sums. Levels are brought into that layout [`DEPTH`] blocks at a time.
 //!
-//! Levels are unsigned, larger by [`offset`]; what that adds is known from the sum of the activations.
+//! Formats of other blocks whose weights have one scale for 32 are unpacked the same way, [`sixteen`] at a time.
+//!
+//! Levels are unsigned, larger by [`excess`]; what that adds is known from the sum of the activations.
 
 #![allow(unsafe_code, reason = "masked loads and stores")]
 
@@ -15,15 +17,15 @@ use std::arch::x86_64::*;
 
 use bytemuck::{Pod, Zeroable};
 
+use super::blocks::*;
+use super::dot::prefetch_block;
 use super::{WIDTH, load, load_16, load_32, load_64, product_rows, store, store_64};
 use crate::cpu::product::Product;
 use crate::quant::activation::BlockQ8;
 use crate::quant::{Format, SMALL_BLOCK};
 
 const Q8_0: usize = Format::Q8_0 as usize;
-const Q4_0: usize = Format::Q4_0 as usize;
 const Q8_0_BYTES: usize = Format::Q8_0.block_bytes();
-const Q4_0_BYTES: usize = Format::Q4_0.block_bytes();
 
 /// Rows of activations from which on it pays to bring weights into another layout.
 const MANY: usize = 5;
@@ -41,11 +43,10 @@ const QUADS: usize = SMALL_BLOCK / 4;
 const CACHE_LINE: usize = 64;
 
 /// What unsigned levels are larger by than levels, as a power of two.
-const fn offset<const FORMAT: usize>() -> u32 {
+const fn excess<const FORMAT: usize>() -> u32 {
     match FORMAT {
-        Q8_0 => 7,
         Q4_0 => 3,
-        _ => unreachable!(),
+        _ => 7,
     }
 }
 
@@ -60,6 +61,8 @@ struct Unpacked {
     levels: [[u8; 64]; QUADS],
     /// Scales of the rows.
     d: [f32; WIDTH],
+    /// What weights of the rows are larger by than levels times scale; used in formats that have it.
+    offset: [f32; WIDTH],
 }
 
 /// `f32`s that [`product_q8`] needs to work in: unpacked blocks, and room to align them.
@@ -75,6 +78,12 @@ pub fn product_q8(p: &Product<'_>, out: &mut [f32], scratch: &mut [f32]) {
         (Format::Q4_0, false) => few(p, out),
         (Format::Q8_0, true) => many::<Q8_0, Q8_0_BYTES>(p, out, scratch),
         (Format::Q4_0, true) => many::<Q4_0, Q4_0_BYTES>(p, out, scratch),
+        (Format::Q4_1, _) => many::<Q4_1, Q4_1_BYTES>(p, out, scratch),
+        (Format::Q5_0, _) => many::<Q5_0, Q5_0_BYTES>(p, out, scratch),
+        (Format::Q5_1, _) => many::<Q5_1, Q5_1_BYTES>(p, out, scratch),
+        (Format::IQ4_NL, _) => many::<IQ4_NL, IQ4_NL_BYTES>(p, out, scratch),
+        (Format::Q4_K, _) => many::<Q4_K, Q4_K_BYTES>(p, out, scratch),
+        (Format::Q5_K, _) => many::<Q5_K, Q5_K_BYTES>(p, out, scratch),
         _ => unreachable!("no Q8 operand for {:?}", p.format),
     }
 }
@@ -238,7 +247,7 @@ fn tile<const M: usize>(
         }
         let d = widen(&d[b]);
         for ((acc, sum), x) in acc.iter_mut().zip(sums).zip(x) {
-            let excess = _mm512_set1_epi32(x[b].neg_sum << offset::<Q4_0>());
+            let excess = _mm512_set1_epi32(x[b].neg_sum << excess::<Q4_0>());
             let sum = _mm512_cvtepi32_ps(_mm512_add_epi32(sum, excess));
             *acc = _mm512_fmadd_ps(sum, _mm512_mul_ps(d, _mm512_set1_ps(x[b].d)), *acc);
         }
@@ -281,8 +290,13 @@ fn many<const FORMAT: usize, const BYTES: usize>(p: &Product<'_>, out: &mut [f32
             let to = n_blocks.min(from + DEPTH);
             for (g, out) in unpacked.chunks_exact_mut(DEPTH).enumerate().take(n_groups) {
                 let first = first + g * WIDTH;
-                let w = blocks(p, first, from, to, &mut tail);
-                unpack::<FORMAT, BYTES>(&w, Ahead::new(p, first, GROUPS * WIDTH, from), &mut out[..to - from]);
+                let out = &mut out[..to - from];
+                if matches!(FORMAT, Q8_0 | Q4_0) {
+                    let w = blocks(p, first, from, to, &mut tail);
+                    unpack::<FORMAT, BYTES>(&w, Ahead::new(p, first, GROUPS * WIDTH, from), out);
+                } else {
+                    unpack_any::<FORMAT, BYTES>(p, first, from, out);
+                }
             }
             let groups: [&[Unpacked]; GROUPS] = std::array::from_fn(|g| &unpacked[g * DEPTH..][..to - from]);
             let x = |i: usize| &bytemuck::cast_slice::<_, BlockQ8>(p.panel(i))[from..to];
@@ -370,7 +384,7 @@ fn microkernel<const FORMAT: usize, const G: usize, const C: usize>(
         for (sums, x) in sums.iter_mut().zip(x) {
             // Levels are too large by a constant, so that each of them adds that times its activation.
             let neg_sum = _mm512_set1_epi32(x[b].neg_sum);
-            *sums = [_mm512_sllv_epi32(neg_sum, _mm512_set1_epi32(offset::<FORMAT>() as i32)); G];
+            *sums = [_mm512_sllv_epi32(neg_sum, _mm512_set1_epi32(excess::<FORMAT>() as i32)); G];
         }
         for v in 0..QUADS {
             let mut levels = [_mm512_setzero_si512(); G];
@@ -393,6 +407,14 @@ fn microkernel<const FORMAT: usize, const G: usize, const C: usize>(
             let x_d = _mm512_set1_ps(x[b].d);
             for ((acc, sum), d) in acc.iter_mut().zip(sums).zip(d) {
                 *acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_mul_ps(d, x_d), *acc);
+            }
+        }
+        if FORMAT != Q8_0 && has_offset::<FORMAT>() {
+            for (acc, x) in acc.iter_mut().zip(x) {
+                let sum = _mm512_set1_ps(x[b].d * -x[b].neg_sum as f32);
+                for (acc, w) in acc.iter_mut().zip(w) {
+                    *acc = _mm512_fmadd_ps(load(&w[b].offset), sum, *acc);
+                }
             }
         }
     }
@@ -422,6 +444,38 @@ fn unpack<const FORMAT: usize, const BYTES: usize>(w: &Blocks<'_, BYTES>, ahead:
                 store_64(low, a);
                 store_64(high, b);
             }
+        }
+    }
+}
+
+/// Unpacks weights `32 (from + i) ..` of the 16 rows from number `first` on for each element `i` of `out`. Rows past the last
+/// one are that again.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+fn unpack_any<const FORMAT: usize, const BYTES: usize>(
+    p: &Product<'_>,
+    first: usize,
+    from: usize,
+    out: &mut [Unpacked],
+) {
+    let in_block = n_sixteens::<FORMAT>() * SIXTEEN / SMALL_BLOCK;
+    let rows: [&[[u8; BYTES]]; WIDTH] = std::array::from_fn(|r| p.row((first + r).min(p.n_rows - 1)).as_chunks().0);
+    for (i, out) in (from..).zip(out) {
+        let mut levels = [_mm512_setzero_si512(); 8];
+        for (r, row) in rows.iter().enumerate() {
+            let block = &row[i / in_block];
+            prefetch_block(block, GROUPS * WIDTH * row.len() * BYTES);
+            let c = i % in_block * 2;
+            let (low, high) = (sixteen::<FORMAT, BYTES>(block, c), sixteen::<FORMAT, BYTES>(block, c + 1));
+            // Both halves of a group have its scale.
+            (out.d[r], out.offset[r]) = (low.scale, low.offset);
+            let both = _mm256_set_m128i(high.levels, low.levels);
+            let levels = &mut levels[r % 8];
+            *levels = if r < 8 { _mm512_castsi256_si512(both) } else { _mm512_inserti64x4::<1>(*levels, both) };
+        }
+        let unsigned = levels.map(|levels| _mm512_xor_si512(levels, _mm512_set1_epi8(i8::MIN)));
+        for (levels, quad) in out.levels.iter_mut().zip(transpose_8(unsigned)) {
+            store_64(levels, quad);
         }
     }
 }
