@@ -1,8 +1,10 @@
 //! `tympan bench` beside llama-bench: fields, rows, formats, refusals.
 
+use std::path::Path;
+
 use serde_json::Value;
 
-use crate::run::{clip, fixtures, tympan};
+use crate::run::{Run, clip, command, fixtures, tympan};
 
 /// Fields of llama-bench's csv, sql and json, in their order. Source: its output, llama-cpp-python 0.3.36.
 const FIELDS: &str = "build_commit,build_number,cpu_info,gpu_info,backends,model_filename,model_type,model_size,model_n_params,\
@@ -238,6 +240,81 @@ fn a_faster_baseline_fails_and_names_the_rows() {
     assert!(lonely.contains("pp16: not in ") && lonely.contains("pp8: only in "), "{lonely}");
     std::fs::write(path("other.jsonl"), stretched(&rows[..1], 1.0)).unwrap();
     assert!(against("other.jsonl", &["-p", "0", "-n", "4"], 3).err.contains("other.jsonl: none of its rows"));
+}
+
+/// Text rows `factors` times as slow as those of this program, and a clip's, as files of the program that prints them.
+fn rows_of_another_program(dir: &Path, [pp, tg]: [f64; 2], clip: &str) {
+    let write = |name: &str, text: String| std::fs::write(dir.join(name), text).unwrap();
+    let rows = rows(&["-p", "8", "-n", "4", "-t", "1"]);
+    write("pp.jsonl", stretched(&rows[..1], pp));
+    write("tg.jsonl", stretched(&rows[1..], tg));
+    let speech = ["bench", "--audio", clip, "-n", "4", "-r", "1", "--warmup", "0", "-o", "jsonl", "-t", "1"];
+    let mut row = tympan(speech).expect(0).json_lines().remove(0);
+    row["samples_ms"] = serde_json::json!([row["samples_ms"][0].as_f64().unwrap() * 100.0]);
+    write("asr.jsonl", row.to_string());
+}
+
+#[test]
+fn another_program_is_run_in_turns() {
+    let dir = tempfile::tempdir().unwrap();
+    let program = format!("{}/../tests/cli/other_bench.sh", env!("CARGO_MANIFEST_DIR"));
+    let model = model();
+    let speech = clip("open_door.wav").display().to_string();
+    let beside = |args: &[&str]| {
+        let against = ["bench", "-t", "1", "-r", "1", "--baseline-program", &program, "--max-regress", "5"];
+        let run = command([&against, args].concat()).env("OTHER_ROWS", dir.path()).output().unwrap();
+        let calls = std::fs::read_to_string(dir.path().join("calls")).unwrap_or_default();
+        let _ = std::fs::remove_file(dir.path().join("calls"));
+        (Run::from(run), calls)
+    };
+    let text = ["-m", &model, "--no-warmup", "-p", "8", "-n", "4"];
+    // Whatever else the machine does: nothing makes a run a hundred times slower, or faster.
+    rows_of_another_program(dir.path(), [0.01, 100.0], &speech);
+    let (run, calls) = beside(&text);
+    let run = run.expect(1);
+    let slower: Vec<&str> = run.err.lines().filter(|line| line.starts_with("slower: ")).collect();
+    assert!(slower.len() == 1 && slower[0].contains("pp8") && slower[0].contains("in 8 rounds"), "{}", run.err);
+    assert!(run.out.contains("|         baseline |              now |      time |"), "{}", run.out);
+    // Eight rounds are the fewest that allow a verdict; both tests are sure at once.
+    let calls: Vec<&str> = calls.lines().collect();
+    let flags = format!("bench -o jsonl -m {model} -t 1 -ctk f16 -ctv f16 -r 1 --no-warmup");
+    assert_eq!(calls[..8], vec![format!("{flags} -p 8 -n 0 -d 0 -b 2048 -ub 512"); 8]);
+    assert_eq!(calls[8..], vec![format!("{flags} -p 0 -n 4 -d 0 -b 2048 -ub 512"); 8]);
+    let (run, calls) = beside(&["--audio", &speech, "-n", "4", "--warmup", "0", "-o", "jsonl"]);
+    let run = run.expect(0);
+    assert!(run.json_lines().len() == 1 && run.err.contains("open_door.wav, 4 tokens"), "{}", run.err);
+    assert!(calls.lines().all(|call| call.ends_with(&format!("--audio {speech} --warmup 0 -n 4"))), "{calls}");
+    // Rows of something else, and no rows.
+    let pp = std::fs::read_to_string(dir.path().join("pp.jsonl")).unwrap();
+    for (text_of_tg, cause) in [
+        (pp.as_str(), "measures something else: n_prompt is 0 here and 8 there"),
+        ("", "want one row of json, got 0 bytes"),
+        ("[]", "want one row of json, got something else"),
+        ("{}", "a row in which model_filename is missing"),
+    ] {
+        std::fs::write(dir.path().join("tg.jsonl"), text_of_tg).unwrap();
+        let (run, _) = beside(&["-m", &model, "--no-warmup", "-p", "0", "-n", "4"]);
+        let run = run.expect(3);
+        assert!(run.err.contains("other_bench.sh") && run.err.contains(cause), "{}", run.err);
+    }
+    std::fs::remove_file(dir.path().join("tg.jsonl")).unwrap();
+    let (run, _) = beside(&["-m", &model, "--no-warmup", "-p", "0", "-n", "4"]);
+    let run = run.expect(3);
+    assert!(run.err.contains("exit status: 1") && run.err.contains("tg.jsonl"), "{}", run.err);
+}
+
+#[test]
+fn programs_that_cannot_be_started_are_refused_before_anything_is_measured() {
+    let model = model();
+    for program in ["/nowhere/tympan", "/bin/false", &model] {
+        let run = tympan(["bench", "-m", &model, "--baseline-program", program]).expect(3);
+        assert!(run.err.contains(program) && run.out.is_empty(), "{}", run.err);
+    }
+    let program = env!("CARGO_BIN_EXE_tympan");
+    let run = tympan(["bench", "-m", &model, "--baseline", program]).expect(3);
+    assert!(run.err.contains("is a program, not rows of a benchmark; --baseline-program"), "{}", run.err);
+    let both = ["bench", "-m", &model, "--baseline", "a.jsonl", "--baseline-program", program];
+    assert!(tympan(both).expect(2).err.contains("--baseline-program"));
 }
 
 #[test]

@@ -76,6 +76,16 @@ pub enum KvType {
     F32,
 }
 
+impl KvType {
+    /// As flags and rows call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F16 => "f16",
+            Self::F32 => "f32",
+        }
+    }
+}
+
 impl From<KvType> for DType {
     fn from(t: KvType) -> Self {
         match t {

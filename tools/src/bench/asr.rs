@@ -13,7 +13,7 @@ use models::transcribe::{Request, Transcriber};
 use serde_json::{Map, Value};
 
 use super::baseline::Baseline;
-use super::print::{Format, line, padded};
+use super::print::{self, Format};
 use super::profile::{Breakdown, stage_of};
 use super::row::{ModelFacts, object};
 use super::timed::Timed;
@@ -305,18 +305,8 @@ pub fn text(rows: &[AsrRow], format: Format) -> String {
 }
 
 fn markdown(row: &AsrRow) -> String {
-    const WIDTHS: [i32; 4] = [-12, 10, 7, -44];
-    let cells = |cells: [String; 4]| line(cells.iter().zip(WIDTHS).map(|(cell, width)| padded(cell, width)));
-    let mut text = format!(
-        "{} on {}, {} threads: {}, {:.2} s of audio\n\n",
-        row.model.kind, row.device, row.n_threads, row.clip, row.audio_s
-    );
-    text += &cells(["stage", "ms", "%", ""].map(str::to_owned));
-    text += &line(
-        ["------------", "---------:", "------:", "--------------------------------------------"]
-            .map(str::to_owned)
-            .into_iter(),
-    );
+    const COLUMNS: [(&str, i32); 4] = [("stage", -12), ("ms", 10), ("%", 7), ("", -44)];
+    let mut cells: Vec<[String; 4]> = Vec::new();
     for (name, ms) in STAGES.iter().zip(row.stages_ms) {
         let detail = match *name {
             "encode" => format!("{} audio tokens", row.n_audio_tokens),
@@ -324,14 +314,22 @@ fn markdown(row: &AsrRow) -> String {
             "decode" => format!("{} tokens, {:.2} ms each", row.n_generated, row.ms_per_token()),
             _ => String::new(),
         };
-        text +=
-            &cells([name.replace('_', " "), format!("{ms:.2}"), format!("{:.1}", 100.0 * ms / row.total_ms), detail]);
+        cells.push([name.replace('_', " "), format!("{ms:.2}"), format!("{:.1}", 100.0 * ms / row.total_ms), detail]);
     }
-    let peak = row.peak_rss.map_or(String::new(), |bytes| format!(", peak {}", super::print::size(bytes)));
+    let peak = row.peak_rss.map_or(String::new(), |bytes| format!(", peak {}", print::size(bytes)));
     let wer = row.error_rate.map_or(String::new(), |rate| format!(", WER {:.1} %", 100.0 * rate));
     let end = format!("RTF {:.3}, {} words{wer}{peak}", row.real_time_factor(), n_words(&row.text));
-    text += &cells(["total".into(), format!("{:.2}", row.total_ms), "100.0".into(), end]);
-    text += &cells(["load".into(), format!("{:.2}", row.load_ms), String::new(), "before the first run".into()]);
+    cells.push(["total".into(), format!("{:.2}", row.total_ms), "100.0".into(), end]);
+    cells.push(["load".into(), format!("{:.2}", row.load_ms), String::new(), "before the first run".into()]);
+    let mut text = format!(
+        "{} on {}, {} threads: {}, {:.2} s of audio\n\n{}",
+        row.model.kind,
+        row.device,
+        row.n_threads,
+        row.clip,
+        row.audio_s,
+        print::table(&COLUMNS, &cells)
+    );
     for breakdown in &row.profile {
         let unclocked_ms = STAGES.iter().position(|s| *s == breakdown.stage).map_or(0.0, |i| row.stages_ms[i]);
         let steps_per_run = breakdown.steps() as f64 / row.totals_ms.len() as f64;

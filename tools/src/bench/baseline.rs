@@ -4,12 +4,13 @@
 //! and the median most about what users see. A row counts as slower where both are, and a row that seems slower is measured
 //! again before it counts.
 
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
 use serde_json::{Map, Value};
 
-use super::print::{line, padded};
+use super::print;
 use super::timed::Timed;
 use crate::exit::{Failure, Outcome};
 
@@ -18,6 +19,8 @@ const MAX_BYTES: u64 = 64 << 20;
 /// Heads and widths of the table.
 const COLUMNS: [(&str, i32); 6] =
     [("model", -30), ("threads", 7), ("test", -15), ("baseline", 16), ("now", 16), ("time", 9)];
+/// How executable files of Linux begin.
+const ELF_MAGIC: &[u8] = b"\x7fELF";
 
 /// An earlier run.
 #[derive(Clone, Debug)]
@@ -28,14 +31,15 @@ pub struct Baseline {
     max_regress: Option<f64>,
 }
 
-/// This run beside the earlier one.
+/// What was measured beside the baseline.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
-    lines: Vec<[String; COLUMNS.len()]>,
+    /// The rows that both have, as a markdown table.
+    pub table: String,
     /// Rows that have become slower.
     pub slower: Vec<String>,
-    /// Rows that only one of the runs has.
-    pub alone: Vec<String>,
+    /// What else a reader should know: rows that only one of the two has, rows without a sure result.
+    pub notes: Vec<String>,
     /// Number of rows that both have.
     pub n_compared: usize,
 }
@@ -46,16 +50,27 @@ impl Baseline {
     /// Errors: a file that cannot be read, or that is something else.
     pub fn open(path: &Path, max_regress: Option<f64>) -> Outcome<Self> {
         let at = || path.display().to_string();
-        let bytes = std::fs::metadata(path).with_context(at).map_err(Failure::input)?.len();
-        if bytes > MAX_BYTES {
-            return Err(Failure::input(anyhow!("{}: want at most {MAX_BYTES} bytes, got {bytes}", at())));
+        let file = std::fs::File::open(path).with_context(at).map_err(Failure::input)?;
+        let mut text = Vec::new();
+        file.take(MAX_BYTES + 1).read_to_end(&mut text).with_context(at).map_err(Failure::input)?;
+        if text.starts_with(ELF_MAGIC) {
+            let is = "is a program, not rows of a benchmark; --baseline-program compares with one";
+            return Err(Failure::input(anyhow!("{} {is}", at())));
         }
-        let text = std::fs::read_to_string(path).with_context(at).map_err(Failure::input)?;
+        if text.len() as u64 > MAX_BYTES {
+            return Err(Failure::input(anyhow!("{}: want at most {MAX_BYTES} bytes, got more", at())));
+        }
+        let text = String::from_utf8(text).with_context(at).map_err(Failure::input)?;
         let rows = rows(&text).map_err(|e| Failure::input(anyhow!("{}: {e}", at())))?;
         if rows.is_empty() {
             return Err(Failure::input(anyhow!("{}: no rows of a benchmark in it", at())));
         }
         Ok(Self { path: path.to_owned(), rows, max_regress })
+    }
+
+    /// Rows that `program` has measured beside this one.
+    pub fn of_program(program: &Path, rows: Vec<Timed>) -> Self {
+        Self { path: program.to_owned(), rows, max_regress: None }
     }
 
     /// The row that measured the same thing.
@@ -72,66 +87,50 @@ impl Baseline {
     /// Compares all rows of this run.
     pub fn report(&self, rows: &[Timed]) -> Report {
         let mut report = Report::default();
+        let mut lines = Vec::new();
         for row in rows {
             let Some(before) = self.partner(row) else {
-                report.alone.push(format!("{}: not in {}", row.name(), self.path.display()));
+                report.notes.push(format!("not compared: {}: not in {}", row.name(), self.path.display()));
                 continue;
             };
-            let (unit, time) = (row.unit(), percent(before.median(), row.median()));
-            let figure = |t: &Timed| format!("{:.2} {unit}", t.figure(t.median()));
+            let time = percent(before.median(), row.median());
             report.n_compared += 1;
-            let cells =
-                [row.model(), row.threads().into(), row.test(), figure(before), figure(row), format!("{time:+.1} %")];
-            report.lines.push(cells);
+            lines.push([
+                row.model(),
+                row.threads().into(),
+                row.test(),
+                before.rate(),
+                row.rate(),
+                format!("{time:+.1} %"),
+            ]);
             if self.is_slower(row) {
                 let max = self.max_regress.unwrap_or_default();
                 let fastest = percent(before.fastest(), row.fastest());
                 report.slower.push(format!(
                     "{}: {} before, {} now: {time:+.1} % time in the median, {fastest:+.1} % in the fastest run, limit {max} %",
                     row.name(),
-                    figure(before),
-                    figure(row)
+                    before.rate(),
+                    row.rate()
                 ));
             }
         }
         for before in self.rows.iter().filter(|b| !rows.iter().any(|r| r.is_like(b))) {
-            report.alone.push(format!("{}: only in {}", before.name(), self.path.display()));
+            report.notes.push(format!("not compared: {}: only in {}", before.name(), self.path.display()));
+        }
+        if !lines.is_empty() {
+            report.table = format!("\n{}", print::table(&COLUMNS, &lines));
         }
         report
     }
 
-    /// The file.
+    /// The file or the program.
     pub fn path(&self) -> &Path {
         &self.path
     }
 }
 
-impl Report {
-    /// The rows that both runs have, as a markdown table.
-    pub fn table(&self) -> String {
-        let lines = &self.lines;
-        if lines.is_empty() {
-            return String::new();
-        }
-        let mut columns = COLUMNS;
-        for (i, (_, width)) in columns.iter_mut().enumerate().filter(|(_, (_, width))| *width < 0) {
-            let longest = lines.iter().map(|cells| cells[i].chars().count()).max().unwrap_or_default();
-            *width = (*width).min(-i32::try_from(longest).unwrap_or(i32::MAX));
-        }
-        let mut text = String::from("\n") + &line(columns.iter().map(|&(name, width)| padded(name, width)));
-        text += &line(columns.iter().map(|&(_, width)| {
-            let n = width.unsigned_abs() as usize;
-            if width < 0 { "-".repeat(n) } else { format!("{}:", "-".repeat(n - 1)) }
-        }));
-        for cells in lines {
-            text += &line(cells.iter().zip(columns).map(|(cell, (_, width))| padded(cell, width)));
-        }
-        text
-    }
-}
-
 /// How much longer `now` is than `before`, in percent.
-fn percent(before: f64, now: f64) -> f64 {
+pub fn percent(before: f64, now: f64) -> f64 {
     (now / before - 1.0) * 100.0
 }
 
@@ -201,13 +200,13 @@ mod tests {
         let known = baseline(&text, 5.0);
         let report = known.report(&[timed(&row("/x/a.gguf", 64, &BEFORE)), timed(&row("b.gguf", 64, &BEFORE))]);
         assert_eq!((report.n_compared, report.slower.len()), (1, 0));
-        let [unknown, unmeasured] = &report.alone[..] else { panic!("{:?}", report.alone) };
+        let [unknown, unmeasured] = &report.notes[..] else { panic!("{:?}", report.notes) };
         assert!(
             unknown.contains("b.gguf") && unknown.contains("pp64") && unknown.ends_with("not in a.jsonl"),
             "{unknown}"
         );
         assert!(unmeasured.contains("pp128") && unmeasured.ends_with("only in a.jsonl"), "{unmeasured}");
-        assert!(report.table().contains("+0.0 %"), "{}", report.table());
+        assert!(report.table.contains("+0.0 %"), "{}", report.table);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! `tympan bench`: speed of prompts and of continuations, with the flags, rows and formats of llama-bench.
 
+mod alternation;
 mod asr;
 mod baseline;
 mod flags;
@@ -16,6 +17,7 @@ mod statistics;
 mod timed;
 mod words;
 
+use std::ffi::OsString;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -27,8 +29,9 @@ use engine::backend::Backend;
 use engine::session::Reuse;
 use models::LoadOptions;
 
+use self::alternation::{Comparison, Other};
 use self::asr::AsrRow;
-use self::baseline::{Baseline, Report};
+use self::baseline::Baseline;
 use self::foreign::ForeignArgs;
 use self::lists::{Combination, Lists};
 use self::measure::{Bench, Setup};
@@ -66,8 +69,17 @@ compiled graphs, and a table of the gain follows.
 With --audio the speech model is measured instead, from file to text, stage by stage: the figures are those of the run with \
 the median total. -n then decodes exactly N tokens, whatever they are.
 
---profile adds where the time goes, op by op. With --baseline the rows stand beside those of an earlier run that measured the \
-same thing, and --max-regress 5 makes this a test: a row fails whose time is more than 5 % longer both in the median and in \
+--profile adds where the time goes, op by op.
+
+With --baseline-program every test is run by this program and by the other one in turns, each time in processes of their own, \
+and what counts is the ratio of the two times of a round: a machine that changes its speed does so for both. --max-regress 5 \
+makes this a test: a row fails that takes more than 5 % longer. Rounds go on until the ratio is surely on one side of the limit, \
+100 at most; where it then still is not, that is said, and the median of the ratios decides. The program gets flags that \
+llama-bench has too, after the word bench.
+
+With --baseline the rows stand beside those of an earlier run that measured the same thing. That compares two times of the day \
+as well as two programs, and no correction for the machine's speed was found to be good to 5 %: use it on a machine that keeps \
+its speed, or for large changes. With --max-regress 5 a row fails whose time is more than 5 % longer both in the median and in \
 the fastest repetition, which other programs on the machine disturb least, and still is when it is measured again, twice at \
 most. Rows that only one of the two runs has are said and do not fail.
 
@@ -78,11 +90,12 @@ Examples:
   tympan bench -m MODEL.gguf -p 0 -n 32 -d 0,64,512
   tympan bench -m MODEL.gguf -p 0 -n 32 -gr on,off
   tympan bench -m MODEL.gguf -p 64 -n 16 --profile
+  tympan bench -m MODEL.gguf --baseline-program ./tympan-before --max-regress 5 --plot change.svg
   tympan bench -m MODEL.gguf -o jsonl > before.jsonl
-  tympan bench -m MODEL.gguf --baseline before.jsonl --max-regress 5 --plot change.svg
+  tympan bench -m MODEL.gguf --baseline before.jsonl
 
 Exit codes: 0 done, 1 a row is slower than it may be or an output cannot be written, 2 usage, 3 a clip or the baseline cannot be \
-read, 4 model, 5 memory.")]
+read or run, 4 model, 5 memory.")]
 pub struct BenchArgs {
     /// GGUF file, directory with one model in it, checkpoint directory, or synth:SHAPE:TYPE:SEED, random weights of a
     /// published shape; repeatable [default: the built-in demonstration model]
@@ -163,12 +176,15 @@ pub struct BenchArgs {
     extra: bool,
 
     /// Compare with the rows of an earlier run, of this program or of llama-bench: what -o json or -o jsonl wrote
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", group = "compared")]
     baseline: Option<PathBuf>,
 
-    /// Exit with 1 where a row takes more than PCT percent longer than the baseline's, in the median and in the fastest
-    /// repetition; it is measured again before it counts
-    #[arg(long, value_name = "PCT", requires = "baseline", value_parser = parse_percent)]
+    /// Compare with another program, such as an earlier build of this one: both run every test in turns
+    #[arg(long, value_name = "PROGRAM", group = "compared")]
+    baseline_program: Option<PathBuf>,
+
+    /// Exit with 1 where a row takes more than PCT percent longer than the baseline's
+    #[arg(long, value_name = "PCT", requires = "compared", value_parser = parse_percent)]
     max_regress: Option<f64>,
 
     /// Draw the rows as bars, the baseline's beside them
@@ -211,6 +227,13 @@ pub struct BenchArgs {
     foreign: ForeignArgs,
 }
 
+impl BenchArgs {
+    /// The models; one that is not named where none was given.
+    fn models(&self) -> Vec<Option<PathBuf>> {
+        if self.model.is_empty() { vec![None] } else { self.model.iter().cloned().map(Some).collect() }
+    }
+}
+
 /// Runs the subcommand.
 ///
 /// Errors: usage, a model that cannot be loaded, too little memory, an output that cannot be written.
@@ -235,8 +258,9 @@ pub fn run(args: &BenchArgs) -> Outcome<Exit> {
     }
     let lists = Lists::read(args)?;
     let baseline = args.baseline.as_deref().map(|path| Baseline::open(path, args.max_regress)).transpose()?;
+    let other = args.baseline_program.as_deref().map(|p| Other::open(p, args.max_regress)).transpose()?;
     if !args.audio.is_empty() {
-        return run_audio(args, &lists, baseline.as_ref(), say);
+        return run_audio(args, &lists, baseline, other.as_ref(), say);
     }
     let combinations = lists.combinations();
     if combinations.is_empty() {
@@ -248,8 +272,7 @@ pub fn run(args: &BenchArgs) -> Outcome<Exit> {
     let columns = lists.columns(args.extra, &args.foreign.recorded());
     let mut out = Printer::new(args.output, columns.clone(), args.extra, Box::new(std::io::stdout()));
     let mut err = args.output_err.map(|f| Printer::new(f, columns, args.extra, Box::new(std::io::stderr())));
-    let models: Vec<Option<PathBuf>> =
-        if args.model.is_empty() { vec![None] } else { args.model.iter().cloned().map(Some).collect() };
+    let models = args.models();
     let mut rows = Vec::new();
     let n_tests = models.len() * combinations.len();
     prepare(&models, say)?;
@@ -276,18 +299,38 @@ pub fn run(args: &BenchArgs) -> Outcome<Exit> {
             rows.push(row);
         }
     }
+    drop(devices);
+    let tests = models.iter().flat_map(|m| combinations.iter().map(|c| alternation::text_flags(args, m.as_deref(), c)));
     let timed = rows.iter().map(Row::timed).collect::<Outcome<Vec<_>>>()?;
-    let report = baseline.as_ref().map(|b| b.report(&timed));
+    let comparison = compare(args, baseline, other.as_ref(), tests, &timed)?;
     for printer in std::iter::once(&mut out).chain(&mut err) {
         if printer.format() == Format::Md {
             let gain = if lists.reuse.len() > 1 { reuse_table::table(&rows) } else { String::new() };
             let profiles = rows.iter().filter_map(Row::profile_table);
-            let tables = std::iter::once(gain).chain(profiles).chain(report.iter().map(Report::table));
+            let tables = std::iter::once(gain).chain(profiles).chain(comparison.iter().map(|c| c.report.table.clone()));
             printer.write(&tables.collect::<String>()).map_err(Failure::output)?;
         }
         printer.end().map_err(Failure::output)?;
     }
-    finish(args, baseline.as_ref(), report.as_ref(), &timed, say)
+    finish(args, comparison.as_ref(), &timed, say)
+}
+
+/// What was measured beside the baseline, if there is one.
+fn compare(
+    args: &BenchArgs,
+    baseline: Option<Baseline>,
+    other: Option<&Other>,
+    tests: impl Iterator<Item = Vec<OsString>>,
+    timed: &[Timed],
+) -> Outcome<Option<Comparison>> {
+    if let Some(other) = other {
+        return other.compare(&tests.collect::<Vec<_>>(), args.progress).map(Some);
+    }
+    let with_file = |theirs: Baseline| {
+        let report = theirs.report(timed);
+        Comparison { ours: timed.to_vec(), theirs, report }
+    };
+    Ok(baseline.map(with_file))
 }
 
 /// Measures a row, and again where it seems slower than the baseline's: the attempt with the lowest median counts.
@@ -315,28 +358,22 @@ fn compared<R>(
 }
 
 /// The picture, and the judgement on what was measured.
-fn finish(
-    args: &BenchArgs,
-    baseline: Option<&Baseline>,
-    report: Option<&Report>,
-    timed: &[Timed],
-    say: Verbosity,
-) -> Outcome<Exit> {
+fn finish(args: &BenchArgs, comparison: Option<&Comparison>, timed: &[Timed], say: Verbosity) -> Outcome<Exit> {
     if let Some(path) = &args.plot {
-        plot::write(path, timed, baseline)?;
+        plot::write(path, comparison.map_or(timed, |c| &c.ours), comparison.map(|c| &c.theirs))?;
     }
-    let Some((baseline, report)) = baseline.zip(report) else { return Ok(Exit::Done) };
+    let Some(Comparison { report, theirs, .. }) = comparison else { return Ok(Exit::Done) };
     if args.output != Format::Md && args.output_err != Some(Format::Md) {
-        say.note(report.table());
+        say.note(&report.table);
     }
-    for row in &report.alone {
-        say.note(format!("not compared: {row}"));
+    for note in &report.notes {
+        say.note(note);
     }
     for row in &report.slower {
         eprintln!("slower: {row}");
     }
     if report.n_compared == 0 {
-        let path = baseline.path().display();
+        let path = theirs.path().display();
         return Err(Failure::input(anyhow!("{path}: none of its rows measures what this run does")));
     }
     Ok(if report.slower.is_empty() { Exit::Done } else { Exit::SomeFailed })
@@ -349,7 +386,13 @@ fn parse_percent(text: &str) -> Result<f64, String> {
 }
 
 /// Rows of speech recognition.
-fn run_audio(args: &BenchArgs, lists: &Lists, baseline: Option<&Baseline>, say: Verbosity) -> Outcome<Exit> {
+fn run_audio(
+    args: &BenchArgs,
+    lists: &Lists,
+    baseline: Option<Baseline>,
+    other: Option<&Other>,
+    say: Verbosity,
+) -> Outcome<Exit> {
     let n_tokens = if args.n_gen.is_empty() { None } else { lists.n_gen.first().copied() };
     if lists.n_gen.len() > 1 || n_tokens == Some(0) {
         return Err(Failure::usage("-n: with --audio want one number of tokens, at least 1"));
@@ -360,8 +403,7 @@ fn run_audio(args: &BenchArgs, lists: &Lists, baseline: Option<&Baseline>, say: 
         ));
     }
     let reference = args.reference.as_deref().map(asr::reference).transpose()?.unwrap_or_default();
-    let models: Vec<Option<PathBuf>> =
-        if args.model.is_empty() { vec![None] } else { args.model.iter().cloned().map(Some).collect() };
+    let models = args.models();
     prepare(&models, say)?;
     let started = Instant::now();
     let mut devices = Devices { device: &args.device, open: Vec::new() };
@@ -387,7 +429,7 @@ fn run_audio(args: &BenchArgs, lists: &Lists, baseline: Option<&Baseline>, say: 
                         kv_dtype: cache_types[0].into(),
                         reuse,
                         started,
-                        baseline,
+                        baseline: baseline.as_ref(),
                     };
                     let backend = devices.get(threads)?;
                     rows.extend(asr::measure(&plan, &model, &facts, &backend, threads.get(), load_ms, say)?);
@@ -395,17 +437,19 @@ fn run_audio(args: &BenchArgs, lists: &Lists, baseline: Option<&Baseline>, say: 
             }
         }
     }
+    drop(devices);
     let timed = rows.iter().map(AsrRow::timed).collect::<Outcome<Vec<_>>>()?;
-    let report = baseline.map(|b| b.report(&timed));
+    let tests = alternation::clip_tests(args, lists);
+    let comparison = compare(args, baseline, other, tests.into_iter(), &timed)?;
     let streams: [(Option<Format>, Box<dyn std::io::Write>); 2] =
         [(Some(args.output), Box::new(std::io::stdout())), (args.output_err, Box::new(std::io::stderr()))];
     for (format, stream) in streams {
         let Some(format) = format else { continue };
         let mut printer = Printer::new(format, Vec::new(), args.extra, stream);
-        let table = report.as_ref().filter(|_| format == Format::Md).map(Report::table);
+        let table = comparison.as_ref().filter(|_| format == Format::Md).map(|c| c.report.table.clone());
         printer.write(&(asr::text(&rows, format) + &table.unwrap_or_default())).map_err(Failure::output)?;
     }
-    finish(args, baseline, report.as_ref(), &timed, say)
+    finish(args, comparison.as_ref(), &timed, say)
 }
 
 /// Makes synthetic models that were not used before, so that no measurement waits for one.
@@ -452,10 +496,6 @@ fn measure_one(
     })();
     let (measured, profile) =
         measured.with_context(|| format!("{} of {}", c.test.name(), facts.filename)).map_err(Failure::model)?;
-    let name = |t: KvType| match t {
-        KvType::F16 => "f16",
-        KvType::F32 => "f32",
-    };
     Ok(Row {
         settings: Settings {
             model: facts.clone(),
@@ -463,7 +503,7 @@ fn measure_one(
             n_batch: c.n_batch,
             n_ubatch: c.n_ubatch,
             n_threads: c.threads.get(),
-            cache_types: c.cache_types.map(name),
+            cache_types: c.cache_types.map(KvType::name),
             n_gpu_layers: c.n_gpu_layers,
             flash_attn: c.flash_attn,
             graph_reuse: c.reuse != Reuse::Off,

@@ -7,12 +7,12 @@ use engine::key::{GraphKey, Stage};
 use engine::profile::Profile;
 use serde_json::{Map, Value};
 
-use super::print::{line, padded};
+use super::print;
 use super::row::object;
 
 /// Heads and widths of the table; a negative width is that of a column to the left. The last column is as wide as it must be.
 const COLUMNS: [(&str, i32); 6] =
-    [("op", -20), ("count", 9), ("total ms", 11), ("ms/step", 9), ("%", 6), ("operands", 0)];
+    [("op", -20), ("count", 9), ("total ms", 11), ("ms/step", 9), ("%", 6), ("operands", -8)];
 /// Operands with a smaller share of the time, in percent, have no line of their own in the table; json has them all.
 const SHOWN_PERCENT: f64 = 0.1;
 
@@ -128,20 +128,7 @@ impl Breakdown {
         let what = if self.steps == 1 { "step" } else { "steps" };
         let head =
             format!("{} {what} of {per_step:.3} ms with a clock at every op, {unclocked_ms:.3} ms without", self.steps);
-        let rows = self.cells();
-        let longest = rows.iter().map(|row| row[COLUMNS.len() - 1].len()).max().unwrap_or_default();
-        let mut columns = COLUMNS;
-        let (name, width) = &mut columns[COLUMNS.len() - 1];
-        *width = -i32::try_from(longest.max(name.len())).unwrap_or(i32::MAX);
-        let mut text = format!("{head}\n\n{}", line(columns.map(|(name, width)| padded(name, width)).into_iter()));
-        text += &line(columns.iter().map(|&(_, width)| {
-            let n = width.unsigned_abs() as usize;
-            if width < 0 { "-".repeat(n) } else { format!("{}:", "-".repeat(n - 1)) }
-        }));
-        for row in rows {
-            text += &line(row.iter().zip(columns).map(|(cell, (_, width))| padded(cell, width)));
-        }
-        text
+        format!("{head}\n\n{}", print::table(&COLUMNS, &self.cells()))
     }
 
     fn cells(&self) -> Vec<[String; COLUMNS.len()]> {

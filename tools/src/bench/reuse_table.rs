@@ -1,6 +1,6 @@
 //! The gain of using compiled graphs again, test by test.
 
-use super::print::{line, padded};
+use super::print;
 use super::row::{Row, Settings};
 use super::statistics::mean;
 
@@ -10,28 +10,20 @@ const COLUMNS: [(&str, i32); 6] =
 
 /// A markdown table of the tests that were run with and without reuse.
 pub fn table(rows: &[Row]) -> String {
-    let mut text = String::from("\n");
-    text += &line(COLUMNS.iter().map(|&(name, width)| padded(name, width)));
-    text += &line(COLUMNS.iter().map(|&(_, width)| {
-        let n = width.unsigned_abs() as usize;
-        if width < 0 { "-".repeat(n) } else { format!("{}:", "-".repeat(n - 1)) }
-    }));
-    for with in rows.iter().filter(|r| r.settings.graph_reuse) {
-        let Some(without) = rows.iter().find(|r| !r.settings.graph_reuse && same(&r.settings, &with.settings)) else {
-            continue;
-        };
-        let rate = |row: &Row| mean(&row.rates());
-        let cells = [
+    let rate = |row: &Row| mean(&row.rates());
+    let cells = |with: &Row| {
+        let without = rows.iter().find(|r| !r.settings.graph_reuse && same(&r.settings, &with.settings))?;
+        Some([
             with.settings.model.kind.clone(),
             with.settings.n_threads.to_string(),
             with.settings.test.name(),
             format!("{:.2}", rate(without)),
             format!("{:.2}", rate(with)),
             format!("{:+.1} %", (rate(with) / rate(without) - 1.0) * 100.0),
-        ];
-        text += &line(cells.iter().zip(COLUMNS).map(|(cell, (_, width))| padded(cell, width)));
-    }
-    text
+        ])
+    };
+    let lines: Vec<_> = rows.iter().filter(|r| r.settings.graph_reuse).filter_map(cells).collect();
+    format!("\n{}", print::table(&COLUMNS, &lines))
 }
 
 /// Whether two rows differ in nothing but reuse.

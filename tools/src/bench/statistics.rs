@@ -2,6 +2,9 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+/// How sure [`median_interval`] is.
+pub const CONFIDENCE: f64 = 0.99;
+
 /// The mean; 0 of nothing.
 pub fn mean(x: &[f64]) -> f64 {
     if x.is_empty() { 0.0 } else { x.iter().sum::<f64>() / x.len() as f64 }
@@ -24,6 +27,29 @@ pub fn percentile(x: &[f64], p: f64) -> f64 {
     let at = p * last as f64;
     let (low, high) = (at.floor() as usize, at.ceil() as usize);
     sorted[low] + (sorted[high] - sorted[low]) * (at - low as f64)
+}
+
+/// Between which two values the median of all that could be measured lies, at a confidence of at least [`CONFIDENCE`];
+/// everything where `x` is too short for that. Makes no assumption about the distribution.
+///
+/// The `k` smallest and largest are left out with the largest `k` for which `2 P(B <= k)` is small enough, `B` binomial with
+/// `x.len()` and 1/2. Source: Conover, "Practical Nonparametric Statistics", confidence interval of a quantile.
+pub fn median_interval(x: &[f64]) -> [f64; 2] {
+    let mut sorted = x.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let n = sorted.len();
+    let mut term = 0.5f64.powi(i32::try_from(n).unwrap_or(i32::MAX));
+    let mut below = term;
+    let mut k = 0;
+    while 2.0 * below <= 1.0 - CONFIDENCE {
+        k += 1;
+        term *= (n - k + 1) as f64 / k as f64;
+        below += term;
+    }
+    match k.checked_sub(1) {
+        Some(left_out) => [sorted[left_out], sorted[n - 1 - left_out]],
+        None => [f64::NEG_INFINITY, f64::INFINITY],
+    }
 }
 
 /// Now, in UTC: `2026-11-21T19:04:00Z`.
@@ -59,6 +85,16 @@ mod tests {
         assert_eq!(percentile(&x, 0.5), 4.5);
         assert_eq!(percentile(&x, 1.0), 9.0);
         assert_eq!((mean(&[]), stddev(&[3.0]), percentile(&[], 0.5)), (0.0, 0.0, 0.0));
+    }
+
+    #[test]
+    fn intervals_of_a_median_are_those_of_the_tables() {
+        let upto = |n: u32| median_interval(&(1..=n).map(f64::from).collect::<Vec<_>>());
+        // Ranks at 99 %, from tables of the sign test.
+        assert_eq!(upto(7), [f64::NEG_INFINITY, f64::INFINITY]);
+        for (n, low) in [(8, 1.0), (11, 1.0), (12, 2.0), (15, 3.0), (20, 4.0), (40, 12.0)] {
+            assert_eq!(upto(n), [low, f64::from(n) + 1.0 - low], "{n}");
+        }
     }
 
     #[test]

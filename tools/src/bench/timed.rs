@@ -70,6 +70,15 @@ impl Timed {
         self.identity == other.identity
     }
 
+    /// The first field in which they are not measurements of the same thing, with both values.
+    pub fn difference(&self, other: &Self) -> Option<String> {
+        if self.identity.len() != other.identity.len() {
+            return Some("one is a clip and the other is not".to_owned());
+        }
+        let (ours, theirs) = self.identity.iter().zip(&other.identity).find(|(a, b)| a != b)?;
+        Some(format!("{} is {} here and {} there", ours.0, ours.1, theirs.1))
+    }
+
     /// Takes in the samples of a row like this one.
     pub fn extend(&mut self, other: &Self) {
         self.seconds.extend(&other.seconds);
@@ -93,6 +102,11 @@ impl Timed {
     /// What users read of so many seconds: tokens per second, or milliseconds of a clip.
     pub fn figure(&self, seconds: f64) -> f64 {
         self.n_tokens.map_or(seconds * 1e3, |n| n / seconds)
+    }
+
+    /// The median as users read it.
+    pub fn rate(&self) -> String {
+        format!("{:.2} {}", self.figure(self.median()), self.unit())
     }
 
     /// The unit of [`Timed::figure`].
