@@ -2,13 +2,10 @@
 //! caller's line and returned by [`GraphBuilder::finish`]; until then every method returns a tensor that can be passed on.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
 use std::panic::Location;
 
-use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::graph::{Graph, Node, TensorIds};
+use crate::graph::{Graph, Name, Node, TensorIds};
 use crate::key::{GraphKey, Rows, Stage};
 use crate::memory::StateSpec;
 use crate::op::{Binary, Op, Rope, Route, Unary, Window};
@@ -30,32 +27,24 @@ pub struct GraphBuilder<'a> {
 #[derive(Default)]
 struct Inner {
     graph: Graph,
-    leaves: HashMap<(Source, Shape), TensorId, BuildHasherDefault<Multiply>>,
+    inputs: Leaves,
+    weights: Leaves,
+    states: Leaves,
     error: Option<Error>,
     /// Operands of the node that is being added.
     descs: Vec<TensorDesc>,
 }
 
-/// A hash for small keys of our own: a graph of some hundred nodes looks up as many leaves.
+/// The tensors of one kind of source, by the source's number: who asks for one twice gets the same tensor.
 #[derive(Default)]
-struct Multiply(u64);
+struct Leaves(Vec<Option<TensorId>>);
 
-impl Hasher for Multiply {
-    fn write(&mut self, bytes: &[u8]) {
-        for chunk in bytes.chunks(size_of::<u64>()) {
-            let mut word = [0; size_of::<u64>()];
-            word[..chunk.len()].copy_from_slice(chunk);
-            self.write_u64(u64::from_le_bytes(word));
+impl Leaves {
+    fn of(&mut self, number: usize) -> &mut Option<TensorId> {
+        if number >= self.0.len() {
+            self.0.resize(number + 1, None);
         }
-    }
-
-    fn write_u64(&mut self, word: u64) {
-        // Knuth's multiplicative hash: 2^64 divided by the golden ratio.
-        self.0 = (self.0.rotate_left(5) ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    }
-
-    fn finish(&self) -> u64 {
-        self.0
+        &mut self.0[number]
     }
 }
 
@@ -81,7 +70,7 @@ impl<'a> GraphBuilder<'a> {
         let mut inner = Inner::default();
         inner.graph.tensors.reserve(USUAL_TENSORS);
         inner.graph.nodes.reserve(USUAL_NODES);
-        inner.leaves.reserve(USUAL_NODES);
+        inner.weights.0.reserve(USUAL_NODES);
         Self { states, n_slots, inner: RefCell::new(inner) }
     }
 
@@ -102,60 +91,67 @@ impl<'a> GraphBuilder<'a> {
     /// What the caller supplies for `input`; asking twice gives the same tensor. It has one shape in a graph.
     #[track_caller]
     pub fn input(&self, input: Input, shape: impl Into<Shape>) -> Tensor {
-        let (source, shape) = (Source::Input(input), shape.into());
+        let shape = shape.into();
         let mut inner = self.inner.borrow_mut();
-        let other = inner.leaves.keys().find(|(s, other)| *s == source && *other != shape).map(|(_, other)| *other);
-        if let Some(other) = other {
-            inner.fail("input", &format!("{input:?} is {other} already, not {shape}"), Location::caller());
+        let Inner { graph, inputs, error, .. } = &mut *inner;
+        let desc = TensorDesc::contiguous(input.dtype(), shape, Source::Input(input));
+        let id = *inputs.of(input as usize).get_or_insert_with(|| graph.push(desc));
+        let known = graph.tensor(id).shape;
+        if known != shape {
+            fail(error, "input", &format!("{input:?} is {known} already, not {shape}"), Location::caller());
         }
-        drop(inner);
-        self.leaf(source, input.dtype(), shape)
+        Tensor(id)
     }
 
     /// A weight as an operand.
     pub fn weight(&self, w: Weight) -> Tensor {
-        self.leaf(Source::Weight(w.id()), w.dtype(), w.shape())
+        let mut inner = self.inner.borrow_mut();
+        let Inner { graph, weights, .. } = &mut *inner;
+        let desc = TensorDesc::contiguous(w.dtype(), w.shape(), Source::Weight(w.id()));
+        let known = weights.of(w.id().0 as usize);
+        // A model may see a weight under several shapes.
+        match *known {
+            Some(id) if *graph.tensor(id) == desc => Tensor(id),
+            Some(_) | None => Tensor(*known.insert(graph.push(desc))),
+        }
     }
 
     fn state(&self, s: State) -> Tensor {
-        let spec = &self.states[s.0.index()];
-        let dims: Vec<usize> =
-            std::iter::once(self.n_slots).chain(spec.shape.dims().iter().map(|&d| d as usize)).collect();
-        let shape = Shape::new(&dims).expect("memory checked the state's size");
-        self.leaf(Source::State(s.0), spec.dtype, shape)
-    }
-
-    fn leaf(&self, source: Source, dtype: DType, shape: Shape) -> Tensor {
         let mut inner = self.inner.borrow_mut();
-        if let Some(&id) = inner.leaves.get(&(source, shape)) {
-            return Tensor(id);
-        }
-        let id = inner.push_tensor(TensorDesc::contiguous(dtype, shape, source));
-        inner.leaves.insert((source, shape), id);
-        Tensor(id)
+        let Inner { graph, states, .. } = &mut *inner;
+        let make = || {
+            let spec = &self.states[s.0.index()];
+            let mut extents = spec.shape.extents();
+            extents.insert(0, self.n_slots);
+            let shape = Shape::new(&extents).expect("memory checked the state's size");
+            graph.push(TensorDesc::contiguous(spec.dtype, shape, Source::State(s.0)))
+        };
+        Tensor(*states.of(s.0.index()).get_or_insert_with(make))
     }
 
     #[track_caller]
     fn push<const N: usize>(&self, op: Op, args: &[Tensor]) -> [Tensor; N] {
         let mut inner = self.inner.borrow_mut();
-        let ids: TensorIds = args.iter().map(|t| t.0).collect();
-        let Inner { graph, descs, .. } = &mut *inner;
+        let Inner { graph, descs, error, .. } = &mut *inner;
+        let (mut ids, mut outs) = (TensorIds::new(), TensorIds::new());
         descs.clear();
-        descs.extend(ids.iter().map(|&id| *graph.tensor(id)));
+        for &Tensor(id) in args {
+            ids.push(id);
+            descs.push(*graph.tensor(id));
+        }
         let results = match op.infer(descs) {
             Ok(results) => results,
             Err(e) => {
-                inner.fail(op.spec().name, &e.0, Location::caller());
+                fail(error, op.spec().name, &e.0, Location::caller());
                 return [args[0]; N];
             }
         };
-        let node = NodeId(u32::try_from(inner.graph.nodes.len()).expect("graphs have far fewer nodes"));
-        let outs: TensorIds = (0u8..)
-            .zip(results)
-            .map(|(i, (dtype, shape))| inner.push_tensor(TensorDesc::contiguous(dtype, shape, Source::Node(node, i))))
-            .collect();
+        let node = NodeId(u32::try_from(graph.nodes.len()).expect("graphs have far fewer nodes"));
+        for (i, &(dtype, shape)) in (0u8..).zip(&results) {
+            outs.push(graph.push(TensorDesc::contiguous(dtype, shape, Source::Node(node, i))));
+        }
         let tensors = std::array::from_fn(|i| Tensor(outs[i]));
-        inner.graph.nodes.push(Node { op, args: ids, outs });
+        graph.nodes.push(Node { op, args: ids, outs });
         tensors
     }
 
@@ -171,8 +167,8 @@ impl<'a> GraphBuilder<'a> {
     }
 
     /// Names a tensor, so that tests and `inspect` can ask for it.
-    pub fn name(&self, t: Tensor, name: &str) -> Tensor {
-        self.inner.borrow_mut().graph.names.insert(name.to_owned(), t.0);
+    pub fn name(&self, t: Tensor, name: impl Into<Name>) -> Tensor {
+        self.inner.borrow_mut().graph.names.push((name.into(), t.0));
         t
     }
 
@@ -380,7 +376,7 @@ impl<'a> GraphBuilder<'a> {
     #[track_caller]
     pub fn slice(&self, x: Tensor, extent: usize, start: usize, len: usize) -> Tensor {
         let desc = self.desc(x);
-        let mut dims: Vec<usize> = desc.shape.dims().iter().map(|&d| d as usize).collect();
+        let mut dims = desc.shape.extents();
         let fits = dims.get(extent).is_some_and(|&d| len > 0 && start.checked_add(len).is_some_and(|end| end <= d));
         if !fits {
             return self.fail(x, "slice", format!("{start}..+{len} of extent {extent} does not fit {}", desc.shape));
@@ -406,11 +402,12 @@ impl<'a> GraphBuilder<'a> {
     #[track_caller]
     pub fn split_heads(&self, x: Tensor, n_head: usize) -> Tensor {
         let shape = self.shape(x);
-        let dims: Vec<usize> = shape.dims().iter().map(|&d| d as usize).collect();
-        let Some((&n, outer)) = dims.split_last().filter(|(n, _)| n_head > 0 && n.is_multiple_of(n_head)) else {
+        let mut dims = shape.extents();
+        let Some(n) = dims.pop().filter(|n| n_head > 0 && n.is_multiple_of(n_head)) else {
             return self.fail(x, "split_heads", format!("{shape} does not split into {n_head} heads"));
         };
-        match Shape::new(&[outer, &[n_head, n / n_head]].concat()) {
+        dims.extend_from_slice(&[n_head, n / n_head]);
+        match Shape::new(&dims) {
             Some(split) => self.reshape(x, split),
             None => self.fail(x, "split_heads", format!("{shape} has too many extents")),
         }
@@ -420,12 +417,12 @@ impl<'a> GraphBuilder<'a> {
     #[track_caller]
     pub fn merge_heads(&self, x: Tensor) -> Tensor {
         let shape = self.shape(x);
-        let dims: Vec<usize> = shape.dims().iter().map(|&d| d as usize).collect();
-        let [outer @ .., n_head, head_dim] = &dims[..] else {
+        let mut dims = shape.extents();
+        let (Some(head_dim), Some(n_head)) = (dims.pop(), dims.pop()) else {
             return self.fail(x, "merge_heads", format!("{shape} has no heads"));
         };
-        let merged = Shape::new(&[outer, &[n_head * head_dim]].concat()).expect("fewer extents of the same product");
-        self.reshape(x, merged)
+        dims.push(n_head * head_dim);
+        self.reshape(x, Shape::new(&dims).expect("fewer extents of the same product"))
     }
 
     fn desc(&self, x: Tensor) -> TensorDesc {
@@ -440,26 +437,19 @@ impl<'a> GraphBuilder<'a> {
             Source::Weight(_) | Source::State(_) | Source::Input(_) | Source::Node(..) => (x.0, 0),
         };
         let source = Source::View { of, offset: base + offset };
-        Tensor(inner.push_tensor(TensorDesc { dtype: desc.dtype, shape, strides, source }))
+        Tensor(inner.graph.push(TensorDesc { dtype: desc.dtype, shape, strides, source }))
     }
 
     #[track_caller]
     fn fail(&self, x: Tensor, op: &'static str, msg: String) -> Tensor {
-        self.inner.borrow_mut().fail(op, &msg, Location::caller());
+        fail(&mut self.inner.borrow_mut().error, op, &msg, Location::caller());
         x
     }
 }
 
-impl Inner {
-    fn push_tensor(&mut self, desc: TensorDesc) -> TensorId {
-        let id = TensorId(u32::try_from(self.graph.tensors.len()).expect("graphs have far fewer tensors"));
-        self.graph.tensors.push(desc);
-        id
-    }
-
-    fn fail(&mut self, op: &'static str, msg: &str, at: &Location<'_>) {
-        self.error.get_or_insert_with(|| Error::Graph { at: at.to_string(), op, msg: msg.to_owned() });
-    }
+/// Keeps the first error.
+fn fail(error: &mut Option<Error>, op: &'static str, msg: &str, at: &Location<'_>) {
+    error.get_or_insert_with(|| Error::Graph { at: at.to_string(), op, msg: msg.to_owned() });
 }
 
 /// Strides of `desc` seen as `shape`, if no element has to move: every new extent must come from extents that lie
@@ -571,6 +561,7 @@ impl BatchInputs {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dtype::DType;
 
     #[test]
     fn an_input_has_one_shape() {

@@ -12,6 +12,9 @@ use crate::tensor::{Input, NodeId, Source, TensorDesc, TensorId};
 /// Operands or results of a node; usual numbers of them need no memory of their own.
 pub type TensorIds = SmallVec<[TensorId; 6]>;
 
+/// Descriptions of a node's operands.
+pub type Operands<'a> = SmallVec<[&'a TensorDesc; 6]>;
+
 /// One operation with its operands and results.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Node {
@@ -32,14 +35,63 @@ pub struct Graph {
     pub nodes: Vec<Node>,
     /// Tensors that the caller reads after a run, taps included.
     pub outputs: Vec<TensorId>,
-    /// Names that models gave to tensors.
-    pub names: BTreeMap<String, TensorId>,
+    /// Names that models gave to tensors; the last one counts where a name was given twice.
+    pub names: Vec<(Name, TensorId)>,
+}
+
+/// What a model calls a tensor: `norm`, or with a number `blk.3.out`. Text is made of it when somebody reads it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Name {
+    scope: &'static str,
+    numbered: Option<(usize, &'static str)>,
+}
+
+impl From<&'static str> for Name {
+    fn from(name: &'static str) -> Self {
+        Self { scope: name, numbered: None }
+    }
+}
+
+/// `("blk", 3, "out")` is `blk.3.out`.
+impl From<(&'static str, usize, &'static str)> for Name {
+    fn from((scope, number, part): (&'static str, usize, &'static str)) -> Self {
+        Self { scope, numbered: Some((number, part)) }
+    }
+}
+
+/// `("gelu", 3)` is `gelu.3`.
+impl From<(&'static str, usize)> for Name {
+    fn from((scope, number): (&'static str, usize)) -> Self {
+        Self::from((scope, number, ""))
+    }
+}
+
+impl std::fmt::Display for Name {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.numbered {
+            None => f.write_str(self.scope),
+            Some((number, "")) => write!(f, "{}.{number}", self.scope),
+            Some((number, part)) => write!(f, "{}.{number}.{part}", self.scope),
+        }
+    }
 }
 
 impl Graph {
+    /// Adds a tensor.
+    pub(crate) fn push(&mut self, desc: TensorDesc) -> TensorId {
+        let id = TensorId(u32::try_from(self.tensors.len()).expect("graphs have far fewer tensors"));
+        self.tensors.push(desc);
+        id
+    }
+
     /// The tensor's description.
     pub fn tensor(&self, id: TensorId) -> &TensorDesc {
         &self.tensors[id.index()]
+    }
+
+    /// The tensor with this name.
+    pub fn named(&self, name: &str) -> Option<TensorId> {
+        self.names.iter().rev().find(|(n, _)| n.to_string() == name).map(|&(_, id)| id)
     }
 
     /// The node with this index.
@@ -61,8 +113,12 @@ impl Graph {
     }
 
     /// Descriptions of tensors.
-    pub fn descs(&self, ids: &[TensorId]) -> SmallVec<[&TensorDesc; 6]> {
-        ids.iter().map(|&id| self.tensor(id)).collect()
+    pub fn descs(&self, ids: &[TensorId]) -> Operands<'_> {
+        let mut descs = Operands::new();
+        for &id in ids {
+            descs.push(self.tensor(id));
+        }
+        descs
     }
 
     /// The node that writes the tensor's bytes; none for weights, states and inputs.
@@ -116,7 +172,7 @@ impl Graph {
 
     /// The graph as text, one node a line.
     pub fn dump(&self) -> String {
-        let labels: BTreeMap<TensorId, &str> = self.names.iter().map(|(n, &id)| (id, n.as_str())).collect();
+        let labels: BTreeMap<TensorId, Name> = self.names.iter().map(|&(name, id)| (id, name)).collect();
         let mut out = String::new();
         for (id, node) in self.walk() {
             let outs: Vec<String> = node.outs.iter().map(|&t| self.label(t)).collect();

@@ -1,6 +1,7 @@
 //! [`MemoryPlan`]: where every activation lies, fixed before the first run. [`verify`] checks a plan without using
 //! anything that made it.
 
+use std::cmp::Reverse;
 use std::ops::Range;
 
 use crate::graph::Graph;
@@ -101,14 +102,7 @@ pub fn plan(graph: &Graph, alignment: usize, scratch: &dyn Fn(NodeId) -> usize) 
             Source::Node(..) | Source::Input(_) => {}
         }
     }
-    let (mut intervals, interval_of) = lifetimes(graph);
-    for (id, _) in graph.walk() {
-        let bytes = scratch(id);
-        if bytes > 0 {
-            let at = id.index();
-            intervals.push(Interval { first: at, last: at, bytes, scratch: Some(at) });
-        }
-    }
+    let (intervals, interval_of) = lifetimes(graph, scratch);
     let offsets = place(&intervals, input_bytes, alignment);
     let mut arena_bytes = input_bytes;
     for (place, interval) in places.iter_mut().zip(interval_of) {
@@ -150,8 +144,9 @@ fn ids(graph: &Graph) -> impl Iterator<Item = (TensorId, &TensorDesc)> {
     (0..).map(TensorId).zip(&graph.tensors)
 }
 
-/// One interval per group of node results that share bytes, in execution order, and the interval of every tensor.
-fn lifetimes(graph: &Graph) -> (Vec<Interval>, Vec<Option<usize>>) {
+/// One interval per group of node results that share bytes and per scratch region, in execution order, and the interval of
+/// every tensor.
+fn lifetimes(graph: &Graph, scratch: &dyn Fn(NodeId) -> usize) -> (Vec<Interval>, Vec<Option<usize>>) {
     let mut last_read = vec![0; graph.tensors.len()];
     for (id, node) in graph.walk() {
         for &arg in &node.args {
@@ -176,11 +171,12 @@ fn lifetimes(graph: &Graph) -> (Vec<Interval>, Vec<Option<usize>>) {
             let last = last_read[out.index()].max(at);
             let bytes = graph.tensor(out).bytes();
             let taken = spec.inplace.filter(|_| k == 0).map(|i| node.args[i]).filter(|&arg| {
-                let root = graph.root(arg);
-                let desc = graph.tensor(arg);
-                let whole = desc.is_contiguous() && desc.bytes() == graph.tensor(root).bytes();
-                let read_once = node.args.iter().filter(|&&a| graph.root(a) == root).count() == 1;
-                whole && read_once && desc.bytes() == bytes && last_read[root.index()] == at && !is_output[root.index()]
+                let (root, desc) = (graph.root(arg), graph.tensor(arg));
+                let dies = last_read[root.index()] == at && !is_output[root.index()];
+                dies && desc.bytes() == bytes
+                    && graph.tensor(root).bytes() == bytes
+                    && desc.is_contiguous()
+                    && node.args.iter().filter(|&&a| graph.root(a) == root).count() == 1
             });
             let group: Option<usize> = taken.and_then(|arg| interval_of[graph.root(arg).index()]);
             let group = group.unwrap_or_else(|| {
@@ -190,21 +186,25 @@ fn lifetimes(graph: &Graph) -> (Vec<Interval>, Vec<Option<usize>>) {
             intervals[group].last = intervals[group].last.max(last);
             interval_of[out.index()] = Some(group);
         }
+        let bytes = scratch(id);
+        if bytes > 0 {
+            intervals.push(Interval { first: at, last: at, bytes, scratch: Some(at) });
+        }
     }
     (intervals, interval_of)
 }
 
 /// The offset of every interval, above `floor`.
 fn place(intervals: &[Interval], floor: usize, alignment: usize) -> Vec<usize> {
-    let mut order: Vec<usize> = (0..intervals.len()).collect();
-    order.sort_unstable_by_key(|&i| (std::cmp::Reverse(intervals[i].bytes), intervals[i].first, i));
+    // Largest first, and where sizes are equal, as they mostly are, in execution order.
+    let mut order: Vec<(usize, &Interval)> = intervals.iter().enumerate().collect();
+    order.sort_by_key(|(_, interval)| Reverse(interval.bytes));
     let n_nodes = intervals.iter().map(|i| i.last + 1).max().unwrap_or(0);
     let mut alive = ByNode::new(n_nodes, 2 * intervals.len());
     let mut beginning = ByNode::new(n_nodes, intervals.len());
     let mut offsets = vec![0; intervals.len()];
     let mut taken = Vec::new();
-    for i in order {
-        let &Interval { first, last, bytes, .. } = &intervals[i];
+    for (i, &Interval { first, last, bytes, .. }) in order {
         taken.clear();
         taken.extend(alive.at(first));
         (first + 1..=last).for_each(|node| taken.extend(beginning.at(node)));

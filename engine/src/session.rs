@@ -387,7 +387,7 @@ impl Session {
     /// A named tensor of the last run, as [`CompileOptions::taps`] asked for it: its values, integers too, and its shape.
     pub fn tap(&self, name: &str) -> Result<Option<(Vec<f32>, Shape)>> {
         let Some(compiled) = self.last_run.map(|i| self.cache.peek(i)) else { return Ok(None) };
-        let Some(&id) = compiled.described.graph.names.get(name) else { return Ok(None) };
+        let Some(id) = compiled.described.graph.named(name) else { return Ok(None) };
         let Some(at) = compiled.described.graph.outputs.iter().position(|&o| o == id) else { return Ok(None) };
         let mut values = Vec::new();
         Place::of(compiled, at)?.read(&self.arenas, &self.backends, &mut values)?;
@@ -506,7 +506,7 @@ impl Session {
         self.model.build(&builder, key);
         let mut graph = builder.finish()?;
         for name in &self.options.compile.taps {
-            if let Some(&id) = graph.names.get(name)
+            if let Some(id) = graph.named(name)
                 && !graph.outputs.contains(&id)
             {
                 graph.outputs.push(id);

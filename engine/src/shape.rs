@@ -1,5 +1,7 @@
 //! Extents of tensors. [`Shape`] lists them outermost first, as PyTorch does; GGUF's reversed order ends in `gguf`.
 
+use smallvec::SmallVec;
+
 /// Highest rank of a tensor.
 pub const MAX_RANK: usize = 4;
 
@@ -31,6 +33,15 @@ impl Shape {
         &self.dims[..usize::from(self.rank)]
     }
 
+    /// Extents to change and to make a shape of again, with room for one more.
+    pub fn extents(&self) -> SmallVec<[usize; MAX_RANK + 1]> {
+        let mut extents = SmallVec::new();
+        for &d in self.dims() {
+            extents.push(d as usize);
+        }
+        extents
+    }
+
     /// Number of extents.
     pub fn rank(&self) -> usize {
         usize::from(self.rank)
@@ -53,15 +64,15 @@ impl Shape {
 
     /// Product of all extents but the last.
     pub fn rows(&self) -> usize {
-        self.elements() / self.last()
+        self.dims().split_last().map_or(1, |(_, outer)| outer.iter().map(|&d| d as usize).product())
     }
 
-    /// The same shape with another innermost extent. Panics on a scalar.
-    #[must_use]
-    pub fn with_last(mut self, n: usize) -> Self {
-        let last = self.rank() - 1;
-        self.dims[last] = u32::try_from(n).expect("extents were checked when the operand was built");
-        self
+    /// The same shape with another innermost extent; `None` for a scalar and where [`Shape::new`] gives it.
+    pub fn with_last(mut self, n: usize) -> Option<Self> {
+        let last = self.rank().checked_sub(1)?;
+        self.dims[last] = u32::try_from(n).ok().filter(|&n| n > 0)?;
+        self.dims().iter().try_fold(1u32, |elements, &d| elements.checked_mul(d))?;
+        Some(self)
     }
 
     /// Element strides of a contiguous tensor of this shape; unused places are 0.

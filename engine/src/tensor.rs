@@ -137,9 +137,12 @@ impl TensorDesc {
 
     /// Whether the elements lie in one piece in the order of the shape.
     pub fn is_contiguous(&self) -> bool {
-        let want = self.shape.strides();
-        let dims = self.shape.dims();
-        dims.iter().enumerate().all(|(i, &d)| d == 1 || self.strides[i] == want[i])
+        let mut step = 1;
+        self.shape.dims().iter().zip(&self.strides).rev().all(|(&extent, &stride)| {
+            let is_dense = extent == 1 || stride == step;
+            step *= extent;
+            is_dense
+        })
     }
 
     /// Whether each innermost row lies in one piece.

@@ -266,19 +266,18 @@ impl Model for Lfm2 {
         let batch = BatchInputs::new(g, key);
         let mut x: Tensor = g.name(batch.embed(g, self.embed_tokens), "embed");
         for (i, layer) in self.layers.iter().enumerate() {
-            let prefix = format!("blk.{i}");
             let h = g.rms_norm(x, layer.operator_norm, self.hp.eps);
             let h = match &layer.mixer {
                 Mixer::Conv(conv) => conv.build(g, &batch, h),
                 Mixer::Attention(attention) => attention.build(g, &batch, h),
             };
-            x = g.add(x, g.name(h, &format!("{prefix}.mixer")));
+            x = g.add(x, g.name(h, ("blk", i, "mixer")));
             let h = g.rms_norm(x, layer.ffn_norm, self.hp.eps);
             let h = match &layer.ffn {
                 FeedForward::Dense(ffn) => ffn.build(g, h),
-                FeedForward::Moe(moe) => moe.build(g, &prefix, h),
+                FeedForward::Moe(moe) => moe.build(g, i, h),
             };
-            x = g.name(g.add(x, g.name(h, &format!("{prefix}.ffn"))), &format!("{prefix}.out"));
+            x = g.name(g.add(x, g.name(h, ("blk", i, "ffn"))), ("blk", i, "out"));
         }
         let Some(x) = batch.output_rows(g, x) else { return };
         let x = g.name(g.rms_norm(x, self.embedding_norm, self.hp.eps), "norm");

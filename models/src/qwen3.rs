@@ -147,11 +147,11 @@ impl Model for Qwen3 {
         let mut x: Tensor = g.name(batch.embed(g, self.embed_tokens), "embed");
         for (i, layer) in self.layers.iter().enumerate() {
             let h = g.rms_norm(x, layer.input_layernorm, self.hp.eps);
-            let h = g.name(layer.self_attn.build(g, &batch, h), &format!("blk.{i}.mixer"));
+            let h = g.name(layer.self_attn.build(g, &batch, h), ("blk", i, "mixer"));
             x = g.add(x, h);
             let h = g.rms_norm(x, layer.post_attention_layernorm, self.hp.eps);
-            let h = g.name(layer.mlp.build(g, h), &format!("blk.{i}.ffn"));
-            x = g.name(g.add(x, h), &format!("blk.{i}.out"));
+            let h = g.name(layer.mlp.build(g, h), ("blk", i, "ffn"));
+            x = g.name(g.add(x, h), ("blk", i, "out"));
         }
         let Some(x) = batch.output_rows(g, x) else { return };
         let x = g.name(g.rms_norm(x, self.norm, self.hp.eps), "norm");

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use engine::error::Result;
 use engine::op::Rope;
 
-use super::mem::{Storage, View, ViewMut, Window};
+use super::mem::{Storage, View, ViewMut};
 use super::region::{Step, Worker, piece};
 
 /// Cosine and sine of every pair's angle at every position of a call.
@@ -26,8 +26,8 @@ impl RopeTable {
         let bytes = n_positions * n * size_of::<f32>();
         let storage = Arc::new(Storage::zeroed(2 * bytes, "rotary angles")?);
         Ok(Self {
-            cos: ViewMut::new(&storage, Window::contiguous(0, n_positions, n))?,
-            sin: ViewMut::new(&storage, Window::contiguous(bytes, n_positions, n))?,
+            cos: ViewMut::dense(&storage, 0, n_positions, n)?,
+            sin: ViewMut::dense(&storage, bytes, n_positions, n)?,
         })
     }
 

@@ -6,15 +6,16 @@ use bytemuck::Pod;
 use engine::Error;
 use engine::backend::{Bindings, Segment};
 use engine::error::Result;
-use engine::graph::{Graph, Node};
+use engine::graph::{Graph, Node, Operands};
 use engine::op::Rope;
 use engine::plan::{MemoryPlan, Place};
 use engine::tensor::{NodeId, Source, TensorDesc, TensorId};
+use engine::weights::WeightId;
 use kernels::cpu::Kernels;
 
 use super::NAME;
 use super::angles::RopeTable;
-use super::mem::{ALIGNMENT, Storage, View, ViewMut, Window, WorkerScratch};
+use super::mem::{ALIGNMENT, OUTER, Storage, View, ViewMut, Window, WorkerScratch};
 use super::pool::Pool;
 use super::region::{Step, Worker};
 use super::weights::CpuBuffer;
@@ -38,6 +39,11 @@ pub(super) struct Needs {
 }
 
 impl Needs {
+    /// Enough for either.
+    pub(super) fn max(self, other: Self) -> Self {
+        Self { shared: self.shared.max(other.shared), worker: self.worker.max(other.worker) }
+    }
+
     fn shared_bytes(self) -> usize {
         (self.shared * size_of::<f32>()).next_multiple_of(ALIGNMENT)
     }
@@ -112,113 +118,104 @@ impl<'a> Lowering<'a> {
     }
 
     /// The tensor's description.
-    pub(super) fn desc(&self, id: TensorId) -> &TensorDesc {
+    pub(super) fn desc(&self, id: TensorId) -> &'a TensorDesc {
         self.graph.tensor(id)
     }
 
     /// Descriptions of a node's operands.
-    pub(super) fn descs(&self, at: At<'_>) -> Vec<TensorDesc> {
-        at.node.args.iter().map(|&a| *self.desc(a)).collect()
+    pub(super) fn descs(&self, at: At<'_>) -> Operands<'a> {
+        self.graph.descs(&at.node.args)
     }
 
-    /// The buffer that holds the tensor's bytes.
-    pub(super) fn buffer(&self, id: TensorId) -> Result<&'a CpuBuffer> {
-        let unbound = || self.fail("a tensor without a buffer");
-        let buffer = match self.desc(self.graph.root(id)).source {
-            Source::Weight(w) => self.bind.weights.get(w.0 as usize).and_then(Option::as_ref).ok_or_else(unbound)?,
-            Source::State(s) => self.bind.states.get(s.index()).ok_or_else(unbound)?,
-            Source::Node(n, k) => match self.aliased(n, k) {
-                Some(arg) => return self.buffer(arg),
-                None => self.bind.arena,
+    /// A weight's buffer.
+    pub(super) fn weight(&self, id: TensorId) -> Result<&'a CpuBuffer> {
+        match self.desc(self.graph.root(id)).source {
+            Source::Weight(w) => self.imported(w),
+            Source::State(_) | Source::Input(_) | Source::Node(..) | Source::View { .. } => {
+                Err(self.fail("an operand that is no weight"))
+            }
+        }
+    }
+
+    fn imported(&self, id: WeightId) -> Result<&'a CpuBuffer> {
+        let buffer = self.bind.weights.get(id.0 as usize).and_then(Option::as_ref);
+        CpuBuffer::of(buffer.ok_or_else(|| self.fail("a weight that was not imported"))?, self.pool)
+    }
+
+    /// The memory that holds the tensor, and its first byte there.
+    fn locate(&self, id: TensorId) -> Result<(&Arc<Storage>, usize)> {
+        let desc = self.desc(id);
+        match desc.source {
+            Source::Weight(w) => Ok((&self.imported(w)?.storage, 0)),
+            Source::State(s) => {
+                let buffer = self.bind.states.get(s.index()).ok_or_else(|| self.fail("an unbound state"))?;
+                Ok((&CpuBuffer::of(buffer, self.pool)?.storage, 0))
+            }
+            Source::Input(_) | Source::Node(..) => match self.plan.place(id) {
+                Place::Arena { offset, .. } => Ok((&self.arena, offset)),
+                Place::Elsewhere => self.locate(self.aliased(id)?),
+                Place::Unused => Err(self.fail("a tensor without a place")),
             },
-            Source::Input(_) => self.bind.arena,
-            Source::View { .. } => return Err(unbound()),
-        };
-        CpuBuffer::of(buffer, self.pool)
-    }
-
-    /// The operand whose storage is this result.
-    fn aliased(&self, n: NodeId, k: u8) -> Option<TensorId> {
-        let node = self.graph.node(n);
-        node.op.spec().aliases.filter(|_| k == 0).map(|i| node.args[i])
-    }
-
-    /// The tensor's first byte in its buffer.
-    fn start(&self, id: TensorId) -> Result<usize> {
-        let desc = self.desc(id);
-        let offset = match desc.source {
-            Source::View { offset, .. } => offset as usize,
-            Source::Weight(_) | Source::State(_) | Source::Input(_) | Source::Node(..) => 0,
-        };
-        let block = desc.dtype.block();
-        if !offset.is_multiple_of(block.len) {
-            return Err(self.fail("a view that begins inside a block"));
+            Source::View { of, offset } => {
+                let ((storage, start), block) = (self.locate(of)?, desc.dtype.block());
+                let offset = offset as usize;
+                if !offset.is_multiple_of(block.len) {
+                    return Err(self.fail("a view that begins inside a block"));
+                }
+                Ok((storage, start + offset / block.len * block.bytes))
+            }
         }
-        let root = self.graph.root(id);
-        let base = match self.plan.place(root) {
-            Place::Arena { offset, .. } => offset,
-            Place::Elsewhere => 0,
-            Place::Unused => return Err(self.fail("a tensor without a place")),
-        };
-        Ok(base + offset / block.len * block.bytes)
     }
 
-    /// Where the tensor lies, counted in elements.
-    fn window(&self, id: TensorId) -> Result<Window> {
-        let desc = self.desc(id);
-        let rank = desc.shape.rank();
-        let mut window = Window::contiguous(self.start(id)?, 1, desc.shape.last());
-        window.inner = if rank == 0 { 1 } else { desc.strides[rank - 1] as usize };
-        for i in 1..rank {
-            let outer = (desc.shape.dim(rank - 1 - i), desc.strides[rank - 1 - i] as usize);
-            window.outer[window.outer.len() - i] = outer;
-        }
-        Ok(window)
+    /// The operand of the node that makes this tensor whose storage the tensor is.
+    fn aliased(&self, id: TensorId) -> Result<TensorId> {
+        let node = self.graph.producer(id).map(|n| self.graph.node(n));
+        let arg = node.and_then(|node| node.op.spec().aliases.map(|i| node.args[i]));
+        arg.ok_or_else(|| self.fail("a result without a place"))
     }
 
     /// A tensor of plain elements to read.
     pub(super) fn view<T: Pod>(&self, id: TensorId) -> Result<View<T>> {
-        self.check_size::<T>(id)?;
-        View::new(&self.buffer(id)?.storage, self.window(id)?)
+        let (desc, (storage, byte)) = (self.desc(id), self.locate(id)?);
+        let block = desc.dtype.block();
+        if block.len != 1 || block.bytes != size_of::<T>() {
+            return Err(self.fail("elements of another size"));
+        }
+        if desc.is_contiguous() {
+            return View::dense(storage, byte, desc.shape.rows(), desc.shape.last());
+        }
+        View::new(storage, strided(desc, byte))
     }
 
     /// A tensor of plain elements to write.
     pub(super) fn result<T: Pod>(&self, id: TensorId) -> Result<ViewMut<T>> {
-        self.check_size::<T>(id)?;
-        ViewMut::new(&self.buffer(id)?.storage, self.window(id)?)
+        ViewMut::of(self.view(id)?)
     }
 
     /// Rows of a result from `first` on, which are as many and as long as those of `like`.
     pub(super) fn result_part(&self, id: TensorId, first: usize, like: &View<f32>) -> Result<ViewMut<f32>> {
-        let byte = self.start(id)? + first * size_of::<f32>();
-        ViewMut::new(&self.buffer(id)?.storage, Window::contiguous(byte, like.n_rows(), like.row_len()))
-    }
-
-    fn check_size<T>(&self, id: TensorId) -> Result<()> {
-        let block = self.desc(id).dtype.block();
-        if block.len == 1 && block.bytes == size_of::<T>() {
-            Ok(())
-        } else {
-            Err(self.fail("elements of another size"))
-        }
+        let (storage, byte) = self.locate(id)?;
+        ViewMut::dense(storage, byte + first * size_of::<f32>(), like.n_rows(), like.row_len())
     }
 
     /// The bytes of a tensor of any format, row by row.
     pub(super) fn bytes(&self, id: TensorId) -> Result<View<u8>> {
-        let desc = self.desc(id);
+        let (desc, (storage, byte)) = (self.desc(id), self.locate(id)?);
         let block = desc.dtype.block();
-        let mut window = self.window(id)?;
-        let bytes = |n: usize| n.is_multiple_of(block.len).then(|| n / block.len * block.bytes);
-        let strided = || self.fail("rows that are not whole blocks");
-        if window.inner != 1 && window.row_len != 1 {
-            return Err(strided());
+        let partial = || self.fail("rows that are not whole blocks");
+        let bytes = |n: usize| n.is_multiple_of(block.len).then(|| n / block.len * block.bytes).ok_or_else(partial);
+        let row_bytes = bytes(desc.shape.last())?;
+        if desc.is_contiguous() {
+            return View::dense(storage, byte, desc.shape.rows(), row_bytes);
         }
-        window.inner = 1;
-        window.row_len = bytes(window.row_len).ok_or_else(strided)?;
+        if !desc.has_contiguous_rows() {
+            return Err(partial());
+        }
+        let mut window = Window { inner: 1, row_len: row_bytes, ..strided(desc, byte) };
         for (extent, stride) in &mut window.outer {
-            *stride = if *extent == 1 { 0 } else { bytes(*stride).ok_or_else(strided)? };
+            *stride = if *extent == 1 { 0 } else { bytes(*stride)? };
         }
-        View::new(&self.buffer(id)?.storage, window)
+        View::new(storage, window)
     }
 
     /// The operand to read, or `None` where the plan lets the result take over its bytes.
@@ -232,7 +229,7 @@ impl<'a> Lowering<'a> {
         if needs.bytes(self.machine.n_workers) > range.len() {
             return Err(self.fail("less scratch memory than was asked for"));
         }
-        let shared = ViewMut::new(&self.arena, Window::contiguous(range.start, 1, needs.shared.max(1)))?;
+        let shared = ViewMut::dense(&self.arena, range.start, 1, needs.shared.max(1))?;
         let behind = range.start + needs.shared_bytes();
         Ok((shared, WorkerScratch::new(&self.arena, behind, self.machine.n_workers, needs.worker)?))
     }
@@ -251,9 +248,7 @@ impl<'a> Lowering<'a> {
 
     /// Fills these bytes of the arena with NaN.
     pub(super) fn poison(&mut self, ranges: &[std::ops::Range<usize>]) -> Result<()> {
-        let part = |r: &std::ops::Range<usize>| {
-            ViewMut::new(&self.arena, Window::contiguous(r.start, 1, r.len() / size_of::<u32>()))
-        };
+        let part = |r: &std::ops::Range<usize>| ViewMut::dense(&self.arena, r.start, 1, r.len() / size_of::<u32>());
         let parts = ranges.iter().filter(|r| r.len() >= size_of::<u32>()).map(part).collect::<Result<_>>()?;
         self.push(Poison { parts });
         Ok(())
@@ -263,6 +258,19 @@ impl<'a> Lowering<'a> {
     pub(super) fn fail(&self, msg: &str) -> Error {
         Error::Device { backend: NAME.into(), msg: msg.into() }
     }
+}
+
+/// Where the elements of a tensor lie that are not in one piece, from `byte` on.
+fn strided(desc: &TensorDesc, byte: usize) -> Window {
+    let rank = desc.shape.rank();
+    let mut window = Window { byte, row_len: desc.shape.last(), inner: 1, outer: [(1, 0); OUTER] };
+    if let Some(&inner) = desc.strides[..rank].last() {
+        window.inner = inner as usize;
+    }
+    for i in 1..rank {
+        window.outer[OUTER - i] = (desc.shape.dim(rank - 1 - i), desc.strides[rank - 1 - i] as usize);
+    }
+    window
 }
 
 /// Fills dead or fresh memory with NaN, so that whoever reads it shows.

@@ -51,12 +51,20 @@ impl Storage {
         Self(Bytes::Mapped { store: store.clone(), id })
     }
 
+    /// The first byte, and how many may be used.
+    fn raw(&self) -> (*mut u8, usize) {
+        match &self.0 {
+            Bytes::Owned(memory) => (memory.as_mut_ptr(), memory.len()),
+            Bytes::Mapped { store, id } => {
+                let bytes = store.bytes(*id);
+                (bytes.as_ptr().cast_mut(), bytes.len())
+            }
+        }
+    }
+
     /// Number of bytes that may be used.
     pub(super) fn len(&self) -> usize {
-        match &self.0 {
-            Bytes::Owned(memory) => memory.len(),
-            Bytes::Mapped { store, id } => store.bytes(*id).len(),
-        }
+        self.raw().1
     }
 
     /// Whether the bytes may be written.
@@ -68,10 +76,7 @@ impl Storage {
     }
 
     fn start(&self) -> *mut u8 {
-        match &self.0 {
-            Bytes::Owned(memory) => memory.as_mut_ptr(),
-            Bytes::Mapped { store, id } => store.bytes(*id).as_ptr().cast_mut(),
-        }
+        self.raw().0
     }
 
     /// A range of the bytes. Panics if it does not fit.
@@ -109,7 +114,7 @@ pub(super) fn outside(byte: usize, len: usize) -> Error {
 }
 
 /// Most extents outside a row.
-const OUTER: usize = 3;
+pub(super) const OUTER: usize = 3;
 
 /// Where the elements of a window lie in their storage, in elements of the window's type.
 #[derive(Clone, Copy, Debug)]
@@ -125,12 +130,7 @@ pub(super) struct Window {
 }
 
 impl Window {
-    /// Rows without gaps.
-    pub(super) fn contiguous(byte: usize, n_rows: usize, row_len: usize) -> Self {
-        Self { byte, row_len, inner: 1, outer: [(1, 0), (1, 0), (n_rows, row_len)] }
-    }
-
-    /// Elements from the first to the last one, both included; `None` on overflow.
+    /// Elements from the first to the last one, both included; `None` without any and on overflow.
     fn span(&self) -> Option<usize> {
         let reach = |(extent, stride): (usize, usize)| extent.checked_sub(1)?.checked_mul(stride);
         let start = reach((self.row_len, self.inner))?;
@@ -183,17 +183,7 @@ impl<T> Clone for View<T> {
 impl<T: Pod> View<T> {
     /// Resolves a window. Errors: `Device` if it does not fit the storage or is not aligned.
     pub(super) fn new(storage: &Arc<Storage>, window: Window) -> Result<Self> {
-        let len = storage.len();
-        let outside = || outside(window.byte, len);
-        let bytes = window.span().and_then(|n| n.checked_mul(size_of::<T>())).ok_or_else(outside)?;
-        if window.byte.checked_add(bytes).is_none_or(|end| end > len) {
-            return Err(outside());
-        }
-        // SAFETY: the byte lies inside the storage.
-        let base = unsafe { storage.start().add(window.byte) }.cast_const().cast::<T>();
-        if !base.is_aligned() {
-            return Err(outside());
-        }
+        let base = Self::base(storage, window.byte, window.span())?;
         let joined = window.joined();
         Ok(Self {
             storage: Arc::clone(storage),
@@ -204,6 +194,37 @@ impl<T: Pod> View<T> {
             outer: joined.outer,
             elements: PhantomData,
         })
+    }
+
+    /// What most windows are: rows that begin `stride` elements after each other. Errors: as for [`Self::new`].
+    pub(super) fn uniform(
+        storage: &Arc<Storage>,
+        byte: usize,
+        n_rows: usize,
+        row_len: usize,
+        stride: usize,
+    ) -> Result<Self> {
+        let before_last = n_rows.checked_sub(1).and_then(|n| n.checked_mul(stride));
+        let base = Self::base(storage, byte, before_last.and_then(|n| n.checked_add(row_len)))?;
+        let outer = [(1, 0), (1, 0), (n_rows, stride)];
+        Ok(Self { storage: Arc::clone(storage), base, n_rows, row_len, inner: 1, outer, elements: PhantomData })
+    }
+
+    /// Rows without gaps. Errors: as for [`Self::new`].
+    pub(super) fn dense(storage: &Arc<Storage>, byte: usize, n_rows: usize, row_len: usize) -> Result<Self> {
+        Self::uniform(storage, byte, n_rows, row_len, row_len)
+    }
+
+    /// The address of a byte from which on `n` elements fit the storage.
+    fn base(storage: &Storage, byte: usize, n: Option<usize>) -> Result<*const T> {
+        let (start, len) = storage.raw();
+        let end = n.filter(|&n| n > 0).and_then(|n| n.checked_mul(size_of::<T>())).and_then(|n| n.checked_add(byte));
+        if end.is_none_or(|end| end > len) {
+            return Err(outside(byte, len));
+        }
+        // SAFETY: the byte lies inside the storage.
+        let base = unsafe { start.add(byte) }.cast_const().cast::<T>();
+        if base.is_aligned() { Ok(base) } else { Err(outside(byte, len)) }
     }
 
     /// Number of rows.
@@ -300,11 +321,14 @@ impl<T: Pod> Deref for ViewMut<T> {
 }
 
 impl<T: Pod> ViewMut<T> {
-    /// Resolves a window. Errors: `Device` if it does not fit, is not aligned, looks into a mapped file or has strided
-    /// rows.
-    pub(super) fn new(storage: &Arc<Storage>, window: Window) -> Result<Self> {
-        let view = View::new(storage, window)?;
-        if !storage.is_owned() || view.inner != 1 {
+    /// Rows without gaps. Errors: as for [`Self::of`].
+    pub(super) fn dense(storage: &Arc<Storage>, byte: usize, n_rows: usize, row_len: usize) -> Result<Self> {
+        Self::of(View::dense(storage, byte, n_rows, row_len)?)
+    }
+
+    /// A window to write through. Errors: `Device` if it looks into a mapped file or has strided rows.
+    pub(super) fn of(view: View<T>) -> Result<Self> {
+        if !view.storage.is_owned() || view.inner != 1 {
             let msg = "a result in memory that cannot be written".into();
             return Err(Error::Device { backend: super::NAME.into(), msg });
         }
@@ -353,6 +377,7 @@ impl<T: Pod> ViewMut<T> {
 }
 
 /// Memory of its own for every thread that runs a step.
+#[derive(Clone)]
 pub(super) struct WorkerScratch(ViewMut<f32>);
 
 impl WorkerScratch {
@@ -363,9 +388,7 @@ impl WorkerScratch {
 
     /// The window behind `byte`, of the size that [`Self::bytes`] gives.
     pub(super) fn new(storage: &Arc<Storage>, byte: usize, n_workers: usize, len: usize) -> Result<Self> {
-        let mut window = Window::contiguous(byte, n_workers, Self::stride(len));
-        window.row_len = len;
-        Ok(Self(ViewMut::new(storage, window)?))
+        Ok(Self(ViewMut::of(View::uniform(storage, byte, n_workers, len, Self::stride(len))?)?))
     }
 
     /// Threads do not share cache lines.
@@ -386,7 +409,7 @@ mod tests {
 
     fn filled(n: usize) -> Arc<Storage> {
         let storage = Arc::new(Storage::zeroed(n * 4, "test").unwrap());
-        let all = ViewMut::<f32>::new(&storage, Window::contiguous(0, 1, n)).unwrap();
+        let all = ViewMut::<f32>::dense(&storage, 0, 1, n).unwrap();
         // SAFETY: nobody else knows the storage.
         for (i, x) in unsafe { all.row_mut(0) }.iter_mut().enumerate() {
             *x = i as f32;
@@ -430,10 +453,11 @@ mod tests {
     #[test]
     fn windows_past_the_end_are_refused() {
         let storage = filled(16);
-        assert!(View::<f32>::new(&storage, Window::contiguous(0, 4, 4)).is_ok());
-        assert!(View::<f32>::new(&storage, Window::contiguous(4, 4, 4)).is_err());
-        assert!(View::<f32>::new(&storage, Window::contiguous(2, 1, 4)).is_err());
-        assert!(View::<f32>::new(&storage, Window::contiguous(0, usize::MAX, 4)).is_err());
+        assert!(View::<f32>::dense(&storage, 0, 4, 4).is_ok());
+        assert!(View::<f32>::dense(&storage, 4, 4, 4).is_err());
+        assert!(View::<f32>::dense(&storage, 2, 1, 4).is_err());
+        assert!(View::<f32>::dense(&storage, 0, usize::MAX, 4).is_err());
+        assert!(View::<f32>::dense(&storage, 0, 0, 4).is_err());
         let huge = Window { byte: 0, row_len: 2, inner: usize::MAX, outer: [(1, 0); OUTER] };
         assert!(View::<f32>::new(&storage, huge).is_err());
     }

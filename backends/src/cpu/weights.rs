@@ -11,7 +11,7 @@ use kernels::cpu::Kernels;
 use kernels::quant::Format;
 
 use super::NAME;
-use super::mem::{Storage, View, ViewMut, Window};
+use super::mem::{Storage, View, ViewMut};
 use super::pool::Pool;
 use crate::format::format_of;
 
@@ -100,9 +100,9 @@ pub(super) fn pack_conv(from: &Arc<Storage>, dtype: DType, dims: ConvDims, kerne
     let [c_out, c_in, kh, kw] = dims;
     let format = format_of(dtype).unwrap_or(Format::F32);
     let (taps, k) = (kh * kw, c_in * kh * kw);
-    let rows = View::<u8>::new(from, Window::contiguous(0, c_out, format.row_bytes(k)))?;
+    let rows = View::<u8>::dense(from, 0, c_out, format.row_bytes(k))?;
     let packed = Arc::new(Storage::zeroed(c_out * k * size_of::<f32>(), "a convolution's weight")?.in_large_pages());
-    let out = ViewMut::<f32>::new(&packed, Window::contiguous(0, c_out, k))?;
+    let out = ViewMut::<f32>::dense(&packed, 0, c_out, k)?;
     let mut row = vec![0.0; k];
     for o in 0..c_out {
         kernels.decode_row(format, rows.row(o), &mut row);

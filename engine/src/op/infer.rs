@@ -4,7 +4,7 @@ use smallvec::{SmallVec, smallvec};
 
 use super::{Binary, Op, Rope, Route};
 use crate::dtype::DType;
-use crate::shape::{MAX_RANK, Shape};
+use crate::shape::Shape;
 use crate::tensor::TensorDesc;
 
 /// Why operands do not fit an op: expected and found.
@@ -15,9 +15,6 @@ pub struct OpError(pub String);
 pub type Results = SmallVec<[(DType, Shape); 3]>;
 
 type Outs = Result<Results, OpError>;
-
-/// Extents of a shape, and room for one more.
-type Extents = SmallVec<[usize; MAX_RANK + 1]>;
 
 impl Op {
     /// Format and shape of every result, or why the arguments do not fit.
@@ -152,10 +149,6 @@ fn rank<const N: usize>(name: &str, t: &TensorDesc) -> Result<[usize; N], OpErro
     Ok(dims.map(|d| d as usize))
 }
 
-fn extents(t: &TensorDesc) -> Extents {
-    t.shape.dims().iter().map(|&d| d as usize).collect()
-}
-
 fn shape(dims: &[usize]) -> Result<Shape, OpError> {
     Shape::new(dims).ok_or_else(|| OpError(format!("result {dims:?} is not a shape")))
 }
@@ -165,7 +158,7 @@ fn get_rows(args: &[TensorDesc]) -> Outs {
     let [_, n] = rank("table", table)?;
     ensure(table.dtype != DType::I32, || "table: want a float or quantized format, got I32".into())?;
     ensure(ids.dtype == DType::I32, || format!("ids: want I32, got {}", ids.dtype))?;
-    let mut dims = extents(ids);
+    let mut dims = ids.shape.extents();
     dims.push(n);
     Ok(smallvec![(DType::F32, shape(&dims)?)])
 }
@@ -184,20 +177,19 @@ fn linear(args: &[TensorDesc], n: usize, bias: bool) -> Outs {
     let x = &args[0];
     activation("x", x)?;
     ensure(x.shape.rank() >= 1, || "x: want at least one extent".into())?;
-    (0..n)
-        .map(|i| {
-            let w = &args[1 + i];
-            let [n_out, k] = rank("w", w)?;
-            ensure(w.dtype != DType::I32, || "w: want a float or quantized format, got I32".into())?;
-            ensure(k == x.shape.last(), || format!("w {} does not fit x {}", w.shape, x.shape))?;
-            ensure(w.is_contiguous(), || "w: want contiguous rows".into())?;
-            if bias {
-                activation("bias", &args[1 + n + i])?;
-                shaped("bias", &args[1 + n + i], [n_out])?;
-            }
-            Ok((DType::F32, with_last(x, &[n_out])?))
-        })
-        .collect()
+    let mut outs = Results::new();
+    for (i, w) in args[1..=n].iter().enumerate() {
+        let [n_out, k] = rank("w", w)?;
+        ensure(w.dtype != DType::I32, || "w: want a float or quantized format, got I32".into())?;
+        ensure(k == x.shape.last(), || format!("w {} does not fit x {}", w.shape, x.shape))?;
+        ensure(w.is_contiguous(), || "w: want contiguous rows".into())?;
+        if bias {
+            activation("bias", &args[1 + n + i])?;
+            shaped("bias", &args[1 + n + i], [n_out])?;
+        }
+        outs.push((DType::F32, with_last(x, n_out)?));
+    }
+    Ok(outs)
 }
 
 fn norm(args: &[TensorDesc], n_weights: usize, residual: bool) -> Outs {
@@ -379,10 +371,15 @@ fn rel_pos_attention(args: &[TensorDesc]) -> Outs {
 }
 
 /// The extents of `t` with the last one replaced.
-fn with_last(t: &TensorDesc, last: &[usize]) -> Result<Shape, OpError> {
-    let mut dims = extents(t);
+fn with_last(t: &TensorDesc, last: usize) -> Result<Shape, OpError> {
+    t.shape.with_last(last).ok_or_else(|| OpError(format!("{} with rows of {last} is not a shape", t.shape)))
+}
+
+/// The extents of `t` with the last one replaced by two.
+fn with_last_two(t: &TensorDesc, last: [usize; 2]) -> Result<Shape, OpError> {
+    let mut dims = t.shape.extents();
     dims.pop();
-    dims.extend_from_slice(last);
+    dims.extend_from_slice(&last);
     shape(&dims)
 }
 
@@ -398,7 +395,7 @@ fn route_shapes(route: Route, args: &[TensorDesc]) -> Outs {
         activation("bias", bias)?;
         shaped("bias", bias, [n_expert])?;
     }
-    let out = with_last(logits, &[n_used])?;
+    let out = with_last(logits, n_used)?;
     Ok(smallvec![(DType::I32, out), (DType::F32, out)])
 }
 
@@ -409,9 +406,9 @@ fn expert_linear(args: &[TensorDesc]) -> Outs {
     ensure(w.dtype != DType::I32 && w.is_contiguous(), || "w: want contiguous rows of weights".into())?;
     ensure(ids.dtype == DType::I32 && ids.shape.rank() >= 1, || format!("ids: want I32, got {}", ids.dtype))?;
     let n_used = ids.shape.last();
-    let fits = x.shape == with_last(ids, &[k])? || x.shape == with_last(ids, &[n_used, k])?;
+    let fits = x.shape == with_last(ids, k)? || x.shape == with_last_two(ids, [n_used, k])?;
     ensure(fits, || format!("x {} does not fit w {} and ids {}", x.shape, w.shape, ids.shape))?;
-    Ok(smallvec![(DType::F32, with_last(ids, &[n_used, n])?)])
+    Ok(smallvec![(DType::F32, with_last_two(ids, [n_used, n])?)])
 }
 
 fn expert_sum(args: &[TensorDesc]) -> Outs {
@@ -420,8 +417,8 @@ fn expert_sum(args: &[TensorDesc]) -> Outs {
     activation("weights", weights)?;
     ensure(x.shape.rank() >= 2 && weights.shape.rank() >= 1, || format!("x {} has no experts", x.shape))?;
     let n = x.shape.last();
-    shaped("x", x, with_last(weights, &[weights.shape.last(), n])?)?;
-    Ok(smallvec![(DType::F32, with_last(weights, &[n])?)])
+    shaped("x", x, with_last_two(weights, [weights.shape.last(), n])?)?;
+    Ok(smallvec![(DType::F32, with_last(weights, n)?)])
 }
 
 fn concat(args: &[TensorDesc]) -> Outs {
@@ -432,7 +429,7 @@ fn concat(args: &[TensorDesc]) -> Outs {
     ensure(!da.is_empty() && da.len() == db.len() && da[1..] == db[1..], || {
         format!("a {} and b {} differ in more than the outermost extent", a.shape, b.shape)
     })?;
-    let mut dims = extents(a);
+    let mut dims = a.shape.extents();
     dims[0] += db[0] as usize;
     Ok(smallvec![(DType::F32, shape(&dims)?)])
 }

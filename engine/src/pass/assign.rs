@@ -30,8 +30,8 @@ pub fn assign(graph: &Graph, backends: &[std::sync::Arc<dyn Backend>]) -> Result
     let mut owner: Vec<usize> = Vec::with_capacity(graph.nodes.len());
     for node in &graph.nodes {
         let args = graph.descs(&node.args);
-        let touches_state = node.args.iter().any(|&a| is_state(graph, a));
-        let candidates = if touches_state { &backends[..1] } else { backends };
+        let bound = backends.len() > 1 && node.args.iter().any(|&a| is_state(graph, a));
+        let candidates = if bound { &backends[..1] } else { backends };
         let found = candidates.iter().position(|b| b.supports(&node.op, &args));
         owner.push(found.ok_or_else(|| Error::Unsupported {
             op: node.op.spec().name,
@@ -62,31 +62,25 @@ fn is_state(graph: &Graph, t: TensorId) -> bool {
 
 fn cut(graph: &Graph, owner: &[usize], nodes: Range<usize>) -> Cut {
     let backend = owner[nodes.start];
-    let mut inputs = Vec::new();
-    let mut copies = Vec::new();
-    for node in &graph.nodes[nodes.clone()] {
-        for &arg in &node.args {
-            let root = graph.root(arg);
-            if inputs.contains(&root) || is_state(graph, root) {
-                continue;
-            }
-            match graph.tensor(root).source {
-                Source::Input(_) => inputs.push(root),
-                Source::Node(n, _) if !nodes.contains(&n.index()) => {
-                    inputs.push(root);
-                    if owner[n.index()] != backend {
-                        copies.push((root, owner[n.index()]));
-                    }
-                }
-                Source::Node(..) | Source::Weight(_) | Source::State(_) | Source::View { .. } => {}
-            }
+    let (mut inputs, mut outputs, mut copies) = (Vec::new(), Vec::new(), Vec::new());
+    for &arg in graph.nodes[nodes.clone()].iter().flat_map(|n| &n.args) {
+        let root = graph.root(arg);
+        let maker = match graph.tensor(root).source {
+            Source::Input(_) => None,
+            Source::Node(n, _) if !nodes.contains(&n.index()) && !is_state(graph, root) => Some(n),
+            Source::Node(..) | Source::Weight(_) | Source::State(_) | Source::View { .. } => continue,
+        };
+        if !inputs.contains(&root) {
+            inputs.push(root);
+            copies.extend(maker.map(|n| (root, owner[n.index()])).filter(|&(_, from)| from != backend));
         }
     }
-    let read_later = |t: TensorId| {
-        let later = graph.nodes[nodes.end..].iter().any(|n| n.args.iter().any(|&a| graph.root(a) == t));
-        later || graph.outputs.iter().any(|&o| graph.root(o) == t)
-    };
-    let made = graph.nodes[nodes.clone()].iter().flat_map(|n| n.outs.iter().copied());
-    let outputs = made.filter(|&t| !is_state(graph, t) && read_later(t)).collect();
+    let later = graph.nodes[nodes.end..].iter().flat_map(|n| &n.args).chain(&graph.outputs);
+    for root in later.map(|&t| graph.root(t)) {
+        let made_here = graph.producer(root).is_some_and(|n| nodes.contains(&n.index()));
+        if made_here && !is_state(graph, root) && !outputs.contains(&root) {
+            outputs.push(root);
+        }
+    }
     Cut { backend, nodes, inputs, outputs, copies }
 }

@@ -165,6 +165,9 @@ fn linear_group(Fusing { graph, readers }: &Fusing<'_>, at: NodeId) -> Option<Re
     let x = first.args[0];
     // Readers come soon after each other: the search ends with the last of them, or with the graph if some came before.
     let mut unseen = readers[graph.root(x).index()];
+    if unseen < 2 {
+        return None;
+    }
     let mut members: SmallVec<[(NodeId, &Node); 4]> = SmallVec::new();
     for (id, node) in graph.walk().skip(at.index()) {
         if unseen == 0 {

@@ -18,6 +18,9 @@ pub fn prune(graph: &mut Graph) {
             }
         }
     }
+    if keep.iter().all(|&kept| kept) {
+        return;
+    }
     let mut keep = keep.into_iter();
     graph.nodes.retain(|_| keep.next().unwrap_or(true));
     renumber(graph);

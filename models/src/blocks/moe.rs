@@ -43,12 +43,12 @@ impl Moe {
         })
     }
 
-    /// `x` and the result: `[.., n_embd]`. Taps are named after `prefix`.
-    pub fn build(&self, g: &GraphBuilder<'_>, prefix: &str, x: Tensor) -> Tensor {
-        let logits = g.name(g.linear(x, self.router), &format!("{prefix}.router.logits"));
+    /// `x` and the result: `[.., n_embd]`. `layer` is in the names of taps.
+    pub fn build(&self, g: &GraphBuilder<'_>, layer: usize, x: Tensor) -> Tensor {
+        let logits = g.name(g.linear(x, self.router), ("blk", layer, "router.logits"));
         let [ids, weights] = g.route(logits, self.expert_bias, self.route);
-        let ids = g.name(ids, &format!("{prefix}.router.experts"));
-        let weights = g.name(weights, &format!("{prefix}.router.weights"));
+        let ids = g.name(ids, ("blk", layer, "router.experts"));
+        let weights = g.name(weights, ("blk", layer, "router.weights"));
         let gate = g.expert_linear(x, self.gate, ids);
         let up = g.expert_linear(x, self.up, ids);
         let y = g.expert_linear(g.glu(Unary::Silu, gate, up), self.down, ids);

@@ -163,8 +163,7 @@ impl AudioEncoder for Encoder {
         let mut x = g.name(self.pre_encode(g, key.n_tokens as usize), "enc.stem");
         let positions = g.rel_positions(x);
         for (i, layer) in self.layers.iter().enumerate() {
-            let prefix = format!("enc.blk.{i}");
-            x = g.name(layer.build(g, &prefix, x, positions, lengths, self.n_head), &format!("{prefix}.out"));
+            x = g.name(layer.build(g, i, x, positions, lengths, self.n_head), ("enc.blk", i, "out"));
         }
         let x = self.adapter_norm.build(g, x);
         let x = g.unary(Unary::Gelu, self.adapter_linear1.build(g, x));
@@ -214,17 +213,17 @@ impl Layer {
         })
     }
 
-    /// `x` and the result: `[1, n_tokens, d_model]`; `positions [2 n_tokens - 1, d_model]`.
+    /// Layer `i`. `x` and the result: `[1, n_tokens, d_model]`; `positions [2 n_tokens - 1, d_model]`.
     fn build(
         &self,
         g: &GraphBuilder<'_>,
-        prefix: &str,
+        i: usize,
         x: Tensor,
         positions: Tensor,
         lengths: Tensor,
         n_head: usize,
     ) -> Tensor {
-        let tap = |t: Tensor, part: &str| g.name(t, &format!("{prefix}.{part}"));
+        let tap = |t: Tensor, part| g.name(t, ("enc.blk", i, part));
         let x = g.add_scaled(x, tap(self.feed_forward1.build(g, x), "ff1"), HALF);
         let x = g.add(x, tap(self.self_attn.build(g, x, positions, lengths, n_head), "attn"));
         let x = g.add(x, tap(self.conv.build(g, x, lengths), "conv"));

@@ -157,24 +157,24 @@ impl Encoder {
     fn stem(&self, g: &GraphBuilder<'_>, chunks: Tensor, start: usize) -> Tensor {
         let conv = |x, c: &Conv| g.conv2d(x, c.weight, c.bias, STRIDE, PAD);
         let [first, second, third] = &self.conv2d;
-        let x = g.name(g.unary(Unary::Gelu, conv(chunks, first)), &format!("enc.gelu1.{start}"));
-        let x = g.name(g.unary(Unary::Gelu, conv(x, second)), &format!("enc.gelu2.{start}"));
-        let x = g.name(conv(x, third), &format!("enc.conv2d3.{start}"));
+        let x = g.name(g.unary(Unary::Gelu, conv(chunks, first)), ("enc.gelu1", start));
+        let x = g.name(g.unary(Unary::Gelu, conv(x, second)), ("enc.gelu2", start));
+        let x = g.name(conv(x, third), ("enc.conv2d3", start));
         // [n, mel bands left, CHUNK_TOKENS, channels]
-        let x = g.name(g.unary(Unary::Gelu, x), &format!("enc.gelu3.{start}"));
+        let x = g.name(g.unary(Unary::Gelu, x), ("enc.gelu3", start));
         let x = g.copy(g.permute(x, [0, 2, 3, 1])); // [n, CHUNK_TOKENS, channels, mel bands left]
         let x = g.linear(g.merge_heads(x), self.conv_out);
         let positions = g.slice(g.weight(self.positional_embedding), 0, 0, CHUNK_TOKENS);
         g.add(x, positions)
     }
 
-    fn layer(&self, g: &GraphBuilder<'_>, layer: &Layer, prefix: &str, x: Tensor, lengths: Tensor) -> Tensor {
-        let h = g.name(layer.self_attn_layer_norm.build(g, x), &format!("{prefix}.ln1"));
+    fn layer(&self, g: &GraphBuilder<'_>, i: usize, layer: &Layer, x: Tensor, lengths: Tensor) -> Tensor {
+        let h = g.name(layer.self_attn_layer_norm.build(g, x), ("enc.blk", i, "ln1"));
         let qkv = [&layer.q_proj, &layer.k_proj, &layer.v_proj].map(|p| g.split_heads(p.build(g, h), self.n_head));
         // Head widths are small integers, exact in f32.
         let scale = 1.0 / (g.shape(qkv[0]).last() as f32).sqrt();
         let h = g.merge_heads(g.attention(qkv, lengths, scale, self.window));
-        let h = g.name(layer.out_proj.build(g, h), &format!("{prefix}.attn"));
+        let h = g.name(layer.out_proj.build(g, h), ("enc.blk", i, "attn"));
         let x = g.add(x, h);
         let h = layer.final_layer_norm.build(g, x);
         let h = g.unary(Unary::Gelu, layer.fc1.build(g, h));
@@ -198,8 +198,7 @@ impl AudioEncoder for Encoder {
         let width = g.shape(x).last();
         let mut x = g.name(g.reshape(x, [1, n_chunks * CHUNK_TOKENS, width]), "enc.stem");
         for (i, layer) in self.layers.iter().enumerate() {
-            let prefix = format!("enc.blk.{i}");
-            x = g.name(self.layer(g, layer, &prefix, x, lengths), &format!("{prefix}.out"));
+            x = g.name(self.layer(g, i, layer, x, lengths), ("enc.blk", i, "out"));
         }
         let x = g.name(self.ln_post.build(g, x), "enc.ln_post");
         let x = g.name(self.proj1.build(g, x), "enc.proj1");

@@ -163,11 +163,18 @@ impl Shown<'_> {
         text += &format!("inputs: {}\noutputs: {}\n\n", inputs.join(", "), outputs.join(", "));
         let row = |(id, node): (engine::tensor::NodeId, &engine::graph::Node)| {
             let list = |ids: &[TensorId]| ids.iter().map(|&id| self.tensor(id)).collect::<Vec<_>>().join(", ");
-            let name = graph.names.iter().find(|(_, t)| node.outs.contains(t)).map_or("", |(name, _)| name.as_str());
+            let name = graph.names.iter().find(|(_, t)| node.outs.contains(t));
             let op = node.op.spec().name;
             let op = format!("{op}{}", parameters(op, &format!("{:?}", node.op)));
             let backend = self.backend(id.index());
-            vec![id.index().to_string(), backend, list(&node.outs), op, list(&node.args), name.to_owned()]
+            vec![
+                id.index().to_string(),
+                backend,
+                list(&node.outs),
+                op,
+                list(&node.args),
+                name.map_or(String::new(), |(name, _)| name.to_string()),
+            ]
         };
         let rows: Vec<Vec<String>> = graph.walk().map(row).collect();
         text += &table(&["node", "backend", "results", "op", "operands", "name"], &rows, &[0]);

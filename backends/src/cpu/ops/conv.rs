@@ -11,7 +11,7 @@ use kernels::cpu::{Kernels, Operand, Product};
 use kernels::quant::Format;
 
 use super::super::context::{At, Lowering, Machine, Needs};
-use super::super::mem::{View, ViewMut, Window, WorkerScratch};
+use super::super::mem::{View, ViewMut, WorkerScratch};
 use super::super::region::{Step, Worker, piece};
 use super::activate;
 use super::rows::{SeqInputs, element};
@@ -99,11 +99,11 @@ pub(in super::super) fn conv2d(
     let w = *cx.desc(at.arg(1));
     let geometry = Geometry::new(cx.desc(at.arg(0)), &w, stride, pad);
     let dims = [0, 1, 2, 3].map(|i| w.shape.dim(i));
-    let packed = cx.buffer(at.arg(1))?.conv_weight(w.dtype, dims, kernels)?;
+    let packed = cx.weight(at.arg(1))?.conv_weight(w.dtype, dims, kernels)?;
     let row_bytes = geometry.k() * size_of::<f32>();
     let step = Conv2d {
         x: cx.view(at.arg(0))?,
-        w: View::new(&packed, Window::contiguous(0, geometry.c_out, row_bytes))?,
+        w: View::dense(&packed, 0, geometry.c_out, row_bytes)?,
         bias: cx.view(at.arg(2))?,
         act,
         y: cx.result(at.out(0))?,
@@ -207,7 +207,7 @@ pub(in super::super) fn causal_conv1d(cx: &mut Lowering<'_>, at: At<'_>) -> Resu
         y: cx.result(at.out(0))?,
         n_seqs: descs[0].shape.dim(0),
         n_tokens: descs[0].shape.dim(1),
-        worker: cx.scratch(at, needs_causal(&descs.iter().collect::<Vec<_>>()))?.1,
+        worker: cx.scratch(at, needs_causal(&descs))?.1,
         kernels: cx.machine.kernels,
     };
     cx.push(step);
@@ -296,6 +296,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::super::super::mem::Storage;
+    use super::super::super::mem::Window;
     use super::super::super::region::Region;
     use super::super::super::team::Team;
     use super::super::super::weights::pack_conv;
@@ -315,7 +316,7 @@ mod tests {
 
     fn stored(x: &[f32]) -> Arc<Storage> {
         let storage = Arc::new(Storage::zeroed(size_of_val(x), "test").unwrap());
-        let all = ViewMut::new(&storage, Window::contiguous(0, 1, x.len())).unwrap();
+        let all = ViewMut::dense(&storage, 0, 1, x.len()).unwrap();
         // SAFETY: nobody else knows the storage.
         unsafe { all.row_mut(0) }.copy_from_slice(x);
         storage
@@ -370,11 +371,11 @@ mod tests {
         let y_storage = Arc::new(Storage::zeroed(n_pixels * g.c_out * 4, "test").unwrap());
         let needs = g.needs(kernels);
         let scratch = Arc::new(Storage::zeroed(WorkerScratch::bytes(N_WORKERS, needs.worker), "test").unwrap());
-        let y = ViewMut::new(&y_storage, Window::contiguous(0, n_pixels, g.c_out)).unwrap();
+        let y = ViewMut::dense(&y_storage, 0, n_pixels, g.c_out).unwrap();
         let step = Conv2d {
             x: View::new(&stored_x, window).unwrap(),
-            w: View::new(&packed, Window::contiguous(0, g.c_out, g.k() * 4)).unwrap(),
-            bias: View::new(&stored(&bias), Window::contiguous(0, 1, g.c_out)).unwrap(),
+            w: View::dense(&packed, 0, g.c_out, g.k() * 4).unwrap(),
+            bias: View::dense(&stored(&bias), 0, 1, g.c_out).unwrap(),
             act: None,
             y: y.clone(),
             worker: WorkerScratch::new(&scratch, 0, N_WORKERS, needs.worker).unwrap(),

@@ -110,9 +110,7 @@ pub(in super::super) fn supports(machine: Machine, args: &[&TensorDesc], n: usiz
 pub(in super::super) fn needs(machine: Machine, args: &[&TensorDesc], glu: bool) -> Needs {
     let [x, weights @ ..] = args else { return Needs::default() };
     let matrices = weights.iter().take_while(|w| w.shape.rank() == 2);
-    matrices
-        .map(|w| Tiling::new(machine, x, w).needs(machine, x, glu))
-        .fold(Needs::default(), |a, b| Needs { shared: a.shared.max(b.shared), worker: a.worker.max(b.worker) })
+    matrices.map(|w| Tiling::new(machine, x, w).needs(machine, x, glu)).fold(Needs::default(), Needs::max)
 }
 
 /// `[x, w]` or `[x, w, bias]`.
@@ -140,17 +138,16 @@ pub(in super::super) fn glu(cx: &mut Lowering<'_>, at: At<'_>, act: Unary) -> Re
 }
 
 fn products(cx: &mut Lowering<'_>, at: At<'_>, mut parts: Vec<Part>, glu: bool) -> Result<()> {
-    let (kernels, descs) = (cx.machine.kernels, cx.descs(at));
-    let needs = needs(cx.machine, &descs.iter().collect::<Vec<_>>(), glu);
+    let (kernels, desc) = (cx.machine.kernels, cx.desc(at.arg(0)));
+    let needs = parts.iter().map(|p| p.tiling.needs(cx.machine, desc, glu)).fold(Needs::default(), Needs::max);
     let (shared, worker) = cx.scratch(at, needs)?;
     let x = cx.view::<f32>(at.arg(0))?;
     let Tiling { operand, m, k, .. } = parts[0].tiling;
-    let x = if parts[0].tiling.takes_rows(&descs[0]) {
+    let x = if parts[0].tiling.takes_rows(desc) {
         x
     } else {
         let prepared = shared.clone();
-        let (_, worker) = cx.scratch(at, needs)?;
-        cx.push(Prepare { x, operand, m, k, prepared, worker, kernels });
+        cx.push(Prepare { x, operand, m, k, prepared, worker: worker.clone(), kernels });
         View::clone(&shared)
     };
     let mut first = 0;
