@@ -95,6 +95,23 @@ fn flags_that_change_nothing_are_recorded() {
 }
 
 #[test]
+fn flags_with_one_value_take_the_last_one() {
+    let row = rows(&["-p", "4", "-n", "0", "-t", "1", "-r", "2", "-r", "3"]).remove(0);
+    assert_eq!(row["samples_ns"].as_array().unwrap().len(), 3);
+}
+
+#[test]
+fn a_second_format_goes_to_standard_error() {
+    let model = model();
+    let with = |format: &str| {
+        tympan(["bench", "-m", &model, "-r", "1", "-p", "4", "-n", "0", "-o", "jsonl", "-oe", format]).expect(0)
+    };
+    let (csv, none) = (with("csv"), with("none"));
+    assert!(csv.err.contains(FIELDS) && csv.err.lines().count() == 2, "{}", csv.err);
+    assert!(none.err.is_empty() && none.json_lines().len() == 1, "{}", none.err);
+}
+
+#[test]
 fn every_format_holds_the_same_rows() {
     let args = ["-t", "1", "-p", "4", "-n", "2"];
     let with = |format: &str| bench(&[&args[..], &["-o", format]].concat());

@@ -300,7 +300,7 @@ pub fn text(rows: &[AsrRow], format: Format) -> String {
                 rows.first().map(|r| r.fields().keys().cloned().collect::<Vec<_>>().join(",")).unwrap_or_default();
             std::iter::once(head).chain(rows.iter().map(cells)).map(|line| format!("{line}\n")).collect()
         }
-        Format::Sql => String::new(),
+        Format::Sql | Format::None => String::new(),
     }
 }
 

@@ -159,10 +159,11 @@ pub struct BenchArgs {
     graph_reuse: Vec<Switch>,
 
     /// Times that every test is run
-    #[arg(short, long, value_name = "N", default_value = "5", value_parser = clap::value_parser!(u64).range(1..=MAX_REPETITIONS))]
+    #[arg(short, long, value_name = "N", default_value = "5", overrides_with = "repetitions")]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=MAX_REPETITIONS))]
     repetitions: u64,
 
-    /// Format on standard output: md, csv, json, jsonl or sql
+    /// Format on standard output: md, csv, json, jsonl, sql or none
     #[arg(short, long, value_name = "FORMAT", default_value = "md", hide_possible_values = true)]
     output: Format,
 

@@ -22,6 +22,8 @@ pub enum Format {
     Md,
     /// A table and insertions, for sqlite.
     Sql,
+    /// Nothing.
+    None,
 }
 
 /// A column of the markdown table.
@@ -177,6 +179,7 @@ impl<'a> Printer<'a> {
             Format::Md => self.md(row),
             Format::Csv => self.csv(row),
             Format::Sql => self.sql(row),
+            Format::None => String::new(),
             Format::Jsonl => format!("{}\n", Value::Object(whole(row))),
             Format::Json => {
                 let object = serde_json::to_string_pretty(&Value::Object(whole(row))).context("a row")?;
@@ -196,7 +199,7 @@ impl<'a> Printer<'a> {
             Format::Json if self.n_rows == 0 => self.write("[]\n"),
             Format::Json => self.write("\n]\n"),
             Format::Md => self.write(&format!("\nbuild: {BUILD_COMMIT} ({BUILD_NUMBER})\n")),
-            Format::Csv | Format::Jsonl | Format::Sql => Ok(()),
+            Format::Csv | Format::Jsonl | Format::Sql | Format::None => Ok(()),
         }
     }
 
