@@ -149,7 +149,8 @@ mod tests {
                 "qwen3-asr-0.6b" => assert_eq!((text, projector), (311, Some((302, FileType::Q8_0)))),
                 "lfm2-audio-1.5b" => assert_eq!((text, projector), (148, Some((650, FileType::Q8_0)))),
                 "lfm2-350m" | "lfm2-700m" | "lfm2-1.2b" => assert_eq!(text, 148, "{}", shape.name),
-                "qwen3-0.6b" => assert_eq!(text, 310),
+                "qwen3-0.6b" | "qwen3-1.7b" => assert_eq!(text, 310, "{}", shape.name),
+                "qwen3-4b" => assert_eq!(text, 398),
                 _ => {}
             }
         }

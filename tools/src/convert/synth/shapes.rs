@@ -157,8 +157,10 @@ const LFM2_12B: Lfm2 = Lfm2 {
 impl Shape {
     /// All models, by architecture and size.
     ///
-    /// Source: the configurations of the published checkpoints.
-    pub const ALL: [Self; 9] = [
+    /// Source: `config.json` of the published checkpoints: Qwen/Qwen3-ASR-*, LiquidAI/LFM2-Audio-1.5B, LiquidAI/LFM2-*
+    /// (LFM2-350M, -700M and -1.2B with `block_ff_dim` before its adjustment, LFM2-2.6B as in LFM2-2.6B-Transcript, LFM2-8B-A1B),
+    /// Qwen/Qwen3-*. The numbers of parameters in the tests are those of the model cards and of the checkpoints' headers.
+    pub const ALL: [Self; 11] = [
         Self {
             name: "qwen3-asr-0.6b",
             kind: Kind::Qwen3Asr(
@@ -205,6 +207,11 @@ impl Shape {
             }),
         },
         Self { name: "qwen3-0.6b", kind: Kind::Qwen3(QWEN3_06B) },
+        Self { name: "qwen3-1.7b", kind: Kind::Qwen3(Qwen3 { n_embd: 2048, n_ff: 6144, ..QWEN3_06B }) },
+        Self {
+            name: "qwen3-4b",
+            kind: Kind::Qwen3(Qwen3 { n_embd: 2560, n_layer: 36, n_head: 32, n_ff: 9728, ..QWEN3_06B }),
+        },
     ];
 
     /// `config.json` of the checkpoint.
@@ -616,6 +623,8 @@ mod tests {
             ("lfm2-2.6b", 2_569_272_320),
             ("lfm2-8b-a1b", 8_339_929_856),
             ("qwen3-0.6b", 596_049_920),
+            ("qwen3-1.7b", 1_720_574_976),
+            ("qwen3-4b", 4_022_468_096),
         ] {
             // What balances experts is stored, but not trained.
             assert_eq!(parameters(&shape(name), |name| !name.ends_with("expert_bias")), total, "{name}");
