@@ -5,7 +5,7 @@
 use half::f16;
 use kernels::cpu::{Attention, KEY_BLOCK, Kernels, KvRows, Operand, Product};
 use kernels::quant::activation::{BlockQ8, BlockQ8_K};
-use kernels::quant::{BlockQ4_1, BlockQ4_K, BlockQ5_1, BlockQ5_K, Format};
+use kernels::quant::{BlockQ2_K, BlockQ4_1, BlockQ4_K, BlockQ5_1, BlockQ5_K, Format};
 
 /// Half a unit in the last place of 1.
 const EPS: f64 = 1.0 / 16777216.0;
@@ -224,6 +224,10 @@ impl Case {
         let row_bytes = self.format.row_bytes(self.k);
         let bytes = &self.w[1..][j * row_bytes..][..row_bytes];
         let mins: Vec<f64> = match self.format {
+            Format::Q2_K => bytemuck::cast_slice::<_, BlockQ2_K>(bytes)
+                .iter()
+                .flat_map(|b| (0..256).map(|e| f64::from(b.dmin.to_f32()) * f64::from(b.scales[e / 16] >> 4)))
+                .collect(),
             Format::Q4_K => bytemuck::cast_slice::<_, BlockQ4_K>(bytes)
                 .iter()
                 .flat_map(|b| (0..256).map(|e| f64::from(b.dmin.to_f32()) * f64::from(b.scale_min(e / 32).1)))
@@ -297,14 +301,17 @@ fn products_are_close() {
 fn integer_parts_of_products_are_exact() {
     // With scales that are powers of two and small sums nothing is rounded: every result is the integer sum.
     let scale = f16::from_f32(0.125).to_le_bytes();
-    for format in [Format::Q8_0, Format::Q4_0] {
+    for format in [Format::Q8_0, Format::Q4_0, Format::Q4_1, Format::Q5_0, Format::Q5_1, Format::IQ4_NL] {
+        let n_scales = if matches!(format, Format::Q4_1 | Format::Q5_1) { 2 } else { 1 };
         for (k, n_rows, m) in [(32, 1, 1), (96, 5, 3), (544, 37, 33), (992, 50, 157)] {
             let mut random = Random((k + m) as u64);
             let mut w = random.weights(format, n_rows, k);
-            w.chunks_exact_mut(format.block_bytes()).for_each(|block| block[..2].copy_from_slice(&scale));
+            for block in w.chunks_exact_mut(format.block_bytes()) {
+                block.as_chunks_mut().0[..n_scales].fill(scale);
+            }
             // Levels as low as they go, beside activations as large as they go.
             for block in w[..format.row_bytes(k)].chunks_exact_mut(format.block_bytes()) {
-                block[2..].fill(if format == Format::Q8_0 { 0x80 } else { 0 });
+                block[2 * n_scales..].fill(if format == Format::Q8_0 { 0x80 } else { 0 });
             }
             let mut x: Vec<f32> = (0..m * k).map(|_| random.below(255) as f32 - 127.0).collect();
             x[..k].fill(127.0);

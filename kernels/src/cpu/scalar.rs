@@ -10,8 +10,8 @@ use super::product::{Operand, PANEL_ROWS, Product};
 use crate::math::{self, fma};
 use crate::quant::activation::{BlockQ8, BlockQ8_K, quantize_q8, quantize_q8_k};
 use crate::quant::{
-    BlockIQ4_NL, BlockQ4_0, BlockQ4_1, BlockQ4_K, BlockQ5_0, BlockQ5_1, BlockQ5_K, BlockQ6_K, BlockQ8_0, Format,
-    SMALL_BLOCK, SUPER_BLOCK, iq4_nl,
+    BlockIQ4_NL, BlockQ2_K, BlockQ3_K, BlockQ4_0, BlockQ4_1, BlockQ4_K, BlockQ5_0, BlockQ5_1, BlockQ5_K, BlockQ6_K,
+    BlockQ8_0, F16Bytes, Format, SMALL_BLOCK, iq4_nl,
 };
 
 /// Partial sums of a reduction.
@@ -131,17 +131,9 @@ pub fn operand(format: Format, m: usize) -> Operand {
 /// The operand of the products that work on weights as they are stored.
 pub fn small_operand(format: Format) -> Operand {
     match format {
-        Format::Q8_0 | Format::Q4_0 => Operand::Q8,
-        Format::Q4_K | Format::Q5_K | Format::Q6_K => Operand::Q8K,
-        Format::F32
-        | Format::F16
-        | Format::BF16
-        | Format::Q4_1
-        | Format::Q5_0
-        | Format::Q5_1
-        | Format::IQ4_NL
-        | Format::Q2_K
-        | Format::Q3_K => Operand::Rows,
+        Format::F32 | Format::F16 | Format::BF16 => Operand::Rows,
+        Format::Q8_0 | Format::Q4_0 | Format::Q4_1 | Format::Q5_0 | Format::Q5_1 | Format::IQ4_NL => Operand::Q8,
+        Format::Q2_K | Format::Q3_K | Format::Q4_K | Format::Q5_K | Format::Q6_K => Operand::Q8K,
     }
 }
 
@@ -287,55 +279,60 @@ fn group(format: Format, w: &[u8], g: usize) -> Group {
     }
 }
 
+/// Levels, scale and minimum of 16 weights of a 256-block: `d scale level - dmin min`.
+type Sixteen = ([i8; 16], i8, u8);
+
 /// A row of 256-blocks with quantized activations.
-///
-/// Per block `x.d (w.d sum over groups of scale (w.q . x.q) - w.dmin sum over groups of min sum(x.q))`; the sums inside
-/// the parentheses are integers.
 fn dot_q8_k(format: Format, w: &[u8], x: &[BlockQ8_K]) -> f32 {
-    let group_sum = |x: &BlockQ8_K, j: usize| i32::from(x.sums[2 * j]) + i32::from(x.sums[2 * j + 1]);
-    let product = |level: u8, x: i8| i32::from(level) * i32::from(x);
-    let mut acc = 0.0;
+    // Where element 16 j begins in bytes that hold 32 levels of 2 bits on top of each other.
+    let place = |j: usize| (32 * (j / 8) + 16 * (j % 2), 2 * (j % 8 / 2));
     match format {
-        Format::Q4_K => {
-            for (w, x) in bytemuck::cast_slice::<_, BlockQ4_K>(w).iter().zip(x) {
-                let (mut sum, mut offset) = (0, 0);
-                for j in 0..SUPER_BLOCK / 32 {
-                    let (scale, min) = w.scale_min(j);
-                    let q = (0..32).map(|l| product(w.qs[32 * (j / 2) + l] >> (4 * (j % 2)) & 15, x.q[32 * j + l]));
-                    sum += i32::from(scale) * q.sum::<i32>();
-                    offset += i32::from(min) * group_sum(x, j);
-                }
-                acc += x.d * (w.d.to_f32() * sum as f32 - w.dmin.to_f32() * offset as f32);
-            }
-        }
-        Format::Q5_K => {
-            for (w, x) in bytemuck::cast_slice::<_, BlockQ5_K>(w).iter().zip(x) {
-                let (mut sum, mut offset) = (0, 0);
-                for j in 0..SUPER_BLOCK / 32 {
-                    let (scale, min) = w.scale_min(j);
-                    let level = |l: usize| w.qs[32 * (j / 2) + l] >> (4 * (j % 2)) & 15 | (w.qh[l] >> j & 1) << 4;
-                    sum += i32::from(scale) * (0..32).map(|l| product(level(l), x.q[32 * j + l])).sum::<i32>();
-                    offset += i32::from(min) * group_sum(x, j);
-                }
-                acc += x.d * (w.d.to_f32() * sum as f32 - w.dmin.to_f32() * offset as f32);
-            }
-        }
-        Format::Q6_K => {
-            for (w, x) in bytemuck::cast_slice::<_, BlockQ6_K>(w).iter().zip(x) {
-                let mut sum = 0;
-                for j in 0..SUPER_BLOCK / 16 {
-                    let (h, k, l) = (j / 8, j % 8 / 2, 16 * (j % 2));
-                    let level = |e: usize| {
-                        let low = w.ql[64 * h + 32 * (k % 2) + l + e] >> (4 * (k / 2)) & 15;
-                        low | (w.qh[32 * h + l + e] >> (2 * k) & 3) << 4
-                    };
-                    let q: i32 = (0..16).map(|e| (i32::from(level(e)) - 32) * i32::from(x.q[16 * j + e])).sum();
-                    sum += i32::from(w.scales[j]) * q;
-                }
-                acc += x.d * (w.d.to_f32() * sum as f32);
-            }
-        }
+        Format::Q2_K => dot_super_blocks(bytemuck::cast_slice(w), x, |w: &BlockQ2_K, j| {
+            let (at, shift) = place(j);
+            let levels = std::array::from_fn(|e| (w.qs[at + e] >> shift & 3) as i8);
+            ([w.d, w.dmin], (levels, (w.scales[j] & 15) as i8, w.scales[j] >> 4))
+        }),
+        Format::Q3_K => dot_super_blocks(bytemuck::cast_slice(w), x, |w: &BlockQ3_K, j| {
+            let (at, shift) = place(j);
+            let third = |e: usize| w.hmask[16 * (j % 2) + e] >> (j / 2) & 1;
+            let levels = std::array::from_fn(|e| (w.qs[at + e] >> shift & 3 | third(e) << 2) as i8 - 4);
+            ([w.d, F16Bytes::default()], (levels, w.scale(j), 0))
+        }),
+        Format::Q4_K => dot_super_blocks(bytemuck::cast_slice(w), x, |w: &BlockQ4_K, j| {
+            let (scale, min) = w.scale_min(j / 2);
+            let low = |e: usize| w.qs[32 * (j / 4) + 16 * (j % 2) + e] >> (4 * (j / 2 % 2)) & 15;
+            ([w.d, w.dmin], (std::array::from_fn(|e| low(e) as i8), scale as i8, min))
+        }),
+        Format::Q5_K => dot_super_blocks(bytemuck::cast_slice(w), x, |w: &BlockQ5_K, j| {
+            let (scale, min) = w.scale_min(j / 2);
+            let low = |e: usize| w.qs[32 * (j / 4) + 16 * (j % 2) + e] >> (4 * (j / 2 % 2)) & 15;
+            let fifth = |e: usize| w.qh[16 * (j % 2) + e] >> (j / 2) & 1;
+            ([w.d, w.dmin], (std::array::from_fn(|e| (low(e) | fifth(e) << 4) as i8), scale as i8, min))
+        }),
+        Format::Q6_K => dot_super_blocks(bytemuck::cast_slice(w), x, |w: &BlockQ6_K, j| {
+            let (h, k, l) = (j / 8, j % 8 / 2, 16 * (j % 2));
+            let low = |e: usize| w.ql[64 * h + 32 * (k % 2) + l + e] >> (4 * (k / 2)) & 15;
+            let high = |e: usize| w.qh[32 * h + l + e] >> (2 * k) & 3;
+            let levels = std::array::from_fn(|e| (low(e) | high(e) << 4) as i8 - 32);
+            ([w.d, F16Bytes::default()], (levels, w.scales[j], 0))
+        }),
         _ => unreachable!("no Q8K operand for {format:?}"),
+    }
+}
+
+/// `sum over blocks of x.d (w.d sum over j of scale (level . x.q) - w.dmin sum over j of min sum(x.q))`, where
+/// `part(block, j)` gives `[w.d, w.dmin]` and weights `16 j .. 16 j + 16`; the sums over j are integers.
+fn dot_super_blocks<B>(w: &[B], x: &[BlockQ8_K], part: impl Fn(&B, usize) -> ([F16Bytes; 2], Sixteen)) -> f32 {
+    let mut acc = 0.0;
+    for (w, x) in w.iter().zip(x) {
+        let (mut sum, mut offset, mut factors) = (0, 0, [0.0; 2]);
+        for (j, (q, q_sum)) in x.q.as_chunks::<16>().0.iter().zip(x.sums).enumerate() {
+            let (d, (levels, scale, min)) = part(w, j);
+            factors = d.map(F16Bytes::to_f32);
+            sum += i32::from(scale) * levels.iter().zip(q).map(|(w, x)| i32::from(*w) * i32::from(*x)).sum::<i32>();
+            offset += i32::from(min) * i32::from(q_sum);
+        }
+        acc += x.d * (factors[0] * sum as f32 - factors[1] * offset as f32);
     }
     acc
 }

@@ -29,6 +29,15 @@ impl BlockQ3_K {
         let high = self.scales[8 + j % 4] >> (2 * (j / 4)) & 3;
         (low | high << 4) as i8 - 32
     }
+
+    /// [`scale`](Self::scale) of all groups.
+    pub(crate) fn all_scales(&self) -> [i8; 16] {
+        let word = |i: usize| self.scales.as_chunks().0[i];
+        let (a, b, high) = (u32::from_le_bytes(word(0)), u32::from_le_bytes(word(1)), u32::from_le_bytes(word(2)));
+        let join = |low: u32, j: u32| low & 0x0F0F_0F0F | (high >> (2 * j) & 0x0303_0303) << 4;
+        let scales = [join(a, 0), join(b, 1), join(a >> 4, 2), join(b >> 4, 3)];
+        bytemuck::cast::<_, [u8; 16]>(scales.map(u32::to_le_bytes)).map(|scale| scale as i8 - 32)
+    }
 }
 
 /// Decodes whole blocks.

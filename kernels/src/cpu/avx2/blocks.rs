@@ -1,4 +1,4 @@
-//! Sixteen weights of a block at a time: for rows that are decoded, and for products with few rows of f32 activations.
+//! Sixteen weights of a block at a time: for rows that are decoded, and for products with many rows of activations.
 
 use std::arch::x86_64::*;
 
@@ -6,10 +6,11 @@ use super::{load_16, widen};
 use crate::quant::iq4_nl::VALUES;
 use crate::quant::{
     BlockIQ4_NL, BlockQ2_K, BlockQ3_K, BlockQ4_0, BlockQ4_1, BlockQ4_K, BlockQ5_0, BlockQ5_1, BlockQ5_K, BlockQ6_K,
-    F16Bytes, Format,
+    F16Bytes, Format, scales_mins_k4,
 };
 
 // Formats as constants that a generic function can take.
+pub const Q8_0: usize = Format::Q8_0 as usize;
 pub const Q4_0: usize = Format::Q4_0 as usize;
 pub const Q4_1: usize = Format::Q4_1 as usize;
 pub const Q5_0: usize = Format::Q5_0 as usize;
@@ -20,6 +21,7 @@ pub const Q3_K: usize = Format::Q3_K as usize;
 pub const Q4_K: usize = Format::Q4_K as usize;
 pub const Q5_K: usize = Format::Q5_K as usize;
 pub const Q6_K: usize = Format::Q6_K as usize;
+pub const Q8_0_BYTES: usize = Format::Q8_0.block_bytes();
 pub const Q4_0_BYTES: usize = Format::Q4_0.block_bytes();
 pub const Q4_1_BYTES: usize = Format::Q4_1.block_bytes();
 pub const Q5_0_BYTES: usize = Format::Q5_0.block_bytes();
@@ -84,7 +86,7 @@ pub fn sixteen<const FORMAT: usize, const BYTES: usize>(block: &[u8; BYTES], c: 
         }
         IQ4_NL => {
             let b: &BlockIQ4_NL = bytemuck::from_bytes(block);
-            let values = load_16(&VALUES.map(|value| value as u8));
+            let values = load_16(bytemuck::cast_ref(&VALUES));
             plain(_mm_shuffle_epi8(values, nibbles(&b.qs, c)), value(b.d))
         }
         Q2_K => {
@@ -123,6 +125,59 @@ pub fn sixteen<const FORMAT: usize, const BYTES: usize>(block: &[u8; BYTES], c: 
             plain(levels, value(b.d) * f32::from(b.scales[c]))
         }
         _ => unreachable!("formats of this file"),
+    }
+}
+
+/// Scales of a block and of its 16 groups; minima where the format has them.
+#[derive(Clone, Copy)]
+pub struct Scales {
+    /// Scale of the scales.
+    pub d: f32,
+    /// Scale of the minima.
+    pub dmin: f32,
+    /// Scales of the groups, words.
+    pub scales: __m256i,
+    /// Minima of the groups, words.
+    pub mins: __m256i,
+}
+
+/// Scales and minima of a block of 256.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub fn scales<const FORMAT: usize, const BYTES: usize>(block: &[u8; BYTES]) -> Scales {
+    let signed = |d, scales| Scales { d: value(d), dmin: 0.0, scales, mins: _mm256_setzero_si256() };
+    // Eight scales of 32 weights, each twice.
+    let twice = |x: [u8; 8]| {
+        let x = _mm_set_epi64x(0, i64::from_le_bytes(x));
+        _mm256_cvtepu8_epi16(_mm_unpacklo_epi8(x, x))
+    };
+    match FORMAT {
+        Q2_K => {
+            let b: &BlockQ2_K = bytemuck::from_bytes(block);
+            let both = _mm256_cvtepu8_epi16(load_16(&b.scales));
+            let (scales, mins) = (_mm256_and_si256(both, _mm256_set1_epi16(15)), _mm256_srli_epi16::<4>(both));
+            Scales { d: value(b.d), dmin: value(b.dmin), scales, mins }
+        }
+        Q3_K => {
+            let b: &BlockQ3_K = bytemuck::from_bytes(block);
+            let scales = _mm256_cvtepi8_epi16(load_16(bytemuck::cast_ref(&b.all_scales())));
+            signed(b.d, scales)
+        }
+        Q4_K => {
+            let b: &BlockQ4_K = bytemuck::from_bytes(block);
+            let (scales, mins) = scales_mins_k4(&b.scales);
+            Scales { d: value(b.d), dmin: value(b.dmin), scales: twice(scales), mins: twice(mins) }
+        }
+        Q5_K => {
+            let b: &BlockQ5_K = bytemuck::from_bytes(block);
+            let (scales, mins) = scales_mins_k4(&b.scales);
+            Scales { d: value(b.d), dmin: value(b.dmin), scales: twice(scales), mins: twice(mins) }
+        }
+        Q6_K => {
+            let b: &BlockQ6_K = bytemuck::from_bytes(block);
+            signed(b.d, _mm256_cvtepi8_epi16(load_16(bytemuck::cast_ref(&b.scales))))
+        }
+        _ => unreachable!("formats of 256-blocks"),
     }
 }
 

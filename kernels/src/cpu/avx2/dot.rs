@@ -8,18 +8,19 @@
 use std::arch::x86_64::*;
 
 use super::blocks::*;
-use super::rows::block_weights;
-use super::{WIDTH, decode_row, dot_f32, horizontal_sum, lanes, load, load_16, load_32, padded, widen};
+use super::{WIDTH, decode_row, dot_f32, horizontal_sum, lanes, load, load_16, load_32, padded};
 use crate::cpu::product::{Operand, Product};
 use crate::quant::activation::{BlockQ8, BlockQ8_K};
-use crate::quant::{BlockQ4_K, BlockQ5_K, BlockQ6_K, Format, scales_mins_k4};
+use crate::quant::iq4_nl::VALUES;
+use crate::quant::{
+    BlockIQ4_NL, BlockQ2_K, BlockQ3_K, BlockQ4_0, BlockQ4_1, BlockQ4_K, BlockQ5_0, BlockQ5_1, BlockQ5_K, BlockQ6_K,
+    BlockQ8_0, F16Bytes, Format,
+};
 
 // Formats as constants that a generic function can take.
 pub(super) const F32: usize = Format::F32 as usize;
 pub(super) const F16: usize = Format::F16 as usize;
 const BF16: usize = Format::BF16 as usize;
-pub(super) const Q8_0: usize = Format::Q8_0 as usize;
-pub(super) const Q8_0_BYTES: usize = Format::Q8_0.block_bytes();
 
 /// `out[i, j] = sum over k of w[j, k] x[i, k]` with rows of f32 or of 8 bits; `scratch` holds one decoded row.
 #[target_feature(enable = "avx2,fma,f16c")]
@@ -57,15 +58,15 @@ pub fn product_rows(p: &Product<'_>, out: &mut [f32], scratch: &mut [f32]) {
         (Operand::Rows, Format::BF16) => tiles!(tile, [BF16], |i| p.panel(i)),
         (Operand::Q8, Format::Q8_0) => tiles!(tile_q8, [Q8_0, Q8_0_BYTES], |i| bytemuck::cast_slice(p.panel(i))),
         (Operand::Q8, Format::Q4_0) => tiles!(tile_q8, [Q4_0, Q4_0_BYTES], |i| bytemuck::cast_slice(p.panel(i))),
-        (Operand::Q8K, Format::Q4_K) => product_q8_k(p, out, dot_q4_k),
-        (Operand::Q8K, Format::Q5_K) => product_q8_k(p, out, dot_q5_k),
-        (Operand::Q8K, Format::Q6_K) => product_q8_k(p, out, dot_q6_k),
-        (Operand::Rows, Format::Q4_1) => tiles!(tile_blocks, [Q4_1, Q4_1_BYTES], |i| p.panel(i)),
-        (Operand::Rows, Format::Q5_0) => tiles!(tile_blocks, [Q5_0, Q5_0_BYTES], |i| p.panel(i)),
-        (Operand::Rows, Format::Q5_1) => tiles!(tile_blocks, [Q5_1, Q5_1_BYTES], |i| p.panel(i)),
-        (Operand::Rows, Format::IQ4_NL) => tiles!(tile_blocks, [IQ4_NL, IQ4_NL_BYTES], |i| p.panel(i)),
-        (Operand::Rows, Format::Q2_K) => tiles!(tile_blocks, [Q2_K, Q2_K_BYTES], |i| p.panel(i)),
-        (Operand::Rows, Format::Q3_K) => tiles!(tile_blocks, [Q3_K, Q3_K_BYTES], |i| p.panel(i)),
+        (Operand::Q8, Format::Q4_1) => tiles!(tile_q8, [Q4_1, Q4_1_BYTES], |i| bytemuck::cast_slice(p.panel(i))),
+        (Operand::Q8, Format::Q5_0) => tiles!(tile_q8, [Q5_0, Q5_0_BYTES], |i| bytemuck::cast_slice(p.panel(i))),
+        (Operand::Q8, Format::Q5_1) => tiles!(tile_q8, [Q5_1, Q5_1_BYTES], |i| bytemuck::cast_slice(p.panel(i))),
+        (Operand::Q8, Format::IQ4_NL) => tiles!(tile_q8, [IQ4_NL, IQ4_NL_BYTES], |i| bytemuck::cast_slice(p.panel(i))),
+        (Operand::Q8K, Format::Q2_K) => product_q8_k::<Q2_K, Q2_K_BYTES>(p, out),
+        (Operand::Q8K, Format::Q3_K) => product_q8_k::<Q3_K, Q3_K_BYTES>(p, out),
+        (Operand::Q8K, Format::Q4_K) => product_q8_k::<Q4_K, Q4_K_BYTES>(p, out),
+        (Operand::Q8K, Format::Q5_K) => product_q8_k::<Q5_K, Q5_K_BYTES>(p, out),
+        (Operand::Q8K, Format::Q6_K) => product_q8_k::<Q6_K, Q6_K_BYTES>(p, out),
         (Operand::Rows, _) => {
             for j in 0..p.n_rows {
                 decode_row(p.format, p.row(j), &mut scratch[..p.k]);
@@ -143,44 +144,60 @@ pub(super) fn tile<const FORMAT: usize, const R: usize, const M: usize>(
     sums
 }
 
-/// Dot products of rows of blocks: element i in lane i % 8.
+/// Scale, offset and levels of a block of 32 weights.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn tile_blocks<const FORMAT: usize, const BYTES: usize, const R: usize, const M: usize>(
-    w: [&[u8]; R],
-    x: [&[f32]; M],
-) -> [[f32; M]; R] {
-    let w = w.map(|w| w.as_chunks::<BYTES>().0);
-    let x = x.map(|x| x.as_chunks::<WIDTH>().0.as_chunks::<2>().0);
-    let mut acc = [[_mm256_setzero_ps(); M]; R];
-    for b in 0..w[0].len() {
-        for c in 0..n_sixteens::<FORMAT>() {
-            let x = x.map(|x| x[b * n_sixteens::<FORMAT>() + c].each_ref().map(|x| load(x)));
-            for (w, acc) in w.iter().zip(&mut acc) {
-                let w = block_weights::<FORMAT, BYTES>(&w[b], c);
-                for (acc, x) in acc.iter_mut().zip(x) {
-                    *acc = _mm256_fmadd_ps(w[1], x[1], _mm256_fmadd_ps(w[0], x[0], *acc));
-                }
-            }
+fn block<const FORMAT: usize, const BYTES: usize>(block: &[u8; BYTES]) -> (F16Bytes, F16Bytes, __m256i) {
+    let none = F16Bytes::default();
+    match FORMAT {
+        Q8_0 => {
+            let b: &BlockQ8_0 = bytemuck::from_bytes(block);
+            (b.d, none, load_32(bytemuck::cast_ref(&b.q)))
         }
+        Q4_0 => {
+            let b: &BlockQ4_0 = bytemuck::from_bytes(block);
+            (b.d, none, _mm256_sub_epi8(nibbles(&b.qs), _mm256_set1_epi8(8)))
+        }
+        Q4_1 => {
+            let b: &BlockQ4_1 = bytemuck::from_bytes(block);
+            (b.d, b.m, nibbles(&b.qs))
+        }
+        Q5_0 => {
+            let b: &BlockQ5_0 = bytemuck::from_bytes(block);
+            (b.d, none, _mm256_sub_epi8(with_fifth_bits(nibbles(&b.qs), b.qh), _mm256_set1_epi8(16)))
+        }
+        Q5_1 => {
+            let b: &BlockQ5_1 = bytemuck::from_bytes(block);
+            (b.d, b.m, with_fifth_bits(nibbles(&b.qs), b.qh))
+        }
+        IQ4_NL => {
+            let b: &BlockIQ4_NL = bytemuck::from_bytes(block);
+            let values = load_16(bytemuck::cast_ref(&VALUES));
+            (b.d, none, _mm256_shuffle_epi8(_mm256_set_m128i(values, values), nibbles(&b.qs)))
+        }
+        _ => unreachable!("formats of 32-blocks"),
     }
-    acc.map(|acc| acc.map(|acc| horizontal_sum(acc)))
 }
 
-/// Bits of the scale and levels of a block of Q8_0 or Q4_0.
+/// The low nibbles of 16 bytes, then the high ones.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn block<const FORMAT: usize, const BYTES: usize>(block: &[u8; BYTES]) -> (u16, __m256i) {
-    let (d, q) = block.split_first_chunk().expect("a block begins with its scale");
-    let q = match FORMAT {
-        Q8_0 => load_32(q.first_chunk().expect("32 levels")),
-        Q4_0 => {
-            let nibbles = nibbles(load_16(q.first_chunk().expect("16 pairs of levels")));
-            _mm256_sub_epi8(nibbles, _mm256_set1_epi8(8))
-        }
-        _ => unreachable!("formats with a Q8 operand"),
-    };
-    (u16::from_le_bytes(*d), q)
+fn nibbles(pairs: &[u8; 16]) -> __m256i {
+    let x = load_16(pairs);
+    _mm256_and_si256(_mm256_set_m128i(_mm_srli_epi16::<4>(x), x), _mm256_set1_epi8(15))
+}
+
+/// Levels with the given bits as their fifth ones.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn with_fifth_bits(levels: __m256i, bits: [u8; 4]) -> __m256i {
+    const EACH: i64 = 0x0101_0101_0101_0101;
+    // Each of the four bytes eight times.
+    let index = _mm256_set_epi64x(3 * EACH, 2 * EACH, EACH, 0);
+    let bytes = _mm256_shuffle_epi8(_mm256_set1_epi32(i32::from_le_bytes(bits)), index);
+    let own = _mm256_set1_epi64x(0x8040_2010_0804_0201_u64.cast_signed());
+    let is_set = _mm256_cmpeq_epi8(_mm256_and_si256(bytes, own), own);
+    _mm256_or_si256(levels, _mm256_and_si256(is_set, _mm256_set1_epi8(16)))
 }
 
 /// `w . x` in eight parts.
@@ -192,15 +209,9 @@ fn dot(w: __m256i, x: __m256i) -> __m256i {
     _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))
 }
 
-/// The low nibbles of 16 bytes, then the high ones.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-fn nibbles(x: __m128i) -> __m256i {
-    _mm256_and_si256(_mm256_set_m128i(_mm_srli_epi16::<4>(x), x), _mm256_set1_epi8(15))
-}
-
 /// Dot products of rows of 32-blocks: the chain over ascending blocks of `fma(w.q . x.q, w.d x.d, result)`, the integer
-/// exact. Four rows, one per lane, so that their sums are brought together; with fewer the last one counts.
+/// exact, followed by `fma(w.offset, x.d sum(x.q), result)` in formats that have an offset. Four rows, one per lane, so
+/// that their sums are brought together; with fewer the last one counts.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn tile_q8<const FORMAT: usize, const BYTES: usize, const R: usize, const M: usize>(
@@ -213,22 +224,27 @@ fn tile_q8<const FORMAT: usize, const BYTES: usize, const R: usize, const M: usi
     let w: [_; 4] = std::array::from_fn(|r| &w[r.min(R - 1)].as_chunks::<BYTES>().0[..n_blocks]);
     let mut acc = [_mm_setzero_ps(); M];
     for b in 0..n_blocks {
-        let mut d = [0; 8];
+        // Scales of the rows, then offsets.
+        let mut halves = [F16Bytes::default(); 8];
         let mut sums = [[_mm256_setzero_si256(); 4]; M];
         for (r, w) in w.iter().enumerate() {
             // The same place in the rows of the next tile: rows are short, and each is a stream of its own.
             _mm_prefetch::<_MM_HINT_T0>(w[b].as_ptr().wrapping_add(R * n_blocks * BYTES).cast());
-            let (scale, levels) = block::<FORMAT, BYTES>(&w[b]);
-            d[r] = scale;
+            let levels;
+            (halves[r], halves[4 + r], levels) = block::<FORMAT, BYTES>(&w[b]);
             for (sums, x) in sums.iter_mut().zip(x) {
                 sums[r] = dot(levels, load_32(bytemuck::cast_ref(&x[b].q)));
             }
         }
-        let d = _mm_cvtph_ps(load_16(bytemuck::cast_ref(&d)));
+        let halves = _mm256_cvtph_ps(load_16(bytemuck::cast_ref(&halves)));
+        let (d, offset) = (_mm256_castps256_ps128(halves), _mm256_extractf128_ps::<1>(halves));
         for ((acc, sums), x) in acc.iter_mut().zip(sums).zip(x) {
             let pairs = _mm256_hadd_epi32(_mm256_hadd_epi32(sums[0], sums[1]), _mm256_hadd_epi32(sums[2], sums[3]));
             let sum = _mm_add_epi32(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256::<1>(pairs));
             *acc = _mm_fmadd_ps(_mm_cvtepi32_ps(sum), _mm_mul_ps(d, _mm_set1_ps(x[b].d)), *acc);
+            if has_offset::<FORMAT>() {
+                *acc = _mm_fmadd_ps(offset, _mm_set1_ps(x[b].d * -x[b].neg_sum as f32), *acc);
+            }
         }
     }
     let mut results = [[0.0; M]; R];
@@ -243,122 +259,97 @@ fn tile_q8<const FORMAT: usize, const BYTES: usize, const R: usize, const M: usi
 /// Every result of a product of 256-blocks by a dot product of rows.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn product_q8_k<B: bytemuck::AnyBitPattern>(
-    p: &Product<'_>,
-    out: &mut [f32],
-    dot: unsafe fn(&[B], &[BlockQ8_K]) -> f32,
-) {
+fn product_q8_k<const FORMAT: usize, const BYTES: usize>(p: &Product<'_>, out: &mut [f32]) {
     for j in 0..p.n_rows {
-        let w = bytemuck::cast_slice(p.row(j));
+        let w = p.row(j).as_chunks().0;
         for i in 0..p.m {
-            // SAFETY: `dot` needs the CPU features that this function has.
-            out[i * p.n_rows + j] = unsafe { dot(w, bytemuck::cast_slice(p.panel(i))) };
+            out[i * p.n_rows + j] = dot_k::<FORMAT, BYTES>(w, bytemuck::cast_slice(p.panel(i)));
         }
     }
 }
 
-/// The 32 levels of a chunk of activations.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-fn levels(x: &BlockQ8_K, chunk: usize) -> __m256i {
-    load_32(&bytemuck::cast_ref::<_, [[u8; 32]; 8]>(&x.q)[chunk])
+/// Vectors of levels in a block of 256.
+const EIGHTHS: usize = 8;
+
+/// What unsigned levels of a 256-block are larger by than levels, as a power of two, if they are.
+const fn excess<const FORMAT: usize>() -> Option<i32> {
+    match FORMAT {
+        Q3_K => Some(2),
+        Q6_K => Some(5),
+        _ => None,
+    }
 }
 
-/// The sums of the 16 groups of activations.
+/// Per block `x.d w.d sum(scale w.level x.q) - x.d w.dmin sum(min x.q)`, where scales and minima belong to groups of 16 and
+/// the sums are integers.
+///
+/// Levels are unsigned, larger by [`excess`], so that `2^excess sum(scale x.q)` is taken off the first sum.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn group_sums(x: &BlockQ8_K) -> __m256i {
-    load_32(bytemuck::cast_ref(&x.sums))
-}
-
-/// `sum over groups of min sum(x.q)`, in eight parts.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-fn min_sums(mins: [u8; 8], x: &BlockQ8_K) -> __m256i {
-    // Each of the eight minima twice, beside the sums of its two groups of 16.
-    let mins = _mm_set_epi64x(0, i64::from_le_bytes(mins));
-    _mm256_madd_epi16(_mm256_cvtepu8_epi16(_mm_unpacklo_epi8(mins, mins)), group_sums(x))
-}
-
-/// Per block `x.d w.d sum(scale w.q x.q) - x.d w.dmin sum(min x.q)`.
-#[target_feature(enable = "avx2,fma,f16c")]
-fn dot_q4_k(w: &[BlockQ4_K], x: &[BlockQ8_K]) -> f32 {
-    let low = _mm256_set1_epi8(15);
+fn dot_k<const FORMAT: usize, const BYTES: usize>(w: &[[u8; BYTES]], x: &[BlockQ8_K]) -> f32 {
     let mut acc = _mm256_setzero_ps();
     for (w, x) in w.iter().zip(x) {
-        let (scales, mins) = scales_mins_k4(&w.scales);
+        let Scales { d, dmin, scales, mins } = scales::<FORMAT, BYTES>(w);
+        // The first eight scales in both halves, and the others.
+        let scales_twice =
+            [_mm256_permute2x128_si256::<0x00>(scales, scales), _mm256_permute2x128_si256::<0x11>(scales, scales)];
         let mut sum = _mm256_setzero_si256();
-        for (c, q) in w.qs.as_chunks::<32>().0.iter().enumerate() {
-            let q = load_32(q);
-            let nibbles = [_mm256_and_si256(q, low), _mm256_and_si256(_mm256_srli_epi16::<4>(q), low)];
-            for (j, q) in (2 * c..).zip(nibbles) {
-                let pairs = _mm256_maddubs_epi16(q, levels(x, j));
-                let scale = _mm256_set1_epi16(i16::from(scales[j]));
-                sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, scale));
-            }
+        for c in 0..EIGHTHS {
+            // Word 2 c of the eight in the first half, word 2 c + 1 in the second.
+            let word = |j: usize| _mm_set1_epi16((0x0100 + 0x0202 * (j % 8)) as i16);
+            let index = _mm256_set_m128i(word(2 * c + 1), word(2 * c));
+            let scale = _mm256_shuffle_epi8(scales_twice[c / 4], index);
+            let activations = load_32(&bytemuck::cast_ref::<_, [[u8; 32]; EIGHTHS]>(&x.q)[c]);
+            let pairs = _mm256_maddubs_epi16(levels::<FORMAT, BYTES>(w, c), activations);
+            sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, scale));
         }
-        let (d, dmin) = (x.d * widen(w.d.to_bits()), x.d * widen(w.dmin.to_bits()));
-        acc = _mm256_fmadd_ps(_mm256_set1_ps(d), _mm256_cvtepi32_ps(sum), acc);
-        acc = _mm256_fnmadd_ps(_mm256_set1_ps(dmin), _mm256_cvtepi32_ps(min_sums(mins, x)), acc);
+        let group_sums = load_32(bytemuck::cast_ref(&x.sums));
+        if let Some(excess) = excess::<FORMAT>() {
+            let offset = _mm256_sll_epi32(_mm256_madd_epi16(scales, group_sums), _mm_cvtsi32_si128(excess));
+            sum = _mm256_sub_epi32(sum, offset);
+        }
+        acc = _mm256_fmadd_ps(_mm256_set1_ps(x.d * d), _mm256_cvtepi32_ps(sum), acc);
+        if has_offset::<FORMAT>() {
+            let offset = _mm256_cvtepi32_ps(_mm256_madd_epi16(mins, group_sums));
+            acc = _mm256_fnmadd_ps(_mm256_set1_ps(x.d * dmin), offset, acc);
+        }
     }
     horizontal_sum(acc)
 }
 
-/// As [`dot_q4_k`], with a fifth bit.
+/// Vector `c` of the unsigned levels of a block of 256, those of elements `32 c .. 32 c + 32`.
+#[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn dot_q5_k(w: &[BlockQ5_K], x: &[BlockQ8_K]) -> f32 {
-    let (low, fifth) = (_mm256_set1_epi8(15), _mm256_set1_epi8(16));
-    let mut acc = _mm256_setzero_ps();
-    for (w, x) in w.iter().zip(x) {
-        let (scales, mins) = scales_mins_k4(&w.scales);
-        let mut high = load_32(&w.qh);
-        let mut sum = _mm256_setzero_si256();
-        for (c, q) in w.qs.as_chunks::<32>().0.iter().enumerate() {
-            let q = load_32(q);
-            let nibbles = [_mm256_and_si256(q, low), _mm256_and_si256(_mm256_srli_epi16::<4>(q), low)];
-            for (j, q) in (2 * c..).zip(nibbles) {
-                // Bit j of each byte is its lowest by now.
-                let q = _mm256_or_si256(q, _mm256_and_si256(_mm256_slli_epi16::<4>(high), fifth));
-                high = _mm256_srli_epi16::<1>(high);
-                let pairs = _mm256_maddubs_epi16(q, levels(x, j));
-                let scale = _mm256_set1_epi16(i16::from(scales[j]));
-                sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, scale));
-            }
+fn levels<const FORMAT: usize, const BYTES: usize>(block: &[u8; BYTES], c: usize) -> __m256i {
+    // `N` bits from bit `from` on of each byte.
+    let bits = |bytes: &[u8; 32], from: usize, mask: i8| {
+        _mm256_and_si256(_mm256_srl_epi16(load_32(bytes), _mm_cvtsi32_si128(from as i32)), _mm256_set1_epi8(mask))
+    };
+    match FORMAT {
+        Q2_K => {
+            let b: &BlockQ2_K = bytemuck::from_bytes(block);
+            bits(&b.qs.as_chunks().0[c / 4], 2 * (c % 4), 3)
         }
-        let (d, dmin) = (x.d * widen(w.d.to_bits()), x.d * widen(w.dmin.to_bits()));
-        acc = _mm256_fmadd_ps(_mm256_set1_ps(d), _mm256_cvtepi32_ps(sum), acc);
-        acc = _mm256_fnmadd_ps(_mm256_set1_ps(dmin), _mm256_cvtepi32_ps(min_sums(mins, x)), acc);
-    }
-    horizontal_sum(acc)
-}
-
-/// Per block `x.d w.d (sum(scale w.level x.q) - 32 sum(scale x.q))`.
-#[target_feature(enable = "avx2,fma,f16c")]
-fn dot_q6_k(w: &[BlockQ6_K], x: &[BlockQ8_K]) -> f32 {
-    let (four, two) = (_mm256_set1_epi8(15), _mm256_set1_epi8(3));
-    let mut acc = _mm256_setzero_ps();
-    for (w, x) in w.iter().zip(x) {
-        let scales = _mm256_cvtepi8_epi16(load_16(bytemuck::cast_ref(&w.scales)));
-        let mut sum = _mm256_setzero_si256();
-        for (h, (low, high)) in w.ql.as_chunks::<64>().0.iter().zip(w.qh.as_chunks::<32>().0).enumerate() {
-            let [first, second] = low.as_chunks::<32>().0 else { unreachable!("64 is twice 32") };
-            let (first, second, high) = (load_32(first), load_32(second), load_32(high));
-            let shifted =
-                [high, _mm256_srli_epi16::<2>(high), _mm256_srli_epi16::<4>(high), _mm256_srli_epi16::<6>(high)];
-            let low = [first, second, _mm256_srli_epi16::<4>(first), _mm256_srli_epi16::<4>(second)];
-            for (k, (low, high)) in low.into_iter().zip(shifted).enumerate() {
-                let high = _mm256_slli_epi16::<4>(_mm256_and_si256(high, two));
-                let q = _mm256_or_si256(_mm256_and_si256(low, four), high);
-                let chunk = 4 * h + k;
-                let pairs = _mm256_maddubs_epi16(q, levels(x, chunk));
-                let (a, b) = (i16::from(w.scales[2 * chunk]), i16::from(w.scales[2 * chunk + 1]));
-                let scale = _mm256_set_m128i(_mm_set1_epi16(b), _mm_set1_epi16(a));
-                sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, scale));
-            }
+        Q3_K => {
+            let b: &BlockQ3_K = bytemuck::from_bytes(block);
+            let third = _mm256_slli_epi16::<2>(bits(&b.hmask, c, 1));
+            _mm256_or_si256(bits(&b.qs.as_chunks().0[c / 4], 2 * (c % 4), 3), third)
         }
-        let offset = _mm256_slli_epi32::<5>(_mm256_madd_epi16(scales, group_sums(x)));
-        let sum = _mm256_cvtepi32_ps(_mm256_sub_epi32(sum, offset));
-        acc = _mm256_fmadd_ps(_mm256_set1_ps(x.d * widen(w.d.to_bits())), sum, acc);
+        Q4_K => {
+            let b: &BlockQ4_K = bytemuck::from_bytes(block);
+            bits(&b.qs.as_chunks().0[c / 2], 4 * (c % 2), 15)
+        }
+        Q5_K => {
+            let b: &BlockQ5_K = bytemuck::from_bytes(block);
+            let fifth = _mm256_slli_epi16::<4>(bits(&b.qh, c, 1));
+            _mm256_or_si256(bits(&b.qs.as_chunks().0[c / 2], 4 * (c % 2), 15), fifth)
+        }
+        Q6_K => {
+            let b: &BlockQ6_K = bytemuck::from_bytes(block);
+            let (h, k) = (c / 4, c % 4);
+            let high = _mm256_slli_epi16::<4>(bits(&b.qh.as_chunks().0[h], 2 * k, 3));
+            _mm256_or_si256(bits(&b.ql.as_chunks().0[2 * h + k % 2], 4 * (k / 2), 15), high)
+        }
+        _ => unreachable!("formats of 256-blocks"),
     }
-    horizontal_sum(acc)
 }

@@ -10,7 +10,6 @@
 use std::arch::x86_64::*;
 
 use super::blocks::*;
-use super::dot::{Q8_0, Q8_0_BYTES};
 use super::{WIDTH, load, load_16, load_32, padded, store, transpose};
 use crate::cpu::product::Product;
 use crate::quant::activation::BlockQ8;
@@ -145,7 +144,7 @@ fn microkernel<const FORMAT: usize, const C: usize>(w: &[Unpacked], x: [&[BlockQ
             };
             *acc = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), _mm256_mul_ps(d, _mm256_set1_ps(x[b].d)), *acc);
         }
-        if FORMAT != Q8_0 && has_offset::<FORMAT>() {
+        if has_offset::<FORMAT>() {
             for (acc, x) in acc.iter_mut().zip(x) {
                 let sum = _mm256_set1_ps(x[b].d * -x[b].neg_sum as f32);
                 *acc = _mm256_fmadd_ps(load(&w.offset), sum, *acc);

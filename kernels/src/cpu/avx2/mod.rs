@@ -22,7 +22,7 @@ use self::gemm_q8::product_many_q8;
 pub use self::rows::{axpy_f16, decode_row, dot_f16, dot_f32, f16_to_f32, f32_to_f16};
 use super::compiled::compiled_for;
 use super::product::Product;
-use crate::quant::Format;
+use crate::quant::{Format, SMALL_BLOCK};
 
 /// `f32`s in a vector.
 const WIDTH: usize = 8;
@@ -54,7 +54,7 @@ pub fn product_scratch_len(_format: Format, operand: Operand, n_rows: usize, k: 
 pub fn product(p: &Product<'_>, out: &mut [f32], scratch: &mut [f32]) {
     match p.operand {
         Operand::Panels => product_panels(p, out, scratch),
-        Operand::Q8 if p.m >= MANY || !matches!(p.format, Format::Q8_0 | Format::Q4_0) => product_many_q8(p, out),
+        Operand::Q8 if p.m >= MANY || p.format.block_len() != SMALL_BLOCK => product_many_q8(p, out),
         Operand::Rows | Operand::Q8 | Operand::Q8K => product_rows(p, out, scratch),
     }
 }
@@ -122,7 +122,7 @@ pub(super) fn horizontal_sum(x: __m256) -> f32 {
 /// The four lanes.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn lanes(x: __m128) -> [f32; 4] {
+fn lanes(x: __m128) -> [f32; 4] {
     let mut y = [0.0; 4];
     // SAFETY: `y` is 16 writable bytes, and the store needs no alignment.
     unsafe { _mm_storeu_ps(y.as_mut_ptr(), x) };

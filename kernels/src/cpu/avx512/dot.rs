@@ -1,24 +1,22 @@
 //! Products with few rows of activations: weights are read once, as they are stored.
 //!
 //! A tile is R rows of weights with M rows of activations; each result has an accumulator of its own, so its bits do
-//! not depend on R and M. Other products of 32-blocks are in `gemm_q8`.
+//! not depend on R and M. Products of 32-blocks are in `few_q8`.
 
 #![allow(unsafe_code, reason = "vector loads")]
 
 use std::arch::x86_64::*;
 
 use super::blocks::*;
-use super::rows::block_weights;
-use super::{WIDTH, decode_row, dot_f32, horizontal_sum, lanes, load, load_16, load_32, load_64, padded, widen};
+use super::{WIDTH, decode_row, dot_f32, horizontal_sum, load, load_32, load_64, padded};
 use crate::cpu::product::{Operand, Product};
-use crate::quant::activation::{BlockQ8, BlockQ8_K};
-use crate::quant::{BlockQ4_K, BlockQ5_K, BlockQ6_K, BlockQ8_0, Format, scales_mins_k4};
+use crate::quant::activation::BlockQ8_K;
+use crate::quant::{BlockQ2_K, BlockQ3_K, BlockQ4_K, BlockQ5_K, BlockQ6_K, Format};
 
 // Formats as constants that a generic function can take.
 pub(super) const F32: usize = Format::F32 as usize;
 pub(super) const F16: usize = Format::F16 as usize;
 const BF16: usize = Format::BF16 as usize;
-const Q8_0_BYTES: usize = Format::Q8_0.block_bytes();
 
 /// `out[i, j] = sum over k of w[j, k] x[i, k]` with rows of f32 or of 8 bits; `scratch` holds one decoded row.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
@@ -61,16 +59,11 @@ pub fn product_rows(p: &Product<'_>, out: &mut [f32], scratch: &mut [f32]) {
         (Operand::Rows, Format::F32) => tiles!(tile, [F32], |i| p.panel(i)),
         (Operand::Rows, Format::F16) => tiles!(tile, [F16], |i| p.panel(i)),
         (Operand::Rows, Format::BF16) => tiles!(tile, [BF16], |i| p.panel(i)),
-        (Operand::Q8, Format::Q8_0) => tiles!(tile_q8_0, [Q8_0_BYTES], |i| bytemuck::cast_slice(p.panel(i))),
-        (Operand::Q8K, Format::Q4_K) => tiles!(tile_k4, [Q4_K, Q4_K_BYTES], |i| bytemuck::cast_slice(p.panel(i))),
-        (Operand::Q8K, Format::Q5_K) => tiles!(tile_k4, [Q5_K, Q5_K_BYTES], |i| bytemuck::cast_slice(p.panel(i))),
-        (Operand::Q8K, Format::Q6_K) => tiles!(tile_q6_k, [Q6_K_BYTES], |i| bytemuck::cast_slice(p.panel(i))),
-        (Operand::Rows, Format::Q4_1) => tiles!(tile_blocks, [Q4_1, Q4_1_BYTES], |i| p.panel(i)),
-        (Operand::Rows, Format::Q5_0) => tiles!(tile_blocks, [Q5_0, Q5_0_BYTES], |i| p.panel(i)),
-        (Operand::Rows, Format::Q5_1) => tiles!(tile_blocks, [Q5_1, Q5_1_BYTES], |i| p.panel(i)),
-        (Operand::Rows, Format::IQ4_NL) => tiles!(tile_blocks, [IQ4_NL, IQ4_NL_BYTES], |i| p.panel(i)),
-        (Operand::Rows, Format::Q2_K) => tiles!(tile_blocks, [Q2_K, Q2_K_BYTES], |i| p.panel(i)),
-        (Operand::Rows, Format::Q3_K) => tiles!(tile_blocks, [Q3_K, Q3_K_BYTES], |i| p.panel(i)),
+        (Operand::Q8K, Format::Q2_K) => tiles!(tile_k, [Q2_K, Q2_K_BYTES], |i| bytemuck::cast_slice(p.panel(i))),
+        (Operand::Q8K, Format::Q3_K) => tiles!(tile_k, [Q3_K, Q3_K_BYTES], |i| bytemuck::cast_slice(p.panel(i))),
+        (Operand::Q8K, Format::Q4_K) => tiles!(tile_k, [Q4_K, Q4_K_BYTES], |i| bytemuck::cast_slice(p.panel(i))),
+        (Operand::Q8K, Format::Q5_K) => tiles!(tile_k, [Q5_K, Q5_K_BYTES], |i| bytemuck::cast_slice(p.panel(i))),
+        (Operand::Q8K, Format::Q6_K) => tiles!(tile_k, [Q6_K, Q6_K_BYTES], |i| bytemuck::cast_slice(p.panel(i))),
         (Operand::Rows, _) => {
             for j in 0..p.n_rows {
                 decode_row(p.format, p.row(j), &mut scratch[..p.k]);
@@ -148,83 +141,102 @@ pub(super) fn tile<const FORMAT: usize, const R: usize, const M: usize>(
     sums
 }
 
-/// Dot products of rows of blocks: element i in lane i % 16.
+/// Dot products of rows of 256-blocks: per block `x.d w.d sum(scale w.level x.q) - x.d w.dmin sum(min x.q)`, where scales
+/// and minima belong to groups of 16 and the sums are integers.
+///
+/// Levels are unsigned, larger by [`excess`], so that `2^excess sum(scale x.q)` is taken off the first sum.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-fn tile_blocks<const FORMAT: usize, const BYTES: usize, const R: usize, const M: usize>(
+fn tile_k<const FORMAT: usize, const BYTES: usize, const R: usize, const M: usize>(
     w: [&[u8]; R],
-    x: [&[f32]; M],
+    x: [&[BlockQ8_K]; M],
 ) -> [[f32; M]; R] {
-    let w = w.map(|w| w.as_chunks::<BYTES>().0);
-    let x = x.map(|x| x.as_chunks::<SIXTEEN>().0);
+    let n_blocks = x[0].len();
+    // One length for all rows lets the compiler drop the checks in the loop.
+    let (w, x) = (w.map(|w| &w.as_chunks::<BYTES>().0[..n_blocks]), x.map(|x| &x[..n_blocks]));
     let mut acc = [[_mm512_setzero_ps(); M]; R];
-    for b in 0..w[0].len() {
-        for c in 0..n_sixteens::<FORMAT>() {
-            let x = x.map(|x| load(&x[b * n_sixteens::<FORMAT>() + c]));
-            for (w, acc) in w.iter().zip(&mut acc) {
-                let w = block_weights::<FORMAT, BYTES>(&w[b], c);
-                for (acc, x) in acc.iter_mut().zip(x) {
-                    *acc = _mm512_fmadd_ps(w, x, *acc);
+    let mut offsets = [[_mm256_setzero_ps(); M]; R];
+    for b in 0..n_blocks {
+        for ((w, acc), offsets) in w.iter().zip(&mut acc).zip(&mut offsets) {
+            prefetch_block(&w[b], R * n_blocks * BYTES);
+            let Scales { d, dmin, scales, mins } = scales::<FORMAT, BYTES>(&w[b]);
+            let mut sums = [_mm512_setzero_si512(); M];
+            for c in 0..QUARTERS {
+                let levels = levels::<FORMAT, BYTES>(&w[b], c);
+                let index = load_64(bytemuck::cast_ref(&const { scale_index::<FORMAT>() }[c]));
+                let scale = _mm512_permutexvar_epi16(index, _mm512_castsi256_si512(scales));
+                for (sum, x) in sums.iter_mut().zip(x) {
+                    let pairs = _mm512_maddubs_epi16(levels, activations::<FORMAT>(&x[b], c));
+                    *sum = _mm512_dpwssd_epi32(*sum, pairs, scale);
+                }
+            }
+            for (i, mut sum) in sums.into_iter().enumerate() {
+                let x = &x[i][b];
+                let group_sums = load_32(bytemuck::cast_ref(&x.sums));
+                if let Some(excess) = excess::<FORMAT>() {
+                    let offset = _mm256_sll_epi32(_mm256_madd_epi16(scales, group_sums), _mm_cvtsi32_si128(excess));
+                    sum = _mm512_sub_epi32(sum, _mm512_zextsi256_si512(offset));
+                }
+                acc[i] = _mm512_fmadd_ps(_mm512_set1_ps(x.d * d), _mm512_cvtepi32_ps(sum), acc[i]);
+                if has_offset::<FORMAT>() {
+                    let offset = _mm256_cvtepi32_ps(_mm256_madd_epi16(mins, group_sums));
+                    offsets[i] = _mm256_fmadd_ps(_mm256_set1_ps(x.d * dmin), offset, offsets[i]);
                 }
             }
         }
     }
-    acc.map(|acc| acc.map(|acc| _mm512_reduce_add_ps(acc)))
-}
-
-/// Dot products of rows of Q8_0: the chain over ascending blocks of `fma(w.q . x.q, w.d x.d, result)`, the integer exact.
-/// Four rows, one per lane, so that their sums are brought together; with fewer the last one counts.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-fn tile_q8_0<const BYTES: usize, const R: usize, const M: usize>(w: [&[u8]; R], x: [&[BlockQ8]; M]) -> [[f32; M]; R] {
-    let n_blocks = x[0].len();
-    // One length for all rows lets the compiler drop the checks in the loop.
-    let x = x.map(|x| &x[..n_blocks]);
-    let w: [_; 4] = std::array::from_fn(|r| &w[r.min(R - 1)].as_chunks::<BYTES>().0[..n_blocks]);
-    let mut acc = [_mm_setzero_ps(); M];
-    for b in 0..n_blocks {
-        let mut d = [0; 8];
-        let mut sums = [[_mm256_setzero_si256(); 4]; M];
-        for (r, w) in w.iter().enumerate() {
-            // The same place in the rows of the next tile: rows are short, and each is a stream of its own.
-            _mm_prefetch::<_MM_HINT_T0>(w[b].as_ptr().wrapping_add(R * n_blocks * BYTES).cast());
-            let w: &BlockQ8_0 = bytemuck::from_bytes(&w[b]);
-            d[r] = w.d.to_bits();
-            // dpbusd takes one unsigned operand: levels larger by 128.
-            let levels = _mm256_xor_si256(load_32(bytemuck::cast_ref(&w.q)), _mm256_set1_epi8(i8::MIN));
-            for (sums, x) in sums.iter_mut().zip(x) {
-                sums[r] = _mm256_dpbusd_epi32(sums[r], levels, load_32(bytemuck::cast_ref(&x[b].q)));
-            }
-        }
-        let d = _mm_cvtph_ps(load_16(bytemuck::cast_ref(&d)));
-        for ((acc, sums), x) in acc.iter_mut().zip(sums).zip(x) {
-            let pairs = _mm256_hadd_epi32(_mm256_hadd_epi32(sums[0], sums[1]), _mm256_hadd_epi32(sums[2], sums[3]));
-            let sum = _mm_add_epi32(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256::<1>(pairs));
-            let sum = _mm_add_epi32(sum, _mm_set1_epi32(x[b].neg_sum * 128));
-            *acc = _mm_fmadd_ps(_mm_cvtepi32_ps(sum), _mm_mul_ps(d, _mm_set1_ps(x[b].d)), *acc);
-        }
-    }
     let mut results = [[0.0; M]; R];
-    for (i, acc) in acc.into_iter().enumerate() {
-        for (results, y) in results.iter_mut().zip(lanes(acc)) {
-            results[i] = y;
+    for r in 0..R {
+        for i in 0..M {
+            results[r][i] = _mm512_reduce_add_ps(acc[r][i]);
+            if has_offset::<FORMAT>() {
+                results[r][i] -= horizontal_sum(offsets[r][i]);
+            }
         }
     }
     results
 }
 
-/// The 64 levels of a chunk of activations.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-fn levels(x: &BlockQ8_K, chunk: usize) -> __m512i {
-    load_64(&bytemuck::cast_ref::<_, [[u8; 64]; 4]>(&x.q)[chunk])
+/// Vectors of levels in a block.
+const QUARTERS: usize = 4;
+
+/// What unsigned levels are larger by than levels, as a power of two, if they are.
+const fn excess<const FORMAT: usize>() -> Option<i32> {
+    match FORMAT {
+        Q3_K => Some(2),
+        Q6_K => Some(5),
+        _ => None,
+    }
 }
 
-/// The sums of the 16 groups of activations.
+/// Whether a vector of levels has 32 levels of each half of a block, not 64 that follow each other.
+const fn is_halved<const FORMAT: usize>() -> bool {
+    matches!(FORMAT, Q2_K | Q3_K)
+}
+
+/// Numbers of the scales of vector `c`, for each word.
+const fn scale_index<const FORMAT: usize>() -> [[u16; 32]; QUARTERS] {
+    let mut index = [[0; 32]; QUARTERS];
+    let mut i = 0;
+    while i < QUARTERS * 32 {
+        let (c, group) = (i / 32, i % 32 / 8);
+        index[c][i % 32] =
+            if is_halved::<FORMAT>() { 8 * (group / 2) + 2 * c + group % 2 } else { 4 * c + group } as u16;
+        i += 1;
+    }
+    index
+}
+
+/// Levels of activations beside vector `c` of levels of weights.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-fn group_sums(x: &BlockQ8_K) -> __m256i {
-    load_32(bytemuck::cast_ref(&x.sums))
+fn activations<const FORMAT: usize>(x: &BlockQ8_K, c: usize) -> __m512i {
+    if is_halved::<FORMAT>() {
+        let [low, high]: &[[[u8; 32]; 4]; 2] = bytemuck::cast_ref(&x.q);
+        join(load_32(&low[c]), load_32(&high[c]))
+    } else {
+        load_64(&bytemuck::cast_ref::<_, [[u8; 64]; QUARTERS]>(&x.q)[c])
+    }
 }
 
 /// Two vectors behind each other.
@@ -234,131 +246,55 @@ fn join(low: __m256i, high: __m256i) -> __m512i {
     _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high)
 }
 
-/// Lanes 0 .. 32 of 16 bits hold element `first + lane / width` of `x`.
+/// Vector `c` of the unsigned levels of a block: 64 that follow each other, or 32 of each [half](is_halved).
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-fn spread(x: __m256i, first: usize, width: usize) -> __m512i {
-    let index: [u16; 32] = std::array::from_fn(|lane| (first + lane / width) as u16);
-    _mm512_permutexvar_epi16(load_64(bytemuck::cast_ref(&index)), _mm512_castsi256_si512(x))
-}
-
-/// Dot products of a row of Q4_K or Q5_K: per block `x.d w.d sum(scale w.q x.q) - x.d w.dmin sum(min x.q)`.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-fn tile_k4<const FORMAT: usize, const BYTES: usize, const R: usize, const M: usize>(
-    w: [&[u8]; R],
-    x: [&[BlockQ8_K]; M],
-) -> [[f32; M]; R] {
-    let n_blocks = x[0].len();
-    let (w, x) = (w.map(|w| &w.as_chunks::<BYTES>().0[..n_blocks]), x.map(|x| &x[..n_blocks]));
-    let nibble = _mm512_set1_epi8(15);
-    let mut acc = [[_mm512_setzero_ps(); M]; R];
-    let mut offsets = [[_mm256_setzero_ps(); M]; R];
-    for b in 0..n_blocks {
-        for ((w, acc), offsets) in w.iter().zip(&mut acc).zip(&mut offsets) {
-            prefetch_block(&w[b], R * n_blocks * BYTES);
-            let (d, dmin, packed, high, qs) = parts_k4::<FORMAT, BYTES>(&w[b]);
-            let (scales, mins) = scales_mins_k4(packed);
-            let scales = _mm256_cvtepu8_epi16(_mm_set_epi64x(0, i64::from_le_bytes(scales)));
-            // Each of the eight minima twice, beside the sums of its two groups of 16.
-            let mins = _mm_set_epi64x(0, i64::from_le_bytes(mins));
-            let mins = _mm256_cvtepu8_epi16(_mm_unpacklo_epi8(mins, mins));
-            let mut sums = [_mm512_setzero_si512(); M];
-            for (c, q) in qs.iter().enumerate() {
-                let q = load_32(q);
-                let mut q = _mm512_and_si512(join(q, _mm256_srli_epi16::<4>(q)), nibble);
-                if FORMAT == Q5_K {
-                    let bit = |j: usize| _mm256_set1_epi8(1 << j);
-                    let fifth = _mm512_test_epi8_mask(join(high, high), join(bit(2 * c), bit(2 * c + 1)));
-                    q = _mm512_mask_add_epi8(q, fifth, q, _mm512_set1_epi8(16));
-                }
-                let scale = spread(scales, 2 * c, 16);
-                for (sum, x) in sums.iter_mut().zip(x) {
-                    *sum = _mm512_dpwssd_epi32(*sum, _mm512_maddubs_epi16(q, levels(&x[b], c)), scale);
-                }
-            }
-            for (i, sum) in sums.into_iter().enumerate() {
-                let x = &x[i][b];
-                acc[i] = _mm512_fmadd_ps(_mm512_set1_ps(x.d * d), _mm512_cvtepi32_ps(sum), acc[i]);
-                let offset = _mm256_cvtepi32_ps(_mm256_madd_epi16(mins, group_sums(x)));
-                offsets[i] = _mm256_fmadd_ps(_mm256_set1_ps(x.d * dmin), offset, offsets[i]);
-            }
+fn levels<const FORMAT: usize, const BYTES: usize>(block: &[u8; BYTES], c: usize) -> __m512i {
+    let bytes = |x: i8| _mm512_set1_epi8(x);
+    let right = |x: __m512i, by: usize| _mm512_srl_epi16(x, _mm_cvtsi32_si128(by as i32));
+    let nibbles = |q: &[u8]| {
+        let q = load_32(q.first_chunk().expect("32 pairs of levels"));
+        _mm512_and_si512(join(q, _mm256_srli_epi16::<4>(q)), bytes(15))
+    };
+    match FORMAT {
+        Q2_K => {
+            let b: &BlockQ2_K = bytemuck::from_bytes(block);
+            _mm512_and_si512(right(load_64(&b.qs), 2 * c), bytes(3))
         }
-    }
-    let mut results = [[0.0; M]; R];
-    for r in 0..R {
-        for i in 0..M {
-            results[r][i] = _mm512_reduce_add_ps(acc[r][i]) - horizontal_sum(offsets[r][i]);
+        Q3_K => {
+            let b: &BlockQ3_K = bytemuck::from_bytes(block);
+            let low = _mm512_and_si512(right(load_64(&b.qs), 2 * c), bytes(3));
+            // Bit c of a byte of the first half, bit c + 4 of one of the second.
+            let high = load_32(&b.hmask);
+            let third = _mm512_test_epi8_mask(join(high, _mm256_srli_epi16::<4>(high)), bytes(1 << c));
+            _mm512_mask_add_epi8(low, third, low, bytes(4))
         }
-    }
-    results
-}
-
-/// Scale, scale of the minima, packed scales, fifth bits (zeros in Q4_K) and low bits of a block.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-fn parts_k4<const FORMAT: usize, const BYTES: usize>(
-    block: &[u8; BYTES],
-) -> (f32, f32, &[u8; 12], __m256i, &[[u8; 32]; 4]) {
-    if FORMAT == Q4_K {
-        let block: &BlockQ4_K = bytemuck::from_bytes(block);
-        let qs = bytemuck::cast_ref(&block.qs);
-        (widen(block.d.to_bits()), widen(block.dmin.to_bits()), &block.scales, _mm256_setzero_si256(), qs)
-    } else {
-        let block: &BlockQ5_K = bytemuck::from_bytes(block);
-        let qs = bytemuck::cast_ref(&block.qs);
-        (widen(block.d.to_bits()), widen(block.dmin.to_bits()), &block.scales, load_32(&block.qh), qs)
-    }
-}
-
-/// Dot products of a row of Q6_K: per block `x.d w.d (sum(scale w.level x.q) - 32 sum(scale x.q))`.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-fn tile_q6_k<const BYTES: usize, const R: usize, const M: usize>(w: [&[u8]; R], x: [&[BlockQ8_K]; M]) -> [[f32; M]; R] {
-    let n_blocks = x[0].len();
-    let (w, x) = (w.map(|w| &w.as_chunks::<BYTES>().0[..n_blocks]), x.map(|x| &x[..n_blocks]));
-    let (four, two) = (_mm512_set1_epi8(0x0F), _mm512_set1_epi8(0x30));
-    // The four pairs of upper bits of a byte, moved to bits 4 and 5.
-    let left = join(_mm256_set1_epi16(4), _mm256_set1_epi16(2));
-    let right = join(_mm256_set1_epi16(0), _mm256_set1_epi16(2));
-    let mut acc = [[_mm512_setzero_ps(); M]; R];
-    for b in 0..n_blocks {
-        for (w, acc) in w.iter().zip(&mut acc) {
-            prefetch_block(&w[b], R * n_blocks * BYTES);
-            let w: &BlockQ6_K = bytemuck::from_bytes(&w[b]);
-            let scales = _mm256_cvtepi8_epi16(load_16(bytemuck::cast_ref(&w.scales)));
-            let mut sums = [_mm512_setzero_si512(); M];
-            for (h, (low, high)) in w.ql.as_chunks().0.iter().zip(w.qh.as_chunks().0).enumerate() {
-                let (low, high) = (load_64(low), load_32(high));
-                let high = join(high, high);
-                let halves = [
-                    (low, _mm512_sllv_epi16(high, left)),
-                    (_mm512_srli_epi16::<4>(low), _mm512_srlv_epi16(high, right)),
-                ];
-                for (c, (low, high)) in (2 * h..).zip(halves) {
-                    let q = _mm512_or_si512(_mm512_and_si512(low, four), _mm512_and_si512(high, two));
-                    let scale = spread(scales, 4 * c, 8);
-                    for (sum, x) in sums.iter_mut().zip(x) {
-                        *sum = _mm512_dpwssd_epi32(*sum, _mm512_maddubs_epi16(q, levels(&x[b], c)), scale);
-                    }
-                }
-            }
-            let d = widen(w.d.to_bits());
-            for (i, sum) in sums.into_iter().enumerate() {
-                let x = &x[i][b];
-                let offset = _mm256_slli_epi32::<5>(_mm256_madd_epi16(scales, group_sums(x)));
-                let sum = _mm512_sub_epi32(sum, _mm512_zextsi256_si512(offset));
-                acc[i] = _mm512_fmadd_ps(_mm512_set1_ps(x.d * d), _mm512_cvtepi32_ps(sum), acc[i]);
-            }
+        Q4_K => {
+            let b: &BlockQ4_K = bytemuck::from_bytes(block);
+            nibbles(&b.qs[32 * c..])
         }
-    }
-    let mut results = [[0.0; M]; R];
-    for (results, acc) in results.iter_mut().zip(acc) {
-        for (y, acc) in results.iter_mut().zip(acc) {
-            *y = _mm512_reduce_add_ps(acc);
+        Q5_K => {
+            let b: &BlockQ5_K = bytemuck::from_bytes(block);
+            let (low, high) = (nibbles(&b.qs[32 * c..]), load_32(&b.qh));
+            let bit = |j: usize| _mm256_set1_epi8((1_u8 << j).cast_signed());
+            let fifth = _mm512_test_epi8_mask(join(high, high), join(bit(2 * c), bit(2 * c + 1)));
+            _mm512_mask_add_epi8(low, fifth, low, bytes(16))
         }
+        Q6_K => {
+            let b: &BlockQ6_K = bytemuck::from_bytes(block);
+            let (low, high): (&[[u8; 64]; 2], &[[u8; 32]; 2]) = (bytemuck::cast_ref(&b.ql), bytemuck::cast_ref(&b.qh));
+            let low = _mm512_and_si512(right(load_64(&low[c / 2]), 4 * (c % 2)), bytes(15));
+            // Bits 4 c .. 4 c + 2 of a byte belong to the first 32 levels, the two above to the others.
+            let high = load_32(&high[c / 2]);
+            let both = if c.is_multiple_of(2) {
+                join(_mm256_slli_epi16::<4>(high), _mm256_slli_epi16::<2>(high))
+            } else {
+                join(high, _mm256_srli_epi16::<2>(high))
+            };
+            _mm512_or_si512(low, _mm512_and_si512(both, bytes(0x30)))
+        }
+        _ => unreachable!("formats of 256-blocks"),
     }
-    results
 }
 
 /// Asks for the lines that lie `distance` bytes behind a block.

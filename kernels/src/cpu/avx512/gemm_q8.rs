@@ -1,11 +1,9 @@
-//! Products of 32-blocks with rows of 8-bit activations.
+//! Products of 32-blocks with many rows of 8-bit activations.
 //!
 //! Lanes are 16 rows of weights. A result is the chain over ascending blocks of `fma(w.q . x.q, w.d x.d, result)`, the
-//! integer exact, in both ways to compute it:
-//! - few activations: a vector holds the levels of some rows as they are stored, and partial sums are brought together
-//!   (here for Q4_0; rows of Q8_0 are longer and better read four at a time, as in `dot`);
-//! - many: a vector holds four neighbouring levels of 16 rows, and four levels of a row of activations are spread over it,
-//!   so that a `dpbusd` adds four products to 16 sums. Levels are brought into that layout [`DEPTH`] blocks at a time.
+//! integer exact. A vector holds four neighbouring levels of 16 rows, and four levels of a row of activations are spread
+//! over it, so that a `dpbusd` adds four products to 16 sums. Levels are brought into that layout [`DEPTH`] blocks at a
+//! time.
 //!
 //! Formats of other blocks whose weights have one scale for 32 are unpacked the same way, [`sixteen`] at a time.
 //!
@@ -19,25 +17,22 @@ use bytemuck::{Pod, Zeroable};
 
 use super::blocks::*;
 use super::dot::prefetch_block;
-use super::{WIDTH, load, load_16, load_32, load_64, product_rows, store, store_64};
+use super::{WIDTH, load, load_16, load_32, load_64, nibbles, store, store_64};
 use crate::cpu::product::Product;
 use crate::quant::activation::BlockQ8;
 use crate::quant::{Format, SMALL_BLOCK};
-
-const Q8_0: usize = Format::Q8_0 as usize;
-const Q8_0_BYTES: usize = Format::Q8_0.block_bytes();
-
-/// Rows of activations from which on it pays to bring weights into another layout.
-const MANY: usize = 5;
 
 /// Groups of 16 rows of weights in a microkernel: with six rows of activations, 12 sums of each kind in 32 registers.
 const GROUPS: usize = 2;
 
 /// Blocks of a row that are worked on at a time: unpacked ones of two groups, 18 KiB, stay in the first-level cache.
-const DEPTH: usize = 16;
+pub(super) const DEPTH: usize = 16;
 
 /// Vectors of a block: four levels of 16 rows each.
 const QUADS: usize = SMALL_BLOCK / 4;
+
+/// Vectors that hold 16 bytes of each of 16 rows.
+pub(super) const FOURS: usize = 4;
 
 /// Bytes that memory moves at once.
 const CACHE_LINE: usize = 64;
@@ -51,7 +46,7 @@ const fn excess<const FORMAT: usize>() -> u32 {
 }
 
 /// Blocks of 16 rows.
-type Blocks<'a, const BYTES: usize> = [&'a [[u8; BYTES]; DEPTH]; WIDTH];
+pub(super) type Blocks<'a, const BYTES: usize> = [&'a [[u8; BYTES]; DEPTH]; WIDTH];
 
 /// A block of each of 16 rows.
 #[repr(C, align(64))]
@@ -65,25 +60,23 @@ struct Unpacked {
     offset: [f32; WIDTH],
 }
 
-/// `f32`s that [`product_q8`] needs to work in: unpacked blocks, and room to align them.
-pub fn product_q8_scratch_len() -> usize {
+/// `f32`s that [`product_many_q8`] needs to work in: unpacked blocks, and room to align them.
+pub fn product_many_q8_scratch_len() -> usize {
     (GROUPS * DEPTH + 1) * size_of::<Unpacked>() / size_of::<f32>()
 }
 
 /// `out[i, j] = sum over k of w[j, k] x[i, k]` with rows of [`BlockQ8`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-pub fn product_q8(p: &Product<'_>, out: &mut [f32], scratch: &mut [f32]) {
-    match (p.format, p.m >= MANY) {
-        (Format::Q8_0, false) => product_rows(p, out, scratch),
-        (Format::Q4_0, false) => few(p, out),
-        (Format::Q8_0, true) => many::<Q8_0, Q8_0_BYTES>(p, out, scratch),
-        (Format::Q4_0, true) => many::<Q4_0, Q4_0_BYTES>(p, out, scratch),
-        (Format::Q4_1, _) => many::<Q4_1, Q4_1_BYTES>(p, out, scratch),
-        (Format::Q5_0, _) => many::<Q5_0, Q5_0_BYTES>(p, out, scratch),
-        (Format::Q5_1, _) => many::<Q5_1, Q5_1_BYTES>(p, out, scratch),
-        (Format::IQ4_NL, _) => many::<IQ4_NL, IQ4_NL_BYTES>(p, out, scratch),
-        (Format::Q4_K, _) => many::<Q4_K, Q4_K_BYTES>(p, out, scratch),
-        (Format::Q5_K, _) => many::<Q5_K, Q5_K_BYTES>(p, out, scratch),
+pub fn product_many_q8(p: &Product<'_>, out: &mut [f32], scratch: &mut [f32]) {
+    match p.format {
+        Format::Q8_0 => many::<Q8_0, Q8_0_BYTES>(p, out, scratch),
+        Format::Q4_0 => many::<Q4_0, Q4_0_BYTES>(p, out, scratch),
+        Format::Q4_1 => many::<Q4_1, Q4_1_BYTES>(p, out, scratch),
+        Format::Q5_0 => many::<Q5_0, Q5_0_BYTES>(p, out, scratch),
+        Format::Q5_1 => many::<Q5_1, Q5_1_BYTES>(p, out, scratch),
+        Format::IQ4_NL => many::<IQ4_NL, IQ4_NL_BYTES>(p, out, scratch),
+        Format::Q4_K => many::<Q4_K, Q4_K_BYTES>(p, out, scratch),
+        Format::Q5_K => many::<Q5_K, Q5_K_BYTES>(p, out, scratch),
         _ => unreachable!("no Q8 operand for {:?}", p.format),
     }
 }
@@ -92,7 +85,7 @@ pub fn product_q8(p: &Product<'_>, out: &mut [f32], scratch: &mut [f32]) {
 /// do not matter.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-fn blocks<'a, const BYTES: usize>(
+pub(super) fn blocks<'a, const BYTES: usize>(
     p: &Product<'a>,
     first: usize,
     from: usize,
@@ -131,11 +124,11 @@ fn scales<const BYTES: usize>(blocks: &Blocks<'_, BYTES>) -> [[u16; WIDTH]; DEPT
 
 /// Rows that come after those in work, asked for block by block in the order of memory.
 #[derive(Clone, Copy)]
-struct Ahead(*const i8);
+pub(super) struct Ahead(*const i8);
 
 impl Ahead {
     /// What comes `n_rows` rows after the 16 from number `first` on, in place of their block `from`.
-    fn new(p: &Product<'_>, first: usize, n_rows: usize, from: usize) -> Self {
+    pub(super) fn new(p: &Product<'_>, first: usize, n_rows: usize, from: usize) -> Self {
         let bytes = (n_rows * p.k / SMALL_BLOCK + WIDTH * from) * p.format.block_bytes();
         Self(p.row(first).as_ptr().cast::<i8>().wrapping_add(bytes))
     }
@@ -143,7 +136,7 @@ impl Ahead {
     /// Asks for as many bytes as a block of 16 rows has.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-    fn prefetch<const BYTES: usize>(self, b: usize) {
+    pub(super) fn prefetch<const BYTES: usize>(self, b: usize) {
         for at in (0..WIDTH * BYTES).step_by(CACHE_LINE) {
             _mm_prefetch::<_MM_HINT_T0>(self.0.wrapping_add(b * WIDTH * BYTES + at));
         }
@@ -169,99 +162,15 @@ fn pairs<const BYTES: usize>(blocks: &Blocks<'_, BYTES>, b: usize) -> [__m512i; 
     x
 }
 
-/// Rows `r`, `r + 4`, `r + 8` and `r + 12` of Q4_0 in the lanes of vector `r`, as pairs of levels.
+/// Bytes `from .. from + 16` of block `b` of rows `r`, `r + 4`, `r + 8` and `r + 12`, one in each lane of 128 bits.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-fn fours<const BYTES: usize>(blocks: &Blocks<'_, BYTES>, b: usize) -> [__m512i; 4] {
-    let mut x = [_mm512_setzero_si512(); 4];
-    for (r, x) in x.iter_mut().enumerate() {
-        let part = |r: usize| load_16(blocks[r][b][2..].first_chunk().expect("16 pairs of levels"));
-        *x = _mm512_castsi128_si512(part(r));
-        *x = _mm512_inserti32x4::<1>(*x, part(r + 4));
-        *x = _mm512_inserti32x4::<2>(*x, part(r + 8));
-        *x = _mm512_inserti32x4::<3>(*x, part(r + 12));
-    }
-    x
-}
-
-/// The nibbles of bytes: low ones, high ones.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-fn nibbles(x: __m512i) -> [__m512i; 2] {
-    let nibble = _mm512_set1_epi8(15);
-    [_mm512_and_si512(x, nibble), _mm512_and_si512(_mm512_srli_epi16::<4>(x), nibble)]
-}
-
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-fn few(p: &Product<'_>, out: &mut [f32]) {
-    let mut tail = [[[0; Q4_0_BYTES]; DEPTH]; WIDTH];
-    let n_blocks = p.k / SMALL_BLOCK;
-    for first in (0..p.n_rows).step_by(WIDTH) {
-        let n = (p.n_rows - first).min(WIDTH);
-        let mut acc = [_mm512_setzero_ps(); MANY];
-        for from in (0..n_blocks).step_by(DEPTH) {
-            let to = n_blocks.min(from + DEPTH);
-            let w = blocks(p, first, from, to, &mut tail);
-            let (d, ahead) = (scales(&w), Ahead::new(p, first, WIDTH, from));
-            let x = |i: usize| &bytemuck::cast_slice::<_, BlockQ8>(p.panel(i))[from..to];
-            for i in (0..p.m).step_by(2) {
-                if let [a, b] = &mut acc[i..p.m.min(i + 2)] {
-                    [*a, *b] = tile(&w, &d, [x(i), x(i + 1)], [*a, *b], ahead);
-                } else {
-                    [acc[i]] = tile(&w, &d, [x(i)], [acc[i]], ahead);
-                }
-            }
-        }
-        for (i, acc) in acc.into_iter().enumerate().take(p.m) {
-            let mut y = [0.0; WIDTH];
-            store(&mut y, acc);
-            out[i * p.n_rows + first..][..n].copy_from_slice(&y[..n]);
-        }
-    }
-}
-
-/// Adds the products of 16 rows of Q4_0 with `M` rows of activations to the results.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-fn tile<const M: usize>(
-    w: &Blocks<'_, Q4_0_BYTES>,
-    d: &[[u16; WIDTH]; DEPTH],
-    x: [&[BlockQ8]; M],
-    mut acc: [__m512; M],
-    ahead: Ahead,
-) -> [__m512; M] {
-    let n_blocks = x[0].len().min(DEPTH);
-    // One length for all rows lets the compiler drop the checks in the loop.
-    let x = x.map(|x| &x[..n_blocks]);
-    for b in 0..n_blocks {
-        ahead.prefetch::<Q4_0_BYTES>(b);
-        let mut sums = [_mm512_setzero_si512(); M];
-        let w = fours(w, b).map(|w| nibbles(w));
-        for (sum, x) in sums.iter_mut().zip(x) {
-            let [low, high]: &[[u8; 16]; 2] = bytemuck::cast_ref(&x[b].q);
-            let (low, high) = (_mm512_broadcast_i32x4(load_16(low)), _mm512_broadcast_i32x4(load_16(high)));
-            *sum = sum_lanes(w.map(|w| {
-                let part = _mm512_dpbusd_epi32(_mm512_setzero_si512(), w[0], low);
-                _mm512_dpbusd_epi32(part, w[1], high)
-            }));
-        }
-        let d = widen(&d[b]);
-        for ((acc, sum), x) in acc.iter_mut().zip(sums).zip(x) {
-            let excess = _mm512_set1_epi32(x[b].neg_sum << excess::<Q4_0>());
-            let sum = _mm512_cvtepi32_ps(_mm512_add_epi32(sum, excess));
-            *acc = _mm512_fmadd_ps(sum, _mm512_mul_ps(d, _mm512_set1_ps(x[b].d)), *acc);
-        }
-    }
-    acc
-}
-
-/// Element `r` of lane `l` of the result is the sum of the elements of lane `l` of vector `r`.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-fn sum_lanes(x: [__m512i; 4]) -> __m512i {
-    let pairs = |a: __m512i, b: __m512i| _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
-    let (a, b) = (pairs(x[0], x[1]), pairs(x[2], x[3]));
-    _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b))
+pub(super) fn four<const BYTES: usize>(w: &Blocks<'_, BYTES>, b: usize, r: usize, from: usize) -> __m512i {
+    let part = |r: usize| load_16(w[r][b][from..].first_chunk().expect("16 bytes of a block"));
+    let mut x = _mm512_castsi128_si512(part(r));
+    x = _mm512_inserti32x4::<1>(x, part(r + 4));
+    x = _mm512_inserti32x4::<2>(x, part(r + 8));
+    _mm512_inserti32x4::<3>(x, part(r + 12))
 }
 
 /// Lanes 0 of both, then lanes 2.
@@ -409,7 +318,7 @@ fn microkernel<const FORMAT: usize, const G: usize, const C: usize>(
                 *acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_mul_ps(d, x_d), *acc);
             }
         }
-        if FORMAT != Q8_0 && has_offset::<FORMAT>() {
+        if has_offset::<FORMAT>() {
             for (acc, x) in acc.iter_mut().zip(x) {
                 let sum = _mm512_set1_ps(x[b].d * -x[b].neg_sum as f32);
                 for (acc, w) in acc.iter_mut().zip(w) {
@@ -439,7 +348,11 @@ fn unpack<const FORMAT: usize, const BYTES: usize>(w: &Blocks<'_, BYTES>, ahead:
             }
         } else {
             let (low, high) = out.levels.split_at_mut(QUADS / 2);
-            for ((low, high), quad) in low.iter_mut().zip(high).zip(transpose_4(fours(w, b))) {
+            let mut pairs = [_mm512_setzero_si512(); FOURS];
+            for (r, pairs) in pairs.iter_mut().enumerate() {
+                *pairs = four(w, b, r, 2);
+            }
+            for ((low, high), quad) in low.iter_mut().zip(high).zip(transpose_4(pairs)) {
                 let [a, b] = nibbles(quad);
                 store_64(low, a);
                 store_64(high, b);

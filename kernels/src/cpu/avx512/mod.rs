@@ -6,6 +6,7 @@
 
 mod attention;
 mod dot;
+mod few_q8;
 mod gemm;
 mod gemm_q8;
 mod rows;
@@ -16,16 +17,20 @@ use half::f16;
 
 pub use self::attention::attention;
 use self::dot::product_rows;
+use self::few_q8::product_few_q8;
 use self::gemm::{prepare_panel, product_panels, product_panels_scratch_len};
-use self::gemm_q8::{product_q8, product_q8_scratch_len};
+use self::gemm_q8::{product_many_q8, product_many_q8_scratch_len};
 pub use self::rows::{axpy_f16, decode_row, dot_f16, dot_f32, f16_to_f32, f32_to_f16};
-use super::avx2::{blocks, horizontal_sum, lanes, load_16, load_32, widen};
+use super::avx2::{blocks, horizontal_sum, load_16, load_32, widen};
 use super::compiled::compiled_for;
 use super::product::Product;
-use crate::quant::Format;
+use crate::quant::{Format, SMALL_BLOCK};
 
 /// `f32`s in a vector.
 const WIDTH: usize = 16;
+
+/// Rows of 8-bit activations from which on it pays to bring weights into another layout.
+const MANY: usize = 5;
 
 compiled_for!("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c");
 
@@ -42,9 +47,14 @@ pub fn prepare(operand: Operand, x: &[f32], stride: usize, n_rows: usize, k: usi
 pub fn product_scratch_len(_format: Format, operand: Operand, n_rows: usize, k: usize, m: usize) -> usize {
     match operand {
         Operand::Panels => product_panels_scratch_len(n_rows, m),
-        Operand::Q8 => product_q8_scratch_len(),
+        Operand::Q8 => product_many_q8_scratch_len(),
         Operand::Rows | Operand::Q8K => k,
     }
+}
+
+/// Whether weights of 32-blocks are used as they are stored.
+fn is_few(format: Format, m: usize) -> bool {
+    m < MANY && format.block_len() == SMALL_BLOCK
 }
 
 /// `out[i, j] = sum over k of w[j, k] x[i, k]`; see `scalar::product`.
@@ -52,7 +62,8 @@ pub fn product_scratch_len(_format: Format, operand: Operand, n_rows: usize, k: 
 pub fn product(p: &Product<'_>, out: &mut [f32], scratch: &mut [f32]) {
     match p.operand {
         Operand::Panels => product_panels(p, out, scratch),
-        Operand::Q8 => product_q8(p, out, scratch),
+        Operand::Q8 if is_few(p.format, p.m) => product_few_q8(p, out),
+        Operand::Q8 => product_many_q8(p, out, scratch),
         Operand::Rows | Operand::Q8K => product_rows(p, out, scratch),
     }
 }
@@ -99,4 +110,12 @@ fn load_64(x: &[u8; 64]) -> __m512i {
 fn store_64(y: &mut [u8; 64], x: __m512i) {
     // SAFETY: `y` is 64 writable bytes, and the store needs no alignment.
     unsafe { _mm512_storeu_si512(y.as_mut_ptr().cast(), x) }
+}
+
+/// The nibbles of bytes: low ones, high ones.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+fn nibbles(x: __m512i) -> [__m512i; 2] {
+    let nibble = _mm512_set1_epi8(15);
+    [_mm512_and_si512(x, nibble), _mm512_and_si512(_mm512_srli_epi16::<4>(x), nibble)]
 }
