@@ -4,6 +4,7 @@
 
 pub mod audio;
 pub mod blocks;
+mod chat;
 pub mod encoder_decoder;
 pub mod generate;
 pub mod hparams;

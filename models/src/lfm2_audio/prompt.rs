@@ -10,6 +10,7 @@
 use engine::{Error, Result};
 
 use crate::audio::{MelParams, MelRecipe};
+use crate::chat::ChatMarks;
 use crate::languages::{self, UnknownLanguage};
 use crate::speech::{Parsed, Prompt, SpeechFormat, trim};
 use crate::tokenizer::{Special, Tokenizer};
@@ -51,8 +52,7 @@ pub fn mel_params(n_mels: usize) -> MelParams {
 #[derive(Clone, Debug)]
 pub struct PromptFormat {
     start_of_text: u32,
-    im_start: u32,
-    im_end: u32,
+    marks: ChatMarks,
     stop: Vec<u32>,
 }
 
@@ -61,11 +61,9 @@ impl PromptFormat {
     ///
     /// Errors: `Tokenizer` naming the first that the vocabulary lacks.
     pub fn new(tokenizer: &Tokenizer) -> Result<Self> {
-        let id = |text| tokenizer.ids_of(&[text]).map(|ids| ids[0]);
         Ok(Self {
-            start_of_text: id("<|startoftext|>")?,
-            im_start: id("<|im_start|>")?,
-            im_end: id("<|im_end|>")?,
+            start_of_text: tokenizer.ids_of(&["<|startoftext|>"])?[0],
+            marks: ChatMarks::new(tokenizer)?,
             stop: STOP.iter().filter_map(|text| tokenizer.id_of(text)).collect(),
         })
     }
@@ -102,18 +100,9 @@ impl SpeechFormat for PromptFormat {
             return refused("language", format!("want one of {known}, got {}", language.unwrap_or_default()));
         };
         let text = |text: &str| tokenizer.encode(text, Special::AsText);
-        let line_break = text("\n");
-        let before = [
-            &[self.start_of_text, self.im_start][..],
-            &text("system\n"),
-            &text(system),
-            &[self.im_end],
-            &line_break,
-            &[self.im_start],
-            &text("user\n"),
-        ]
-        .concat();
-        let after = [&[self.im_end][..], &line_break, &[self.im_start], &text("assistant\n")].concat();
+        let system = [text("system\n"), text(system)].concat();
+        let before = [&[self.start_of_text][..], &self.marks.system_and_user(tokenizer, &system)].concat();
+        let after = self.marks.answer(tokenizer, &text("assistant\n"));
         Ok(Prompt { before, after })
     }
 

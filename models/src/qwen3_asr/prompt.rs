@@ -12,6 +12,7 @@ use engine::Result;
 use super::mel_params;
 use super::parse::{ASR_TEXT, parse};
 use crate::audio::MelParams;
+use crate::chat::ChatMarks;
 use crate::languages::{self, UnknownLanguage};
 use crate::speech::{Parsed, Prompt, SpeechFormat};
 use crate::tokenizer::{Special, Tokenizer};
@@ -25,8 +26,7 @@ const SEGMENT_S: f64 = 60.0;
 /// The special tokens of the prompt in one vocabulary.
 #[derive(Clone, Debug)]
 pub struct PromptFormat {
-    im_start: u32,
-    im_end: u32,
+    marks: ChatMarks,
     audio_start: u32,
     audio_end: u32,
     asr_text: u32,
@@ -40,8 +40,7 @@ impl PromptFormat {
     pub fn new(tokenizer: &Tokenizer) -> Result<Self> {
         let id = |text| tokenizer.ids_of(&[text]).map(|ids| ids[0]);
         Ok(Self {
-            im_start: id("<|im_start|>")?,
-            im_end: id("<|im_end|>")?,
+            marks: ChatMarks::new(tokenizer)?,
             audio_start: id("<|audio_start|>")?,
             audio_end: id("<|audio_end|>")?,
             asr_text: id("<asr_text>")?,
@@ -72,22 +71,12 @@ impl SpeechFormat for PromptFormat {
         // Text between two special tokens is encoded in one go: a line break at the beginning of the context joins the one
         // after the role.
         let system = text(&format!("system\n{context}"));
-        let line_break = text("\n");
         let answer = match language {
             Some(name) => [text(&format!("assistant\nlanguage {name}")), vec![self.asr_text]].concat(),
             None => text("assistant\n"),
         };
-        let before = [
-            &[self.im_start][..],
-            &system,
-            &[self.im_end],
-            &line_break,
-            &[self.im_start],
-            &text("user\n"),
-            &[self.audio_start],
-        ]
-        .concat();
-        let after = [&[self.audio_end, self.im_end][..], &line_break, &[self.im_start], &answer].concat();
+        let before = [&self.marks.system_and_user(tokenizer, &system)[..], &[self.audio_start]].concat();
+        let after = [&[self.audio_end][..], &self.marks.answer(tokenizer, &answer)].concat();
         Ok(Prompt { before, after })
     }
 
