@@ -12,7 +12,7 @@ use safetensors::{Dtype, SafeTensors, View};
 use serde_json::Value as Json;
 use tempfile::TempDir;
 use tools::convert::{Conversion, FileType, Options};
-use tools::exit::Failure;
+use tools::exit::{Exit, Failure};
 
 /// The checkpoint in `dir`, converted by our converter to a bundle of this type. The file is gone once it is mapped.
 pub fn converted(dir: &Path, file_type: FileType) -> Gguf {
@@ -194,4 +194,18 @@ pub fn put(name: &'static str, bytes: &'static [u8]) -> Edit {
 /// Removes files.
 pub fn remove(names: &'static [&'static str]) -> Edit {
     Box::new(move |dir| names.iter().for_each(|name| std::fs::remove_file(dir.path().join(name)).unwrap()))
+}
+
+/// Damages one checkpoint after the other and looks for the message.
+pub fn refused(name: &str, cases: Vec<(Edit, &str)>) {
+    for (edit, want) in cases {
+        let dir = copy_of(name);
+        edit(&dir);
+        let failure = convert(dir.path(), pair(FileType::F16)).err().unwrap_or_else(|| panic!("no error: want {want}"));
+        let got = failure.to_string();
+        assert!(got.contains(want), "{got}: want {want}");
+        assert_eq!(failure.exit, Exit::Model, "{got}");
+        let is_short = got.lines().count() == 1 && got.len() < 400;
+        assert!(got.starts_with(&*dir.path().to_string_lossy()) && is_short, "{got}");
+    }
 }

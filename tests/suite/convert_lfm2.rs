@@ -9,11 +9,10 @@ use models::LoadOptions;
 use safetensors::Dtype;
 use serde_json::json;
 use tools::convert::{FileType, to_memory};
-use tools::exit::Exit;
 
 use crate::checkpoint::{
-    Edit, Stored, bundle, convert, copy_of, edit_config, edit_tensors, fixture, keys, named, pair, set, spoil, stored,
-    tensors, values,
+    Edit, Stored, bundle, convert, copy_of, edit_config, edit_tensors, fixture, keys, named, pair, refused, set, spoil,
+    stored, tensors, values,
 };
 
 /// Lists longer than this are their number and a check sum.
@@ -296,20 +295,6 @@ fn feed_forward_widths_are_those_of_the_published_models() {
         // The tensors keep their width: the message has both.
         let message = convert(folder.path(), pair(FileType::BF16)).unwrap_err().to_string();
         assert!(message.contains(&format!("feed_forward.w1.weight: want [{want}, 128], got [160, 128]")), "{message}");
-    }
-}
-
-/// Damages one checkpoint after the other and looks for the message.
-fn refused(name: &str, cases: Vec<(Edit, &str)>) {
-    for (edit, want) in cases {
-        let dir = copy_of(name);
-        edit(&dir);
-        let failure = convert(dir.path(), pair(FileType::F16)).err().unwrap_or_else(|| panic!("no error: want {want}"));
-        let got = failure.to_string();
-        assert!(got.contains(want), "{got}: want {want}");
-        assert_eq!(failure.exit, Exit::Model, "{got}");
-        let is_short = got.lines().count() == 1 && got.len() < 400;
-        assert!(got.starts_with(&*dir.path().to_string_lossy()) && is_short, "{got}");
     }
 }
 
