@@ -8,8 +8,8 @@ use models::{LoadOptions, Loaded};
 
 use crate::args::ModelArgs;
 use crate::cache::{self, ModelFiles};
-use crate::convert;
 use crate::convert::synth::SyntheticModel;
+use crate::convert::{self, FileType};
 use crate::exit::{Failure, Outcome};
 use crate::report::Verbosity;
 
@@ -90,30 +90,10 @@ fn finish(files: Vec<Gguf>, name: String, options: LoadOptions) -> anyhow::Resul
     Ok(Model { loaded, name, dtype })
 }
 
-/// Name of `general.file_type`. Source: llama.cpp, `enum llama_ftype`.
+/// Name of `general.file_type`.
 fn file_type(file: &Gguf) -> String {
-    let name = match file.get_u32("general.file_type") {
-        Ok(0) => "F32",
-        Ok(1) => "F16",
-        Ok(2) => "Q4_0",
-        Ok(3) => "Q4_1",
-        Ok(7) => "Q8_0",
-        Ok(8) => "Q5_0",
-        Ok(9) => "Q5_1",
-        Ok(10) => "Q2_K",
-        Ok(11) => "Q3_K_S",
-        Ok(12) => "Q3_K_M",
-        Ok(13) => "Q3_K_L",
-        Ok(14) => "Q4_K_S",
-        Ok(15) => "Q4_K_M",
-        Ok(16) => "Q5_K_S",
-        Ok(17) => "Q5_K_M",
-        Ok(18) => "Q6_K",
-        Ok(25) => "IQ4_NL",
-        Ok(32) => "BF16",
-        Ok(_) | Err(_) => "unknown",
-    };
-    name.into()
+    let number = file.get_u32("general.file_type").ok();
+    number.and_then(FileType::from_general_file_type).map_or("unknown".into(), |mix| mix.to_string())
 }
 
 /// GGUF files of a directory: projectors, and the others without the later parts of split files.

@@ -4,6 +4,7 @@ use engine::gguf::Gguf;
 use models::Loaded;
 
 use super::row::ModelFacts;
+use crate::convert::FileType;
 
 /// Names by feed-forward width, of models whose name shows their size. Source: llama.cpp, `src/models/lfm2.cpp`.
 const LFM2_SIZES: [(usize, &str); 5] =
@@ -47,26 +48,13 @@ fn size_label(file: &Gguf) -> &'static str {
 }
 
 /// Source: llama.cpp, `llama_model_ftype_name`.
-fn format_name(file: &Gguf) -> &'static str {
-    match file.get_u32("general.file_type") {
-        Ok(0) => "all F32",
-        Ok(1) => "F16",
-        Ok(2) => "Q4_0",
-        Ok(3) => "Q4_1",
-        Ok(7) => "Q8_0",
-        Ok(8) => "Q5_0",
-        Ok(9) => "Q5_1",
-        Ok(10) => "Q2_K - Medium",
-        Ok(11) => "Q3_K - Small",
-        Ok(12) => "Q3_K - Medium",
-        Ok(13) => "Q3_K - Large",
-        Ok(14) => "Q4_K - Small",
-        Ok(15) => "Q4_K - Medium",
-        Ok(16) => "Q5_K - Small",
-        Ok(17) => "Q5_K - Medium",
-        Ok(18) => "Q6_K",
-        Ok(25) => "IQ4_NL - 4.5 bpw",
-        Ok(32) => "BF16",
-        Ok(_) | Err(_) => "unknown",
+fn format_name(file: &Gguf) -> String {
+    let number = file.get_u32("general.file_type").ok();
+    let Some(mix) = number.and_then(FileType::from_general_file_type) else { return "unknown".into() };
+    match mix {
+        FileType::F32 => "all F32".into(),
+        FileType::Q2_K => "Q2_K - Medium".into(),
+        FileType::IQ4_NL => "IQ4_NL - 4.5 bpw".into(),
+        mix => mix.to_string().replace("K_S", "K - Small").replace("K_M", "K - Medium").replace("K_L", "K - Large"),
     }
 }

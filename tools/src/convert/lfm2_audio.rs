@@ -8,13 +8,12 @@ use engine::gguf::Value;
 use serde_json::json;
 
 use super::checkpoint::Model;
-use super::config::{Section, integer};
+use super::config::Section;
 use super::lfm2::Lfm2Config;
 use super::plan::{BatchNormPart, Role, Row, Source};
-use super::qwen3::{MAX_HEADS, MAX_LAYERS, MAX_WIDTH};
+use super::projector::{Encoder, weight_and_bias, width_and_heads};
+use super::qwen3::{MAX_LAYERS, MAX_WIDTH};
 
-/// Epsilon of the encoder's norms: PyTorch's default, which no configuration names.
-const LAYER_NORM_EPS: f32 = 1e-5;
 /// Side of the stem's kernels.
 const KERNEL: usize = 3;
 /// Taps of the convolution along time.
@@ -62,7 +61,7 @@ impl Lfm2Audio {
         // The head of the published file is its embedding, whatever the configuration inside says.
         text.tied = true;
         let audio = AudioConfig::read(&root.section("encoder")?, text.n_embd)?;
-        check_front_end(&root.section("preprocessor")?, audio.n_mels)?;
+        check_front_end(&root.section("preprocessor")?, audio.encoder.n_mels)?;
         Ok(Self {
             text_rows: text.rows("lfm."),
             audio_keys: audio.keys(),
@@ -95,14 +94,8 @@ fn check_front_end(config: &Section<'_>, n_mels: usize) -> Result<()> {
 
 /// The numbers of encoder and adapter.
 struct AudioConfig {
-    n_layer: usize,
-    n_embd: usize,
-    n_ff: usize,
-    n_head: usize,
-    n_mels: usize,
+    encoder: Encoder,
     n_channels: usize,
-    /// Width of what the decoder takes.
-    n_out: usize,
 }
 
 impl AudioConfig {
@@ -124,57 +117,42 @@ impl AudioConfig {
         ] {
             config.expect(key, &want)?;
         }
-        let n_embd = config.integer("d_model", 4..=MAX_WIDTH)?;
-        let n_head = config.integer("n_heads", 1..=MAX_HEADS)?;
-        ensure!(
-            n_embd.is_multiple_of(2) && n_embd.is_multiple_of(n_head),
-            config.error("d_model", &format!("want an even multiple of {n_head} heads, got {n_embd}"))
-        );
+        let (n_embd, n_head) = width_and_heads(config, "n_heads")?;
         let n_mels = config.integer("feat_in", 1..=MAX_WIDTH)?;
         ensure!(
             n_mels.is_multiple_of(SUBSAMPLING),
             config.error("feat_in", &format!("want a multiple of {SUBSAMPLING}, got {n_mels}"))
         );
-        Ok(Self {
+        let encoder = Encoder {
             n_layer: config.integer("n_layers", 1..=MAX_LAYERS)?,
             n_embd,
             n_ff: n_embd * config.integer("ff_expansion_factor", 1..=MAX_WIDTH / n_embd as u64)?,
             n_head,
             n_mels,
-            n_channels: config.integer("subsampling_conv_channels", 1..=MAX_WIDTH)?,
             n_out,
-        })
+        };
+        Ok(Self { encoder, n_channels: config.integer("subsampling_conv_channels", 1..=MAX_WIDTH)? })
     }
 
     fn keys(&self) -> Vec<(String, Value)> {
-        [
-            ("clip.has_audio_encoder", Value::Bool(true)),
-            ("clip.projector_type", "lfm2a".into()),
-            ("clip.audio.projection_dim", integer(self.n_out)),
-            ("clip.audio.embedding_length", integer(self.n_embd)),
-            // llama.cpp's converter writes this number; readers take the real one from the tensors.
-            ("clip.audio.feed_forward_length", integer(self.n_embd)),
-            ("clip.audio.block_count", integer(self.n_layer)),
-            ("clip.audio.attention.head_count", integer(self.n_head)),
-            ("clip.audio.num_mel_bins", integer(self.n_mels)),
-            ("clip.audio.attention.layer_norm_epsilon", Value::F32(LAYER_NORM_EPS)),
-        ]
-        .map(|(key, value)| (key.to_owned(), value))
-        .into()
+        // llama.cpp's converter writes the width for `n_ff`; readers take the real one from the tensors.
+        let written = Encoder { n_ff: self.encoder.n_embd, ..self.encoder };
+        let mut keys = written.keys();
+        keys.insert(1, ("clip.projector_type".to_owned(), "lfm2a".into()));
+        keys
     }
 
     fn rows(&self) -> Vec<Row> {
         let mut rows = Vec::new();
         self.stem(&mut rows);
-        for i in 0..self.n_layer {
+        let Encoder { n_layer, n_embd, n_out, .. } = self.encoder;
+        for i in 0..n_layer {
             self.layer(i, &mut rows);
         }
         let adapter = |i: usize| (format!("mm.a.mlp.{i}"), format!("audio_adapter.model.{i}"));
-        for (i, role, dims) in [
-            (0, Role::Full, &[self.n_embd][..]),
-            (1, Role::Matrix, &[self.n_out, self.n_embd]),
-            (3, Role::Matrix, &[self.n_out, self.n_out]),
-        ] {
+        for (i, role, dims) in
+            [(0, Role::Full, &[n_embd][..]), (1, Role::Matrix, &[n_out, n_embd]), (3, Role::Matrix, &[n_out, n_out])]
+        {
             let (name, stored) = adapter(i);
             rows.extend(weight_and_bias(&name, &stored, role, dims));
         }
@@ -190,12 +168,12 @@ impl AudioConfig {
             // llama.cpp adds it to `[n_channels, time, mel]`.
             rows.extend([weight, Row { dims: vec![n, 1, 1], ..bias }]);
         }
-        let dims = [self.n_embd, n * (self.n_mels / SUBSAMPLING)];
+        let dims = [self.encoder.n_embd, n * (self.encoder.n_mels / SUBSAMPLING)];
         rows.extend(weight_and_bias("a.pre_encode.out", "conformer.pre_encode.out", Role::Matrix, &dims));
     }
 
     fn layer(&self, i: usize, rows: &mut Vec<Row>) {
-        let (n_embd, n_ff) = (self.n_embd, self.n_ff);
+        let Encoder { n_embd, n_ff, n_head, .. } = self.encoder;
         let (prefix, stored_prefix) = (format!("a.blk.{i}"), format!("conformer.layers.{i}"));
         let mut pair = |name: &str, stored: &str, role, dims: &[usize]| {
             rows.extend(weight_and_bias(&format!("{prefix}.{name}"), &format!("{stored_prefix}.{stored}"), role, dims));
@@ -216,7 +194,7 @@ impl AudioConfig {
         let stored = format!("{stored_prefix}.self_attn.linear_pos.weight");
         rows.push(Row::new(format!("{prefix}.linear_pos.weight"), stored, Role::Matrix, &[n_embd, n_embd]));
         for part in ["pos_bias_u", "pos_bias_v"] {
-            let dims = [self.n_head, n_embd / self.n_head];
+            let dims = [n_head, n_embd / n_head];
             rows.push(Row::new(
                 format!("{prefix}.{part}"),
                 format!("{stored_prefix}.self_attn.{part}"),
@@ -243,12 +221,6 @@ impl AudioConfig {
             });
         }
     }
-}
-
-/// A tensor and the bias of its first extent.
-fn weight_and_bias(name: &str, stored: &str, role: Role, dims: &[usize]) -> [Row; 2] {
-    let weight = Row::new(format!("{name}.weight"), format!("{stored}.weight"), role, dims);
-    [weight, Row::new(format!("{name}.bias"), format!("{stored}.bias"), Role::Full, &dims[..1])]
 }
 
 /// What llama.cpp's projector files carry of speech output. The names are upstream's: none of it has to do with positions.

@@ -14,6 +14,7 @@ mod lfm2;
 mod lfm2_audio;
 mod plan;
 mod positions;
+mod projector;
 mod qwen3;
 mod qwen3_asr;
 pub mod safetensors;

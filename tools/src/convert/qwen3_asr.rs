@@ -7,17 +7,16 @@ use anyhow::{Result, bail, ensure};
 use engine::gguf::Value;
 
 use super::checkpoint::Model;
-use super::config::{Section, integer};
+use super::config::Section;
 use super::plan::{Role, Row, Source};
 use super::positions::N_POSITIONS;
-use super::qwen3::{MAX_HEADS, MAX_LAYERS, MAX_WIDTH, TextConfig};
+use super::projector::{Encoder, weight_and_bias, width_and_heads};
+use super::qwen3::{MAX_LAYERS, MAX_WIDTH, TextConfig};
 
 /// Pre-tokenizer of all Qwen models from Qwen2 on.
 pub const PRE_TOKENIZER: &str = "qwen2";
 /// `general.architecture` of the text file.
 pub const ARCHITECTURE: &str = "qwen3vl";
-/// Epsilon of the encoder's norms: PyTorch's default, which no configuration names.
-const LAYER_NORM_EPS: f32 = 1e-5;
 /// Half a chunk, in frames.
 const N_WINDOW: u64 = 50;
 /// An attention window, in frames.
@@ -139,14 +138,8 @@ fn refuse_aligner(checkpoint: &Model, config: &Section<'_>) -> Result<()> {
 
 /// The numbers of encoder and projector.
 struct AudioConfig {
-    n_layer: usize,
-    n_embd: usize,
-    n_ff: usize,
-    n_head: usize,
-    n_mels: usize,
+    encoder: Encoder,
     n_channels: usize,
-    /// Width of what the decoder takes.
-    n_out: usize,
 }
 
 impl AudioConfig {
@@ -157,42 +150,27 @@ impl AudioConfig {
         config.integer("n_window", N_WINDOW..=N_WINDOW)?;
         config.integer("n_window_infer", N_WINDOW_INFER..=N_WINDOW_INFER)?;
         config.integer("output_dim", n_out as u64..=n_out as u64)?;
-        let n_embd = config.integer("d_model", 4..=MAX_WIDTH)?;
-        let n_head = config.integer("encoder_attention_heads", 1..=MAX_HEADS)?;
-        ensure!(
-            n_embd.is_multiple_of(2) && n_embd.is_multiple_of(n_head),
-            config.error("d_model", &format!("want an even multiple of {n_head} heads, got {n_embd}"))
-        );
-        Ok(Self {
+        let (n_embd, n_head) = width_and_heads(config, "encoder_attention_heads")?;
+        let encoder = Encoder {
             n_layer: config.integer("encoder_layers", 1..=MAX_LAYERS)?,
             n_embd,
             n_ff: config.integer("encoder_ffn_dim", 1..=MAX_WIDTH)?,
             n_head,
             n_mels: config.integer("num_mel_bins", 1..=MAX_WIDTH)?,
-            n_channels: config.integer("downsample_hidden_size", 1..=MAX_WIDTH)?,
             n_out,
-        })
+        };
+        Ok(Self { encoder, n_channels: config.integer("downsample_hidden_size", 1..=MAX_WIDTH)? })
     }
 
     fn keys(&self) -> Vec<(String, Value)> {
-        [
-            ("clip.has_audio_encoder", Value::Bool(true)),
-            ("clip.audio.projection_dim", integer(self.n_out)),
-            ("clip.audio.embedding_length", integer(self.n_embd)),
-            ("clip.audio.feed_forward_length", integer(self.n_ff)),
-            ("clip.audio.block_count", integer(self.n_layer)),
-            ("clip.audio.attention.head_count", integer(self.n_head)),
-            ("clip.audio.num_mel_bins", integer(self.n_mels)),
-            ("clip.audio.attention.layer_norm_epsilon", Value::F32(LAYER_NORM_EPS)),
-            ("clip.audio.projector_type", "qwen3a".into()),
-        ]
-        .map(|(key, value)| (key.to_owned(), value))
-        .into()
+        let mut keys = self.encoder.keys();
+        keys.push(("clip.audio.projector_type".to_owned(), "qwen3a".into()));
+        keys
     }
 
     fn rows(&self, layout: Layout) -> Vec<Row> {
         let prefix = layout.audio();
-        let (n_embd, n_ff, n_channels) = (self.n_embd, self.n_ff, self.n_channels);
+        let (n_channels, Encoder { n_embd, n_ff, n_layer, n_mels, n_out, .. }) = (self.n_channels, self.encoder);
         let mut rows = vec![Row {
             name: "a.position_embd.weight".into(),
             dims: vec![N_POSITIONS, n_embd],
@@ -201,23 +179,20 @@ impl AudioConfig {
         }];
         for i in 1..=N_CONVOLUTIONS {
             let n_in = if i == 1 { 1 } else { n_channels };
-            let name = |kind: &str| (format!("a.conv2d.{i}.{kind}"), format!("{prefix}conv2d{i}.{kind}"));
-            let (weight, stored) = name("weight");
-            rows.push(Row::new(weight, stored, Role::Convolution, &[n_channels, n_in, KERNEL, KERNEL]));
-            let (bias, stored) = name("bias");
-            let bias = Row::new(bias, stored, Role::Full, &[n_channels]);
+            let (name, stored) = (format!("a.conv2d.{i}"), format!("{prefix}conv2d{i}"));
+            let dims = [n_channels, n_in, KERNEL, KERNEL];
+            let [weight, bias] = weight_and_bias(&name, &stored, Role::Convolution, &dims);
             // llama.cpp adds it to `[n_channels, height, width]`.
-            rows.push(Row { dims: vec![n_channels, 1, 1], ..bias });
+            rows.extend([weight, Row { dims: vec![n_channels, 1, 1], ..bias }]);
         }
-        let mels_left = (0..N_CONVOLUTIONS).fold(self.n_mels, |n, _| n.div_ceil(2));
+        let mels_left = (0..N_CONVOLUTIONS).fold(n_mels, |n, _| n.div_ceil(2));
         let stored = format!("{prefix}conv_out.weight");
         rows.push(Row::new("a.conv_out.weight", stored, Role::Convolution, &[n_embd, n_channels * mels_left]));
 
         let mut pair = |name: &str, stored: &str, role, dims: &[usize]| {
-            rows.push(Row::new(format!("{name}.weight"), format!("{stored}.weight"), role, dims));
-            rows.push(Row::new(format!("{name}.bias"), format!("{stored}.bias"), Role::Full, &dims[..1]));
+            rows.extend(weight_and_bias(name, stored, role, dims));
         };
-        for i in 0..self.n_layer {
+        for i in 0..n_layer {
             let mut layer = |name: &str, stored: &str, role, dims: &[usize]| {
                 pair(&format!("a.blk.{i}.{name}"), &format!("{prefix}layers.{i}.{stored}"), role, dims);
             };
@@ -233,7 +208,7 @@ impl AudioConfig {
         pair("a.post_ln", &format!("{prefix}ln_post"), Role::Full, &[n_embd]);
         let [first, second] = layout.projector();
         pair("mm.a.mlp.1", first, Role::Matrix, &[n_embd, n_embd]);
-        pair("mm.a.mlp.2", second, Role::Matrix, &[self.n_out, n_embd]);
+        pair("mm.a.mlp.2", second, Role::Matrix, &[n_out, n_embd]);
         rows
     }
 }

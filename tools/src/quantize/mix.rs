@@ -89,6 +89,11 @@ impl FileType {
         Self::ALL.into_iter().find(|mix| mix.name().eq_ignore_ascii_case(name))
     }
 
+    /// The mix that `general.file_type` says.
+    pub fn from_general_file_type(number: u32) -> Option<Self> {
+        Self::ALL.into_iter().find(|mix| mix.general_file_type() == number)
+    }
+
     /// `general.file_type`.
     pub const fn general_file_type(self) -> u32 {
         self.named().1

@@ -54,7 +54,7 @@ const QWEN_WORDS: [(&str, u32); 32] = [
     ("assistant", 77091),
 ];
 /// Control tokens of Qwen3, from [`QWEN_END`] on. Source: Qwen3, `tokenizer_config.json`.
-const QWEN_ADDED: [&str; 26] = [
+const QWEN_CONTROL: [&str; 14] = [
     "<|endoftext|>",
     "<|im_start|>",
     "<|im_end|>",
@@ -69,6 +69,9 @@ const QWEN_ADDED: [&str; 26] = [
     "<|vision_pad|>",
     "<|image_pad|>",
     "<|video_pad|>",
+];
+/// Added tokens of Qwen3 that are text, behind those. Source: as above.
+const QWEN_TEXT: [&str; 12] = [
     "<tool_call>",
     "</tool_call>",
     "<|fim_prefix|>",
@@ -97,23 +100,8 @@ const QWEN_ASR_ADDED: [&str; 8] = [
 const QWEN_ASR_BLANKS: u32 = 27;
 /// Last of Qwen3-ASR's.
 const QWEN_ASR_LAST: [&str; 2] = ["<asr_text>", "<timestamp>"];
-/// Qwen's added tokens that are text.
-const QWEN_TEXT: [&str; 14] = [
-    "<tool_call>",
-    "</tool_call>",
-    "<|fim_prefix|>",
-    "<|fim_middle|>",
-    "<|fim_suffix|>",
-    "<|fim_pad|>",
-    "<|repo_name|>",
-    "<|file_sep|>",
-    "<tool_response>",
-    "</tool_response>",
-    "<think>",
-    "</think>",
-    "<non_speech>",
-    "<asr_text>",
-];
+/// Those of Qwen3-ASR that are text.
+const QWEN_ASR_TEXT: [&str; 2] = ["<non_speech>", "<asr_text>"];
 
 /// Ordinary ids of LFM2 begin with the single bytes.
 const LFM2_FIRST: u32 = 510;
@@ -212,13 +200,13 @@ fn added(shape: &Shape) -> Vec<Added> {
         let text = LFM2_TEXT.iter().map(|&(id, text)| Added { id, text: text.into(), special: false });
         return control.chain(text).collect();
     }
-    let mut texts: Vec<String> = QWEN_ADDED.map(str::to_owned).into();
+    let mut texts: Vec<String> = QWEN_CONTROL.iter().chain(&QWEN_TEXT).map(|&text| text.to_owned()).collect();
     if matches!(shape.kind, Kind::Qwen3Asr(..)) {
         texts.extend(QWEN_ASR_ADDED.map(str::to_owned));
         texts.extend((1..=QWEN_ASR_BLANKS).map(|i| format!("<blank{i}>")));
         texts.extend(QWEN_ASR_LAST.map(str::to_owned));
     }
-    let is_special = |text: &str| !QWEN_TEXT.contains(&text);
+    let is_special = |text: &str| !QWEN_TEXT.contains(&text) && !QWEN_ASR_TEXT.contains(&text);
     (QWEN_END..).zip(texts).map(|(id, text)| Added { id, special: is_special(&text), text }).collect()
 }
 
