@@ -176,13 +176,13 @@ pub trait Backend: Send + Sync {
 
 /// A compiled segment. All addresses were bound when it was compiled.
 pub trait Executable: Send {
-    /// Runs every node once.
-    fn run(&mut self) -> Result<()>;
+    /// Copies `inputs` to the start of the arena, then runs every node once.
+    fn run(&mut self, inputs: &[u8]) -> Result<()>;
 
     /// As [`Executable::run`], and adds the nanoseconds of node `i` of the graph to `node_ns[i]`; what lies between two nodes
     /// belongs to the later one. A backend that cannot tell its nodes apart adds nothing.
-    fn run_timed(&mut self, node_ns: &mut [u64]) -> Result<()> {
+    fn run_timed(&mut self, inputs: &[u8], node_ns: &mut [u64]) -> Result<()> {
         let _ = node_ns;
-        self.run()
+        self.run(inputs)
     }
 }

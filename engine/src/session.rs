@@ -127,6 +127,8 @@ pub struct Described {
 struct CompiledStage {
     executable: Box<dyn Executable>,
     backend: usize,
+    /// Whether it is its backend's first one, which brings the input block into the arena.
+    is_first: bool,
     copies: Vec<Transfer>,
 }
 
@@ -377,7 +379,6 @@ impl Session {
         });
         self.fill(index, Input::Lengths, |words| words[0] = u32::try_from(n_tokens).unwrap_or(u32::MAX));
         self.fill(index, Input::Frames, |words| words[0] = u32::try_from(n_frames).unwrap_or(u32::MAX));
-        self.write_inputs(index)?;
         self.run(&key, index)?;
         let Self { cache, arenas, backends, values, lent, model, .. } = self;
         let values = output(cache.peek(index), arenas, backends, values, lent)?;
@@ -536,8 +537,10 @@ impl Session {
         }
         let arenas = self.arenas_for(cuts, plan.arena_bytes)?;
         let mut stages = Vec::with_capacity(cuts.len());
-        for cut in cuts {
-            stages.push(self.lower(key.stage, graph, plan, cut, &arenas)?);
+        for (i, cut) in cuts.iter().enumerate() {
+            let is_first = cuts[..i].iter().all(|before| before.backend != cut.backend);
+            let (executable, copies) = self.lower(key.stage, graph, plan, cut, &arenas)?;
+            stages.push(CompiledStage { executable, backend: cut.backend, is_first, copies });
         }
         let maker = |&o: &TensorId| graph.producer(o).map_or(0, |n| owner(cuts, n.index()));
         let output_owners = graph.outputs.iter().map(maker).collect();
@@ -559,7 +562,7 @@ impl Session {
         plan: &MemoryPlan,
         cut: &Cut,
         arenas: &[Option<usize>],
-    ) -> Result<CompiledStage> {
+    ) -> Result<(Box<dyn Executable>, Vec<Transfer>)> {
         let backend = Arc::clone(&self.backends[cut.backend]);
         for node in &graph.nodes[cut.nodes.clone()] {
             for &arg in &node.args {
@@ -584,7 +587,7 @@ impl Session {
             offset: plan.offset(id),
             staging: vec![0; graph.tensor(id).bytes()],
         };
-        Ok(CompiledStage { executable, backend: cut.backend, copies: cut.copies.iter().map(transfer).collect() })
+        Ok((executable, cut.copies.iter().map(transfer).collect()))
     }
 
     fn import(&mut self, backend: usize, id: WeightId) -> Result<()> {
@@ -666,7 +669,7 @@ impl Session {
             self.fill(index, Input::Lengths, |w| w[i] = word(n));
             self.fill(index, Input::OutRows, |w| w[i] = word(i * n_tokens + n - 1));
         }
-        self.write_inputs(index)
+        Ok(())
     }
 
     /// Zeroes the integers of the input block. Vectors are written by whoever has some, and never read elsewhere.
@@ -688,19 +691,11 @@ impl Session {
         }
     }
 
-    /// Writes the input block: the last thing of a call that leaves states alone.
-    fn write_inputs(&mut self, index: usize) -> Result<()> {
+    /// Runs a graph on the input block in `words`.
+    fn run(&mut self, key: &GraphKey, index: usize) -> Result<()> {
         if let Some(loan) = self.lent.take().and_then(|i| self.arenas[i].loan.as_mut()) {
             loan.end();
         }
-        for arena in self.cache.peek(index).arenas.iter().flatten() {
-            let Arena { backend, buffer, .. } = &self.arenas[*arena];
-            self.backends[*backend].write(buffer, 0, bytemuck::cast_slice(&self.words))?;
-        }
-        Ok(())
-    }
-
-    fn run(&mut self, key: &GraphKey, index: usize) -> Result<()> {
         self.last_run = Some(index);
         let Compiled { stages, arenas, described, .. } = self.cache.get_mut(index);
         let mut times = self.profile.as_mut().map(|profile| profile.of(key, &described.graph));
@@ -711,9 +706,10 @@ impl Session {
                 self.backends[copy.from].read(&self.arenas[from].buffer, copy.offset, &mut copy.staging)?;
                 self.backends[stage.backend].write(&self.arenas[to].buffer, copy.offset, &copy.staging)?;
             }
+            let inputs = if stage.is_first { bytemuck::cast_slice(&self.words) } else { &[] };
             match &mut times {
-                None => stage.executable.run()?,
-                Some(times) => stage.executable.run_timed(times.node_ns_mut())?,
+                None => stage.executable.run(inputs)?,
+                Some(times) => stage.executable.run_timed(inputs, times.node_ns_mut())?,
             }
         }
         let run_ns = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);

@@ -19,8 +19,6 @@ pub enum Fault {
     AfterRun = 2,
     /// Everything is computed, then a panic.
     Panic = 3,
-    /// The input block cannot be written.
-    Write = 4,
 }
 
 /// Another backend with faults.
@@ -38,7 +36,7 @@ impl Faulty {
         Arc::new(Self { inner, refuses, next: Arc::default(), compiled: Mutex::default() })
     }
 
-    /// Lets the next run or write go wrong.
+    /// Lets the next run go wrong.
     pub fn fail(&self, fault: Fault) {
         self.next.store(fault as u8, Ordering::Relaxed);
     }
@@ -89,9 +87,6 @@ impl Backend for Faulty {
     }
 
     fn write(&self, dst: &Buffer, offset: usize, src: &[u8]) -> Result<()> {
-        if takes(&self.next, Fault::Write) {
-            return Err(error());
-        }
         self.inner.write(dst, offset, src)
     }
 
@@ -125,11 +120,11 @@ struct FaultyRun {
 }
 
 impl Executable for FaultyRun {
-    fn run(&mut self) -> Result<()> {
+    fn run(&mut self, inputs: &[u8]) -> Result<()> {
         if takes(&self.next, Fault::BeforeRun) {
             return Err(error());
         }
-        self.inner.run()?;
+        self.inner.run(inputs)?;
         assert!(!takes(&self.next, Fault::Panic), "told to fail");
         if takes(&self.next, Fault::AfterRun) { Err(error()) } else { Ok(()) }
     }

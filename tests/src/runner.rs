@@ -243,7 +243,6 @@ impl<'a> Compiled<'a> {
     pub fn run(&mut self) -> Result<Outcome, String> {
         let text = |e: engine::Error| e.to_string();
         let mut bytes = vec![GUARD; self.plan.arena_bytes + GUARD_BYTES];
-        bytes[..self.words.len() * WORD].copy_from_slice(bytemuck::cast_slice(&self.words));
         self.backend.write(&self.arena, 0, &bytes).map_err(text)?;
         for (buffer, initial) in self.states.iter().zip(self.case.state_bytes()) {
             let guarded = [initial, vec![GUARD; GUARD_BYTES]].concat();
@@ -268,7 +267,7 @@ impl<'a> Compiled<'a> {
 
     /// Runs the nodes once, for timing.
     pub fn execute(&mut self) -> Result<(), String> {
-        self.executable.run().map_err(|e| e.to_string())
+        self.executable.run(bytemuck::cast_slice(&self.words)).map_err(|e| e.to_string())
     }
 
     fn check_guards(&self, arena: &[u8]) -> Result<(), String> {

@@ -181,18 +181,6 @@ fn a_call_that_fails_half_way_tears_recurrent_slots() {
 }
 
 #[test]
-fn a_call_that_fails_before_it_runs_changes_nothing() {
-    let backend = Faulty::new(Arc::clone(&backends()[0]), |_| false);
-    let mut s = open(&(Arc::clone(&backend) as _));
-    let [a, b] = [(); 2].map(|()| s.memory_mut().acquire().unwrap());
-    step(&mut s, &[(a, &tokens(1, 5)), (b, &tokens(1, 5))]);
-    backend.fail(Fault::Write);
-    assert!(matches!(advance(&mut s, &[a]), Err(Error::Device { .. })));
-    assert_eq!(s.memory().n_past(a).unwrap(), 5);
-    assert_eq!(continuation(&mut s, a, 2), continuation(&mut s, b, 2));
-}
-
-#[test]
 fn attention_alone_rewinds_anywhere_and_survives_failed_calls() {
     for inner in backends() {
         let backend = Faulty::new(inner, |_| false);

@@ -8,21 +8,19 @@ use engine::backend::Loan;
 use engine::error::Result;
 
 use super::mem::outside;
-use super::pool::Pool;
 use super::weights::CpuBuffer;
 
 /// The right to read an arena in place.
 pub(super) struct CpuLoan {
     buffer: Arc<CpuBuffer>,
-    pool: Arc<Pool>,
     /// Whether this loan is counted in the buffer.
     lent: AtomicBool,
 }
 
 impl CpuLoan {
     /// A loan that has not begun. States have none: runs write them without looking for loans.
-    pub(super) fn new(buffer: Arc<CpuBuffer>, pool: &Arc<Pool>) -> Self {
-        Self { buffer, pool: Arc::clone(pool), lent: AtomicBool::new(false) }
+    pub(super) fn new(buffer: Arc<CpuBuffer>) -> Self {
+        Self { buffer, lent: AtomicBool::new(false) }
     }
 }
 
@@ -32,11 +30,13 @@ impl Loan for CpuLoan {
         if range.start > range.end || range.end > self.buffer.storage.len() {
             return Err(outside(range.start, self.buffer.storage.len()));
         }
-        self.pool.alone(|| {
-            if !self.lent.swap(true, Ordering::AcqRel) {
-                self.buffer.lend();
+        // Counted before it is marked: `end` may take back too little, never too much.
+        if !self.lent.load(Ordering::Acquire) {
+            self.buffer.lend()?;
+            if self.lent.swap(true, Ordering::AcqRel) {
+                self.buffer.take_back();
             }
-        })?;
+        }
         // SAFETY: the buffer counts this loan, and whoever wants to write finds it counted; only `end`, which no slice
         // survives, takes it back.
         Ok(unsafe { self.buffer.storage.bytes(range) })
@@ -59,6 +59,7 @@ impl Drop for CpuLoan {
 mod tests {
     use engine::backend::{Backend, Usage};
 
+    use super::super::weights::CpuBuffer;
     use super::super::{CpuBackend, CpuOptions};
 
     #[test]
@@ -85,6 +86,18 @@ mod tests {
         assert!(backend.write(&arena, 0, &[2]).is_err());
         drop(second);
         backend.write(&arena, 0, &[2]).unwrap();
+    }
+
+    #[test]
+    fn what_is_being_written_is_not_lent() {
+        let backend = CpuBackend::new(&CpuOptions::default()).unwrap();
+        let arena = backend.alloc(64, Usage::Arena).unwrap();
+        let loan = backend.loan(&arena).unwrap();
+        let buffer = CpuBuffer::shared(&arena, &backend.pool).unwrap();
+        let writing = buffer.writing().unwrap();
+        assert!(loan.bytes(0..8).is_err() && buffer.writing().is_err());
+        drop(writing);
+        assert!(loan.bytes(0..8).is_ok() && buffer.writing().is_err());
     }
 
     #[test]

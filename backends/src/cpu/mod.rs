@@ -143,8 +143,8 @@ impl Backend for CpuBackend {
     fn write(&self, dst: &Buffer, offset: usize, src: &[u8]) -> Result<()> {
         let (range, buffer) = (Self::range(dst, offset, src.len())?, CpuBuffer::of(dst, &self.pool)?);
         self.pool.alone(|| {
-            buffer.check_writable()?;
-            // SAFETY: slices of a buffer that is not lent live only inside `alone` and inside runs, which `alone` excludes.
+            let _writing = buffer.writing()?;
+            // SAFETY: whoever reads is inside `alone` too, or has lent the buffer, which `writing` excludes.
             unsafe { buffer.storage.bytes_mut(range) }.copy_from_slice(src);
             Ok(())
         })?
@@ -160,7 +160,7 @@ impl Backend for CpuBackend {
 
     fn loan(&self, buf: &Buffer) -> Option<Box<dyn Loan>> {
         let buffer = CpuBuffer::shared(buf, &self.pool).ok().filter(|b| b.is_arena())?;
-        Some(Box::new(CpuLoan::new(buffer, &self.pool)))
+        Some(Box::new(CpuLoan::new(buffer)))
     }
 
     fn copy(&self, buf: &Buffer, from: Range<usize>, to: usize) -> Result<()> {
@@ -171,9 +171,9 @@ impl Backend for CpuBackend {
         }
         let buffer = CpuBuffer::of(buf, &self.pool)?;
         self.pool.alone(|| {
-            buffer.check_writable()?;
-            // SAFETY: slices of a buffer that is not lent live only inside `alone` and inside runs, and the ranges do not
-            // overlap.
+            let _writing = buffer.writing()?;
+            // SAFETY: whoever reads is inside `alone` too, or has lent the buffer, which `writing` excludes; and the ranges
+            // do not overlap.
             let from = unsafe { buffer.storage.bytes(from) };
             // SAFETY: as above.
             unsafe { buffer.storage.bytes_mut(to) }.copy_from_slice(from);
@@ -184,8 +184,8 @@ impl Backend for CpuBackend {
     fn zero(&self, buf: &Buffer, range: Range<usize>) -> Result<()> {
         let (range, buffer) = (Self::range(buf, range.start, range.len())?, CpuBuffer::of(buf, &self.pool)?);
         self.pool.alone(|| {
-            buffer.check_writable()?;
-            // SAFETY: slices of a buffer that is not lent live only inside `alone` and inside runs, which `alone` excludes.
+            let _writing = buffer.writing()?;
+            // SAFETY: whoever reads is inside `alone` too, or has lent the buffer, which `writing` excludes.
             unsafe { buffer.storage.bytes_mut(range) }.fill(0);
             Ok(())
         })?
@@ -220,30 +220,33 @@ struct CpuExecutable {
     pool: Arc<Pool>,
 }
 
+#[allow(unsafe_code, reason = "writes inputs to memory that the pool's turn guards")]
 impl CpuExecutable {
-    fn run_region(&self, region: &Arc<Region>) -> Result<()> {
+    fn run_region(&self, region: &Arc<Region>, inputs: &[u8]) -> Result<()> {
         let Self { arena, pool, .. } = self;
-        pool.inside(|| {
-            pool.alone(|| {
-                arena.check_writable()?;
-                pool.run(region);
-                Ok(())
-            })?
+        if inputs.len() > arena.storage.len() {
+            return Err(mem::outside(0, arena.storage.len()));
+        }
+        pool.run(region, || {
+            let writing = arena.writing()?;
+            // SAFETY: steps do not run yet, nothing else happens in this memory, and `writing` says that it is not lent.
+            unsafe { arena.storage.bytes_mut(0..inputs.len()) }.copy_from_slice(inputs);
+            Ok(writing)
         })
     }
 }
 
 impl Executable for CpuExecutable {
-    fn run(&mut self) -> Result<()> {
-        self.run_region(&self.region)
+    fn run(&mut self, inputs: &[u8]) -> Result<()> {
+        self.run_region(&self.region, inputs)
     }
 
-    fn run_timed(&mut self, node_ns: &mut [u64]) -> Result<()> {
+    fn run_timed(&mut self, inputs: &[u8], node_ns: &mut [u64]) -> Result<()> {
         let (timed, trace) = self.timed.take().unwrap_or_else(|| {
             let (region, trace) = self.region.traced();
             (Arc::new(region), trace)
         });
-        let result = self.run_region(&timed);
+        let result = self.run_region(&timed, inputs);
         for (given, ns) in timed.given().zip(trace.step_ns()) {
             node_ns[self.nodes[given]] += ns;
         }

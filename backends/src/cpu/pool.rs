@@ -23,6 +23,7 @@ pub(super) struct Pool {
     busy: AtomicBool,
 }
 
+/// The right of a request to use the backend's memory, given back when it is dropped.
 struct Busy<'a>(&'a AtomicBool);
 
 impl Drop for Busy<'_> {
@@ -60,17 +61,28 @@ impl Pool {
     /// Runs `work` while nothing else happens in the backend's memory. Errors: `Device` if something else does.
     pub(super) fn alone<R>(&self, work: impl FnOnce() -> R) -> Result<R> {
         let _turn = (!self.is_inside()).then(|| self.turn.lock().unwrap_or_else(PoisonError::into_inner));
+        let _busy = self.claim()?;
+        Ok(work())
+    }
+
+    /// Runs a region's steps inside the pool, on this thread and those that help, after `prepare` and while nothing else
+    /// happens in the backend's memory. Errors: those of `prepare`, else as for [`Self::alone`].
+    pub(super) fn run<T: Send>(&self, region: &Arc<Region>, prepare: impl FnOnce() -> Result<T> + Send) -> Result<()> {
+        self.inside(|| {
+            let _busy = self.claim()?;
+            let _prepared = prepare()?;
+            self.team.run(region);
+            Ok(())
+        })
+    }
+
+    /// The right to use the backend's memory, among those whose turn it is.
+    fn claim(&self) -> Result<Busy<'_>> {
         if self.busy.swap(true, Ordering::Acquire) {
             let msg = "two threads of one request use the backend at the same time".into();
             return Err(Error::Device { backend: NAME.into(), msg });
         }
-        let _busy = Busy(&self.busy);
-        Ok(work())
-    }
-
-    /// Runs a region's steps on this thread and those that help. To be called inside [`Self::alone`].
-    pub(super) fn run(&self, region: &Arc<Region>) {
-        self.team.run(region);
+        Ok(Busy(&self.busy))
     }
 
     fn is_inside(&self) -> bool {

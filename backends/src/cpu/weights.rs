@@ -24,15 +24,27 @@ pub(super) struct CpuBuffer {
     pool: Arc<Pool>,
     is_arena: bool,
     conv: Mutex<Vec<(ConvDims, Arc<Storage>)>>,
-    /// How often it is lent. Counted up only inside [`Pool::alone`], where whoever writes looks at it too.
-    loans: AtomicUsize,
+    /// How often it is lent, or [`WRITING`].
+    users: AtomicUsize,
+}
+
+/// Something writes the buffer.
+const WRITING: usize = usize::MAX;
+
+/// The right to write a buffer, given back when it is dropped.
+pub(super) struct Writing<'a>(&'a AtomicUsize);
+
+impl Drop for Writing<'_> {
+    fn drop(&mut self) {
+        self.0.store(0, Ordering::Release);
+    }
 }
 
 impl CpuBuffer {
     /// Wraps memory for the engine.
     pub(super) fn wrap(bytes: usize, storage: Storage, is_arena: bool, pool: &Arc<Pool>) -> Buffer {
         let (storage, pool) = (Arc::new(storage), Arc::clone(pool));
-        let inner = Self { storage, pool, is_arena, conv: Mutex::default(), loans: AtomicUsize::new(0) };
+        let inner = Self { storage, pool, is_arena, conv: Mutex::default(), users: AtomicUsize::new(0) };
         Buffer::new(bytes, Arc::new(inner))
     }
 
@@ -56,26 +68,29 @@ impl CpuBuffer {
         buffer.storage::<Self>().filter(|b| Arc::ptr_eq(&b.pool, pool)).ok_or_else(foreign)
     }
 
-    /// To be asked inside [`Pool::alone`]. Errors: `Device` for memory of a mapped file, and while the buffer is lent.
-    pub(super) fn check_writable(&self) -> Result<()> {
-        let refused = |msg: &str| Err(Error::Device { backend: NAME.into(), msg: msg.into() });
+    /// The right to write. Errors: `Device` for memory of a mapped file, while the buffer is lent, and while something
+    /// else writes it.
+    pub(super) fn writing(&self) -> Result<Writing<'_>> {
         if !self.storage.is_owned() {
-            return refused("weights cannot be written");
+            return Err(refused("weights cannot be written"));
         }
-        if self.loans.load(Ordering::Acquire) > 0 {
-            return refused("the results of the last run are still lent");
+        match self.users.compare_exchange(0, WRITING, Ordering::Acquire, Ordering::Relaxed) {
+            Ok(_) => Ok(Writing(&self.users)),
+            Err(WRITING) => Err(refused("something else writes the buffer")),
+            Err(_) => Err(refused("the results of the last run are still lent")),
         }
-        Ok(())
     }
 
-    /// Counts a loan. To be called inside [`Pool::alone`].
-    pub(super) fn lend(&self) {
-        self.loans.fetch_add(1, Ordering::AcqRel);
+    /// Counts a loan. Errors: `Device` while something writes.
+    pub(super) fn lend(&self) -> Result<()> {
+        let lent = |n: usize| n.checked_add(1).filter(|&n| n != WRITING);
+        let counted = self.users.fetch_update(Ordering::Acquire, Ordering::Relaxed, lent);
+        counted.map(|_| ()).map_err(|_| refused("something writes the buffer"))
     }
 
     /// Counts a loan that has ended.
     pub(super) fn take_back(&self) {
-        self.loans.fetch_sub(1, Ordering::AcqRel);
+        self.users.fetch_sub(1, Ordering::Release);
     }
 
     /// A convolution's weight as `[c_out, kh, kw, c_in]` in f32: the order of pixels with channels innermost.
@@ -91,7 +106,11 @@ impl CpuBuffer {
 }
 
 fn foreign() -> Error {
-    Error::Device { backend: NAME.into(), msg: "a buffer of another backend".into() }
+    refused("a buffer of another backend")
+}
+
+fn refused(msg: &str) -> Error {
+    Error::Device { backend: NAME.into(), msg: msg.into() }
 }
 
 /// Rows `[c_in, kh, kw]` of any float format as rows `[kh, kw, c_in]` of f32.

@@ -172,10 +172,12 @@ struct Interpreter {
 
 impl Interpreter {
     /// Computes every node; `done` is told when one is.
-    fn compute(&self, mut done: impl FnMut(usize)) -> Result<()> {
+    fn compute(&self, inputs: &[u8], mut done: impl FnMut(usize)) -> Result<()> {
         let mut values = vec![None; self.graph.tensors.len()];
         {
-            let arena = self.arena.lock();
+            let mut arena = self.arena.lock();
+            let block = arena.get_mut(..inputs.len()).ok_or_else(|| failed("inputs that do not fit the arena"))?;
+            block.copy_from_slice(inputs);
             for &(id, offset) in &self.inputs {
                 let desc = self.graph.tensor(id);
                 let bytes = arena.get(offset..).and_then(|b| b.get(..desc.shape.elements() * WORD));
@@ -213,13 +215,13 @@ impl Interpreter {
 }
 
 impl Executable for Interpreter {
-    fn run(&mut self) -> Result<()> {
-        self.compute(|_| ())
+    fn run(&mut self, inputs: &[u8]) -> Result<()> {
+        self.compute(inputs, |_| ())
     }
 
-    fn run_timed(&mut self, node_ns: &mut [u64]) -> Result<()> {
+    fn run_timed(&mut self, inputs: &[u8], node_ns: &mut [u64]) -> Result<()> {
         let mut start = Instant::now();
-        self.compute(|node| {
+        self.compute(inputs, |node| {
             let now = Instant::now();
             node_ns[node] += u64::try_from((now - start).as_nanos()).unwrap_or(u64::MAX);
             start = now;
