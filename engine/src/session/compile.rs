@@ -1,0 +1,258 @@
+//! From the key of a call to a graph that is bound to memory: built, rewritten, cut, planned, lowered, and kept.
+
+use std::sync::Arc;
+
+use super::output::Place;
+use super::{Reuse, Session, WORD};
+use crate::backend::{Bindings, Buffer, Executable, Loan, Segment, Usage, WeightData};
+use crate::builder::GraphBuilder;
+use crate::error::{Error, Result};
+use crate::graph::Graph;
+use crate::key::{GraphKey, Stage};
+use crate::pass::FuseCounts;
+use crate::pass::assign::{Cut, assign};
+use crate::pass::fuse::fuse;
+use crate::pass::prune::prune;
+use crate::plan::{MemoryPlan, plan, verify};
+use crate::stats::BuildReason;
+use crate::tensor::{Input, Source, TensorId};
+use crate::weights::WeightId;
+
+/// A compiled graph, bound to arenas of its own generation.
+pub(super) struct Compiled {
+    pub(super) described: Described,
+    /// First word and number of words of each input in the input block, in the order of [`Input::ALL`].
+    pub(super) layout: [(u32, u32); Input::ALL.len()],
+    /// Words of the input block.
+    pub(super) n_words: usize,
+    /// The first output; none where the call only fills memory, or where it cannot be read in one piece.
+    pub(super) output: Option<Place>,
+    pub(super) stages: Vec<CompiledStage>,
+    /// The arena of every backend: an index into [`Session::arenas`].
+    pub(super) arenas: Vec<Option<usize>>,
+    /// Backend that makes each output, in the order of the graph's outputs.
+    pub(super) output_owners: Vec<usize>,
+}
+
+/// Activations of the graphs that were compiled while it was the largest: a graph keeps the arena it was bound to when
+/// later ones need a larger one. Only one graph runs at a time, and between runs nothing lives there but its results.
+pub(super) struct Arena {
+    pub(super) backend: usize,
+    pub(super) buffer: Buffer,
+    /// How results are read in place, where the backend can do that.
+    pub(super) loan: Option<Box<dyn Loan>>,
+}
+
+/// What a call of one shape computes, on which backends, and where everything lies. Equal keys give equal ones.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Described {
+    /// The graph as the passes leave it.
+    pub graph: Graph,
+    /// How often each fusion rule applied.
+    pub fused: FuseCounts,
+    /// Which nodes run on which backend of the session, in execution order.
+    pub cuts: Vec<Cut>,
+    /// Where its tensors lie.
+    pub plan: MemoryPlan,
+}
+
+/// A run of nodes of one backend, ready to run.
+pub(super) struct CompiledStage {
+    pub(super) executable: Box<dyn Executable>,
+    pub(super) backend: usize,
+    /// Whether it is its backend's first one, which brings the input block into the arena.
+    pub(super) is_first: bool,
+    pub(super) copies: Vec<Transfer>,
+}
+
+/// Bytes that cross from one backend's arena to another's before a stage runs.
+pub(super) struct Transfer {
+    pub(super) from: usize,
+    pub(super) offset: usize,
+    pub(super) staging: Vec<u8>,
+}
+
+impl Session {
+    /// Index in the cache of the compiled graph for this key.
+    pub(super) fn compiled(&mut self, key: &GraphKey) -> Result<usize> {
+        let kept = if self.options.reuse == Reuse::Off { None } else { self.cache.find(key) };
+        if let Some(index) = kept {
+            if self.options.reuse == Reuse::Verified {
+                self.check_kept(key, index)?;
+            }
+            self.stats.hits += 1;
+            return Ok(index);
+        }
+        self.last_run = None;
+        if self.options.reuse == Reuse::Off {
+            self.drop_graphs();
+        }
+        let compiled = self.compile(key)?;
+        let off = (self.options.reuse == Reuse::Off).then_some(BuildReason::ReuseOff);
+        self.stats.count_build(off.unwrap_or_else(|| self.history.reason(key)));
+        let (index, evicted) = self.cache.insert(*key, compiled);
+        self.stats.evictions += u64::from(evicted);
+        Ok(index)
+    }
+
+    /// Builds a kept graph once more. Errors: `StaleGraph` where it comes out otherwise.
+    fn check_kept(&self, key: &GraphKey, index: usize) -> Result<()> {
+        let (kept, rebuilt) = (&self.cache.peek(index).described, self.describe(key)?);
+        if *kept == rebuilt {
+            return Ok(());
+        }
+        let (kept_text, text) = (kept.graph.dump(), rebuilt.graph.dump());
+        let lines = kept_text.lines().chain([""]).zip(text.lines().chain([""]));
+        let line = lines.filter(|(a, b)| a != b).map(|(a, b)| format!("kept {a:?}, built {b:?}")).next();
+        let what = line.unwrap_or_else(|| {
+            let part = if kept.graph != rebuilt.graph { "layout of its tensors" } else { "plan or its backends" };
+            format!("the {part} differs")
+        });
+        Err(Error::StaleGraph { what: format!("{key:?}: {what}") })
+    }
+
+    /// What a call of this shape computes, where, and where everything lies: a function of the key alone. Nothing is
+    /// compiled, and no weight is touched.
+    ///
+    /// Errors: a shape that the model or the backends cannot do.
+    pub fn describe(&self, key: &GraphKey) -> Result<Described> {
+        let builder = GraphBuilder::new(self.memory.specs(), self.options.n_slots);
+        self.model.build(&builder, key);
+        let mut graph = builder.finish()?;
+        for name in &self.options.compile.taps {
+            if let Some(id) = graph.named(name)
+                && !graph.outputs.contains(&id)
+            {
+                graph.outputs.push(id);
+            }
+        }
+        prune(&mut graph);
+        let mut fused = FuseCounts::new();
+        if self.options.compile.fuse {
+            let preferred = Arc::clone(&self.backends[0]);
+            fused = fuse(&mut graph, &|op, args| preferred.supports(op, args));
+        }
+        let cuts = assign(&graph, &self.backends)?;
+        let alignment = self.backends.iter().map(|b| b.caps().alignment).max().unwrap_or(WORD);
+        let precise = is_precise(key.stage);
+        let plan = plan(&graph, alignment, &|id| {
+            let node = graph.node(id);
+            self.backends[owner(&cuts, id.index())].scratch_bytes(&node.op, &graph.descs(&node.args), precise)
+        });
+        Ok(Described { graph, fused, cuts, plan })
+    }
+
+    fn compile(&mut self, key: &GraphKey) -> Result<Compiled> {
+        let described = self.describe(key)?;
+        let Described { graph, plan, cuts, .. } = &described;
+        if cfg!(debug_assertions) || self.options.compile.poison {
+            verify(graph, plan).map_err(|e| Error::Graph { at: "plan".into(), op: "verify", msg: e.0 })?;
+        }
+        let arenas = self.arenas_for(cuts, plan.arena_bytes)?;
+        let mut stages = Vec::with_capacity(cuts.len());
+        for (i, cut) in cuts.iter().enumerate() {
+            let is_first = cuts[..i].iter().all(|before| before.backend != cut.backend);
+            let (executable, copies) = self.lower(key.stage, graph, plan, cut, &arenas)?;
+            stages.push(CompiledStage { executable, backend: cut.backend, is_first, copies });
+        }
+        let maker = |&o: &TensorId| graph.producer(o).map_or(0, |n| owner(cuts, n.index()));
+        let output_owners = graph.outputs.iter().map(maker).collect();
+        let mut layout = [(0, 0); Input::ALL.len()];
+        let word = |n: usize| u32::try_from(n).expect("inputs are tensors with 32-bit element counts");
+        for (input, id) in graph.inputs() {
+            layout[input as usize] = (word(plan.offset(id) / WORD), word(graph.tensor(id).shape.elements()));
+        }
+        let n_words = plan.input_bytes / WORD;
+        let mut compiled = Compiled { layout, n_words, output: None, arenas, stages, output_owners, described };
+        compiled.output = Place::of(&compiled, 0).ok();
+        Ok(compiled)
+    }
+
+    fn lower(
+        &mut self,
+        stage: Stage,
+        graph: &Graph,
+        plan: &MemoryPlan,
+        cut: &Cut,
+        arenas: &[Option<usize>],
+    ) -> Result<(Box<dyn Executable>, Vec<Transfer>)> {
+        let backend = Arc::clone(&self.backends[cut.backend]);
+        for node in &graph.nodes[cut.nodes.clone()] {
+            for &arg in &node.args {
+                if let Source::Weight(id) = graph.tensor(graph.root(arg)).source {
+                    self.import(cut.backend, id)?;
+                }
+            }
+        }
+        let segment = Segment {
+            graph,
+            nodes: cut.nodes.clone(),
+            inputs: cut.inputs.clone(),
+            outputs: cut.outputs.clone(),
+            poison: self.options.compile.poison,
+            precise: is_precise(stage),
+        };
+        let arena = &self.arenas[arenas[cut.backend].expect("every cut has an arena")].buffer;
+        let bind = Bindings { arena, weights: &self.imported[cut.backend], states: self.memory.buffers() };
+        let executable = backend.compile(&segment, plan, &bind)?;
+        let transfer = |&(id, from): &(TensorId, usize)| Transfer {
+            from,
+            offset: plan.offset(id),
+            staging: vec![0; graph.tensor(id).bytes()],
+        };
+        Ok((executable, cut.copies.iter().map(transfer).collect()))
+    }
+
+    fn import(&mut self, backend: usize, id: WeightId) -> Result<()> {
+        let slot = &mut self.imported[backend][id.0 as usize];
+        if slot.is_none() {
+            let data = WeightData { store: &self.weights, id };
+            *slot = Some(self.backends[backend].import_weight(&data)?);
+        }
+        Ok(())
+    }
+
+    /// An arena of at least `bytes` for the backend of every cut.
+    fn arenas_for(&mut self, cuts: &[Cut], bytes: usize) -> Result<Vec<Option<usize>>> {
+        let mut found = vec![None; self.backends.len()];
+        for backend in cuts.iter().map(|c| c.backend) {
+            let newest = self.arenas.iter().rposition(|a| a.backend == backend);
+            found[backend] = newest.filter(|&i| self.arenas[i].buffer.bytes() >= bytes);
+            if found[backend].is_none() {
+                // Powers of two: all arenas together are less than twice the largest.
+                let buffer = self.backends[backend].alloc(bytes.next_power_of_two(), Usage::Arena)?;
+                self.stats.arena_bytes += buffer.bytes();
+                let loan = self.backends[backend].loan(&buffer);
+                found[backend] = Some(self.arenas.len());
+                self.arenas.push(Arena { backend, buffer, loan });
+            }
+        }
+        Ok(found)
+    }
+
+    /// Drops every compiled graph, and arenas that only dropped ones are bound to.
+    pub(super) fn drop_graphs(&mut self) {
+        self.cache.clear();
+        self.last_run = None;
+        self.lent = None;
+        let mut newest: Vec<Arena> = Vec::new();
+        for arena in self.arenas.drain(..).rev() {
+            if newest.iter().all(|a| a.backend != arena.backend) {
+                newest.push(arena);
+            }
+        }
+        newest.iter_mut().filter_map(|a| a.loan.as_mut()).for_each(|loan| loan.end());
+        self.stats.arena_bytes = newest.iter().map(|a| a.buffer.bytes()).sum();
+        self.arenas = newest;
+    }
+}
+
+/// Whether a stage keeps the precision of its activations: encoders do, as [`Segment::precise`] says.
+fn is_precise(stage: Stage) -> bool {
+    stage == Stage::Encode
+}
+
+/// Backend of a node.
+fn owner(cuts: &[Cut], node: usize) -> usize {
+    cuts.iter().find(|c| c.nodes.contains(&node)).map_or(0, |c| c.backend)
+}

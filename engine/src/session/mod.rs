@@ -1,0 +1,395 @@
+//! [`Session`]: a model on its backends with memory and compiled graphs. One call is [`Session::step`] for the language
+//! model or [`Session::encode`] for the audio encoder: find the graph of the call's key, write the input block, run, read.
+//!
+//! A call that finds its graph allocates nothing, and what it costs besides the arithmetic does not depend on the length of
+//! the context. A graph is built when its key comes for the first time, after [`SessionOptions::cached_graphs`] others were
+//! used since, and after the memory has grown. Results are read where the backend left them if it lends them, and are gone
+//! with the next call.
+
+mod compile;
+mod inputs;
+mod output;
+
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
+
+use crate::backend::{Backend, Buffer};
+use crate::batch::{Batch, Features, Logits, Sequence, Tokens};
+use crate::cache::GraphCache;
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::graph::Graph;
+use crate::key::{Buckets, GraphKey, Rows, Stage};
+use crate::memory::{Memory, Slot, StateOptions};
+use crate::model::Model;
+use crate::pass::{CompileOptions, FuseCounts};
+use crate::plan::MemoryPlan;
+use crate::profile::Profile;
+use crate::shape::Shape;
+use crate::snapshot::model_identity;
+use crate::stats::History;
+use crate::tensor::Input;
+use crate::weights::WeightStore;
+use compile::{Arena, Compiled};
+use inputs::slice_tokens;
+use output::{Place, output};
+
+pub use crate::stats::Stats;
+pub use compile::Described;
+
+/// Most positions of a slot: states of usual widths then have far fewer elements than a shape can count.
+pub const MAX_CONTEXT: usize = 1 << 17;
+
+/// Bytes of an input word: ids, positions and f32 values alike.
+const WORD: usize = 4;
+
+/// Whether compiled graphs are used again.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub enum Reuse {
+    /// Every call builds.
+    Off,
+    /// A call whose key was compiled before runs that graph.
+    #[default]
+    On,
+    /// As `On`; at every use the graph is built, fused and planned once more, and a difference is
+    /// [`Error::StaleGraph`].
+    Verified,
+}
+
+/// Sizes and switches of a session.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SessionOptions {
+    /// Sequences that can be held at once.
+    pub n_slots: usize,
+    /// Positions per sequence.
+    pub n_ctx: usize,
+    /// Format of attention keys and values: F16 or F32.
+    pub kv_dtype: DType,
+    /// Most tokens of one sequence in one call of [`Session::step`].
+    pub max_tokens: usize,
+    /// Compiled graphs kept.
+    pub cached_graphs: usize,
+    /// Whether compiled graphs are used again.
+    pub reuse: Reuse,
+    /// How graphs are compiled.
+    pub compile: CompileOptions,
+}
+
+impl Default for SessionOptions {
+    fn default() -> Self {
+        Self {
+            n_slots: 1,
+            n_ctx: 1024,
+            kv_dtype: DType::F16,
+            max_tokens: 512,
+            cached_graphs: 32,
+            reuse: Reuse::default(),
+            compile: CompileOptions::default(),
+        }
+    }
+}
+
+/// A model on its backends with memory and compiled graphs.
+pub struct Session {
+    model: Arc<dyn Model>,
+    weights: WeightStore,
+    backends: Vec<Arc<dyn Backend>>,
+    options: SessionOptions,
+    buckets: Buckets,
+    memory: Memory,
+    /// Imported weights of each backend.
+    imported: Vec<Vec<Option<Buffer>>>,
+    arenas: Vec<Arena>,
+    cache: GraphCache<Compiled>,
+    history: History,
+    last_run: Option<usize>,
+    /// The arena whose results are lent to the caller, until the next call.
+    lent: Option<usize>,
+    words: Vec<u32>,
+    /// Results of a backend that lends none.
+    values: Vec<f32>,
+    stats: Stats,
+    /// Where the time goes, while somebody wants to know.
+    profile: Option<Profile>,
+    /// What snapshots are of; made when the first one is asked for.
+    identity: OnceLock<u64>,
+}
+
+impl Session {
+    /// Prepares a model on backends in order of preference; states live on the first. Weights are imported when the
+    /// first graph that reads them is compiled.
+    pub fn open(
+        model: Arc<dyn Model>,
+        weights: &WeightStore,
+        backends: &[Arc<dyn Backend>],
+        options: SessionOptions,
+    ) -> Result<Self> {
+        let Some(first) = backends.first() else {
+            return Err(Error::Batch { what: "a session needs at least one backend".into() });
+        };
+        if !matches!(options.kv_dtype, DType::F16 | DType::F32) {
+            return Err(Error::Batch { what: format!("attention cache: want F16 or F32, got {}", options.kv_dtype) });
+        }
+        check_context(options.n_ctx)?;
+        let specs = model.states(&StateOptions { n_ctx: options.n_ctx, kv_dtype: options.kv_dtype });
+        let memory = Memory::new(Arc::clone(first), specs, options.n_slots, options.n_ctx)?;
+        let stats = Stats { state_bytes: memory.bytes(), ..Stats::default() };
+        let n_weights = weights.len();
+        Ok(Self {
+            model,
+            weights: weights.clone(),
+            backends: backends.to_vec(),
+            buckets: Buckets::default(),
+            memory,
+            imported: vec![vec![None; n_weights]; backends.len()],
+            arenas: Vec::new(),
+            cache: GraphCache::new(options.cached_graphs),
+            history: History::default(),
+            last_run: None,
+            lent: None,
+            words: Vec::new(),
+            values: Vec::new(),
+            stats,
+            profile: None,
+            identity: OnceLock::new(),
+            options,
+        })
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Arc<dyn Model> {
+        &self.model
+    }
+
+    /// Slots and their states.
+    pub fn memory(&self) -> &Memory {
+        &self.memory
+    }
+
+    /// Slots and their states, to acquire, release, copy and rewind.
+    pub fn memory_mut(&mut self) -> &mut Memory {
+        &mut self.memory
+    }
+
+    /// The sequence in a slot as bytes, to be given to [`Session::restore`] of any session of this model.
+    ///
+    /// Errors: a slot without a sequence or with a torn one.
+    pub fn snapshot(&self, slot: Slot) -> Result<Vec<u8>> {
+        self.memory.snapshot(slot, self.identity())
+    }
+
+    /// Makes an acquired slot hold the sequence of a snapshot, in place of its own. The slot, the number of slots and the
+    /// context need not be those of the session that made the snapshot.
+    ///
+    /// Errors: `Snapshot` for damaged bytes or those of another model, another type of attention cache included;
+    /// `ContextFull` for more tokens than a slot holds. The slot is then as before.
+    pub fn restore(&mut self, slot: Slot, snapshot: &[u8]) -> Result<()> {
+        let identity = self.identity();
+        self.memory.restore(slot, snapshot, identity)
+    }
+
+    fn identity(&self) -> u64 {
+        let of = || model_identity(self.model.arch(), self.memory.specs(), &self.weights);
+        *self.identity.get_or_init(of)
+    }
+
+    /// The session's options.
+    pub fn options(&self) -> &SessionOptions {
+        &self.options
+    }
+
+    /// Switches reuse. Compiled graphs are dropped when it is switched off.
+    pub fn set_reuse(&mut self, reuse: Reuse) {
+        self.options.reuse = reuse;
+        if reuse == Reuse::Off {
+            self.drop_graphs();
+        }
+    }
+
+    /// Counters since the session was opened.
+    pub fn stats(&self) -> Stats {
+        self.stats
+    }
+
+    /// Switches timing of every node on or off. Switching it on where it is on sets all times to 0.
+    pub fn set_profiling(&mut self, on: bool) {
+        match (&mut self.profile, on) {
+            (Some(profile), true) => profile.reset(),
+            (profile, true) => *profile = Some(Profile::default()),
+            (profile, false) => *profile = None,
+        }
+    }
+
+    /// Times of every node since profiling was switched on.
+    pub fn profile(&self) -> Option<&Profile> {
+        self.profile.as_ref()
+    }
+
+    /// Makes every slot hold at least `n_ctx` positions. What the slots held is lost and all of them are free again if
+    /// the memory had to grow.
+    pub fn reserve_context(&mut self, n_ctx: usize) -> Result<()> {
+        if n_ctx <= self.options.n_ctx {
+            return Ok(());
+        }
+        check_context(n_ctx)?;
+        let specs = self.model.states(&StateOptions { n_ctx, kv_dtype: self.options.kv_dtype });
+        let n_slots = self.options.n_slots;
+        self.drop_graphs();
+        self.memory = Memory::new(Arc::clone(&self.backends[0]), specs, n_slots, n_ctx)?;
+        self.options.n_ctx = n_ctx;
+        self.stats.state_bytes = self.memory.bytes();
+        Ok(())
+    }
+
+    /// Runs a whole request where steps start cheapest: inside the thread pool of the first backend.
+    pub fn enter<R: Send>(&mut self, request: impl FnOnce(&mut Self) -> R + Send) -> R {
+        let backend = Arc::clone(&self.backends[0]);
+        let (mut request, mut result) = (Some(request), None);
+        backend.enter(&mut || {
+            if let Some(request) = request.take() {
+                result = Some(request(self));
+            }
+        });
+        result.expect("a backend runs the request it is given")
+    }
+
+    /// Feeds a batch and returns logits of the rows it asks for.
+    ///
+    /// Errors: a slot without a sequence or twice in the batch, a token outside the vocabulary, more tokens than the
+    /// context or one call holds. After an error no sequence has advanced; if a backend failed half-way, slots whose
+    /// recurrent states may have changed are torn, as [`crate::memory`] says.
+    pub fn step(&mut self, batch: &Batch<'_>) -> Result<Logits<'_>> {
+        let key = self.key(batch)?;
+        let index = self.compiled(&key)?;
+        self.write_batch(index, batch, &key)?;
+        for seq in batch.seqs {
+            self.memory.begin(seq.slot);
+        }
+        self.run(&key, index)?;
+        let Self { cache, arenas, backends, values, lent, memory, model, .. } = self;
+        let stride = match batch.rows {
+            Rows::None => 0,
+            Rows::Last => 1,
+            Rows::All => key.n_tokens as usize,
+        };
+        let values = match batch.rows {
+            Rows::None => &[],
+            Rows::Last | Rows::All => output(cache.peek(index), arenas, backends, values, lent)?,
+        };
+        for seq in batch.seqs {
+            memory.commit(seq.slot, seq.tokens.len());
+        }
+        Ok(Logits { values, n_vocab: model.n_vocab(), stride })
+    }
+
+    /// Feeds any number of tokens to one sequence in calls of at most `max_tokens`, and returns the logits of the last
+    /// token. After an error the sequence has advanced by the calls before the failed one.
+    pub fn feed(&mut self, slot: Slot, tokens: Tokens<'_>, rows: Rows) -> Result<&[f32]> {
+        let n_embd = self.model.n_embd();
+        let (total, max) = (tokens.len(), self.options.max_tokens);
+        self.memory.check_room(slot, total)?;
+        let mut done = 0;
+        while total - done > max {
+            let part = slice_tokens(tokens, done..done + max, n_embd);
+            self.step(&Batch { seqs: &[Sequence { slot, tokens: part }], rows: Rows::None })?;
+            done += max;
+        }
+        let part = slice_tokens(tokens, done..total, n_embd);
+        let logits = self.step(&Batch { seqs: &[Sequence { slot, tokens: part }], rows })?;
+        Ok(if rows == Rows::Last { logits.last(0) } else { &[] })
+    }
+
+    /// Audio embeddings of one clip, `[n_tokens, n_embd]`, for `n_tokens` as the model's encoder counts them.
+    pub fn encode(&mut self, features: &Features<'_>) -> Result<&[f32]> {
+        let encoder =
+            self.model.encoder().ok_or_else(|| Error::Batch { what: "the model has no audio encoder".into() })?;
+        let Features { n_mels, n_frames, values } = *features;
+        if n_mels != encoder.n_mels || n_frames == 0 || values.len() != n_mels * n_frames {
+            let what = format!("want features [{}, n_frames], got [{n_mels}, {n_frames}]", encoder.n_mels);
+            return Err(Error::Batch { what });
+        }
+        let padded = n_frames.next_multiple_of(encoder.chunk_frames);
+        let too_long = || Error::Batch { what: format!("{n_frames} frames are too many for one call") };
+        let n_tokens = (encoder.tokens)(n_frames);
+        let key = GraphKey {
+            stage: Stage::Encode,
+            n_seqs: 1,
+            n_tokens: u32::try_from(padded).map_err(|_| too_long())?,
+            n_kv: 0,
+            rows: Rows::All,
+        };
+        let index = self.compiled(&key)?;
+        self.clear_words(index);
+        self.fill(index, Input::Features, |words| {
+            for (row, band) in words.chunks_exact_mut(padded).zip(values.chunks_exact(n_frames)) {
+                let (real, padding) = row.split_at_mut(n_frames);
+                real.iter_mut().zip(band).for_each(|(w, v)| *w = v.to_bits());
+                padding.fill(0);
+            }
+        });
+        self.fill(index, Input::Lengths, |words| words[0] = u32::try_from(n_tokens).unwrap_or(u32::MAX));
+        self.fill(index, Input::Frames, |words| words[0] = u32::try_from(n_frames).unwrap_or(u32::MAX));
+        self.run(&key, index)?;
+        let Self { cache, arenas, backends, values, lent, model, .. } = self;
+        let values = output(cache.peek(index), arenas, backends, values, lent)?;
+        Ok(&values[..n_tokens * model.n_embd()])
+    }
+
+    /// A named tensor of the last run, as [`CompileOptions::taps`] asked for it: its values, integers too, and its shape.
+    pub fn tap(&self, name: &str) -> Result<Option<(Vec<f32>, Shape)>> {
+        let Some(compiled) = self.last_run.map(|i| self.cache.peek(i)) else { return Ok(None) };
+        let Some(id) = compiled.described.graph.named(name) else { return Ok(None) };
+        let Some(at) = compiled.described.graph.outputs.iter().position(|&o| o == id) else { return Ok(None) };
+        let mut values = Vec::new();
+        Place::of(compiled, at)?.read(&self.arenas, &self.backends, &mut values)?;
+        let desc = compiled.described.graph.tensor(id);
+        if desc.dtype == DType::I32 {
+            values.iter_mut().for_each(|v| *v = v.to_bits().cast_signed() as f32);
+        }
+        Ok(Some((values, desc.shape)))
+    }
+
+    /// The graph that a call of this shape runs, and how often each fusion rule applied to it.
+    pub fn graph(&mut self, key: &GraphKey) -> Result<(&Graph, &MemoryPlan, &FuseCounts)> {
+        let index = self.compiled(key)?;
+        let compiled = self.cache.peek(index);
+        let Described { graph, plan, fused, .. } = &compiled.described;
+        Ok((graph, plan, fused))
+    }
+
+    /// Runs a graph on the input block in `words`.
+    fn run(&mut self, key: &GraphKey, index: usize) -> Result<()> {
+        if let Some(loan) = self.lent.take().and_then(|i| self.arenas[i].loan.as_mut()) {
+            loan.end();
+        }
+        self.last_run = Some(index);
+        let Compiled { stages, arenas, described, .. } = self.cache.get_mut(index);
+        let mut times = self.profile.as_mut().map(|profile| profile.of(key, &described.graph));
+        let start = Instant::now();
+        for stage in stages {
+            for copy in &mut stage.copies {
+                let (Some(from), Some(to)) = (arenas[copy.from], arenas[stage.backend]) else { continue };
+                self.backends[copy.from].read(&self.arenas[from].buffer, copy.offset, &mut copy.staging)?;
+                self.backends[stage.backend].write(&self.arenas[to].buffer, copy.offset, &copy.staging)?;
+            }
+            let inputs = if stage.is_first { bytemuck::cast_slice(&self.words) } else { &[] };
+            match &mut times {
+                None => stage.executable.run(inputs)?,
+                Some(times) => stage.executable.run_timed(inputs, times.node_ns_mut())?,
+            }
+        }
+        let run_ns = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.stats.run_ns += run_ns;
+        if let Some(times) = times {
+            times.count(run_ns);
+        }
+        Ok(())
+    }
+}
+
+fn check_context(n_ctx: usize) -> Result<()> {
+    if (1..=MAX_CONTEXT).contains(&n_ctx) {
+        return Ok(());
+    }
+    Err(Error::Batch { what: format!("want a context of 1 to {MAX_CONTEXT} tokens, got {n_ctx}") })
+}
