@@ -7,9 +7,9 @@ use std::panic::Location;
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Name, Node, TensorIds};
 use crate::key::{GraphKey, Rows, Stage};
-use crate::memory::StateSpec;
 use crate::op::{Binary, Op, Rope, Route, Unary, Window};
 use crate::shape::{MAX_RANK, Shape};
+use crate::state::StateSpec;
 use crate::tensor::{Input, NodeId, Source, State, StateId, Tensor, TensorDesc, TensorId};
 use crate::weights::Weight;
 

@@ -45,6 +45,7 @@ pub mod profile;
 pub mod session;
 pub mod shape;
 mod snapshot;
+pub mod state;
 pub mod stats;
 pub mod tensor;
 pub mod weights;

@@ -2,7 +2,7 @@
 
 use crate::builder::GraphBuilder;
 use crate::key::GraphKey;
-use crate::memory::{StateOptions, StateSpec};
+use crate::state::{StateOptions, StateSpec};
 
 /// Geometry of an audio encoder: what the session needs to shape its input.
 #[derive(Clone, Copy, Debug)]

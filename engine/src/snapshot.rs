@@ -11,7 +11,7 @@
 
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::memory::{Role, StateSpec};
+use crate::state::{Role, StateSpec};
 use crate::weights::WeightStore;
 
 const MAGIC: [u8; 8] = *b"tympanST";

@@ -27,7 +27,7 @@ impl NodeId {
     }
 }
 
-/// Index of a state in the model's list of [`crate::memory::StateSpec`]s.
+/// Index of a state in the model's list of [`crate::state::StateSpec`]s.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct StateId(pub u32);
 

@@ -2,8 +2,8 @@
 
 use engine::builder::GraphBuilder;
 use engine::key::{GraphKey, Stage};
-use engine::memory::{StateOptions, StateSpec};
 use engine::model::{EncoderSpec, Model};
+use engine::state::{StateOptions, StateSpec};
 
 /// The half of a speech model that hears.
 pub trait AudioEncoder: Send + Sync {

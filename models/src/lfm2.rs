@@ -4,9 +4,9 @@
 use engine::builder::{BatchInputs, GraphBuilder, KvCache};
 use engine::gguf::Gguf;
 use engine::key::GraphKey;
-use engine::memory::{StateOptions, StateSpec};
 use engine::model::Model;
 use engine::op::{Gating, Rope, RopePairs, Route};
+use engine::state::{StateOptions, StateSpec};
 use engine::tensor::{State, StateId, Tensor};
 use engine::weights::{Weight, WeightStore};
 use engine::{Error, Result};

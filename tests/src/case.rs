@@ -4,7 +4,7 @@ use engine::DType;
 use engine::Shape;
 use engine::builder::{BatchInputs, GraphBuilder};
 use engine::key::{GraphKey, Rows, Stage};
-use engine::memory::{Role, StateSpec};
+use engine::state::{Role, StateSpec};
 use engine::tensor::{Input, State, Tensor};
 use engine::weights::Weight;
 use kernels::cpu::{Kernels, Operand};

@@ -454,7 +454,7 @@ fn unusable_samples_and_rates_are_named() {
 #[test]
 fn files_longer_than_memory_allows_are_refused() {
     // At 1000 Hz the limit holds for the samples at 16 kHz.
-    let limit = audio::decode::MAX_SAMPLES / 16;
+    let limit = audio::limits::MAX_SAMPLES / 16;
     let fits = decode_bytes("clip", &wav(1, 1000, 1, 8, &vec![128; limit])).unwrap();
     assert_eq!(fits.samples.len(), limit);
     drop(fits);

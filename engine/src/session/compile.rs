@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use super::output::Place;
+use super::output::{Arena, Place};
 use super::{Reuse, Session, WORD};
-use crate::backend::{Bindings, Buffer, Executable, Loan, Segment, Usage, WeightData};
+use crate::backend::{Bindings, Executable, Segment, Usage, WeightData};
 use crate::builder::GraphBuilder;
 use crate::error::{Error, Result};
 use crate::graph::Graph;
@@ -34,13 +34,21 @@ pub(super) struct Compiled {
     pub(super) output_owners: Vec<usize>,
 }
 
-/// Activations of the graphs that were compiled while it was the largest: a graph keeps the arena it was bound to when
-/// later ones need a larger one. Only one graph runs at a time, and between runs nothing lives there but its results.
-pub(super) struct Arena {
-    pub(super) backend: usize,
-    pub(super) buffer: Buffer,
-    /// How results are read in place, where the backend can do that.
-    pub(super) loan: Option<Box<dyn Loan>>,
+impl Compiled {
+    /// Where the first output lies: logits or embeddings.
+    ///
+    /// Errors: as for [`Self::place`].
+    pub(super) fn first_output(&self) -> Result<Place> {
+        self.output.clone().map_or_else(|| self.place(0), Ok)
+    }
+
+    /// Where output number `at` lies.
+    ///
+    /// Errors: `Graph` where there is none, or none that can be read in one piece.
+    pub(super) fn place(&self, at: usize) -> Result<Place> {
+        let arena = self.output_owners.get(at).and_then(|&backend| self.arenas[backend]);
+        Place::of(&self.described.graph, &self.described.plan, at, arena)
+    }
 }
 
 /// What a call of one shape computes, on which backends, and where everything lies. Equal keys give equal ones.
@@ -164,7 +172,7 @@ impl Session {
         }
         let n_words = plan.input_bytes / WORD;
         let mut compiled = Compiled { layout, n_words, output: None, arenas, stages, output_owners, described };
-        compiled.output = Place::of(&compiled, 0).ok();
+        compiled.output = compiled.place(0).ok();
         Ok(compiled)
     }
 

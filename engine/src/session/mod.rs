@@ -20,19 +20,20 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::graph::Graph;
 use crate::key::{Buckets, GraphKey, Rows, Stage};
-use crate::memory::{Memory, Slot, StateOptions};
+use crate::memory::{Memory, Slot};
 use crate::model::Model;
 use crate::pass::{CompileOptions, FuseCounts};
 use crate::plan::MemoryPlan;
 use crate::profile::Profile;
 use crate::shape::Shape;
 use crate::snapshot::model_identity;
+use crate::state::StateOptions;
 use crate::stats::History;
 use crate::tensor::Input;
 use crate::weights::WeightStore;
-use compile::{Arena, Compiled};
+use compile::Compiled;
 use inputs::slice_tokens;
-use output::{Place, output};
+use output::{Arena, output};
 
 pub use crate::stats::Stats;
 pub use compile::Described;
@@ -274,7 +275,7 @@ impl Session {
         };
         let values = match batch.rows {
             Rows::None => &[],
-            Rows::Last | Rows::All => output(cache.peek(index), arenas, backends, values, lent)?,
+            Rows::Last | Rows::All => output(&cache.peek(index).first_output()?, arenas, backends, values, lent)?,
         };
         for seq in batch.seqs {
             memory.commit(seq.slot, seq.tokens.len());
@@ -331,7 +332,7 @@ impl Session {
         self.fill(index, Input::Frames, |words| words[0] = u32::try_from(n_frames).unwrap_or(u32::MAX));
         self.run(&key, index)?;
         let Self { cache, arenas, backends, values, lent, model, .. } = self;
-        let values = output(cache.peek(index), arenas, backends, values, lent)?;
+        let values = output(&cache.peek(index).first_output()?, arenas, backends, values, lent)?;
         Ok(&values[..n_tokens * model.n_embd()])
     }
 
@@ -341,7 +342,7 @@ impl Session {
         let Some(id) = compiled.described.graph.named(name) else { return Ok(None) };
         let Some(at) = compiled.described.graph.outputs.iter().position(|&o| o == id) else { return Ok(None) };
         let mut values = Vec::new();
-        Place::of(compiled, at)?.read(&self.arenas, &self.backends, &mut values)?;
+        compiled.place(at)?.read(&self.arenas, &self.backends, &mut values)?;
         let desc = compiled.described.graph.tensor(id);
         if desc.dtype == DType::I32 {
             values.iter_mut().for_each(|v| *v = v.to_bits().cast_signed() as f32);

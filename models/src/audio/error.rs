@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::decode::{MAX_CHANNELS, MAX_INPUT_BYTES, MAX_MAGNITUDE, MAX_RATE_HZ, MIN_RATE_HZ};
+use super::limits::{MAX_CHANNELS, MAX_INPUT_BYTES, MAX_MAGNITUDE, MAX_RATE_HZ, MIN_RATE_HZ};
 
 /// An input and what is wrong with it. Displayed as one line: `jfk.m4a: no audio track (container mp4; tracks: video h264)`.
 #[derive(Debug)]

@@ -5,6 +5,7 @@ mod aac;
 pub mod decode;
 pub mod error;
 mod filterbank;
+pub mod limits;
 pub mod mel;
 mod mp4;
 mod names;

@@ -3,7 +3,7 @@
 use rubato::audioadapter_buffers::direct::SequentialSliceOfSlices;
 use rubato::{Fft, FixedSync, Resampler, WindowFunction};
 
-use super::decode::{MAX_RATE_HZ, MIN_RATE_HZ};
+use super::limits::{MAX_RATE_HZ, MIN_RATE_HZ};
 
 /// Length of the anti-aliasing filter in samples of the lower rate. Sets the transition band: from about 0.91 of the lower
 /// Nyquist frequency, as in libsoxr's "HQ" that the official loaders use, to all of it.

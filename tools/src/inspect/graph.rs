@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use engine::backend::Backend;
 use engine::key::{Buckets, GraphKey, Rows, Stage};
-use engine::memory::Role;
 use engine::session::{Described, MAX_CONTEXT, Session};
+use engine::state::Role;
 use engine::tensor::{Source, TensorId};
 use engine::weights::WeightStore;
 
