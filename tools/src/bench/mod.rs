@@ -74,8 +74,8 @@ the median total. -n then decodes exactly N tokens, whatever they are.
 With --baseline-program every test is run by this program and by the other one in turns, each time in processes of their own, \
 and what counts is the ratio of the two times of a round: a machine that changes its speed does so for both. --max-regress 5 \
 makes this a test: a row fails that takes more than 5 % longer. Rounds go on until the ratio is surely on one side of the limit, \
-100 at most; where it then still is not, that is said, and the median of the ratios decides. The program gets flags that \
-llama-bench has too, after the word bench.
+100 at most; where it then still is not, that is said, and the median of the ratios decides. Without a limit there are 8 to 20. The \
+program gets flags that llama-bench has too, after the word bench.
 
 With --baseline the rows stand beside those of an earlier run that measured the same thing. That compares two times of the day \
 as well as two programs, and no correction for the machine's speed was found to be good to 5 %: use it on a machine that keeps \
