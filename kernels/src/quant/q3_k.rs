@@ -30,13 +30,13 @@ impl BlockQ3_K {
         (low | high << 4) as i8 - 32
     }
 
-    /// [`scale`](Self::scale) of all groups.
-    pub(crate) fn all_scales(&self) -> [i8; 16] {
-        let word = |i: usize| self.scales.as_chunks().0[i];
-        let (a, b, high) = (u32::from_le_bytes(word(0)), u32::from_le_bytes(word(1)), u32::from_le_bytes(word(2)));
-        let join = |low: u32, j: u32| low & 0x0F0F_0F0F | (high >> (2 * j) & 0x0303_0303) << 4;
-        let scales = [join(a, 0), join(b, 1), join(a >> 4, 2), join(b >> 4, 3)];
-        bytemuck::cast::<_, [u8; 16]>(scales.map(u32::to_le_bytes)).map(|scale| scale as i8 - 32)
+    /// [`scale`](Self::scale) of all groups, larger by 32.
+    #[inline(always)]
+    pub(crate) fn unsigned_scales(&self) -> [[u8; 4]; 4] {
+        let [a, b, high] = bytemuck::cast_ref::<_, [[u8; 4]; 3]>(&self.scales);
+        let (a, b, high) = (u32::from_le_bytes(*a), u32::from_le_bytes(*b), u32::from_le_bytes(*high));
+        let join = |low: u32, high: u32| (low & 0x0F0F_0F0F | (high & 0x0303_0303) << 4).to_le_bytes();
+        [join(a, high), join(b, high >> 2), join(a >> 4, high >> 4), join(b >> 4, high >> 6)]
     }
 }
 

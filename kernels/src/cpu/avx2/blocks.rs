@@ -160,8 +160,8 @@ pub fn scales<const FORMAT: usize, const BYTES: usize>(block: &[u8; BYTES]) -> S
         }
         Q3_K => {
             let b: &BlockQ3_K = bytemuck::from_bytes(block);
-            let scales = _mm256_cvtepi8_epi16(load_16(bytemuck::cast_ref(&b.all_scales())));
-            signed(b.d, scales)
+            let scales = _mm_sub_epi8(load_16(bytemuck::cast_ref(&b.unsigned_scales())), _mm_set1_epi8(32));
+            signed(b.d, _mm256_cvtepi8_epi16(scales))
         }
         Q4_K => {
             let b: &BlockQ4_K = bytemuck::from_bytes(block);

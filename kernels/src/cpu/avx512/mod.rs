@@ -7,6 +7,7 @@
 mod attention;
 mod dot;
 mod few_q8;
+mod few_q8_k;
 mod gemm;
 mod gemm_q8;
 mod rows;
@@ -18,6 +19,7 @@ use half::f16;
 pub use self::attention::attention;
 use self::dot::product_rows;
 use self::few_q8::product_few_q8;
+use self::few_q8_k::{product_few_q8_k, product_few_q8_k_scratch_len};
 use self::gemm::{prepare_panel, product_panels, product_panels_scratch_len};
 use self::gemm_q8::{product_many_q8, product_many_q8_scratch_len};
 pub use self::rows::{axpy_f16, decode_row, dot_f16, dot_f32, f16_to_f32, f32_to_f16};
@@ -48,7 +50,8 @@ pub fn product_scratch_len(_format: Format, operand: Operand, n_rows: usize, k: 
     match operand {
         Operand::Panels => product_panels_scratch_len(n_rows, m),
         Operand::Q8 => product_many_q8_scratch_len(),
-        Operand::Rows | Operand::Q8K => k,
+        Operand::Q8K => product_few_q8_k_scratch_len(k, m),
+        Operand::Rows => k,
     }
 }
 
@@ -64,7 +67,8 @@ pub fn product(p: &Product<'_>, out: &mut [f32], scratch: &mut [f32]) {
         Operand::Panels => product_panels(p, out, scratch),
         Operand::Q8 if is_few(p.format, p.m) => product_few_q8(p, out),
         Operand::Q8 => product_many_q8(p, out, scratch),
-        Operand::Rows | Operand::Q8K => product_rows(p, out, scratch),
+        Operand::Q8K => product_few_q8_k(p, out, scratch),
+        Operand::Rows => product_rows(p, out, scratch),
     }
 }
 
