@@ -298,6 +298,34 @@ fn products_are_close() {
 }
 
 #[test]
+fn prepared_activations_have_the_same_bits_everywhere() {
+    let (k, n_rows) = (512, 19);
+    let mut case = Case::new(Format::Q4_K, k, 1, n_rows);
+    // Rows with parts that are zero, tiny, huge, of both signs and not finite.
+    for (i, special) in [0.0, -0.0, 1e-39, 3e38, f32::NAN, -f32::NAN, f32::INFINITY].into_iter().enumerate() {
+        let row = &mut case.x[i * case.stride..][..k];
+        row[..64].fill(special);
+        row[97] = special;
+        row[300] = -special;
+    }
+    // Halves of levels.
+    for (i, x) in case.x[8 * case.stride..][..k].iter_mut().enumerate() {
+        *x = 0.5 * (i % 256) as f32 - 63.5;
+    }
+    for operand in [Operand::Rows, Operand::Q8, Operand::Q8K, Operand::Panels] {
+        let bits = |kernels| -> Vec<u32> {
+            // What a NaN is made of does not matter.
+            let prepared = case.prepare(kernels, operand, n_rows);
+            prepared.iter().map(|x| if x.is_nan() { f32::NAN } else { *x }.to_bits()).collect()
+        };
+        let want = bits(Kernels::available().next().unwrap());
+        for kernels in Kernels::available() {
+            assert!(bits(kernels) == want, "{operand:?} {kernels:?}");
+        }
+    }
+}
+
+#[test]
 fn integer_parts_of_products_are_exact() {
     // With scales that are powers of two and small sums nothing is rounded: every result is the integer sum.
     let scale = f16::from_f32(0.125).to_le_bytes();

@@ -45,9 +45,13 @@ pub(crate) fn quantize_q8(x: &[[f32; SMALL_BLOCK]], out: &mut [BlockQ8]) {
         // Blocks of zeros, and of values so small that the division overflows.
         let inverse = if inverse < f32::INFINITY { inverse } else { 0.0 };
         b.d = amax / 127.0;
-        let levels = x.map(|x| round(x * inverse));
-        b.neg_sum = -levels.iter().sum::<i32>();
-        b.q = levels.map(|l| l as i8);
+        b.neg_sum = 0;
+        // A loop, since what closures of arrays do is compiled without the caller's instruction set.
+        for (q, x) in b.q.iter_mut().zip(x) {
+            let level = round(x * inverse);
+            b.neg_sum -= level;
+            *q = level as i8;
+        }
     }
 }
 
@@ -57,8 +61,7 @@ pub(crate) fn quantize_q8(x: &[[f32; SMALL_BLOCK]], out: &mut [BlockQ8]) {
 #[inline(always)]
 pub(crate) fn quantize_q8_k(x: &[[f32; SUPER_BLOCK]], out: &mut [BlockQ8_K]) {
     for (b, x) in out.iter_mut().zip(x) {
-        let amax = largest_size(x);
-        let extreme = x.iter().find(|x| x.abs() == amax).copied().unwrap_or(f32::NAN);
+        let extreme = extreme(x);
         if extreme == 0.0 {
             *b = BlockQ8_K::zeroed();
             continue;
@@ -78,6 +81,21 @@ pub(crate) fn quantize_q8_k(x: &[[f32; SUPER_BLOCK]], out: &mut [BlockQ8_K]) {
 #[inline(always)]
 fn largest_size(x: &[f32]) -> f32 {
     f32::from_bits(x.iter().fold(0, |m, x| m.max(x.to_bits() & 0x7FFF_FFFF)))
+}
+
+/// The first of the elements that are largest in size; NaN if there is one.
+#[inline(always)]
+fn extreme(x: &[f32]) -> f32 {
+    let amax = largest_size(x);
+    // As integers, bits of positive numbers are in order; unsigned, those of negative ones are above, largest size last.
+    let highest = x.iter().fold(i32::MIN, |m, x| m.max(x.to_bits().cast_signed()));
+    let lowest = x.iter().fold(0, |m, x| m.max(x.to_bits()));
+    match (highest.cast_unsigned() == amax.to_bits(), lowest == (-amax).to_bits()) {
+        _ if amax.is_nan() => f32::NAN,
+        (true, false) => amax,
+        (false, true) => -amax,
+        _ => x.iter().find(|x| x.abs() == amax).copied().unwrap_or(f32::NAN),
+    }
 }
 
 /// The nearest integer, ties to even, for abs(x) < 2^22; other values keep the low bits that the formula gives.
