@@ -52,7 +52,7 @@ fn few<const FORMAT: usize, const BYTES: usize>(p: &Product<'_>, out: &mut [f32]
         let mut acc = [_mm512_setzero_ps(); MANY];
         for from in (0..n_blocks).step_by(DEPTH) {
             let to = n_blocks.min(from + DEPTH);
-            let (w, ahead) = (blocks(p, first, from, to, &mut tail), Ahead::new(p, first, WIDTH, from));
+            let (w, ahead) = (blocks(p, first, from, to, &mut tail), Ahead::blocks(p, first, to));
             let x = |i: usize| &bytemuck::cast_slice::<_, BlockQ8>(p.panel(i))[from..to];
             for i in (0..p.m).step_by(2) {
                 if let [a, b] = &mut acc[i..p.m.min(i + 2)] {

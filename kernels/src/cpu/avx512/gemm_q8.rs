@@ -122,23 +122,36 @@ fn scales<const BYTES: usize>(blocks: &Blocks<'_, BYTES>) -> [[u16; WIDTH]; DEPT
     bits
 }
 
-/// Rows that come after those in work, asked for block by block in the order of memory.
+/// Weights that come after those in work, asked for piece by piece; a piece is as large as a block of 16 rows.
 #[derive(Clone, Copy)]
-pub(super) struct Ahead(*const i8);
+pub(super) struct Ahead {
+    first: *const i8,
+    /// Bytes from piece to piece.
+    step: usize,
+}
 
 impl Ahead {
-    /// What comes `n_rows` rows after the 16 from number `first` on, in place of their block `from`.
-    pub(super) fn new(p: &Product<'_>, first: usize, n_rows: usize, from: usize) -> Self {
-        let bytes = (n_rows * p.k / SMALL_BLOCK + WIDTH * from) * p.format.block_bytes();
-        Self(p.row(first).as_ptr().cast::<i8>().wrapping_add(bytes))
+    /// What comes `n_rows` rows after the 16 from number `first` on, in place of their block `from`, in the order of memory.
+    fn rows(p: &Product<'_>, first: usize, n_rows: usize, from: usize) -> Self {
+        let bytes = p.format.block_bytes();
+        let ahead = (n_rows * p.k / SMALL_BLOCK + WIDTH * from) * bytes;
+        Self { first: p.row(first).as_ptr().cast::<i8>().wrapping_add(ahead), step: WIDTH * bytes }
     }
 
-    /// Asks for as many bytes as a block of 16 rows has.
+    /// The next [`DEPTH`] blocks of the 16 rows from number `first` on, behind block `to`, or the first ones of the 16 rows
+    /// after them. A piece is of one row: what is asked for is soon used, and little of it by another thread.
+    pub(super) fn blocks(p: &Product<'_>, first: usize, to: usize) -> Self {
+        let (bytes, row_bytes) = (p.format.block_bytes(), p.format.row_bytes(p.k));
+        let ahead = if to * SMALL_BLOCK < p.k { to * bytes } else { WIDTH * row_bytes };
+        Self { first: p.row(first).as_ptr().cast::<i8>().wrapping_add(ahead), step: row_bytes }
+    }
+
+    /// Asks for piece `i`.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-    pub(super) fn prefetch<const BYTES: usize>(self, b: usize) {
+    pub(super) fn prefetch<const BYTES: usize>(self, i: usize) {
         for at in (0..WIDTH * BYTES).step_by(CACHE_LINE) {
-            _mm_prefetch::<_MM_HINT_T0>(self.0.wrapping_add(b * WIDTH * BYTES + at));
+            _mm_prefetch::<_MM_HINT_T0>(self.first.wrapping_add(i * self.step + at));
         }
     }
 }
@@ -202,7 +215,7 @@ fn many<const FORMAT: usize, const BYTES: usize>(p: &Product<'_>, out: &mut [f32
                 let out = &mut out[..to - from];
                 if matches!(FORMAT, Q8_0 | Q4_0) {
                     let w = blocks(p, first, from, to, &mut tail);
-                    unpack::<FORMAT, BYTES>(&w, Ahead::new(p, first, GROUPS * WIDTH, from), out);
+                    unpack::<FORMAT, BYTES>(&w, Ahead::rows(p, first, GROUPS * WIDTH, from), out);
                 } else {
                     unpack_any::<FORMAT, BYTES>(p, first, from, out);
                 }
