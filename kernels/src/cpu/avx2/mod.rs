@@ -122,7 +122,7 @@ pub(super) fn horizontal_sum(x: __m256) -> f32 {
 /// The four lanes.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn lanes(x: __m128) -> [f32; 4] {
+pub(super) fn lanes(x: __m128) -> [f32; 4] {
     let mut y = [0.0; 4];
     // SAFETY: `y` is 16 writable bytes, and the store needs no alignment.
     unsafe { _mm_storeu_ps(y.as_mut_ptr(), x) };

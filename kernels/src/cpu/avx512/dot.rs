@@ -1,15 +1,17 @@
-//! Products of plain formats with few rows of activations: weights are read once, as they are stored.
+//! Products of plain formats and of Q8_0 with few rows of activations: weights are read once, as they are stored.
 //!
 //! A tile is R rows of weights with M rows of activations; each result has an accumulator of its own, so its bits do
-//! not depend on R and M. Products of blocks are in `few_q8` and `few_q8_k`.
+//! not depend on R and M. Products of other blocks are in `few_q8` and `few_q8_k`.
 
 #![allow(unsafe_code, reason = "vector loads")]
 
 use std::arch::x86_64::*;
 
-use super::{WIDTH, decode_row, dot_f32, load, load_32, load_64, padded};
+use super::blocks::Q8_0_BYTES;
+use super::{WIDTH, decode_row, dot_f32, lanes, load, load_16, load_32, load_64, padded};
 use crate::cpu::product::{Operand, Product};
-use crate::quant::Format;
+use crate::quant::activation::BlockQ8;
+use crate::quant::{BlockQ8_0, Format};
 
 // Formats as constants that a generic function can take.
 pub(super) const F32: usize = Format::F32 as usize;
@@ -57,6 +59,7 @@ pub fn product_rows(p: &Product<'_>, out: &mut [f32], scratch: &mut [f32]) {
         (Operand::Rows, Format::F32) => tiles!(tile, [F32], |i| p.panel(i)),
         (Operand::Rows, Format::F16) => tiles!(tile, [F16], |i| p.panel(i)),
         (Operand::Rows, Format::BF16) => tiles!(tile, [BF16], |i| p.panel(i)),
+        (Operand::Q8, Format::Q8_0) => tiles!(tile_q8_0, [Q8_0_BYTES], |i| bytemuck::cast_slice(p.panel(i))),
         (Operand::Rows, _) => {
             for j in 0..p.n_rows {
                 decode_row(p.format, p.row(j), &mut scratch[..p.k]);
@@ -132,6 +135,47 @@ pub(super) fn tile<const FORMAT: usize, const R: usize, const M: usize>(
         }
     }
     sums
+}
+
+/// Dot products of rows of Q8_0: the chain over ascending blocks of `fma(w.q . x.q, w.d x.d, result)`, the integer exact.
+/// Four rows, one per lane, so that their sums are brought together; with fewer the last one counts.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+fn tile_q8_0<const BYTES: usize, const R: usize, const M: usize>(w: [&[u8]; R], x: [&[BlockQ8]; M]) -> [[f32; M]; R] {
+    let n_blocks = x[0].len();
+    // One length for all rows lets the compiler drop the checks in the loop.
+    let x = x.map(|x| &x[..n_blocks]);
+    let w: [_; 4] = std::array::from_fn(|r| &w[r.min(R - 1)].as_chunks::<BYTES>().0[..n_blocks]);
+    let mut acc = [_mm_setzero_ps(); M];
+    for b in 0..n_blocks {
+        let mut d = [0; 8];
+        let mut sums = [[_mm256_setzero_si256(); 4]; M];
+        for (r, w) in w.iter().enumerate() {
+            // The same place in the rows of the next tile: rows are short, and each is a stream of its own.
+            _mm_prefetch::<_MM_HINT_T0>(w[b].as_ptr().wrapping_add(R * n_blocks * BYTES).cast());
+            let w: &BlockQ8_0 = bytemuck::from_bytes(&w[b]);
+            d[r] = w.d.to_bits();
+            // dpbusd takes one unsigned operand: levels larger by 128.
+            let levels = _mm256_xor_si256(load_32(bytemuck::cast_ref(&w.q)), _mm256_set1_epi8(i8::MIN));
+            for (sums, x) in sums.iter_mut().zip(x) {
+                sums[r] = _mm256_dpbusd_epi32(sums[r], levels, load_32(bytemuck::cast_ref(&x[b].q)));
+            }
+        }
+        let d = _mm_cvtph_ps(load_16(bytemuck::cast_ref(&d)));
+        for ((acc, sums), x) in acc.iter_mut().zip(sums).zip(x) {
+            let pairs = _mm256_hadd_epi32(_mm256_hadd_epi32(sums[0], sums[1]), _mm256_hadd_epi32(sums[2], sums[3]));
+            let sum = _mm_add_epi32(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256::<1>(pairs));
+            let sum = _mm_add_epi32(sum, _mm_set1_epi32(x[b].neg_sum * 128));
+            *acc = _mm_fmadd_ps(_mm_cvtepi32_ps(sum), _mm_mul_ps(d, _mm_set1_ps(x[b].d)), *acc);
+        }
+    }
+    let mut results = [[0.0; M]; R];
+    for (i, acc) in acc.into_iter().enumerate() {
+        for (results, y) in results.iter_mut().zip(lanes(acc)) {
+            results[i] = y;
+        }
+    }
+    results
 }
 
 /// Asks for the lines that lie `distance` bytes behind a block.

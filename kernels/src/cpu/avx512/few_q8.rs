@@ -1,4 +1,5 @@
-//! Products of 32-blocks with few rows of 8-bit activations: weights are read once, as they are stored.
+//! Products of 32-blocks with few rows of 8-bit activations: weights are read once, as they are stored. Those of Q8_0 are
+//! in `dot`.
 //!
 //! Lanes of 32 bits are 16 rows of weights. A vector holds 16 levels of a block of four rows, one in each lane of 128 bits;
 //! `dpbusd` leaves four partial sums there, and those of four vectors are brought together. A result is the chain over
@@ -24,7 +25,7 @@ const fn excess<const FORMAT: usize>() -> Option<u32> {
     match FORMAT {
         Q4_0 => Some(3),
         Q5_0 => Some(4),
-        Q8_0 | IQ4_NL => Some(7),
+        IQ4_NL => Some(7),
         _ => None,
     }
 }
@@ -33,7 +34,6 @@ const fn excess<const FORMAT: usize>() -> Option<u32> {
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
 pub fn product_few_q8(p: &Product<'_>, out: &mut [f32]) {
     match p.format {
-        Format::Q8_0 => few::<Q8_0, Q8_0_BYTES>(p, out),
         Format::Q4_0 => few::<Q4_0, Q4_0_BYTES>(p, out),
         Format::Q4_1 => few::<Q4_1, Q4_1_BYTES>(p, out),
         Format::Q5_0 => few::<Q5_0, Q5_0_BYTES>(p, out),
@@ -121,10 +121,6 @@ fn levels<const FORMAT: usize, const BYTES: usize>(
     head: __m512i,
 ) -> [__m512i; 2] {
     match FORMAT {
-        Q8_0 => {
-            let sign = _mm512_set1_epi8(i8::MIN);
-            [_mm512_xor_si512(four(w, b, r, 2), sign), _mm512_xor_si512(four(w, b, r, 18), sign)]
-        }
         Q4_0 => nibbles(four(w, b, r, 2)),
         Q4_1 => nibbles(four(w, b, r, 4)),
         Q5_0 => with_fifth_bits::<2>(nibbles(four(w, b, r, 6)), head),

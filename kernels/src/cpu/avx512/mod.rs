@@ -23,7 +23,7 @@ use self::few_q8_k::{product_few_q8_k, product_few_q8_k_scratch_len};
 use self::gemm::{prepare_panel, product_panels, product_panels_scratch_len};
 use self::gemm_q8::{product_many_q8, product_many_q8_scratch_len};
 pub use self::rows::{axpy_f16, decode_row, dot_f16, dot_f32, f16_to_f32, f32_to_f16};
-use super::avx2::{blocks, horizontal_sum, load_16, load_32, widen};
+use super::avx2::{blocks, horizontal_sum, lanes, load_16, load_32, widen};
 use super::compiled::compiled_for;
 use super::product::Product;
 use crate::quant::{Format, SMALL_BLOCK};
@@ -65,6 +65,8 @@ fn is_few(format: Format, m: usize) -> bool {
 pub fn product(p: &Product<'_>, out: &mut [f32], scratch: &mut [f32]) {
     match p.operand {
         Operand::Panels => product_panels(p, out, scratch),
+        // Its rows are long: memory gives four of them faster than 16.
+        Operand::Q8 if p.format == Format::Q8_0 && p.m < MANY => product_rows(p, out, scratch),
         Operand::Q8 if is_few(p.format, p.m) => product_few_q8(p, out),
         Operand::Q8 => product_many_q8(p, out, scratch),
         Operand::Q8K => product_few_q8_k(p, out, scratch),
