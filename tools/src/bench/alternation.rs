@@ -16,7 +16,7 @@ use serde_json::Value;
 use super::BenchArgs;
 use super::baseline::{Baseline, Report, percent};
 use super::lists::{Combination, Lists};
-use super::print;
+use super::markdown;
 use super::statistics::{CONFIDENCE, median_interval, percentile};
 use super::timed::Timed;
 use crate::args::KvType;
@@ -93,7 +93,7 @@ impl Other {
             ours.push(rounds.ours);
             theirs.push(rounds.theirs);
         }
-        report.table = format!("\n{}", print::table(&COLUMNS, &lines));
+        report.table = format!("\n{}", markdown::table(&COLUMNS, &lines));
         Ok(Comparison { ours, theirs: Baseline::of_program(&self.program, theirs), report })
     }
 

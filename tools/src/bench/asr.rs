@@ -13,9 +13,11 @@ use models::transcribe::{Request, Transcriber};
 use serde_json::{Map, Value};
 
 use super::baseline::Baseline;
+use super::json::object;
+use super::markdown;
 use super::print::{self, Format};
 use super::profile::{Breakdown, stage_of};
-use super::row::{ModelFacts, object};
+use super::row::ModelFacts;
 use super::timed::Timed;
 use super::words::{error_rate, hash, n_words};
 use crate::exit::{Failure, Outcome};
@@ -284,7 +286,7 @@ impl AsrRow {
 /// The rows in one format. Markdown has a table of stages for every clip.
 pub fn text(rows: &[AsrRow], format: Format) -> String {
     match format {
-        Format::Md => rows.iter().map(markdown).collect::<Vec<_>>().join("\n"),
+        Format::Md => rows.iter().map(stage_table).collect::<Vec<_>>().join("\n"),
         Format::Jsonl => rows.iter().map(|r| format!("{}\n", Value::Object(r.fields()))).collect(),
         Format::Json => {
             let all: Vec<Value> = rows.iter().map(|r| Value::Object(r.fields())).collect();
@@ -304,7 +306,7 @@ pub fn text(rows: &[AsrRow], format: Format) -> String {
     }
 }
 
-fn markdown(row: &AsrRow) -> String {
+fn stage_table(row: &AsrRow) -> String {
     const COLUMNS: [(&str, i32); 4] = [("stage", -12), ("ms", 10), ("%", 7), ("", -44)];
     let mut cells: Vec<[String; 4]> = Vec::new();
     for (name, ms) in STAGES.iter().zip(row.stages_ms) {
@@ -328,7 +330,7 @@ fn markdown(row: &AsrRow) -> String {
         row.n_threads,
         row.clip,
         row.audio_s,
-        print::table(&COLUMNS, &cells)
+        markdown::table(&COLUMNS, &cells)
     );
     for breakdown in &row.profile {
         let unclocked_ms = STAGES.iter().position(|s| *s == breakdown.stage).map_or(0.0, |i| row.stages_ms[i]);

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, anyhow};
 use serde_json::{Map, Value};
 
-use super::print;
+use super::markdown;
 use super::timed::Timed;
 use crate::exit::{Failure, Outcome};
 
@@ -118,7 +118,7 @@ impl Baseline {
             report.notes.push(format!("not compared: {}: only in {}", before.name(), self.path.display()));
         }
         if !lines.is_empty() {
-            report.table = format!("\n{}", print::table(&COLUMNS, &lines));
+            report.table = format!("\n{}", markdown::table(&COLUMNS, &lines));
         }
         report
     }

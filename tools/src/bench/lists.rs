@@ -5,8 +5,9 @@ use std::num::NonZeroUsize;
 use clap::ValueEnum;
 use engine::session::Reuse;
 
+use super::measure::Test;
 use super::print::Column;
-use super::row::{Recorded, Test};
+use super::row::Recorded;
 use super::{BenchArgs, flags};
 use crate::args::{DeviceArgs, KvType, Switch, parse_threads};
 use crate::exit::{Failure, Outcome};

@@ -13,10 +13,40 @@ use engine::{DType, Result};
 use models::Loaded;
 
 use super::profile::Breakdown;
-use super::row::Test;
 
 /// Seed of the random tokens: any will do, the same ones every time.
 const SEED: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// What a test consists of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Test {
+    /// Tokens of the prompt.
+    pub n_prompt: usize,
+    /// Tokens fed one by one after it.
+    pub n_gen: usize,
+    /// Tokens that the context holds before.
+    pub n_depth: usize,
+}
+
+impl Test {
+    /// `pp512`, `tg128`, `pp512+tg128`, with ` @ d4096` behind.
+    pub fn name(&self) -> String {
+        let mut name = match (self.n_prompt, self.n_gen) {
+            (p, 0) => format!("pp{p}"),
+            (0, g) => format!("tg{g}"),
+            (p, g) => format!("pp{p}+tg{g}"),
+        };
+        if self.n_depth > 0 {
+            name.push_str(&format!(" @ d{}", self.n_depth));
+        }
+        name
+    }
+
+    /// Tokens that are timed.
+    pub fn n_tokens(&self) -> usize {
+        self.n_prompt + self.n_gen
+    }
+}
 
 /// How a session is opened for tests.
 #[derive(Clone, Copy, Debug)]

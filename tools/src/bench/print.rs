@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 use clap::ValueEnum;
 use serde_json::{Map, Value};
 
+use super::markdown::{head, line, padded};
 use super::row::{BUILD_COMMIT, BUILD_NUMBER, Row};
 use super::statistics::{mean, stddev};
 
@@ -180,9 +181,9 @@ impl<'a> Printer<'a> {
             Format::Csv => self.csv(row),
             Format::Sql => self.sql(row),
             Format::None => String::new(),
-            Format::Jsonl => format!("{}\n", Value::Object(whole(row))),
+            Format::Jsonl => format!("{}\n", Value::Object(row.fields())),
             Format::Json => {
-                let object = serde_json::to_string_pretty(&Value::Object(whole(row))).context("a row")?;
+                let object = serde_json::to_string_pretty(&Value::Object(row.fields())).context("a row")?;
                 let indented = object.replace('\n', "\n  ");
                 format!("{}  {indented}", if self.n_rows == 0 { "[\n" } else { ",\n" })
             }
@@ -263,15 +264,6 @@ impl<'a> Printer<'a> {
     }
 }
 
-/// Every field of a row.
-pub fn whole(row: &Row) -> Map<String, Value> {
-    let mut fields = row.common();
-    fields.extend(row.samples());
-    fields.extend(row.own());
-    fields.extend(row.profile());
-    fields
-}
-
 /// A value without quotes, truth as a digit.
 fn plain(value: &Value) -> String {
     match value {
@@ -281,39 +273,4 @@ fn plain(value: &Value) -> String {
         Value::Null => String::new(),
         other => other.to_string(),
     }
-}
-
-/// A markdown table: heads with the width of their columns, and rows of cells. A column to the left is as wide as its longest
-/// cell, if that is wider.
-pub fn table<const N: usize>(columns: &[(&str, i32); N], rows: &[[String; N]]) -> String {
-    let mut columns = *columns;
-    for (i, (_, width)) in columns.iter_mut().enumerate().filter(|(_, (_, width))| *width < 0) {
-        let longest = rows.iter().map(|cells| cells[i].chars().count()).max().unwrap_or_default();
-        *width = (*width).min(-i32::try_from(longest).unwrap_or(i32::MAX));
-    }
-    let mut text = head(columns.into_iter());
-    for cells in rows {
-        text += &line(cells.iter().zip(columns).map(|(cell, (_, width))| padded(cell, width)));
-    }
-    text
-}
-
-/// The first two lines of a markdown table: names of columns, and where they are aligned to.
-fn head<'a>(columns: impl Iterator<Item = (&'a str, i32)> + Clone) -> String {
-    let rule = |(_, width): (&str, i32)| {
-        let n = width.unsigned_abs() as usize;
-        if width < 0 { "-".repeat(n) } else { format!("{}:", "-".repeat(n - 1)) }
-    };
-    line(columns.clone().map(|(name, width)| padded(name, width))) + &line(columns.map(rule))
-}
-
-/// One line of a markdown table.
-fn line(cells: impl Iterator<Item = String>) -> String {
-    format!("| {} |\n", cells.collect::<Vec<_>>().join(" | "))
-}
-
-/// Text in a column of `width` characters, to the right, or to the left where the width is negative.
-fn padded(text: &str, width: i32) -> String {
-    let n = width.unsigned_abs() as usize;
-    if width < 0 { format!("{text:<n$}") } else { format!("{text:>n$}") }
 }

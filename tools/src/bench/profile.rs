@@ -7,8 +7,8 @@ use engine::key::{GraphKey, Stage};
 use engine::profile::Profile;
 use serde_json::{Map, Value};
 
-use super::print;
-use super::row::object;
+use super::json::object;
+use super::markdown;
 
 /// Heads and widths of the table; a negative width is that of a column to the left. The last column is as wide as it must be.
 const COLUMNS: [(&str, i32); 6] =
@@ -128,7 +128,7 @@ impl Breakdown {
         let what = if self.steps == 1 { "step" } else { "steps" };
         let head =
             format!("{} {what} of {per_step:.3} ms with a clock at every op, {unclocked_ms:.3} ms without", self.steps);
-        format!("{head}\n\n{}", print::table(&COLUMNS, &self.cells()))
+        format!("{head}\n\n{}", markdown::table(&COLUMNS, &self.cells()))
     }
 
     fn cells(&self) -> Vec<[String; COLUMNS.len()]> {

@@ -1,6 +1,6 @@
 //! The gain of using compiled graphs again, test by test.
 
-use super::print;
+use super::markdown;
 use super::row::{Row, Settings};
 use super::statistics::mean;
 
@@ -23,7 +23,7 @@ pub fn table(rows: &[Row]) -> String {
         ])
     };
     let lines: Vec<_> = rows.iter().filter(|r| r.settings.graph_reuse).filter_map(cells).collect();
-    format!("\n{}", print::table(&COLUMNS, &lines))
+    format!("\n{}", markdown::table(&COLUMNS, &lines))
 }
 
 /// Whether two rows differ in nothing but reuse.

@@ -3,7 +3,8 @@
 use anyhow::anyhow;
 use serde_json::{Map, Value};
 
-use super::print::whole;
+use super::json::object;
+use super::measure::Test;
 use super::profile::Breakdown;
 use super::statistics::{mean, percentile, stddev};
 use super::timed::Timed;
@@ -14,37 +15,6 @@ use crate::report::cpu_name;
 pub const BUILD_COMMIT: &str = env!("TYMPAN_BUILD_COMMIT");
 /// The number of commits up to it.
 pub const BUILD_NUMBER: &str = env!("TYMPAN_BUILD_NUMBER");
-
-/// What a test consists of.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Test {
-    /// Tokens of the prompt.
-    pub n_prompt: usize,
-    /// Tokens fed one by one after it.
-    pub n_gen: usize,
-    /// Tokens that the context holds before.
-    pub n_depth: usize,
-}
-
-impl Test {
-    /// `pp512`, `tg128`, `pp512+tg128`, with ` @ d4096` behind.
-    pub fn name(&self) -> String {
-        let mut name = match (self.n_prompt, self.n_gen) {
-            (p, 0) => format!("pp{p}"),
-            (0, g) => format!("tg{g}"),
-            (p, g) => format!("pp{p}+tg{g}"),
-        };
-        if self.n_depth > 0 {
-            name.push_str(&format!(" @ d{}", self.n_depth));
-        }
-        name
-    }
-
-    /// Tokens that are timed.
-    pub fn n_tokens(&self) -> usize {
-        self.n_prompt + self.n_gen
-    }
-}
 
 /// A model as rows speak of it.
 #[derive(Clone, Debug)]
@@ -132,6 +102,15 @@ impl Row {
         self.samples_ns.iter().map(|&ns| 1e9 * self.settings.test.n_tokens() as f64 / ns.max(1) as f64).collect()
     }
 
+    /// Everything, for json.
+    pub fn fields(&self) -> Map<String, Value> {
+        let mut fields = self.common();
+        fields.extend(self.samples());
+        fields.extend(self.own());
+        fields.extend(self.profile());
+        fields
+    }
+
     /// The fields that llama-bench writes to every format.
     pub fn common(&self) -> Map<String, Value> {
         let s = &self.settings;
@@ -199,11 +178,11 @@ impl Row {
 
     /// The row as comparisons see it.
     pub fn timed(&self) -> Outcome<Timed> {
-        Timed::read(&whole(self)).map_err(|e| Failure::output(anyhow!("{}: {e}", self.settings.test.name())))
+        Timed::read(&self.fields()).map_err(|e| Failure::output(anyhow!("{}: {e}", self.settings.test.name())))
     }
 
     /// Where the time goes, for json: nothing where it was not asked for.
-    pub fn profile(&self) -> Map<String, Value> {
+    fn profile(&self) -> Map<String, Value> {
         self.profile.iter().map(|p| ("profile".to_owned(), p.json())).collect()
     }
 
@@ -219,15 +198,10 @@ impl Row {
     }
 
     /// The samples that llama-bench writes to json and jsonl.
-    pub fn samples(&self) -> Map<String, Value> {
+    fn samples(&self) -> Map<String, Value> {
         let mut map = Map::new();
         map.insert("samples_ns".into(), self.samples_ns.clone().into());
         map.insert("samples_ts".into(), self.rates().into());
         map
     }
-}
-
-/// Fields in this order.
-pub fn object<const N: usize>(fields: [(&str, Value); N]) -> Map<String, Value> {
-    fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }

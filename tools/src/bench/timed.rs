@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::row::Test;
+use super::measure::Test;
 use super::statistics::{mean, percentile};
 
 /// Fields in which rows of language models have to agree, besides the name of the model's file.

@@ -2,12 +2,19 @@
 //!
 //! Source: llama.cpp, `conversion/gemma.py`, `ConformerAudioModel.modify_tensors`.
 
-use super::plan::BatchNormPart;
-
 /// The tensors of a batch norm, in the order of [`fold`].
 pub const TENSORS: [&str; 4] = ["weight", "bias", "running_mean", "running_var"];
 /// Added to the variance: PyTorch's default, which no configuration names.
 const EPS: f32 = 1e-5;
+
+/// A factor or a summand.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum BatchNormPart {
+    /// `weight / sqrt(running_var + eps)`.
+    Scale,
+    /// `bias - running_mean * scale`.
+    Shift,
+}
 
 /// `scale = weight / sqrt(running_var + eps)`, or `bias - running_mean * scale`; every operation is rounded to f32, as
 /// in llama.cpp's converter. `tensors`: [`TENSORS`], of equal lengths.

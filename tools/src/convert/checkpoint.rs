@@ -1,17 +1,18 @@
-//! A checkpoint: configuration and stored weights. [`Model`] is the type to read first.
+//! A checkpoint: configuration and weights. [`Model`] is the type to read first.
 
 use std::collections::HashSet;
 use std::ops::Range;
 use std::path::{Component, Path};
+use std::sync::Arc;
 
-use anyhow::{Result, anyhow, bail, ensure};
+use anyhow::{Result, anyhow, ensure};
 use engine::DType;
 
 use super::config::{Config, Section};
 use super::files::Files;
 use super::plan::Row;
-use super::safetensors::{Checkpoint, Dtype, SourceTensor};
-use super::synth::Noise;
+use super::safetensors::Checkpoint;
+use super::weights::{Weight, Weights};
 use crate::assembly::Xxh64;
 
 /// Buffers that some exports store and every implementation computes.
@@ -25,92 +26,6 @@ pub struct Model {
     weights: Box<dyn Weights>,
 }
 
-/// The weights of a checkpoint: stored ones, or made ones.
-pub trait Weights: Send + Sync {
-    /// The file, or what stands for it in messages.
-    fn path(&self) -> &Path;
-
-    /// Names of all tensors.
-    fn names(&self) -> Box<dyn Iterator<Item = &str> + '_>;
-
-    /// The tensor called `name`. Errors: it is missing, or not of a float type.
-    fn weight(&self, name: &str) -> Result<Weight<'_>>;
-
-    /// Gives the memory behind bytes `range` of a tensor back to the system.
-    fn release(&self, name: &str, range: Range<usize>);
-
-    /// Adds what tells whether the weights are still the same.
-    fn stamp(&self, hash: &mut Xxh64);
-}
-
-/// A tensor of a type that weights can have.
-#[derive(Clone, Copy)]
-pub struct Weight<'a> {
-    /// Its format.
-    pub dtype: DType,
-    /// Its extents, outermost first.
-    pub dims: &'a [usize],
-    /// Its elements.
-    pub values: Values<'a>,
-}
-
-/// Where the elements of a tensor come from.
-#[derive(Clone, Copy)]
-pub enum Values<'a> {
-    /// These bytes, which may start anywhere.
-    Stored(&'a [u8]),
-    /// Numbers that are made when they are asked for.
-    Random(Noise),
-}
-
-impl Weight<'_> {
-    /// Number of elements.
-    pub fn elements(&self) -> usize {
-        self.dims.iter().product()
-    }
-
-    /// Elements `range` of the flattened tensor into `x`, which is as long.
-    pub fn decode(&self, range: Range<usize>, x: &mut [f32]) {
-        match self.values {
-            Values::Stored(bytes) => {
-                let format = backends::format_of(self.dtype).expect("weights are of a float type");
-                let width = self.dtype.block().bytes;
-                format.decode_row(&bytes[range.start * width..range.end * width], x);
-            }
-            Values::Random(noise) => noise.fill(range.start as u64, x),
-        }
-    }
-}
-
-impl Weights for Checkpoint {
-    fn path(&self) -> &Path {
-        self.path()
-    }
-
-    fn names(&self) -> Box<dyn Iterator<Item = &str> + '_> {
-        Box::new(self.tensors().map(|tensor| tensor.name))
-    }
-
-    fn weight(&self, name: &str) -> Result<Weight<'_>> {
-        let SourceTensor { dtype, shape, bytes, .. } = self.require(name)?;
-        let dtype = match dtype {
-            Dtype::F32 => DType::F32,
-            Dtype::F16 => DType::F16,
-            Dtype::BF16 => DType::BF16,
-            other => bail!("{}: {name}: want F32, F16 or BF16, got {other:?}", self.path().display()),
-        };
-        Ok(Weight { dtype, dims: shape, values: Values::Stored(bytes) })
-    }
-
-    fn release(&self, name: &str, range: Range<usize>) {
-        self.release(name, range);
-    }
-
-    fn stamp(&self, hash: &mut Xxh64) {
-        self.stamp(hash);
-    }
-}
-
 impl Model {
     /// Opens the checkpoint in `files`. Errors name the file that is missing or malformed.
     pub fn open(files: Files) -> Result<Self> {
@@ -118,7 +33,7 @@ impl Model {
         Ok(Self {
             config: Config::read(&files, "config.json")?,
             generation: Config::read_optional(&files, "generation_config.json")?,
-            weights: files.weights()?,
+            weights: weights(&files)?,
             files,
         })
     }
@@ -217,5 +132,13 @@ impl Model {
             Some(extra) => Err(self.error(extra, "not a tensor of this architecture and configuration")),
             None => Ok(()),
         }
+    }
+}
+
+/// The weights in `files`. Errors as for [`Checkpoint::of`].
+fn weights(files: &Files) -> Result<Box<dyn Weights>> {
+    match files {
+        Files::Directory(_) | Files::Embedded { .. } => Ok(Box::new(Checkpoint::of(files)?)),
+        Files::Synthetic(made) => Ok(Box::new(Arc::clone(made))),
     }
 }

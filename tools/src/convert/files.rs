@@ -10,8 +10,6 @@ use std::sync::Arc;
 use anyhow::{Result, bail, ensure};
 use engine::mapping::Mapping;
 
-use super::checkpoint::Weights;
-use super::safetensors::Checkpoint;
 use super::synth::{self, Synthetic};
 use crate::exit::Outcome;
 
@@ -107,14 +105,6 @@ impl Files {
             (Self::Embedded { .. }, Some(bytes)) => Ok(Mapped::Embedded(path, bytes)),
             (Self::Embedded { .. } | Self::Synthetic(_), None) => bail!("{}: no such file", path.display()),
             (Self::Synthetic(_), Some(_)) => bail!("{}: not a stored file", path.display()),
-        }
-    }
-
-    /// The weights in these files. Errors as for [`Checkpoint::of`].
-    pub(super) fn weights(&self) -> Result<Box<dyn Weights>> {
-        match self {
-            Self::Directory(_) | Self::Embedded { .. } => Ok(Box::new(Checkpoint::of(self)?)),
-            Self::Synthetic(made) => Ok(Box::new(Arc::clone(made))),
         }
     }
 

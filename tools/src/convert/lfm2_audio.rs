@@ -7,10 +7,11 @@ use anyhow::{Result, ensure};
 use engine::gguf::Value;
 use serde_json::json;
 
+use super::batch_norm::BatchNormPart;
 use super::checkpoint::Model;
 use super::config::Section;
 use super::lfm2::Lfm2Config;
-use super::plan::{BatchNormPart, Role, Row, Source};
+use super::plan::{Role, Row, Source};
 use super::projector::{Encoder, weight_and_bias, width_and_heads};
 use super::qwen3::{MAX_LAYERS, MAX_WIDTH};
 

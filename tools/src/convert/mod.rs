@@ -12,6 +12,7 @@ mod files;
 mod general;
 mod lfm2;
 mod lfm2_audio;
+mod noise;
 mod plan;
 mod positions;
 mod projector;
@@ -20,6 +21,7 @@ mod qwen3_asr;
 pub mod safetensors;
 pub mod synth;
 pub mod vocab;
+mod weights;
 mod write;
 
 use std::path::PathBuf;

@@ -7,7 +7,7 @@
 use anyhow::{Result, anyhow};
 use engine::{DType, Shape};
 
-use super::batch_norm;
+use super::batch_norm::{self, BatchNormPart};
 use crate::assembly;
 use crate::quantize::mix::{self, Choice, FileType};
 use crate::quantize::overrides::Overrides;
@@ -77,15 +77,6 @@ pub enum Source {
     Positions,
     /// Nothing but zeros.
     Zeros,
-}
-
-/// A factor or a summand.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum BatchNormPart {
-    /// `weight / sqrt(running_var + eps)`.
-    Scale,
-    /// `bias - running_mean * scale`.
-    Shift,
 }
 
 impl Source {

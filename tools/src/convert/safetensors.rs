@@ -11,10 +11,12 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
+use engine::DType;
 use safetensors::tensor::{Metadata, TensorInfo};
 use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 
 use super::files::{Files, Mapped};
+use super::weights::{Values, Weight, Weights};
 use crate::assembly::{self, Xxh64};
 
 pub use safetensors::Dtype;
@@ -209,6 +211,35 @@ impl Checkpoint {
             bail!("tensor {} of {} is not listed", shown(&entry.name), shards[entry.file]);
         }
         Ok(())
+    }
+}
+
+impl Weights for Checkpoint {
+    fn path(&self) -> &Path {
+        self.path()
+    }
+
+    fn names(&self) -> Box<dyn Iterator<Item = &str> + '_> {
+        Box::new(self.tensors().map(|tensor| tensor.name))
+    }
+
+    fn weight(&self, name: &str) -> Result<Weight<'_>> {
+        let SourceTensor { dtype, shape, bytes, .. } = self.require(name)?;
+        let dtype = match dtype {
+            Dtype::F32 => DType::F32,
+            Dtype::F16 => DType::F16,
+            Dtype::BF16 => DType::BF16,
+            other => bail!("{}: {name}: want F32, F16 or BF16, got {other:?}", self.path().display()),
+        };
+        Ok(Weight { dtype, dims: shape, values: Values::Stored(bytes) })
+    }
+
+    fn release(&self, name: &str, range: Range<usize>) {
+        self.release(name, range);
+    }
+
+    fn stamp(&self, hash: &mut Xxh64) {
+        self.stamp(hash);
     }
 }
 

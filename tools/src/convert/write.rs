@@ -6,8 +6,9 @@ use anyhow::Result;
 use engine::DType;
 use kernels::quant::{Format, f16};
 
-use super::checkpoint::{Model, Weight};
+use super::checkpoint::Model;
 use super::plan::{PlannedTensor, Source};
+use super::weights::Weight;
 use super::{batch_norm, positions};
 use crate::assembly::{Values, Weights, Xxh64};
 use crate::quantize::imatrix::ImportanceMatrix;

@@ -4,7 +4,6 @@
 //! there is none, for measuring. Nothing is stored: any range of any tensor is computed when it is asked for.
 
 mod argument;
-mod noise;
 mod shapes;
 mod vocabulary;
 
@@ -16,11 +15,11 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use engine::DType;
 
-use super::checkpoint::{Values, Weight, Weights};
+use super::noise::Noise;
+use super::weights::{Values, Weight, Weights};
 use crate::assembly::Xxh64;
 
 pub use self::argument::{SyntheticModel, checkpoint};
-pub use self::noise::Noise;
 pub use self::shapes::Shape;
 
 /// Counts up when the same shape, type and seed give other files, so that no older file stands in for them.
