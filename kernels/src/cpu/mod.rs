@@ -1,10 +1,12 @@
 //! Kernels for CPUs: one handle, [`Kernels`], through which everything is called.
 //!
 //! `scalar` says what every kernel means; the files of the other instruction sets hold faster versions of some of
-//! them, and `table` joins them. Whoever holds a [`Kernels`] may call any kernel: it exists only for an instruction set
+//! them, `compiled`, `rows` and `attention_tiles` what they share, and `table` joins them. Whoever holds a [`Kernels`] may call any kernel: it exists only for an instruction set
 //! that this CPU has.
 
 mod attention;
+#[cfg(target_arch = "x86_64")]
+mod attention_tiles;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -13,6 +15,8 @@ mod avx512;
 mod compiled;
 mod isa;
 mod product;
+#[cfg(target_arch = "x86_64")]
+mod rows;
 mod scalar;
 mod table;
 

@@ -8,19 +8,15 @@
 use std::arch::x86_64::*;
 
 use super::blocks::*;
-use super::{WIDTH, decode_row, dot_f32, horizontal_sum, lanes, load, load_16, load_32, padded};
+use super::{Vector, WIDTH, decode_row, dot_f32, lanes, load_16, load_32, sum, tile};
 use crate::cpu::product::{Operand, Product};
+use crate::cpu::rows::{BF16, F16, F32, write};
 use crate::quant::activation::{BlockQ8, BlockQ8_K};
 use crate::quant::iq4_nl::VALUES;
 use crate::quant::{
     BlockIQ4_NL, BlockQ2_K, BlockQ3_K, BlockQ4_0, BlockQ4_1, BlockQ4_K, BlockQ5_0, BlockQ5_1, BlockQ5_K, BlockQ6_K,
     BlockQ8_0, F16Bytes, Format,
 };
-
-// Formats as constants that a generic function can take.
-pub(super) const F32: usize = Format::F32 as usize;
-pub(super) const F16: usize = Format::F16 as usize;
-const BF16: usize = Format::BF16 as usize;
 
 /// `out[i, j] = sum over k of w[j, k] x[i, k]` with rows of f32 or of 8 bits; `scratch` holds one decoded row.
 #[target_feature(enable = "avx2,fma,f16c")]
@@ -79,19 +75,10 @@ pub fn product_rows(p: &Product<'_>, out: &mut [f32], scratch: &mut [f32]) {
     }
 }
 
-/// Puts a tile's results, `[R][M]`, into `out`, whose rows are `n_rows` apart.
-fn write<const R: usize, const M: usize>(results: [[f32; M]; R], out: &mut [f32], n_rows: usize) {
-    for (r, results) in results.into_iter().enumerate() {
-        for (i, y) in results.into_iter().enumerate() {
-            out[i * n_rows + r] = y;
-        }
-    }
-}
-
 /// Eight weights from element `8 c` of a row; the row is that long.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn weights<const FORMAT: usize>(row: &[u8], c: usize) -> __m256 {
+pub(super) fn weights<const FORMAT: usize>(row: &[u8], c: usize) -> Vector {
     match FORMAT {
         F32 => {
             let x = &row.as_chunks::<{ 4 * WIDTH }>().0[c];
@@ -104,44 +91,6 @@ pub(super) fn weights<const FORMAT: usize>(row: &[u8], c: usize) -> __m256 {
         }
         _ => unreachable!("plain formats"),
     }
-}
-
-/// Dot products of plain rows: element i in lane i % 8.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn tile<const FORMAT: usize, const R: usize, const M: usize>(
-    w: [&[u8]; R],
-    x: [&[f32]; M],
-) -> [[f32; M]; R] {
-    let k = x[0].len();
-    let bytes = if FORMAT == F32 { 4 } else { 2 };
-    // One length for all rows lets the compiler drop the checks in the loop.
-    let (w, x) = (w.map(|w| &w[..k * bytes]), x.map(|x| &x[..k]));
-    let mut acc = [[_mm256_setzero_ps(); M]; R];
-    for c in 0..k / WIDTH {
-        let mut wide = [_mm256_setzero_ps(); R];
-        for (wide, w) in wide.iter_mut().zip(w) {
-            *wide = weights::<FORMAT>(w, c);
-        }
-        for (i, x) in x.iter().enumerate() {
-            let x = load(&x.as_chunks().0[c]);
-            for (acc, wide) in acc.iter_mut().zip(wide) {
-                acc[i] = _mm256_fmadd_ps(wide, x, acc[i]);
-            }
-        }
-    }
-    let done = k / WIDTH * WIDTH;
-    let mut sums = [[0.0; M]; R];
-    for r in 0..R {
-        let mut last = [0; 4 * WIDTH];
-        last[..(k - done) * bytes].copy_from_slice(&w[r][done * bytes..]);
-        let last = weights::<FORMAT>(&last[..bytes * WIDTH], 0);
-        for i in 0..M {
-            let x = load(&padded(&x[i][done..], 0.0));
-            sums[r][i] = horizontal_sum(_mm256_fmadd_ps(last, x, acc[r][i]));
-        }
-    }
-    sums
 }
 
 /// Scale, offset and levels of a block of 32 weights.
@@ -314,7 +263,7 @@ fn dot_k<const FORMAT: usize, const BYTES: usize>(w: &[[u8; BYTES]], x: &[BlockQ
             acc = _mm256_fnmadd_ps(_mm256_set1_ps(x.d * dmin), offset, acc);
         }
     }
-    horizontal_sum(acc)
+    sum(acc)
 }
 
 /// Vector `c` of the unsigned levels of a block of 256, those of elements `32 c .. 32 c + 32`.

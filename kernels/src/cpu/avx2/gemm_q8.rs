@@ -10,8 +10,9 @@
 use std::arch::x86_64::*;
 
 use super::blocks::*;
-use super::{WIDTH, load, load_16, load_32, padded, store, transpose};
+use super::{WIDTH, load, load_16, load_32, store, transpose};
 use crate::cpu::product::Product;
+use crate::cpu::rows::padded;
 use crate::quant::activation::BlockQ8;
 use crate::quant::{BlockQ4_0, BlockQ8_0, F16Bytes, Format, SMALL_BLOCK};
 

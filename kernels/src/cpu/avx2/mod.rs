@@ -4,33 +4,38 @@
 
 #![allow(unsafe_code, reason = "vector loads and stores")]
 
-mod attention;
 pub(super) mod blocks;
+mod decode;
 mod dot;
 mod gemm;
 mod gemm_q8;
-mod rows;
 
 use std::arch::x86_64::*;
 
 use half::f16;
 
-pub use self::attention::attention;
-use self::dot::product_rows;
+pub use self::decode::decode_row;
+use self::dot::{product_rows, weights};
 use self::gemm::{prepare_panel, product_panels, product_panels_scratch_len, transpose};
 use self::gemm_q8::product_many_q8;
-pub use self::rows::{axpy_f16, decode_row, dot_f16, dot_f32, f16_to_f32, f32_to_f16};
+use super::attention_tiles::attention_for;
 use super::compiled::compiled_for;
 use super::product::Product;
+use super::rows::rows_for;
 use crate::quant::{Format, SMALL_BLOCK};
 
 /// `f32`s in a vector.
 const WIDTH: usize = 8;
 
+/// That many `f32`s.
+type Vector = __m256;
+
 /// Rows of 8-bit activations from which on it pays to bring weights into another layout.
 const MANY: usize = 5;
 
 compiled_for!("avx2,fma,f16c");
+rows_for!("avx2,fma,f16c");
+attention_for!("avx2,fma,f16c");
 
 /// Makes one panel of an operand; see `scalar::prepare`.
 #[target_feature(enable = "avx2,fma,f16c")]
@@ -61,14 +66,34 @@ pub fn product(p: &Product<'_>, out: &mut [f32], scratch: &mut [f32]) {
 
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn load(x: &[f32; WIDTH]) -> __m256 {
+fn zero() -> Vector {
+    _mm256_setzero_ps()
+}
+
+/// `x` in every lane.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn splat(x: f32) -> Vector {
+    _mm256_set1_ps(x)
+}
+
+/// `a b + c`, rounded once.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn fma(a: Vector, b: Vector, c: Vector) -> Vector {
+    _mm256_fmadd_ps(a, b, c)
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn load(x: &[f32; WIDTH]) -> Vector {
     // SAFETY: `x` is 32 readable bytes, and the load needs no alignment.
     unsafe { _mm256_loadu_ps(x.as_ptr()) }
 }
 
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn store(y: &mut [f32; WIDTH], x: __m256) {
+fn store(y: &mut [f32; WIDTH], x: Vector) {
     // SAFETY: `y` is 32 writable bytes, and the store needs no alignment.
     unsafe { _mm256_storeu_ps(y.as_mut_ptr(), x) }
 }
@@ -76,9 +101,18 @@ fn store(y: &mut [f32; WIDTH], x: __m256) {
 /// Widens eight halves.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn load_f16(x: &[f16; WIDTH]) -> __m256 {
+fn load_f16(x: &[f16; WIDTH]) -> Vector {
     // SAFETY: `x` is 16 readable bytes, and the load needs no alignment.
     _mm256_cvtph_ps(unsafe { _mm_loadu_si128(x.as_ptr().cast()) })
+}
+
+/// Rounds to eight halves, ties to even.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn store_f16(y: &mut [f16; WIDTH], x: Vector) {
+    let halves = _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x);
+    // SAFETY: `y` is 16 writable bytes, and the store needs no alignment.
+    unsafe { _mm_storeu_si128(y.as_mut_ptr().cast(), halves) }
 }
 
 #[inline]
@@ -102,18 +136,17 @@ pub(super) fn widen(bits: u16) -> f32 {
     _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(bits))))
 }
 
-/// Up to eight elements and zeros.
+/// The half nearest to a value, of two the even one.
 #[inline]
-fn padded<T: Copy>(x: &[T], zero: T) -> [T; WIDTH] {
-    let mut y = [zero; WIDTH];
-    y[..x.len()].copy_from_slice(x);
-    y
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn narrow(x: f32) -> u16 {
+    _mm_cvtsi128_si32(_mm_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(_mm_set_ss(x))) as u16
 }
 
 /// The sum of the eight lanes, halves first.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn horizontal_sum(x: __m256) -> f32 {
+pub(super) fn sum(x: Vector) -> f32 {
     let x = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
     let x = _mm_add_ps(x, _mm_movehl_ps(x, x));
     _mm_cvtss_f32(_mm_add_ss(x, _mm_shuffle_ps::<1>(x, x)))

@@ -8,15 +8,11 @@
 use std::arch::x86_64::*;
 
 use super::blocks::Q8_0_BYTES;
-use super::{WIDTH, decode_row, dot_f32, lanes, load, load_16, load_32, load_64, padded};
+use super::{Vector, WIDTH, decode_row, dot_f32, lanes, load_16, load_32, load_64, tile};
 use crate::cpu::product::{Operand, Product};
+use crate::cpu::rows::{BF16, F16, F32, write};
 use crate::quant::activation::BlockQ8;
 use crate::quant::{BlockQ8_0, Format};
-
-// Formats as constants that a generic function can take.
-pub(super) const F32: usize = Format::F32 as usize;
-pub(super) const F16: usize = Format::F16 as usize;
-const BF16: usize = Format::BF16 as usize;
 
 /// `out[i, j] = sum over k of w[j, k] x[i, k]` with rows of f32 or of 8 bits; `scratch` holds one decoded row.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
@@ -72,19 +68,10 @@ pub fn product_rows(p: &Product<'_>, out: &mut [f32], scratch: &mut [f32]) {
     }
 }
 
-/// Puts a tile's results, `[R][M]`, into `out`, whose rows are `n_rows` apart.
-fn write<const R: usize, const M: usize>(results: [[f32; M]; R], out: &mut [f32], n_rows: usize) {
-    for (r, results) in results.into_iter().enumerate() {
-        for (i, y) in results.into_iter().enumerate() {
-            out[i * n_rows + r] = y;
-        }
-    }
-}
-
 /// Sixteen weights from element `16 c` of a row; the row is that long.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-pub(super) fn weights<const FORMAT: usize>(row: &[u8], c: usize) -> __m512 {
+pub(super) fn weights<const FORMAT: usize>(row: &[u8], c: usize) -> Vector {
     match FORMAT {
         F32 => {
             let x = &row.as_chunks::<{ 4 * WIDTH }>().0[c];
@@ -97,44 +84,6 @@ pub(super) fn weights<const FORMAT: usize>(row: &[u8], c: usize) -> __m512 {
         }
         _ => unreachable!("plain formats"),
     }
-}
-
-/// Dot products of plain rows: element i in lane i % 16.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-pub(super) fn tile<const FORMAT: usize, const R: usize, const M: usize>(
-    w: [&[u8]; R],
-    x: [&[f32]; M],
-) -> [[f32; M]; R] {
-    let k = x[0].len();
-    let bytes = if FORMAT == F32 { 4 } else { 2 };
-    // One length for all rows lets the compiler drop the checks in the loop.
-    let (w, x) = (w.map(|w| &w[..k * bytes]), x.map(|x| &x[..k]));
-    let mut acc = [[_mm512_setzero_ps(); M]; R];
-    for c in 0..k / WIDTH {
-        let mut wide = [_mm512_setzero_ps(); R];
-        for (wide, w) in wide.iter_mut().zip(w) {
-            *wide = weights::<FORMAT>(w, c);
-        }
-        for (i, x) in x.iter().enumerate() {
-            let x = load(&x.as_chunks().0[c]);
-            for (acc, wide) in acc.iter_mut().zip(wide) {
-                acc[i] = _mm512_fmadd_ps(wide, x, acc[i]);
-            }
-        }
-    }
-    let done = k / WIDTH * WIDTH;
-    let mut sums = [[0.0; M]; R];
-    for r in 0..R {
-        let mut last = [0; 4 * WIDTH];
-        last[..(k - done) * bytes].copy_from_slice(&w[r][done * bytes..]);
-        let last = weights::<FORMAT>(&last[..bytes * WIDTH], 0);
-        for i in 0..M {
-            let x = load(&padded(&x[i][done..], 0.0));
-            sums[r][i] = _mm512_reduce_add_ps(_mm512_fmadd_ps(last, x, acc[r][i]));
-        }
-    }
-    sums
 }
 
 /// Dot products of rows of Q8_0: the chain over ascending blocks of `fma(w.q . x.q, w.d x.d, result)`, the integer exact.

@@ -15,7 +15,8 @@ use bytemuck::{Pod, Zeroable};
 
 use super::blocks::*;
 use super::dot::prefetch_block;
-use super::{horizontal_sum, load_16, load_32, load_64};
+use super::{load_16, load_32, load_64, sum};
+use crate::cpu::avx2;
 use crate::cpu::product::Product;
 use crate::quant::activation::BlockQ8_K;
 use crate::quant::{BlockQ2_K, BlockQ3_K, BlockQ4_K, BlockQ5_K, BlockQ6_K, F16Bytes, Format, SUPER_BLOCK};
@@ -171,7 +172,7 @@ fn tile<const FORMAT: usize, const BYTES: usize, const M: usize>(
     }
     let mut results = [0.0; M];
     for (i, y) in results.iter_mut().enumerate() {
-        *y = _mm512_reduce_add_ps(acc[i]) - horizontal_sum(offsets[i]);
+        *y = sum(acc[i]) - avx2::sum(offsets[i]);
     }
     results
 }

@@ -4,37 +4,42 @@
 
 #![allow(unsafe_code, reason = "vector loads and stores")]
 
-mod attention;
+mod decode;
 mod dot;
 mod few_q8;
 mod few_q8_k;
 mod gemm;
 mod gemm_q8;
-mod rows;
 
 use std::arch::x86_64::*;
 
 use half::f16;
 
-pub use self::attention::attention;
-use self::dot::product_rows;
+pub use self::decode::decode_row;
+use self::dot::{product_rows, weights};
 use self::few_q8::product_few_q8;
 use self::few_q8_k::{product_few_q8_k, product_few_q8_k_scratch_len};
 use self::gemm::{prepare_panel, product_panels, product_panels_scratch_len};
 use self::gemm_q8::{product_many_q8, product_many_q8_scratch_len};
-pub use self::rows::{axpy_f16, decode_row, dot_f16, dot_f32, f16_to_f32, f32_to_f16};
-use super::avx2::{blocks, horizontal_sum, lanes, load_16, load_32, widen};
+use super::attention_tiles::attention_for;
+use super::avx2::{blocks, lanes, load_16, load_32, narrow, widen};
 use super::compiled::compiled_for;
 use super::product::Product;
+use super::rows::rows_for;
 use crate::quant::{Format, SMALL_BLOCK};
 
 /// `f32`s in a vector.
 const WIDTH: usize = 16;
 
+/// That many `f32`s.
+type Vector = __m512;
+
 /// Rows of 8-bit activations from which on it pays to bring weights into another layout.
 const MANY: usize = 5;
 
 compiled_for!("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c");
+rows_for!("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c");
+attention_for!("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c");
 
 /// Makes one panel of an operand; see `scalar::prepare`.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
@@ -76,14 +81,41 @@ pub fn product(p: &Product<'_>, out: &mut [f32], scratch: &mut [f32]) {
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-fn load(x: &[f32; WIDTH]) -> __m512 {
+fn zero() -> Vector {
+    _mm512_setzero_ps()
+}
+
+/// `x` in every lane.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+fn splat(x: f32) -> Vector {
+    _mm512_set1_ps(x)
+}
+
+/// `a b + c`, rounded once.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+fn fma(a: Vector, b: Vector, c: Vector) -> Vector {
+    _mm512_fmadd_ps(a, b, c)
+}
+
+/// The sum of the sixteen lanes, in an order that `std::arch` leaves open.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+fn sum(x: Vector) -> f32 {
+    _mm512_reduce_add_ps(x)
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+fn load(x: &[f32; WIDTH]) -> Vector {
     // SAFETY: `x` is 64 readable bytes, and the load needs no alignment.
     unsafe { _mm512_loadu_ps(x.as_ptr()) }
 }
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-fn store(y: &mut [f32; WIDTH], x: __m512) {
+fn store(y: &mut [f32; WIDTH], x: Vector) {
     // SAFETY: `y` is 64 writable bytes, and the store needs no alignment.
     unsafe { _mm512_storeu_ps(y.as_mut_ptr(), x) }
 }
@@ -91,17 +123,18 @@ fn store(y: &mut [f32; WIDTH], x: __m512) {
 /// Widens sixteen halves.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-fn load_f16(x: &[f16; WIDTH]) -> __m512 {
+fn load_f16(x: &[f16; WIDTH]) -> Vector {
     // SAFETY: `x` is 32 readable bytes, and the load needs no alignment.
     _mm512_cvtph_ps(unsafe { _mm256_loadu_si256(x.as_ptr().cast()) })
 }
 
-/// Up to sixteen elements and zeros.
+/// Rounds to sixteen halves, ties to even.
 #[inline]
-fn padded<T: Copy>(x: &[T], zero: T) -> [T; WIDTH] {
-    let mut y = [zero; WIDTH];
-    y[..x.len()].copy_from_slice(x);
-    y
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+fn store_f16(y: &mut [f16; WIDTH], x: Vector) {
+    let halves = _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x);
+    // SAFETY: `y` is 32 writable bytes, and the store needs no alignment.
+    unsafe { _mm256_storeu_si256(y.as_mut_ptr().cast(), halves) }
 }
 
 #[inline]

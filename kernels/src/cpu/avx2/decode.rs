@@ -1,76 +1,10 @@
-//! Single rows: dot products, sums of scaled rows, conversions, decoding.
-
-#![allow(unsafe_code, reason = "vector loads and stores")]
+//! Rows of weights to rows of f32.
 
 use std::arch::x86_64::*;
 
-use half::f16;
-
 use super::blocks::*;
-use super::{WIDTH, horizontal_sum, load, load_16, load_f16, padded, store, widen};
+use super::{WIDTH, load_16, store, widen};
 use crate::quant::{BlockQ8_0, Format};
-
-/// `sum a_i b_i`: element i in lane i % 8.
-#[target_feature(enable = "avx2,fma,f16c")]
-pub fn dot_f32(a: &[f32], b: &[f32]) -> f32 {
-    let mut acc = _mm256_setzero_ps();
-    let ((a, a_tail), (b, b_tail)) = (a.as_chunks::<WIDTH>(), b.as_chunks::<WIDTH>());
-    for (a, b) in a.iter().zip(b) {
-        acc = _mm256_fmadd_ps(load(a), load(b), acc);
-    }
-    horizontal_sum(_mm256_fmadd_ps(load(&padded(a_tail, 0.0)), load(&padded(b_tail, 0.0)), acc))
-}
-
-/// `sum a_i b_i` with `a` widened: element i in lane i % 8.
-#[target_feature(enable = "avx2,fma,f16c")]
-pub fn dot_f16(a: &[f16], b: &[f32]) -> f32 {
-    let mut acc = _mm256_setzero_ps();
-    let ((a, a_tail), (b, b_tail)) = (a.as_chunks::<WIDTH>(), b.as_chunks::<WIDTH>());
-    for (a, b) in a.iter().zip(b) {
-        acc = _mm256_fmadd_ps(load_f16(a), load(b), acc);
-    }
-    horizontal_sum(_mm256_fmadd_ps(load_f16(&padded(a_tail, f16::ZERO)), load(&padded(b_tail, 0.0)), acc))
-}
-
-/// `y += s x` with `x` widened.
-#[target_feature(enable = "avx2,fma,f16c")]
-pub fn axpy_f16(y: &mut [f32], s: f32, x: &[f16]) {
-    let factor = _mm256_set1_ps(s);
-    let ((y, y_tail), (x, x_tail)) = (y.as_chunks_mut::<WIDTH>(), x.as_chunks::<WIDTH>());
-    for (y, x) in y.iter_mut().zip(x) {
-        store(y, _mm256_fmadd_ps(factor, load_f16(x), load(y)));
-    }
-    for (y, x) in y_tail.iter_mut().zip(x_tail) {
-        *y = s.mul_add(widen(x.to_bits()), *y);
-    }
-}
-
-/// Widens a row; exact.
-#[target_feature(enable = "avx2,fma,f16c")]
-pub fn f16_to_f32(x: &[f16], y: &mut [f32]) {
-    let ((x, x_tail), (y, y_tail)) = (x.as_chunks::<WIDTH>(), y.as_chunks_mut::<WIDTH>());
-    for (y, x) in y.iter_mut().zip(x) {
-        store(y, load_f16(x));
-    }
-    for (y, x) in y_tail.iter_mut().zip(x_tail) {
-        *y = widen(x.to_bits());
-    }
-}
-
-/// Rounds a row to halves, ties to even.
-#[target_feature(enable = "avx2,fma,f16c")]
-pub fn f32_to_f16(x: &[f32], y: &mut [f16]) {
-    let ((x, x_tail), (y, y_tail)) = (x.as_chunks::<WIDTH>(), y.as_chunks_mut::<WIDTH>());
-    for (y, x) in y.iter_mut().zip(x) {
-        let halves = _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(load(x));
-        // SAFETY: `y` is 16 writable bytes, and the store needs no alignment.
-        unsafe { _mm_storeu_si128(y.as_mut_ptr().cast(), halves) };
-    }
-    for (y, x) in y_tail.iter_mut().zip(x_tail) {
-        let half = _mm_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(_mm_set_ss(*x));
-        *y = f16::from_bits(_mm_cvtsi128_si32(half) as u16);
-    }
-}
 
 /// Decodes one row of weights; exact.
 #[target_feature(enable = "avx2,fma,f16c")]

@@ -1,0 +1,132 @@
+//! Rows of plain numbers with vectors of any width: dot products, sums of scaled rows, conversions.
+//!
+//! The module of an instruction set says what a `Vector` of `WIDTH` lanes is and has its operations: `zero`, `splat`, `load`,
+//! `store`, `load_f16`, `store_f16`, `weights`, `fma`, `sum`, and for single halves `widen` and `narrow`. What is built from
+//! them, and is the same for all widths, is here and in `attention_tiles`.
+
+use crate::quant::Format;
+
+// Formats as constants that a generic function can take.
+pub(super) const F32: usize = Format::F32 as usize;
+pub(super) const F16: usize = Format::F16 as usize;
+pub(super) const BF16: usize = Format::BF16 as usize;
+
+/// Up to `N` elements and zeros.
+#[inline]
+pub(super) fn padded<T: Copy, const N: usize>(x: &[T], zero: T) -> [T; N] {
+    let mut y = [zero; N];
+    y[..x.len()].copy_from_slice(x);
+    y
+}
+
+/// Puts a tile's results, `[R][M]`, into `out`, whose rows are `n_rows` apart.
+pub(super) fn write<const R: usize, const M: usize>(results: [[f32; M]; R], out: &mut [f32], n_rows: usize) {
+    for (r, results) in results.into_iter().enumerate() {
+        for (i, y) in results.into_iter().enumerate() {
+            out[i * n_rows + r] = y;
+        }
+    }
+}
+
+/// Defines the kernels of plain rows for a set of CPU features.
+macro_rules! rows_for {
+    ($features:literal) => {
+        use crate::cpu::rows::{F32, padded};
+
+        /// `sum a_i b_i`: element i in lane i % `WIDTH`.
+        #[target_feature(enable = $features)]
+        pub fn dot_f32(a: &[f32], b: &[f32]) -> f32 {
+            let mut acc = zero();
+            let ((a, a_tail), (b, b_tail)) = (a.as_chunks::<WIDTH>(), b.as_chunks::<WIDTH>());
+            for (a, b) in a.iter().zip(b) {
+                acc = fma(load(a), load(b), acc);
+            }
+            sum(fma(load(&padded(a_tail, 0.0)), load(&padded(b_tail, 0.0)), acc))
+        }
+
+        /// `sum a_i b_i` with `a` widened: element i in lane i % `WIDTH`.
+        #[target_feature(enable = $features)]
+        pub fn dot_f16(a: &[half::f16], b: &[f32]) -> f32 {
+            let mut acc = zero();
+            let ((a, a_tail), (b, b_tail)) = (a.as_chunks::<WIDTH>(), b.as_chunks::<WIDTH>());
+            for (a, b) in a.iter().zip(b) {
+                acc = fma(load_f16(a), load(b), acc);
+            }
+            sum(fma(load_f16(&padded(a_tail, half::f16::ZERO)), load(&padded(b_tail, 0.0)), acc))
+        }
+
+        /// `y += s x` with `x` widened.
+        #[target_feature(enable = $features)]
+        pub fn axpy_f16(y: &mut [f32], s: f32, x: &[half::f16]) {
+            let factor = splat(s);
+            let ((y, y_tail), (x, x_tail)) = (y.as_chunks_mut::<WIDTH>(), x.as_chunks::<WIDTH>());
+            for (y, x) in y.iter_mut().zip(x) {
+                store(y, fma(factor, load_f16(x), load(y)));
+            }
+            for (y, x) in y_tail.iter_mut().zip(x_tail) {
+                *y = s.mul_add(widen(x.to_bits()), *y);
+            }
+        }
+
+        /// Widens a row; exact.
+        #[target_feature(enable = $features)]
+        pub fn f16_to_f32(x: &[half::f16], y: &mut [f32]) {
+            let ((x, x_tail), (y, y_tail)) = (x.as_chunks::<WIDTH>(), y.as_chunks_mut::<WIDTH>());
+            for (y, x) in y.iter_mut().zip(x) {
+                store(y, load_f16(x));
+            }
+            for (y, x) in y_tail.iter_mut().zip(x_tail) {
+                *y = widen(x.to_bits());
+            }
+        }
+
+        /// Rounds a row to halves, ties to even.
+        #[target_feature(enable = $features)]
+        pub fn f32_to_f16(x: &[f32], y: &mut [half::f16]) {
+            let ((x, x_tail), (y, y_tail)) = (x.as_chunks::<WIDTH>(), y.as_chunks_mut::<WIDTH>());
+            for (y, x) in y.iter_mut().zip(x) {
+                store_f16(y, load(x));
+            }
+            for (y, x) in y_tail.iter_mut().zip(x_tail) {
+                *y = half::f16::from_bits(narrow(*x));
+            }
+        }
+
+        /// Dot products of plain rows: element i in lane i % `WIDTH`.
+        #[inline]
+        #[target_feature(enable = $features)]
+        fn tile<const FORMAT: usize, const R: usize, const M: usize>(w: [&[u8]; R], x: [&[f32]; M]) -> [[f32; M]; R] {
+            let k = x[0].len();
+            let bytes = if FORMAT == F32 { 4 } else { 2 };
+            // One length for all rows lets the compiler drop the checks in the loop.
+            let (w, x) = (w.map(|w| &w[..k * bytes]), x.map(|x| &x[..k]));
+            let mut acc = [[zero(); M]; R];
+            for c in 0..k / WIDTH {
+                let mut wide = [zero(); R];
+                for (wide, w) in wide.iter_mut().zip(w) {
+                    *wide = weights::<FORMAT>(w, c);
+                }
+                for (i, x) in x.iter().enumerate() {
+                    let x = load(&x.as_chunks().0[c]);
+                    for (acc, wide) in acc.iter_mut().zip(wide) {
+                        acc[i] = fma(wide, x, acc[i]);
+                    }
+                }
+            }
+            let done = k / WIDTH * WIDTH;
+            let mut sums = [[0.0; M]; R];
+            for r in 0..R {
+                let mut last = [0; 4 * WIDTH];
+                last[..(k - done) * bytes].copy_from_slice(&w[r][done * bytes..]);
+                let last = weights::<FORMAT>(&last[..bytes * WIDTH], 0);
+                for i in 0..M {
+                    let x = load(&padded(&x[i][done..], 0.0));
+                    sums[r][i] = sum(fma(last, x, acc[r][i]));
+                }
+            }
+            sums
+        }
+    };
+}
+
+pub(super) use rows_for;
