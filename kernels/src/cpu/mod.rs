@@ -1,8 +1,8 @@
 //! Kernels for CPUs: one handle, [`Kernels`], through which everything is called.
 //!
 //! `scalar` says what every kernel means; the files of the other instruction sets hold faster versions of some of
-//! them, `compiled`, `rows` and `attention_tiles` what they share, and `table` joins them. Whoever holds a [`Kernels`] may call any kernel: it exists only for an instruction set
-//! that this CPU has.
+//! them, `compiled`, `rows` and `attention_tiles` what they share, and `table` joins them. Whoever holds a [`Kernels`]
+//! may call any kernel: it exists only for an instruction set that this CPU has.
 
 mod attention;
 #[cfg(target_arch = "x86_64")]

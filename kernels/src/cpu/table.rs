@@ -50,7 +50,7 @@ pub(super) struct Table {
 }
 
 /// Every kernel in plain Rust.
-const SCALAR: Table = Table {
+static SCALAR: Table = Table {
     isa: Isa::Scalar,
     decode_row: scalar::decode_row,
     encode_row: scalar::encode_row,
@@ -83,83 +83,52 @@ const SCALAR: Table = Table {
     rope_interleaved: scalar::rope_interleaved,
 };
 
-static SCALAR_TABLE: Table = SCALAR;
+/// The kernels of an instruction set whose module has them all; a product takes the same operand everywhere.
+#[cfg(target_arch = "x86_64")]
+macro_rules! table_of {
+    ($isa:expr, $module:ident) => {
+        Table {
+            isa: $isa,
+            decode_row: $module::decode_row,
+            encode_row: $module::encode_row,
+            operand: scalar::operand,
+            prepare: $module::prepare,
+            product_scratch_len: $module::product_scratch_len,
+            product: $module::product,
+            attention: $module::attention,
+            dot_f32: $module::dot_f32,
+            dot_f16: $module::dot_f16,
+            axpy_f32: $module::axpy_f32,
+            add_product: $module::add_product,
+            axpy_f16: $module::axpy_f16,
+            f16_to_f32: $module::f16_to_f32,
+            f32_to_f16: $module::f32_to_f16,
+            max_of: $module::max_of,
+            exp_sum: $module::exp_sum,
+            rms_norm: $module::rms_norm,
+            layer_norm: $module::layer_norm,
+            add: $module::add,
+            mul: $module::mul,
+            scale: $module::scale,
+            silu: $module::silu,
+            sigmoid: $module::sigmoid,
+            gelu: $module::gelu,
+            gelu_tanh: $module::gelu_tanh,
+            relu: $module::relu,
+            silu_mul: $module::silu_mul,
+            rope_half: $module::rope_half,
+            rope_interleaved: $module::rope_interleaved,
+        }
+    };
+}
 
 /// AVX2, FMA and F16C.
 #[cfg(target_arch = "x86_64")]
-const AVX2: Table = Table {
-    isa: Isa::Avx2,
-    decode_row: avx2::decode_row,
-    encode_row: avx2::encode_row,
-    prepare: avx2::prepare,
-    product_scratch_len: avx2::product_scratch_len,
-    product: avx2::product,
-    attention: avx2::attention,
-    dot_f32: avx2::dot_f32,
-    dot_f16: avx2::dot_f16,
-    axpy_f32: avx2::axpy_f32,
-    add_product: avx2::add_product,
-    axpy_f16: avx2::axpy_f16,
-    f16_to_f32: avx2::f16_to_f32,
-    f32_to_f16: avx2::f32_to_f16,
-    max_of: avx2::max_of,
-    exp_sum: avx2::exp_sum,
-    rms_norm: avx2::rms_norm,
-    layer_norm: avx2::layer_norm,
-    add: avx2::add,
-    mul: avx2::mul,
-    scale: avx2::scale,
-    silu: avx2::silu,
-    sigmoid: avx2::sigmoid,
-    gelu: avx2::gelu,
-    gelu_tanh: avx2::gelu_tanh,
-    relu: avx2::relu,
-    silu_mul: avx2::silu_mul,
-    rope_half: avx2::rope_half,
-    rope_interleaved: avx2::rope_interleaved,
-    ..SCALAR
-};
-
-#[cfg(target_arch = "x86_64")]
-static AVX2_TABLE: Table = AVX2;
+static AVX2: Table = table_of!(Isa::Avx2, avx2);
 
 /// AVX-512 F, BW, VL, DQ and VNNI.
 #[cfg(target_arch = "x86_64")]
-const AVX512: Table = Table {
-    isa: Isa::Avx512,
-    decode_row: avx512::decode_row,
-    encode_row: avx512::encode_row,
-    prepare: avx512::prepare,
-    product_scratch_len: avx512::product_scratch_len,
-    product: avx512::product,
-    attention: avx512::attention,
-    dot_f32: avx512::dot_f32,
-    dot_f16: avx512::dot_f16,
-    axpy_f32: avx512::axpy_f32,
-    add_product: avx512::add_product,
-    axpy_f16: avx512::axpy_f16,
-    f16_to_f32: avx512::f16_to_f32,
-    f32_to_f16: avx512::f32_to_f16,
-    max_of: avx512::max_of,
-    exp_sum: avx512::exp_sum,
-    rms_norm: avx512::rms_norm,
-    layer_norm: avx512::layer_norm,
-    add: avx512::add,
-    mul: avx512::mul,
-    scale: avx512::scale,
-    silu: avx512::silu,
-    sigmoid: avx512::sigmoid,
-    gelu: avx512::gelu,
-    gelu_tanh: avx512::gelu_tanh,
-    relu: avx512::relu,
-    silu_mul: avx512::silu_mul,
-    rope_half: avx512::rope_half,
-    rope_interleaved: avx512::rope_interleaved,
-    ..SCALAR
-};
-
-#[cfg(target_arch = "x86_64")]
-static AVX512_TABLE: Table = AVX512;
+static AVX512: Table = table_of!(Isa::Avx512, avx512);
 
 /// Kernels of one instruction set that this CPU has.
 ///
@@ -190,11 +159,11 @@ impl Kernels {
     fn new(isa: Isa) -> Self {
         assert!(isa.is_supported(), "kernels for a detected instruction set");
         match isa {
-            Isa::Scalar => Self(&SCALAR_TABLE),
+            Isa::Scalar => Self(&SCALAR),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => Self(&AVX2_TABLE),
+            Isa::Avx2 => Self(&AVX2),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => Self(&AVX512_TABLE),
+            Isa::Avx512 => Self(&AVX512),
             #[cfg(not(target_arch = "x86_64"))]
             Isa::Avx2 | Isa::Avx512 => unreachable!("never detected here"),
         }
