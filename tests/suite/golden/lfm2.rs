@@ -1,24 +1,16 @@
 //! LFM2, LFM2-MoE and LFM2-Audio.
 
-use std::path::Path;
 use std::sync::Arc;
 
-use engine::DType;
 use engine::backend::Backend;
 use engine::batch::{Features, Tokens};
-use engine::key::Rows;
 use engine::memory::Slot;
-use engine::pass::CompileOptions;
-use engine::session::{Session, SessionOptions};
+use engine::session::Session;
 use engine::state::Role;
-use models::LoadOptions;
 use models::qwen3_asr::AudioAttention;
-use safetensors::SafeTensors;
-use tests::sessions::session_options;
-use tools::convert::FileType;
 
+use super::trained::Trained;
 use super::{Golden, all_logits, backends, compare, decode, tap};
-use crate::checkpoint::converted;
 
 /// The state of a layer's convolution as the fixtures have it, `[channels, d_conv - 1]`.
 fn conv_state(s: &Session, slot: Slot, layer: u32) -> Vec<f32> {
@@ -172,50 +164,14 @@ fn lfm2_audio_matches_the_official_package() {
     }
 }
 
-/// Tolerance of the trained checkpoint's tensors, relative to the largest value of each.
-const TRAINED: f64 = 1e-5;
-
 fn check_trained(backend: &Arc<dyn Backend>, clip: &str) {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/models/tiny-lfm2-audio");
-    let bytes = std::fs::read(dir.join(format!("golden/{clip}.safetensors"))).unwrap();
-    let tensors = SafeTensors::deserialize(&bytes).unwrap();
-    let floats = |name: &str| -> Vec<f32> {
-        let data = tensors.tensor(name).unwrap().data();
-        data.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
-    };
-    let ids = |name: &str| -> Vec<i32> {
-        let data = tensors.tensor(name).unwrap().data();
-        data.chunks_exact(8).map(|b| i32::try_from(i64::from_le_bytes(b.try_into().unwrap())).unwrap()).collect()
-    };
-    let close = |name: &str, got: &[f32]| {
-        let want = floats(name);
-        let largest = want.iter().fold(0.0f32, |a, b| a.max(b.abs()));
-        assert!(got.len() >= want.len(), "{clip} {name}: {} values", got.len());
-        let worst = got.iter().zip(&want).map(|(a, b)| (f64::from(*a) - f64::from(*b)).abs()).fold(0.0, f64::max);
-        let allowed = TRAINED * f64::from(largest);
-        assert!(worst <= allowed, "{clip} {name} on {}: {worst:e} > {allowed:e}", backend.name());
-    };
-    let loaded = models::load(vec![converted(&dir, FileType::BF16)], LoadOptions::default()).unwrap();
-    let compile = CompileOptions { taps: vec!["enc.blk.3.out".into()], ..CompileOptions::default() };
-    let options = SessionOptions { n_ctx: 512, kv_dtype: DType::F32, compile, ..session_options() };
-    let mut s = Session::open(loaded.model, &loaded.weights, std::slice::from_ref(backend), options).unwrap();
-    let values = floats("mel");
-    let input = Features { n_mels: 128, n_frames: values.len() / 128, values: &values };
-    let embeddings = s.encode(&input).unwrap().to_vec();
-    close("encoder", &tap(&s, "enc.blk.3.out"));
-    close("audio_embeds", &embeddings);
-
+    let gold = Trained::open("tiny-lfm2-audio", clip);
+    let (s, embeddings) = gold.encode(backend, "enc.blk.3.out");
     // The flags say where the audio stands among the ids of the text.
-    let mut text = ids("prompt_ids").into_iter();
-    let flags = ids("modality_flag");
+    let mut text = gold.ids("prompt_ids").into_iter();
+    let flags = gold.ids("modality_flag");
     let prompt: Vec<i32> = flags.iter().map(|&flag| if flag == 1 { text.next().unwrap() } else { -1 }).collect();
-    let slot = s.memory_mut().acquire().unwrap();
-    let first = s.feed(slot, Tokens::Mixed { ids: &prompt, embeddings: &embeddings }, Rows::Last).unwrap().to_vec();
-    close("first_logits", &first);
-    let generated = ids("generated_ids");
-    let (got, rows) = decode(&mut s, slot, &first, generated.len());
-    assert_eq!(got, generated, "{clip} on {}", backend.name());
-    close("step_logits", &rows);
+    gold.check_decoder(&**backend, s, &prompt, &embeddings);
 }
 
 #[test]

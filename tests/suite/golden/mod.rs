@@ -4,6 +4,7 @@
 mod lfm2;
 mod qwen3;
 mod synthetic;
+mod trained;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

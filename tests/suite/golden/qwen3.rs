@@ -1,22 +1,13 @@
 //! Qwen3 and Qwen3-ASR.
 
-use std::path::Path;
 use std::sync::Arc;
 
-use engine::DType;
 use engine::backend::Backend;
 use engine::batch::{Features, Tokens};
-use engine::key::Rows;
-use engine::pass::CompileOptions;
-use engine::session::{Session, SessionOptions};
-use models::LoadOptions;
 use models::qwen3_asr::AudioAttention;
-use safetensors::SafeTensors;
-use tests::sessions::session_options;
-use tools::convert::FileType;
 
+use super::trained::Trained;
 use super::{Golden, all_logits, backends, compare, decode, tap};
-use crate::checkpoint::converted;
 
 const QWEN3_TAPS: [(&str, &str); 8] = [
     ("embed", "tap.embed"),
@@ -186,61 +177,22 @@ fn every_clip_length_has_the_published_number_of_audio_tokens() {
     }
 }
 
-/// Tolerances of the trained checkpoint's tensors, relative to the largest value of each.
-const TRAINED: f64 = 1e-5;
-/// Largest difference of its features.
+/// Largest difference of the trained checkpoint's features.
 const TRAINED_MEL: f64 = 1e-4;
 
 fn check_trained(backend: &Arc<dyn Backend>, clip: &str) {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/models/tiny-qwen3-asr");
-    let bytes = std::fs::read(dir.join(format!("golden/{clip}.safetensors"))).unwrap();
-    let tensors = SafeTensors::deserialize(&bytes).unwrap();
-    let floats = |name: &str| -> Vec<f32> {
-        tensors
-            .tensor(name)
-            .unwrap()
-            .data()
-            .chunks_exact(4)
-            .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
-            .collect()
-    };
-    let ids = |name: &str| -> Vec<i32> {
-        let data = tensors.tensor(name).unwrap().data();
-        data.chunks_exact(8).map(|b| i32::try_from(i64::from_le_bytes(b.try_into().unwrap())).unwrap()).collect()
-    };
-    let close = |name: &str, got: &[f32], tolerance: f64| {
-        let want = floats(name);
-        let largest = want.iter().fold(0.0f32, |a, b| a.max(b.abs()));
-        assert!(got.len() >= want.len(), "{clip} {name}: {} values", got.len());
-        let worst = got.iter().zip(&want).map(|(a, b)| (f64::from(*a) - f64::from(*b)).abs()).fold(0.0, f64::max);
-        let allowed = tolerance * if name == "mel" { 1.0 } else { f64::from(largest) };
-        assert!(worst <= allowed, "{clip} {name} on {}: {worst:e} > {allowed:e}", backend.name());
-    };
+    let gold = Trained::open("tiny-qwen3-asr", clip);
     let mel = models::audio::MelSpectrogram::new(models::qwen3_asr::mel_params(128)).unwrap();
-    close("mel", &mel.compute(&floats("waveform")).unwrap().values, TRAINED_MEL);
+    let features = mel.compute(&gold.floats("waveform")).unwrap();
+    gold.compare_within("mel", &**backend, &features.values, TRAINED_MEL);
 
-    let loaded = models::load(vec![converted(&dir, FileType::BF16)], LoadOptions::default()).unwrap();
-    let compile = CompileOptions { taps: vec!["enc.ln_post".into()], ..CompileOptions::default() };
-    let options = SessionOptions { n_ctx: 512, kv_dtype: DType::F32, compile, ..session_options() };
-    let mut s = Session::open(loaded.model, &loaded.weights, std::slice::from_ref(backend), options).unwrap();
-    let (values, n_mels) = (floats("mel"), tensors.tensor("mel").unwrap().shape()[0]);
-    let input = Features { n_mels, n_frames: values.len() / n_mels, values: &values };
-    let embeddings = s.encode(&input).unwrap().to_vec();
-    close("encoder", &tap(&s, "enc.ln_post"), TRAINED);
-    close("audio_embeds", &embeddings, TRAINED);
-
-    let placeholder = tensors.tensor("prompt_ids").map(|_| ids("prompt_ids")).unwrap();
+    let (s, embeddings) = gold.encode(backend, "enc.ln_post");
+    let placeholder = gold.ids("prompt_ids");
     let n_audio = embeddings.len() / s.model().n_embd();
     let audio =
         placeholder.iter().copied().find(|id| placeholder.iter().filter(|i| *i == id).count() == n_audio).unwrap();
     let prompt: Vec<i32> = placeholder.iter().map(|&id| if id == audio { -1 } else { id }).collect();
-    let slot = s.memory_mut().acquire().unwrap();
-    let first = s.feed(slot, Tokens::Mixed { ids: &prompt, embeddings: &embeddings }, Rows::Last).unwrap().to_vec();
-    close("first_logits", &first, TRAINED);
-    let generated = ids("generated_ids");
-    let (got, rows) = decode(&mut s, slot, &first, generated.len());
-    assert_eq!(got, generated, "{clip} on {}", backend.name());
-    close("step_logits", &rows, TRAINED);
+    gold.check_decoder(&**backend, s, &prompt, &embeddings);
 }
 
 #[test]
