@@ -26,6 +26,14 @@ impl Tokens<'_> {
         }
     }
 
+    /// Id of token `i` in 32 bits, -1 included.
+    pub(crate) fn id(&self, i: usize) -> u32 {
+        match self {
+            Self::Ids(ids) => ids[i],
+            Self::Mixed { ids, .. } => ids[i].cast_unsigned(),
+        }
+    }
+
     /// Whether there is no token.
     pub fn is_empty(&self) -> bool {
         self.len() == 0

@@ -152,6 +152,13 @@ pub enum Error {
     },
 }
 
+/// [`Error::Batch`]. Apart from the checks that find one, so that those which find none are little code.
+#[cold]
+#[inline(never)]
+pub(crate) fn refuse<T>(what: std::fmt::Arguments<'_>) -> Result<T> {
+    Err(Error::Batch { what: what.to_string() })
+}
+
 impl std::fmt::Display for Error {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {

@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use crate::backend::{Backend, Buffer, Usage};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, refuse};
 use crate::snapshot;
 use crate::state::StateSpec;
 
@@ -50,7 +50,7 @@ impl Memory {
     /// Buffers for `n_slots` slots of these states.
     pub fn new(backend: Arc<dyn Backend>, specs: Vec<StateSpec>, n_slots: usize, n_ctx: usize) -> Result<Self> {
         if n_slots == 0 || n_slots > MAX_SLOTS {
-            return Err(Error::Batch { what: format!("want 1 to {MAX_SLOTS} slots, got {n_slots}") });
+            return refuse(format_args!("want 1 to {MAX_SLOTS} slots, got {n_slots}"));
         }
         let buffers = specs
             .iter()
@@ -122,13 +122,11 @@ impl Memory {
     ///
     /// Errors: `Batch` for a free slot, `TornSlot` after a call that failed half-way.
     pub fn n_past(&self, slot: Slot) -> Result<usize> {
-        let held = self.held(slot)?;
-        if held.torn { Err(Error::TornSlot { slot: slot.index() }) } else { Ok(held.n_past) }
-    }
-
-    fn held(&self, slot: Slot) -> Result<Held> {
-        let held = self.slots.get(slot.index()).copied().flatten();
-        held.ok_or_else(|| Error::Batch { what: format!("slot {} holds no sequence", slot.0) })
+        match self.slots.get(slot.index()) {
+            Some(Some(Held { n_past, torn: false })) => Ok(*n_past),
+            Some(Some(Held { torn: true, .. })) => Err(Error::TornSlot { slot: slot.index() }),
+            Some(None) | None => no_sequence(slot),
+        }
     }
 
     /// Room for `n_tokens` more tokens, or [`Error::ContextFull`].
@@ -138,10 +136,11 @@ impl Memory {
     }
 
     /// A call is about to change this slot's states; until [`Self::commit`] the slot counts as torn where that matters.
-    pub(crate) fn begin(&mut self, slot: Slot) {
-        if let Some(held) = &mut self.slots[slot.index()] {
-            held.torn = self.has_recurrent && held.n_past > 0;
-        }
+    /// Returns the tokens that its sequence has seen; a free slot has none.
+    pub(crate) fn begin(&mut self, slot: Slot) -> usize {
+        let Some(held) = &mut self.slots[slot.index()] else { return 0 };
+        held.torn = self.has_recurrent && held.n_past > 0;
+        held.n_past
     }
 
     /// The call has ended well and the sequence is `n_tokens` longer.
@@ -176,13 +175,13 @@ impl Memory {
         if n_past > 0 {
             let now = self.n_past(slot)?;
             if n_past > now {
-                return Err(Error::Batch { what: format!("cannot rewind from {now} forward to {n_past}") });
+                return refuse(format_args!("cannot rewind from {now} forward to {n_past}"));
             }
             if n_past < now && self.has_recurrent {
                 return Err(Error::NotRewindable);
             }
-        } else {
-            self.held(slot)?;
+        } else if !matches!(self.slots.get(slot.index()), Some(Some(_))) {
+            return no_sequence(slot);
         }
         self.slots[slot.index()] = Some(Held { n_past, torn: false });
         Ok(())
@@ -227,4 +226,8 @@ impl Memory {
         self.slots[slot.index()] = Some(Held { n_past, torn: false });
         Ok(())
     }
+}
+
+fn no_sequence<T>(slot: Slot) -> Result<T> {
+    refuse(format_args!("slot {} holds no sequence", slot.0))
 }

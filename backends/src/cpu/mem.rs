@@ -55,10 +55,7 @@ impl Storage {
     fn raw(&self) -> (*mut u8, usize) {
         match &self.0 {
             Bytes::Owned(memory) => (memory.as_mut_ptr(), memory.len()),
-            Bytes::Mapped { store, id } => {
-                let bytes = store.bytes(*id);
-                (bytes.as_ptr().cast_mut(), bytes.len())
-            }
+            Bytes::Mapped { store, id } => mapped(store, *id),
         }
     }
 
@@ -107,7 +104,15 @@ impl Storage {
     }
 }
 
+/// A weight's bytes. Cold: nobody looks for them but who compiles.
+#[cold]
+fn mapped(store: &WeightStore, id: WeightId) -> (*mut u8, usize) {
+    let bytes = store.bytes(id);
+    (bytes.as_ptr().cast_mut(), bytes.len())
+}
+
 /// What begins at a byte and ends outside of its buffer.
+#[cold]
 pub(super) fn outside(byte: usize, len: usize) -> Error {
     let msg = format!("a tensor at byte {byte} does not fit its buffer of {len} bytes");
     Error::Device { backend: super::NAME.into(), msg }

@@ -246,6 +246,7 @@ impl Executable for CpuExecutable {
             let (region, trace) = self.region.traced();
             (Arc::new(region), trace)
         });
+        trace.starts();
         let result = self.run_region(&timed, inputs);
         for (given, ns) in timed.given().zip(trace.step_ns()) {
             node_ns[self.nodes[given]] += ns;

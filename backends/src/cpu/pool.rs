@@ -78,16 +78,18 @@ impl Pool {
 
     /// The right to use the backend's memory, among those whose turn it is.
     fn claim(&self) -> Result<Busy<'_>> {
-        if self.busy.swap(true, Ordering::Acquire) {
-            let msg = "two threads of one request use the backend at the same time".into();
-            return Err(Error::Device { backend: NAME.into(), msg });
-        }
-        Ok(Busy(&self.busy))
+        if self.busy.swap(true, Ordering::Acquire) { Err(twice()) } else { Ok(Busy(&self.busy)) }
     }
 
     fn is_inside(&self) -> bool {
         self.threads.current_thread_index().is_some()
     }
+}
+
+#[cold]
+fn twice() -> Error {
+    let msg = "two threads of one request use the backend at the same time".into();
+    Error::Device { backend: NAME.into(), msg }
 }
 
 #[cfg(test)]

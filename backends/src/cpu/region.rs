@@ -121,18 +121,19 @@ impl Region {
 
     /// Begins a run: from now on whoever walks takes part. To be called when no run is going on.
     pub(super) fn start(&self) {
-        if let Some(trace) = &self.trace {
-            trace.starts();
-        }
         self.finished.store(0, Ordering::Relaxed);
         self.cursor.store(pack(0, 0), Ordering::Release);
     }
 
     /// Ends a run after the caller's walk. A panic in a step is raised again here.
     pub(super) fn finish(&self) {
-        if !self.has_panicked.load(Ordering::Acquire) {
-            return;
+        if self.has_panicked.load(Ordering::Acquire) {
+            self.raise();
         }
+    }
+
+    #[cold]
+    fn raise(&self) {
         // The cursor went to the end while others may have held chunks.
         let mut spins = 0;
         while self.n_helping.load(Ordering::Acquire) > 0 {

@@ -105,10 +105,12 @@ impl CpuBuffer {
     }
 }
 
+#[cold]
 fn foreign() -> Error {
     refused("a buffer of another backend")
 }
 
+#[cold]
 fn refused(msg: &str) -> Error {
     Error::Device { backend: NAME.into(), msg: msg.into() }
 }

@@ -45,6 +45,7 @@ impl Compiled {
     /// Where output number `at` lies.
     ///
     /// Errors: `Graph` where there is none, or none that can be read in one piece.
+    #[cold]
     pub(super) fn place(&self, at: usize) -> Result<Place> {
         let arena = self.output_owners.get(at).and_then(|&backend| self.arenas[backend]);
         Place::of(&self.described.graph, &self.described.plan, at, arena)
@@ -83,14 +84,21 @@ pub(super) struct Transfer {
 impl Session {
     /// Index in the cache of the compiled graph for this key.
     pub(super) fn compiled(&mut self, key: &GraphKey) -> Result<usize> {
-        let kept = if self.options.reuse == Reuse::Off { None } else { self.cache.find(key) };
-        if let Some(index) = kept {
+        if self.options.reuse != Reuse::Off
+            && let Some(index) = self.cache.find(key)
+        {
             if self.options.reuse == Reuse::Verified {
                 self.check_kept(key, index)?;
             }
             self.stats.hits += 1;
             return Ok(index);
         }
+        self.compile_new(key)
+    }
+
+    /// As [`Self::compiled`], for a key whose graph is not kept. Apart from it, so that finding one is little code.
+    #[cold]
+    fn compile_new(&mut self, key: &GraphKey) -> Result<usize> {
         self.last_run = None;
         if self.options.reuse == Reuse::Off {
             self.drop_graphs();

@@ -1,61 +1,34 @@
 //! What a batch becomes: the key of its graph, and the words of the graph's input block.
+//!
+//! A decoder's step comes through here between two runs, when little of this is in a cache. What a step of one token needs
+//! is therefore kept short, and what it does not need has functions of its own.
 
 use std::ops::Range;
 
 use super::Session;
-use crate::batch::{Batch, Tokens};
+use super::compile::Compiled;
+use crate::batch::{Batch, Sequence, Tokens};
 use crate::dtype::DType;
-use crate::error::{Error, Result};
+use crate::error::{Result, refuse};
 use crate::key::{GraphKey, Stage};
 use crate::tensor::Input;
 
 impl Session {
     /// The key of a batch, after checking everything that kernels rely on.
+    #[inline(never)]
     pub(super) fn key(&self, batch: &Batch<'_>) -> Result<GraphKey> {
-        let bad = |what: String| Err(Error::Batch { what });
-        let Some(first) = batch.seqs.first() else { return bad("an empty batch".into()) };
-        let stage = |t: &Tokens<'_>| match t {
-            Tokens::Ids(_) => Stage::Tokens,
-            Tokens::Mixed { .. } => Stage::Embeddings,
-        };
+        let Some(first) = batch.seqs.first() else { return refuse(format_args!("an empty batch")) };
+        let stage = stage(&first.tokens);
         let mut longest = 0;
         for (i, seq) in batch.seqs.iter().enumerate() {
-            let n_tokens = seq.tokens.len();
-            longest = longest.max(n_tokens);
-            if stage(&seq.tokens) != stage(&first.tokens) {
-                return bad("a batch of token ids and embeddings".into());
-            }
+            self.check(seq, stage)?;
+            longest = longest.max(seq.tokens.len());
             if batch.seqs[..i].iter().any(|s| s.slot == seq.slot) {
-                return bad(format!("slot {} is twice in a batch", seq.slot.index()));
+                return refuse(format_args!("slot {} is twice in a batch", seq.slot.index()));
             }
-            let n_vocab = self.model.n_vocab();
-            let outside = |id: u32| format!("token {id} is outside the vocabulary of {n_vocab}");
-            match seq.tokens {
-                Tokens::Ids(ids) => {
-                    if let Some(&id) = ids.iter().find(|&&id| id as usize >= n_vocab) {
-                        return bad(outside(id));
-                    }
-                }
-                Tokens::Mixed { ids, embeddings } => {
-                    let real = ids.iter().filter(|&&id| id != -1);
-                    if let Some(&id) = real.clone().find(|&&id| !usize::try_from(id).is_ok_and(|id| id < n_vocab)) {
-                        return bad(outside(id.cast_unsigned()));
-                    }
-                    let (want, got) = ((ids.len() - real.count()) * self.model.n_embd(), embeddings.len());
-                    if want != got {
-                        return bad(format!("want {want} values for the positions without an id, got {got}"));
-                    }
-                }
-            }
-            if n_tokens == 0 || n_tokens > self.options.max_tokens {
-                return bad(format!("want 1 to {} tokens per sequence, got {n_tokens}", self.options.max_tokens));
-            }
-            self.memory.check_room(seq.slot, n_tokens)?;
         }
-        let size =
-            |n: usize| u32::try_from(n).map_err(|_| Error::Batch { what: format!("{n} is too large for one call") });
         Ok(GraphKey {
-            stage: stage(&first.tokens),
+            stage,
             n_seqs: size(self.buckets.seqs(batch.seqs.len()))?,
             n_tokens: size(self.buckets.tokens(longest))?,
             n_kv: size(self.memory.n_ctx())?,
@@ -63,61 +36,133 @@ impl Session {
         })
     }
 
-    pub(super) fn write_batch(&mut self, index: usize, batch: &Batch<'_>, key: &GraphKey) -> Result<()> {
-        let (n_tokens, n_embd) = (key.n_tokens as usize, self.model.n_embd());
-        self.clear_words(index);
-        // Values were checked against the context and the vocabulary, both far below 2^31.
-        let word = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    /// Whether a sequence can be fed with these tokens.
+    #[inline(never)]
+    fn check(&self, seq: &Sequence<'_>, of: Stage) -> Result<()> {
+        let (n_tokens, max) = (seq.tokens.len(), self.options.max_tokens);
+        if n_tokens == 0 || n_tokens > max {
+            return refuse(format_args!("want 1 to {max} tokens per sequence, got {n_tokens}"));
+        }
+        if stage(&seq.tokens) != of {
+            return refuse(format_args!("a batch of token ids and embeddings"));
+        }
+        match seq.tokens {
+            Tokens::Ids(ids) => {
+                if let Some(&id) = ids.iter().find(|&&id| id as usize >= self.n_vocab) {
+                    return self.outside(id);
+                }
+            }
+            Tokens::Mixed { ids, embeddings } => self.check_mixed(ids, embeddings)?,
+        }
+        self.memory.check_room(seq.slot, n_tokens)
+    }
+
+    #[cold]
+    fn outside(&self, id: u32) -> Result<()> {
+        refuse(format_args!("token {id} is outside the vocabulary of {}", self.n_vocab))
+    }
+
+    #[inline(never)]
+    fn check_mixed(&self, ids: &[i32], embeddings: &[f32]) -> Result<()> {
+        let real = ids.iter().filter(|&&id| id != -1);
+        if let Some(&id) = real.clone().find(|id| id.cast_unsigned() as usize >= self.n_vocab) {
+            return self.outside(id.cast_unsigned());
+        }
+        let (want, got) = ((ids.len() - real.count()) * self.n_embd, embeddings.len());
+        if want == got {
+            return Ok(());
+        }
+        refuse(format_args!("want {want} values for the positions without an id, got {got}"))
+    }
+
+    /// Writes the inputs of a batch that was checked, and marks its slots as about to change.
+    #[inline(never)]
+    pub(super) fn begin(&mut self, index: usize, batch: &Batch<'_>, key: &GraphKey) {
+        let n_tokens = key.n_tokens as usize;
+        let mut block = InputBlock::new(&mut self.words, self.cache.peek(index));
+        if batch.seqs.len() != key.n_seqs as usize || batch.seqs.iter().any(|s| s.tokens.len() != n_tokens) {
+            block.clear();
+        }
         for (i, seq) in batch.seqs.iter().enumerate() {
-            let n = seq.tokens.len();
-            let n_past = self.memory.n_past(seq.slot)?;
-            match seq.tokens {
-                Tokens::Ids(ids) => self.fill(index, Input::Tokens, |w| w[i * n_tokens..][..n].copy_from_slice(ids)),
-                Tokens::Mixed { ids, embeddings } => {
-                    self.fill(index, Input::Tokens, |w| {
-                        for (w, id) in w[i * n_tokens..].iter_mut().zip(ids) {
-                            *w = id.cast_unsigned();
-                        }
-                    });
-                    self.fill(index, Input::Embeddings, |w| {
-                        let rows = w[i * n_tokens * n_embd..].chunks_exact_mut(n_embd).zip(ids);
-                        let places = rows.filter(|(_, id)| **id == -1).map(|(row, _)| row);
-                        for (row, vector) in places.zip(embeddings.chunks_exact(n_embd)) {
-                            for (w, v) in row.iter_mut().zip(vector) {
-                                *w = v.to_bits();
-                            }
-                        }
-                    });
-                }
+            let (first, n) = (i * n_tokens, seq.tokens.len());
+            let n_past = self.memory.begin(seq.slot);
+            for t in 0..n {
+                block.set(Input::Tokens, first + t, seq.tokens.id(t) as usize);
+                block.set(Input::Positions, first + t, n_past + t);
             }
-            self.fill(index, Input::Positions, |w| {
-                for (t, w) in w[i * n_tokens..][..n].iter_mut().enumerate() {
-                    *w = word(n_past + t);
-                }
-            });
-            self.fill(index, Input::Slots, |w| w[i] = word(seq.slot.index()));
-            self.fill(index, Input::Lengths, |w| w[i] = word(n));
-            self.fill(index, Input::OutRows, |w| w[i] = word(i * n_tokens + n - 1));
-        }
-        Ok(())
-    }
-
-    /// Zeroes the integers of the input block. Vectors are written by whoever has some, and never read elsewhere.
-    pub(super) fn clear_words(&mut self, index: usize) {
-        let compiled = self.cache.peek(index);
-        self.words.resize(compiled.n_words, 0);
-        for (input, &(start, len)) in Input::ALL.iter().zip(&compiled.layout) {
-            if input.dtype() == DType::I32 {
-                self.words[start as usize..][..len as usize].fill(0);
+            block.set(Input::Slots, i, seq.slot.index());
+            block.set(Input::Lengths, i, n);
+            block.set(Input::OutRows, i, first + n - 1);
+            if let Tokens::Mixed { ids, embeddings } = seq.tokens {
+                block.set_vectors(first, ids, embeddings, self.n_embd);
             }
         }
     }
+}
 
-    /// Lets `write` fill the words of one input, if the graph has it.
-    pub(super) fn fill(&mut self, index: usize, input: Input, write: impl FnOnce(&mut [u32])) {
-        let (start, len) = self.cache.peek(index).layout[input as usize];
-        if len > 0 {
-            write(&mut self.words[start as usize..][..len as usize]);
+fn stage(tokens: &Tokens<'_>) -> Stage {
+    match tokens {
+        Tokens::Ids(_) => Stage::Tokens,
+        Tokens::Mixed { .. } => Stage::Embeddings,
+    }
+}
+
+fn size(n: usize) -> Result<u32> {
+    u32::try_from(n).or_else(|_| refuse(format_args!("{n} is too large for one call")))
+}
+
+#[cold]
+fn resize(words: &mut Vec<u32>, n_words: usize) {
+    words.resize(n_words, 0);
+}
+
+/// The words of a graph's input block, found by input.
+pub(super) struct InputBlock<'a> {
+    words: &'a mut [u32],
+    layout: &'a [(u32, u32); Input::ALL.len()],
+}
+
+impl<'a> InputBlock<'a> {
+    /// The block of a graph, made of `words`. What it holds does not matter yet.
+    pub(super) fn new(words: &'a mut Vec<u32>, compiled: &'a Compiled) -> Self {
+        if words.len() != compiled.n_words {
+            resize(words, compiled.n_words);
+        }
+        Self { words, layout: &compiled.layout }
+    }
+
+    /// The words of one input; none if the graph does not have it.
+    pub(super) fn of(&mut self, input: Input) -> &mut [u32] {
+        let (start, len) = self.layout[input as usize];
+        &mut self.words[start as usize..][..len as usize]
+    }
+
+    /// Sets word number `i` of an input, if the graph has it.
+    #[inline(never)]
+    pub(super) fn set(&mut self, input: Input, i: usize, n: usize) {
+        if let Some(w) = self.of(input).get_mut(i) {
+            // What comes here was checked against sizes far below 2^31, or is the id -1.
+            *w = n as u32;
+        }
+    }
+
+    /// Zeroes the integers, for a batch that does not fill them. Vectors are never read where none was written.
+    #[inline(never)]
+    fn clear(&mut self) {
+        for input in Input::ALL.into_iter().filter(|input| input.dtype() == DType::I32) {
+            self.of(input).fill(0);
+        }
+    }
+
+    /// Sets vectors of the tokens from number `first` on: those whose id is -1.
+    #[inline(never)]
+    fn set_vectors(&mut self, first: usize, ids: &[i32], embeddings: &[f32], n_embd: usize) {
+        let rows = self.of(Input::Embeddings)[first * n_embd..].chunks_exact_mut(n_embd);
+        let places = rows.zip(ids).filter(|(_, id)| **id == -1).map(|(row, _)| row);
+        for (row, vector) in places.zip(embeddings.chunks_exact(n_embd)) {
+            for (w, v) in row.iter_mut().zip(vector) {
+                *w = v.to_bits();
+            }
         }
     }
 }

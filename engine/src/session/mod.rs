@@ -17,7 +17,7 @@ use crate::backend::{Backend, Buffer};
 use crate::batch::{Batch, Features, Logits, Sequence, Tokens};
 use crate::cache::GraphCache;
 use crate::dtype::DType;
-use crate::error::{Error, Result};
+use crate::error::{Result, refuse};
 use crate::graph::Graph;
 use crate::key::{Buckets, GraphKey, Rows, Stage};
 use crate::memory::{Memory, Slot};
@@ -32,7 +32,7 @@ use crate::stats::History;
 use crate::tensor::Input;
 use crate::weights::WeightStore;
 use compile::Compiled;
-use inputs::slice_tokens;
+use inputs::{InputBlock, slice_tokens};
 use output::{Arena, output};
 
 pub use crate::stats::Stats;
@@ -96,6 +96,9 @@ pub struct Session {
     weights: WeightStore,
     backends: Vec<Arc<dyn Backend>>,
     options: SessionOptions,
+    /// Of the model, as `n_embd` is: a call asks for them more than once.
+    n_vocab: usize,
+    n_embd: usize,
     buckets: Buckets,
     memory: Memory,
     /// Imported weights of each backend.
@@ -126,10 +129,10 @@ impl Session {
         options: SessionOptions,
     ) -> Result<Self> {
         let Some(first) = backends.first() else {
-            return Err(Error::Batch { what: "a session needs at least one backend".into() });
+            return refuse(format_args!("a session needs at least one backend"));
         };
         if !matches!(options.kv_dtype, DType::F16 | DType::F32) {
-            return Err(Error::Batch { what: format!("attention cache: want F16 or F32, got {}", options.kv_dtype) });
+            return refuse(format_args!("attention cache: want F16 or F32, got {}", options.kv_dtype));
         }
         check_context(options.n_ctx)?;
         let specs = model.states(&StateOptions { n_ctx: options.n_ctx, kv_dtype: options.kv_dtype });
@@ -137,6 +140,8 @@ impl Session {
         let stats = Stats { state_bytes: memory.bytes(), ..Stats::default() };
         let n_weights = weights.len();
         Ok(Self {
+            n_vocab: model.n_vocab(),
+            n_embd: model.n_embd(),
             model,
             weights: weights.clone(),
             backends: backends.to_vec(),
@@ -262,12 +267,9 @@ impl Session {
     pub fn step(&mut self, batch: &Batch<'_>) -> Result<Logits<'_>> {
         let key = self.key(batch)?;
         let index = self.compiled(&key)?;
-        self.write_batch(index, batch, &key)?;
-        for seq in batch.seqs {
-            self.memory.begin(seq.slot);
-        }
+        self.begin(index, batch, &key);
         self.run(&key, index)?;
-        let Self { cache, arenas, backends, values, lent, memory, model, .. } = self;
+        let Self { cache, arenas, backends, values, lent, memory, n_vocab, .. } = self;
         let stride = match batch.rows {
             Rows::None => 0,
             Rows::Last => 1,
@@ -280,13 +282,13 @@ impl Session {
         for seq in batch.seqs {
             memory.commit(seq.slot, seq.tokens.len());
         }
-        Ok(Logits { values, n_vocab: model.n_vocab(), stride })
+        Ok(Logits { values, n_vocab: *n_vocab, stride })
     }
 
     /// Feeds any number of tokens to one sequence in calls of at most `max_tokens`, and returns the logits of the last
     /// token. After an error the sequence has advanced by the calls before the failed one.
     pub fn feed(&mut self, slot: Slot, tokens: Tokens<'_>, rows: Rows) -> Result<&[f32]> {
-        let n_embd = self.model.n_embd();
+        let n_embd = self.n_embd;
         let (total, max) = (tokens.len(), self.options.max_tokens);
         self.memory.check_room(slot, total)?;
         let mut done = 0;
@@ -302,38 +304,38 @@ impl Session {
 
     /// Audio embeddings of one clip, `[n_tokens, n_embd]`, for `n_tokens` as the model's encoder counts them.
     pub fn encode(&mut self, features: &Features<'_>) -> Result<&[f32]> {
-        let encoder =
-            self.model.encoder().ok_or_else(|| Error::Batch { what: "the model has no audio encoder".into() })?;
+        let Some(encoder) = self.model.encoder() else {
+            return refuse(format_args!("the model has no audio encoder"));
+        };
         let Features { n_mels, n_frames, values } = *features;
         if n_mels != encoder.n_mels || n_frames == 0 || values.len() != n_mels * n_frames {
-            let what = format!("want features [{}, n_frames], got [{n_mels}, {n_frames}]", encoder.n_mels);
-            return Err(Error::Batch { what });
+            let want = encoder.n_mels;
+            return refuse(format_args!("want features [{want}, n_frames], got [{n_mels}, {n_frames}]"));
         }
         let padded = n_frames.next_multiple_of(encoder.chunk_frames);
-        let too_long = || Error::Batch { what: format!("{n_frames} frames are too many for one call") };
         let n_tokens = (encoder.tokens)(n_frames);
         let key = GraphKey {
             stage: Stage::Encode,
             n_seqs: 1,
-            n_tokens: u32::try_from(padded).map_err(|_| too_long())?,
+            n_tokens: u32::try_from(padded)
+                .or_else(|_| refuse(format_args!("{n_frames} frames are too many for one call")))?,
             n_kv: 0,
             rows: Rows::All,
         };
         let index = self.compiled(&key)?;
-        self.clear_words(index);
-        self.fill(index, Input::Features, |words| {
-            for (row, band) in words.chunks_exact_mut(padded).zip(values.chunks_exact(n_frames)) {
-                let (real, padding) = row.split_at_mut(n_frames);
-                real.iter_mut().zip(band).for_each(|(w, v)| *w = v.to_bits());
-                padding.fill(0);
-            }
-        });
-        self.fill(index, Input::Lengths, |words| words[0] = u32::try_from(n_tokens).unwrap_or(u32::MAX));
-        self.fill(index, Input::Frames, |words| words[0] = u32::try_from(n_frames).unwrap_or(u32::MAX));
+        let mut block = InputBlock::new(&mut self.words, self.cache.peek(index));
+        let rows = block.of(Input::Features).chunks_exact_mut(padded);
+        for (row, band) in rows.zip(values.chunks_exact(n_frames)) {
+            let (real, padding) = row.split_at_mut(n_frames);
+            real.iter_mut().zip(band).for_each(|(w, v)| *w = v.to_bits());
+            padding.fill(0);
+        }
+        block.set(Input::Lengths, 0, n_tokens);
+        block.set(Input::Frames, 0, n_frames);
         self.run(&key, index)?;
-        let Self { cache, arenas, backends, values, lent, model, .. } = self;
+        let Self { cache, arenas, backends, values, lent, n_embd, .. } = self;
         let values = output(&cache.peek(index).first_output()?, arenas, backends, values, lent)?;
-        Ok(&values[..n_tokens * model.n_embd()])
+        Ok(&values[..n_tokens * *n_embd])
     }
 
     /// A named tensor of the last run, as [`CompileOptions::taps`] asked for it: its values, integers too, and its shape.
@@ -392,5 +394,5 @@ fn check_context(n_ctx: usize) -> Result<()> {
     if (1..=MAX_CONTEXT).contains(&n_ctx) {
         return Ok(());
     }
-    Err(Error::Batch { what: format!("want a context of 1 to {MAX_CONTEXT} tokens, got {n_ctx}") })
+    refuse(format_args!("want a context of 1 to {MAX_CONTEXT} tokens, got {n_ctx}"))
 }
