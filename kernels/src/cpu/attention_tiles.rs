@@ -4,6 +4,11 @@
 
 use super::attention::KEY_BLOCK;
 
+/// Rows of keys or values from the one that is read to the one that is asked for. Rows of one head are far apart, and the
+/// processor does not foresee them. Those that are still halves are read by few queries, straight from the attention
+/// cache; all others were widened a moment ago, or many queries share them.
+pub(super) const AHEAD: usize = 16;
+
 /// Puts a tile's scores, `[R][M]`, where those of keys `j .. j + R` are.
 pub(super) fn put<const R: usize, const M: usize>(results: [[f32; M]; R], s: &mut [[f32; KEY_BLOCK]], j: usize) {
     for (r, results) in results.into_iter().enumerate() {
@@ -19,7 +24,7 @@ macro_rules! attention_for {
         use std::ops::Range;
 
         use crate::cpu::attention::{self, Attention, KEY_BLOCK, KvRows, Parts, Scores};
-        use crate::cpu::attention_tiles::put;
+        use crate::cpu::attention_tiles::{AHEAD, put};
         use crate::cpu::rows::F16;
 
         /// See `scalar::attention`.
@@ -42,6 +47,15 @@ macro_rules! attention_for {
             attention::run(a, out, scratch, &parts);
         }
 
+        /// Asks for the lines that lie `distance` bytes behind a row.
+        #[inline]
+        #[target_feature(enable = $features)]
+        fn prefetch_row(row: &[u8], distance: usize) {
+            for line in (0..row.len()).step_by(64) {
+                _mm_prefetch::<_MM_HINT_T0>(row.as_ptr().wrapping_add(distance + line).cast());
+            }
+        }
+
         /// `s[i][j] = q_i . k_j`; rows of `k` are `stride` bytes apart.
         #[target_feature(enable = $features)]
         fn scores<const FORMAT: usize>(q: &[&[f32]], k: &[u8], stride: usize, keys: Range<usize>, s: &mut Scores) {
@@ -50,6 +64,9 @@ macro_rules! attention_for {
             let mut j = keys.start;
             while j < keys.end {
                 let n = if keys.end - j >= 4 { 4 } else { 1 };
+                if FORMAT == F16 {
+                    (j..j + n).for_each(|r| prefetch_row(row(r), AHEAD * stride));
+                }
                 for (q, s) in q.chunks(2).zip(s.chunks_mut(2)) {
                     match (n, q) {
                         (4, [a, b]) => {
@@ -107,6 +124,9 @@ macro_rules! attention_for {
                 }
                 for j in keys.clone() {
                     let row = row(j);
+                    if FORMAT == F16 && done == 0 {
+                        prefetch_row(row, AHEAD * stride);
+                    }
                     let v = [weights::<FORMAT>(row, done / WIDTH), weights::<FORMAT>(row, done / WIDTH + 1)];
                     for (acc, p) in acc.iter_mut().zip(p) {
                         let p = splat(p[j]);
