@@ -7,8 +7,10 @@
 
 use std::arch::x86_64::*;
 
+use bytemuck::Zeroable;
+
 use super::blocks::Q8_0_BYTES;
-use super::{Vector, WIDTH, decode_row, dot_f32, lanes, load_16, load_32, load_64, tile};
+use super::{Vector, WIDTH, decode_row, dot_f32, lanes, load_32, load_64, tile};
 use crate::cpu::product::{Operand, Product};
 use crate::cpu::rows::{BF16, F16, F32, write};
 use crate::quant::activation::BlockQ8;
@@ -94,29 +96,21 @@ fn tile_q8_0<const BYTES: usize, const R: usize, const M: usize>(w: [&[u8]; R], 
     let n_blocks = x[0].len();
     // One length for all rows lets the compiler drop the checks in the loop.
     let x = x.map(|x| &x[..n_blocks]);
-    let w: [_; 4] = std::array::from_fn(|r| &w[r.min(R - 1)].as_chunks::<BYTES>().0[..n_blocks]);
+    let row = |r: usize| &w[r.min(R - 1)].as_chunks::<BYTES>().0[..n_blocks];
+    let (w0, w1, w2, w3) = (row(0), row(1), row(2), row(3));
     let mut acc = [_mm_setzero_ps(); M];
-    for b in 0..n_blocks {
-        let mut d = [0; 8];
-        let mut sums = [[_mm256_setzero_si256(); 4]; M];
-        for (r, w) in w.iter().enumerate() {
+    for b in (0..n_blocks / 2 * 2).step_by(2) {
+        let w = [[&w0[b], &w0[b + 1]], [&w1[b], &w1[b + 1]], [&w2[b], &w2[b + 1]], [&w3[b], &w3[b + 1]]];
+        for block in w.as_flattened() {
             // The same place in the rows of the next tile: rows are short, and each is a stream of its own.
-            _mm_prefetch::<_MM_HINT_T0>(w[b].as_ptr().wrapping_add(R * n_blocks * BYTES).cast());
-            let w: &BlockQ8_0 = bytemuck::from_bytes(&w[b]);
-            d[r] = w.d.to_bits();
-            // dpbusd takes one unsigned operand: levels larger by 128.
-            let levels = _mm256_xor_si256(load_32(bytemuck::cast_ref(&w.q)), _mm256_set1_epi8(i8::MIN));
-            for (sums, x) in sums.iter_mut().zip(x) {
-                sums[r] = _mm256_dpbusd_epi32(sums[r], levels, load_32(bytemuck::cast_ref(&x[b].q)));
-            }
+            _mm_prefetch::<_MM_HINT_T0>(block.as_ptr().wrapping_add(R * n_blocks * BYTES).cast());
         }
-        let d = _mm_cvtph_ps(load_16(bytemuck::cast_ref(&d)));
-        for ((acc, sums), x) in acc.iter_mut().zip(sums).zip(x) {
-            let pairs = _mm256_hadd_epi32(_mm256_hadd_epi32(sums[0], sums[1]), _mm256_hadd_epi32(sums[2], sums[3]));
-            let sum = _mm_add_epi32(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256::<1>(pairs));
-            let sum = _mm_add_epi32(sum, _mm_set1_epi32(x[b].neg_sum * 128));
-            *acc = _mm_fmadd_ps(_mm_cvtepi32_ps(sum), _mm_mul_ps(d, _mm_set1_ps(x[b].d)), *acc);
-        }
+        acc = two_blocks_q8_0(w, x.map(|x| [&x[b], &x[b + 1]]), acc);
+    }
+    if n_blocks % 2 == 1 {
+        let (b, none) = (n_blocks - 1, BlockQ8::zeroed());
+        let w = [[&w0[b], &[0; BYTES]], [&w1[b], &[0; BYTES]], [&w2[b], &[0; BYTES]], [&w3[b], &[0; BYTES]]];
+        acc = two_blocks_q8_0(w, x.map(|x| [&x[b], &none]), acc);
     }
     let mut results = [[0.0; M]; R];
     for (i, acc) in acc.into_iter().enumerate() {
@@ -125,6 +119,55 @@ fn tile_q8_0<const BYTES: usize, const R: usize, const M: usize>(w: [&[u8]; R], 
         }
     }
     results
+}
+
+/// Adds two blocks of four rows of Q8_0. A vector holds one row's blocks behind each other, in lanes of 128 bits.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+fn two_blocks_q8_0<const BYTES: usize, const M: usize>(
+    w: [[&[u8; BYTES]; 2]; 4],
+    x: [[&BlockQ8; 2]; M],
+    acc: [__m128; M],
+) -> [__m128; M] {
+    let mut levels = [_mm512_setzero_si512(); 4];
+    let mut scales = [0; 2];
+    for r in (0..4).rev() {
+        let blocks: [&BlockQ8_0; 2] = [bytemuck::from_bytes(w[r][0]), bytemuck::from_bytes(w[r][1])];
+        // dpbusd takes one unsigned operand: levels larger by 128.
+        levels[r] = _mm512_xor_si512(halves(&blocks[0].q, &blocks[1].q), _mm512_set1_epi8(i8::MIN));
+        for (scales, block) in scales.iter_mut().zip(blocks) {
+            // Brought together by integer shifts: the vector units have enough to do.
+            *scales = *scales << 16 | i64::from(block.d.to_bits());
+        }
+    }
+    let d = _mm256_cvtph_ps(_mm_set_epi64x(scales[1], scales[0]));
+    let mut sums = acc;
+    for (acc, [a, b]) in sums.iter_mut().zip(x) {
+        // What the larger levels add is taken from one of the partial sums.
+        let excess = _mm512_mask_set1_epi32(_mm512_maskz_set1_epi32(1, a.neg_sum * 128), 1 << 8, b.neg_sum * 128);
+        let x = halves(&a.q, &b.q);
+        let mut s = [excess; 4];
+        for (s, levels) in s.iter_mut().zip(levels) {
+            *s = _mm512_dpbusd_epi32(*s, levels, x);
+        }
+        let s01 = _mm512_add_epi32(_mm512_unpacklo_epi32(s[0], s[1]), _mm512_unpackhi_epi32(s[0], s[1]));
+        let s23 = _mm512_add_epi32(_mm512_unpacklo_epi32(s[2], s[3]), _mm512_unpackhi_epi32(s[2], s[3]));
+        let s = _mm512_add_epi32(_mm512_unpacklo_epi64(s01, s23), _mm512_unpackhi_epi64(s01, s23));
+        // Lanes 0 and 1 are the first block, 2 and 3 the second.
+        let s = _mm512_cvtepi32_ps(_mm512_add_epi32(s, _mm512_shuffle_i32x4::<0b10_11_00_01>(s, s)));
+        let d = _mm256_mul_ps(d, _mm256_set_m128(_mm_set1_ps(b.d), _mm_set1_ps(a.d)));
+        let first = _mm_fmadd_ps(_mm512_castps512_ps128(s), _mm256_castps256_ps128(d), *acc);
+        *acc = _mm_fmadd_ps(_mm512_extractf32x4_ps::<2>(s), _mm256_extractf128_ps::<1>(d), first);
+    }
+    sums
+}
+
+/// Two times 32 levels in one vector.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+fn halves(a: &[i8; 32], b: &[i8; 32]) -> __m512i {
+    let a = _mm512_castsi256_si512(load_32(bytemuck::cast_ref(a)));
+    _mm512_inserti64x4::<1>(a, load_32(bytemuck::cast_ref(b)))
 }
 
 /// Asks for the lines that lie `distance` bytes behind a block.
