@@ -8,7 +8,8 @@ const MAX_TIMESCALE: f64 = 10_000.0;
 /// The frequencies of `width` columns: `exp(-i * ln(10000) / (width / 2 - 1))`, `i` below half the width.
 ///
 /// `width`: even, at least 4. Products and results are rounded to f32 where the official code does so, and each function
-/// is the nearest f32 to the exact one; PyTorch's differ in the last bit from one processor to the next.
+/// is the nearest f32 to the exact one. PyTorch's are those of MKL, which has other last bits on processors with SSE4.2,
+/// AVX2 and AVX-512: llama.cpp's converter writes a table of its own on each of them.
 fn frequencies(width: usize) -> Vec<f32> {
     let half = width / 2;
     let step = -(MAX_TIMESCALE.ln() / (half - 1) as f64) as f32;
