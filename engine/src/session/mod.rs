@@ -53,7 +53,7 @@ pub enum Reuse {
     #[default]
     On,
     /// As `On`; at every use the graph is built, fused and planned once more, and a difference is
-    /// [`Error::StaleGraph`].
+    /// [`crate::Error::StaleGraph`].
     Verified,
 }
 
