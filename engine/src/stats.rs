@@ -64,7 +64,8 @@ pub struct Stats {
     pub evictions: u64,
     /// Calls that used a compiled graph again.
     pub hits: u64,
-    /// Nanoseconds in which compiled graphs ran; the rest of a call is the engine's own.
+    /// Nanoseconds in which compiled graphs ran, where [`crate::session::SessionOptions::timed`] or a profile asks for it;
+    /// the rest of a call is the engine's own.
     pub run_ns: u64,
     /// Bytes of the arenas in use, largest first call included.
     pub arena_bytes: usize,

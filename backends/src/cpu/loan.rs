@@ -7,12 +7,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use engine::backend::Loan;
 use engine::error::Result;
 
-use super::mem::outside;
+use super::mem::{Storage, outside};
 use super::weights::CpuBuffer;
 
 /// The right to read an arena in place.
 pub(super) struct CpuLoan {
     buffer: Arc<CpuBuffer>,
+    /// That of the buffer, one look into memory nearer: after a run every such look is cold.
+    storage: Arc<Storage>,
     /// Whether this loan is counted in the buffer.
     lent: AtomicBool,
 }
@@ -20,15 +22,15 @@ pub(super) struct CpuLoan {
 impl CpuLoan {
     /// A loan that has not begun. States have none: runs write them without looking for loans.
     pub(super) fn new(buffer: Arc<CpuBuffer>) -> Self {
-        Self { buffer, lent: AtomicBool::new(false) }
+        Self { storage: Arc::clone(&buffer.storage), buffer, lent: AtomicBool::new(false) }
     }
 }
 
 #[allow(unsafe_code, reason = "a slice of memory that nobody writes while it is lent")]
 impl Loan for CpuLoan {
     fn bytes(&self, range: Range<usize>) -> Result<&[u8]> {
-        if range.start > range.end || range.end > self.buffer.storage.len() {
-            return Err(outside(range.start, self.buffer.storage.len()));
+        if range.start > range.end || range.end > self.storage.len() {
+            return Err(outside(range.start, self.storage.len()));
         }
         // Counted before it is marked: `end` may take back too little, never too much.
         if !self.lent.load(Ordering::Acquire) {
@@ -39,7 +41,7 @@ impl Loan for CpuLoan {
         }
         // SAFETY: the buffer counts this loan, and whoever wants to write finds it counted; only `end`, which no slice
         // survives, takes it back.
-        Ok(unsafe { self.buffer.storage.bytes(range) })
+        Ok(unsafe { self.storage.bytes(range) })
     }
 
     fn end(&mut self) {

@@ -1,6 +1,6 @@
 //! [`Pool`]: the threads of a backend, and the rule that one thing at a time happens in its memory.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use engine::Error;
@@ -20,6 +20,8 @@ pub(super) struct Pool {
     /// Who helps them.
     team: Team,
     turn: Mutex<()>,
+    /// The pool's thread that runs the request whose turn it is, as [`this_thread`] numbers it; 0 between requests.
+    runner: AtomicUsize,
     busy: AtomicBool,
 }
 
@@ -32,6 +34,22 @@ impl Drop for Busy<'_> {
     }
 }
 
+/// A request that runs on this thread, until it is dropped.
+struct Running<'a>(&'a AtomicUsize);
+
+impl<'a> Running<'a> {
+    fn here(runner: &'a AtomicUsize) -> Self {
+        runner.store(this_thread(), Ordering::Relaxed);
+        Self(runner)
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.0.store(0, Ordering::Relaxed);
+    }
+}
+
 impl Pool {
     /// A pool of `n_threads` threads. Errors: `Device` if the system gives none.
     pub(super) fn new(n_threads: usize) -> Result<Self> {
@@ -41,7 +59,7 @@ impl Pool {
             .build()
             .map_err(|e| Error::Device { backend: NAME.into(), msg: format!("{n_threads} threads: {e}") })?;
         let team = Team::new(n_threads - 1)?;
-        Ok(Self { threads, team, turn: Mutex::new(()), busy: AtomicBool::new(false) })
+        Ok(Self { threads, team, turn: Mutex::new(()), runner: AtomicUsize::new(0), busy: AtomicBool::new(false) })
     }
 
     /// Number of threads.
@@ -55,7 +73,10 @@ impl Pool {
             return work();
         }
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        self.threads.install(work)
+        self.threads.install(|| {
+            let _running = Running::here(&self.runner);
+            work()
+        })
     }
 
     /// Runs `work` while nothing else happens in the backend's memory. Errors: `Device` if something else does.
@@ -81,9 +102,17 @@ impl Pool {
         if self.busy.swap(true, Ordering::Acquire) { Err(twice()) } else { Ok(Busy(&self.busy)) }
     }
 
+    /// Whether this is a thread of the pool. Only the thread itself can have stored its number; asking the pool takes more
+    /// looks into memory, which is cold after a run.
     fn is_inside(&self) -> bool {
-        self.threads.current_thread_index().is_some()
+        self.runner.load(Ordering::Relaxed) == this_thread() || self.threads.current_thread_index().is_some()
     }
+}
+
+/// A number that no other living thread has.
+fn this_thread() -> usize {
+    thread_local!(static HERE: u8 = const { 0 });
+    HERE.with(|here| std::ptr::from_ref(here).addr())
 }
 
 #[cold]

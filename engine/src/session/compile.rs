@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::output::{Arena, Place};
 use super::{Reuse, Session, WORD};
-use crate::backend::{Bindings, Executable, Segment, Usage, WeightData};
+use crate::backend::{Backend, Bindings, Executable, Segment, Usage, WeightData};
 use crate::builder::GraphBuilder;
 use crate::error::{Error, Result};
 use crate::graph::Graph;
@@ -68,17 +68,36 @@ pub struct Described {
 /// A run of nodes of one backend, ready to run.
 pub(super) struct CompiledStage {
     pub(super) executable: Box<dyn Executable>,
-    pub(super) backend: usize,
     /// Whether it is its backend's first one, which brings the input block into the arena.
-    pub(super) is_first: bool,
-    pub(super) copies: Vec<Transfer>,
+    is_first: bool,
+    transfers: Vec<Transfer>,
 }
 
-/// Bytes that cross from one backend's arena to another's before a stage runs.
-pub(super) struct Transfer {
-    pub(super) from: usize,
-    pub(super) offset: usize,
-    pub(super) staging: Vec<u8>,
+/// Bytes that cross from one arena to another before a stage runs.
+struct Transfer {
+    from: usize,
+    to: usize,
+    offset: usize,
+    staging: Vec<u8>,
+}
+
+impl CompiledStage {
+    /// Brings what earlier stages made on other backends.
+    #[inline]
+    pub(super) fn transfer(&mut self, arenas: &[Arena], backends: &[Arc<dyn Backend>]) -> Result<()> {
+        for Transfer { from, to, offset, staging } in &mut self.transfers {
+            let (from, to) = (&arenas[*from], &arenas[*to]);
+            backends[from.backend].read(&from.buffer, *offset, staging)?;
+            backends[to.backend].write(&to.buffer, *offset, staging)?;
+        }
+        Ok(())
+    }
+
+    /// What the stage brings into its arena of the words of an input block.
+    #[inline]
+    pub(super) fn inputs<'a>(&self, words: &'a [u32]) -> &'a [u8] {
+        if self.is_first { bytemuck::cast_slice(words) } else { &[] }
+    }
 }
 
 impl Session {
@@ -168,8 +187,8 @@ impl Session {
         let mut stages = Vec::with_capacity(cuts.len());
         for (i, cut) in cuts.iter().enumerate() {
             let is_first = cuts[..i].iter().all(|before| before.backend != cut.backend);
-            let (executable, copies) = self.lower(key.stage, graph, plan, cut, &arenas)?;
-            stages.push(CompiledStage { executable, backend: cut.backend, is_first, copies });
+            let (executable, transfers) = self.lower(key.stage, graph, plan, cut, &arenas)?;
+            stages.push(CompiledStage { executable, is_first, transfers });
         }
         let maker = |&o: &TensorId| graph.producer(o).map_or(0, |n| owner(cuts, n.index()));
         let output_owners = graph.outputs.iter().map(maker).collect();
@@ -208,11 +227,13 @@ impl Session {
             poison: self.options.compile.poison,
             precise: is_precise(stage),
         };
-        let arena = &self.arenas[arenas[cut.backend].expect("every cut has an arena")].buffer;
+        let arena_of = |backend: usize| arenas[backend].expect("every cut has an arena");
+        let arena = &self.arenas[arena_of(cut.backend)].buffer;
         let bind = Bindings { arena, weights: &self.imported[cut.backend], states: self.memory.buffers() };
         let executable = backend.compile(&segment, plan, &bind)?;
         let transfer = |&(id, from): &(TensorId, usize)| Transfer {
-            from,
+            from: arena_of(from),
+            to: arena_of(cut.backend),
             offset: plan.offset(id),
             staging: vec![0; graph.tensor(id).bytes()],
         };

@@ -94,6 +94,7 @@ impl Bench {
             kv_dtype: setup.kv_dtype,
             max_tokens: setup.n_ubatch.min(setup.n_batch).max(1),
             reuse: setup.reuse,
+            timed: true,
             ..SessionOptions::default()
         };
         let session =
