@@ -170,7 +170,7 @@ fn attention(bench: &Bench, n_q: usize, n_keys: usize, head_dim: usize, causal: 
                     KvRows::F16 { x: half, stride: head_dim }
                 };
                 let scale = 0.1;
-                let a = Attention { head_dim, scale, q, q_stride: head_dim, k: rows, v: rows, ranges };
+                let a = Attention { head_dim, n_head: 1, scale, q, q_stride: head_dim, k: rows, v: rows, ranges };
                 kernels.attention(black_box(&a), &mut out, &mut scratch);
             }
         });

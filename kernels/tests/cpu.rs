@@ -400,6 +400,43 @@ fn products_do_not_depend_on_the_split() {
     }
 }
 
+#[test]
+fn attention_of_several_heads_is_that_of_each() {
+    for (head_dim, n_head, n_q, n_keys) in
+        [(1, 2, 1, 3), (16, 3, 5, 70), (33, 2, 16, 65), (64, 8, 4, 200), (128, 4, 2, 321)]
+    {
+        let mut random = Random((head_dim + n_keys) as u64);
+        let q: Vec<f32> = random.floats(n_head * n_q * head_dim);
+        let stride = n_head * head_dim + 3;
+        let n = n_keys * stride - 3;
+        let (k, v) = (random.floats(n), random.floats(n));
+        let (hk, hv) = (random.halves(n), random.halves(n));
+        let ranges = ranges(n_q, n_keys).repeat(n_head);
+        let scale = 1.0 / (head_dim as f32).sqrt();
+        for kernels in Kernels::available() {
+            let run = |n_head: usize, q: &[f32], [k, v]: [KvRows<'_>; 2], ranges: &[[u32; 2]]| {
+                let a = Attention { head_dim, n_head, scale, q, q_stride: head_dim, k, v, ranges };
+                let mut out = vec![f32::NAN; ranges.len() * head_dim];
+                let mut scratch = vec![f32::NAN; kernels.attention_scratch_len(ranges.len(), head_dim)];
+                kernels.attention(&a, &mut out, &mut scratch);
+                out
+            };
+            for is_half in [false, true] {
+                let rows = |at: usize| match is_half {
+                    false => [KvRows::F32 { x: &k[at..], stride }, KvRows::F32 { x: &v[at..], stride }],
+                    true => [KvRows::F16 { x: &hk[at..], stride }, KvRows::F16 { x: &hv[at..], stride }],
+                };
+                let all = run(n_head, &q, rows(0), &ranges);
+                for (h, got) in all.chunks_exact(n_q * head_dim).enumerate() {
+                    let alone = run(1, &q[h * n_q * head_dim..], rows(h * head_dim), &ranges[..n_q]);
+                    let same = got.iter().zip(&alone).all(|(a, b)| a.to_bits() == b.to_bits());
+                    assert!(same, "{kernels:?} head {h} of {n_head}, {head_dim} elements, halves {is_half}");
+                }
+            }
+        }
+    }
+}
+
 /// `[start, end)` of keys for a mixture of causal, windowed, single and empty ranges.
 fn ranges(n_q: usize, n_keys: usize) -> Vec<[u32; 2]> {
     let mut random = Random((n_q * 1000 + n_keys) as u64);
@@ -442,7 +479,16 @@ fn attention_is_close_and_independent_of_other_queries() {
         for (k, v, wide_k, wide_v) in &rows {
             for kernels in Kernels::available() {
                 let run = |from: usize, ranges: &[[u32; 2]]| {
-                    let a = Attention { head_dim, scale, q: &q[from * q_stride..], q_stride, k: *k, v: *v, ranges };
+                    let a = Attention {
+                        head_dim,
+                        n_head: 1,
+                        scale,
+                        q: &q[from * q_stride..],
+                        q_stride,
+                        k: *k,
+                        v: *v,
+                        ranges,
+                    };
                     let mut out = vec![f32::NAN; ranges.len() * head_dim];
                     let mut scratch = vec![f32::NAN; kernels.attention_scratch_len(ranges.len(), head_dim)];
                     kernels.attention(&a, &mut out, &mut scratch);

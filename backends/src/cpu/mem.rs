@@ -298,18 +298,21 @@ impl<T: Pod> View<T> {
         self.elements(rows.start * self.row_len, rows.len() * self.row_len)
     }
 
-    /// `n` rows from `first` on, `step` row numbers apart: the elements from the first row's first to the last row's last
-    /// one, and how far rows are apart in them. Panics if the distance is not the same everywhere.
-    pub(super) fn every(&self, first: usize, n: usize, step: usize) -> (&[T], usize) {
-        assert!(self.inner == 1 && n > 0, "rows");
+    /// `n` times `width` rows that lie side by side, the first at `first`, the others `step` row numbers apart: the elements
+    /// from the first row's first to the last row's last one, and how far those at `first` and `first + step` are apart.
+    /// Panics if the distance is not the same everywhere.
+    pub(super) fn every(&self, first: usize, n: usize, step: usize, width: usize) -> (&[T], usize) {
+        assert!(self.inner == 1 && n > 0 && width > 0, "rows");
         let start = self.offset(first);
+        let len = width * self.row_len;
+        assert!(self.offset(first + width - 1) + self.row_len == start + len, "rows side by side");
         if n == 1 {
-            return (self.elements(start, self.row_len), self.row_len);
+            return (self.elements(start, len), len);
         }
         let stride = self.offset(first + step) - start;
         let last = self.offset(first + (n - 1) * step);
-        assert!(last - start == (n - 1) * stride, "rows at one distance");
-        (self.elements(start, last - start + self.row_len), stride)
+        assert!(last - start == (n - 1) * stride && stride >= len, "rows at one distance");
+        (self.elements(start, last - start + len), stride)
     }
 }
 
@@ -433,8 +436,11 @@ mod tests {
         // Row [2, 1, 3].
         assert_eq!(view.row(2 * 8 + 4 + 3), &[115.0, 116.0, 117.0, 118.0, 119.0]);
         // Rows [0, 0, 1], [1, 0, 1] and [2, 0, 1].
-        let (rows, stride) = view.every(1, 3, 8);
+        let (rows, stride) = view.every(1, 3, 8, 1);
         assert_eq!((rows[0], rows[rows.len() - 1], rows.len(), stride), (5.0, 49.0, 45, 20));
+        // Each with the row behind it.
+        let (rows, stride) = view.every(1, 3, 8, 2);
+        assert_eq!((rows[0], rows[rows.len() - 1], rows.len(), stride), (5.0, 54.0, 50, 20));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! What attention of one key-value head is given, [`Attention`], and the order in which SIMD files work through it.
+//! What attention of some key-value heads is given, [`Attention`], and the order in which SIMD files work through it.
 
 use std::ops::Range;
 
@@ -14,7 +14,7 @@ pub const KEY_BLOCK: usize = 64;
 pub(super) const QUERY_TILE: usize = 4;
 
 /// Queries that go through the keys together: f16 rows are widened once for all of them.
-const QUERY_GROUP: usize = 32;
+pub const QUERY_GROUP: usize = 32;
 
 /// Rows of keys or of values, `stride` elements apart.
 #[derive(Clone, Copy, Debug)]
@@ -45,11 +45,11 @@ impl<'a> KvRows<'a> {
         n == 0 || stride.checked_mul(n - 1).and_then(|at| at.checked_add(head_dim)).is_some_and(|end| end <= len)
     }
 
-    /// The rows from row `i` on.
-    fn from(self, i: usize) -> Self {
+    /// The rows from row `i` on, each from element `at` on.
+    fn from(self, i: usize, at: usize) -> Self {
         match self {
-            Self::F32 { x, stride } => Self::F32 { x: &x[i * stride..], stride },
-            Self::F16 { x, stride } => Self::F16 { x: &x[i * stride..], stride },
+            Self::F32 { x, stride } => Self::F32 { x: &x[i * stride + at..], stride },
+            Self::F16 { x, stride } => Self::F16 { x: &x[i * stride + at..], stride },
         }
     }
 
@@ -68,14 +68,16 @@ impl<'a> KvRows<'a> {
     }
 }
 
-/// Queries that share the keys and values of one head.
+/// Queries of some heads of keys and values. Those of one head share what the head holds.
 #[derive(Clone, Copy, Debug)]
 pub struct Attention<'a> {
     /// Elements of a query, a key and a value.
     pub head_dim: usize,
+    /// Heads of keys and values. What a row holds of one lies behind what it holds of the head before.
+    pub n_head: usize,
     /// Factor of the scores, usually `1 / sqrt(head_dim)`.
     pub scale: f32,
-    /// `[n_q, head_dim]`, rows `q_stride` apart.
+    /// `[n_head, n_q / n_head, head_dim]`, rows `q_stride` apart.
     pub q: &'a [f32],
     /// Elements from one query to the next.
     pub q_stride: usize,
@@ -125,6 +127,9 @@ pub(super) fn scratch_len(_n_q: usize, head_dim: usize) -> usize {
 
 /// Attention by blocks of keys with a running maximum, as `scalar::attention`, in tiles of queries.
 ///
+/// Several heads go through the keys together, block by block: their parts of a row are neighbours in memory, and a page
+/// holds few rows.
+///
 /// Rows outside a query's range may be scored with others of its tile, but only its own range is ever added to it.
 #[inline(always)]
 pub(super) fn run<S, A, W, M, E, C>(
@@ -146,6 +151,7 @@ pub(super) fn run<S, A, W, M, E, C>(
     for (group, out) in out.chunks_mut(QUERY_GROUP * d).enumerate() {
         let first = group * QUERY_GROUP;
         let n_q = out.len() / d;
+        let of_head = n_q / a.n_head;
         let seen = a.ranges[first..first + n_q].iter().filter(|r| r[0] < r[1]);
         let (start, end) = seen.fold((usize::MAX, 0), |(s, e), r| (s.min(r[0] as usize), e.max(r[1] as usize)));
         if start >= end {
@@ -157,13 +163,20 @@ pub(super) fn run<S, A, W, M, E, C>(
                 continue;
             }
             let n_keys = KEY_BLOCK.min(end - block);
-            let (mut k, mut v) = (a.k.from(block), a.v.from(block));
-            if n_q > QUERY_TILE {
-                k = k.widened(n_keys, d, k_buffer, &parts.widen);
-                v = v.widened(n_keys, d, v_buffer, &parts.widen);
-            }
-            for (t, out) in out.chunks_mut(QUERY_TILE * d).enumerate() {
-                let (at, n) = (t * QUERY_TILE, out.len() / d);
+            let tiles = out.chunks_mut(of_head * d).enumerate().flat_map(|(head, out)| {
+                let tile = move |(t, out)| (head, head * of_head + t * QUERY_TILE, out);
+                out.chunks_mut(QUERY_TILE * d).enumerate().map(tile)
+            });
+            let (mut k, mut v) = (a.k, a.v);
+            for (head, at, out) in tiles {
+                let n = out.len() / d;
+                if at == head * of_head {
+                    (k, v) = (a.k.from(block, head * d), a.v.from(block, head * d));
+                    if of_head > QUERY_TILE {
+                        k = k.widened(n_keys, d, k_buffer, &parts.widen);
+                        v = v.widened(n_keys, d, v_buffer, &parts.widen);
+                    }
+                }
                 let mut keys = [0..0, 0..0, 0..0, 0..0];
                 let mut queries: [&[f32]; QUERY_TILE] = [&[]; QUERY_TILE];
                 for i in 0..n {

@@ -51,8 +51,8 @@ macro_rules! attention_for {
         #[inline]
         #[target_feature(enable = $features)]
         fn prefetch_row(row: &[u8], distance: usize) {
-            for line in (0..row.len()).step_by(64) {
-                _mm_prefetch::<_MM_HINT_T0>(row.as_ptr().wrapping_add(distance + line).cast());
+            for line in row.chunks(64) {
+                _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().wrapping_add(distance).cast());
             }
         }
 
@@ -94,17 +94,18 @@ macro_rules! attention_for {
             y: &mut [f32],
         ) {
             match p {
-                [a] => accumulate_tile::<FORMAT, 1>([a], v, stride, keys, y),
-                [a, b] => accumulate_tile::<FORMAT, 2>([a, b], v, stride, keys, y),
-                [a, b, c] => accumulate_tile::<FORMAT, 3>([a, b, c], v, stride, keys, y),
-                [a, b, c, d, ..] => accumulate_tile::<FORMAT, 4>([a, b, c, d], v, stride, keys, y),
+                [a] => accumulate_tile::<FORMAT, 1, 4>([a], v, stride, keys, y),
+                [a, b] => accumulate_tile::<FORMAT, 2, 4>([a, b], v, stride, keys, y),
+                [a, b, c] => accumulate_tile::<FORMAT, 3, 2>([a, b, c], v, stride, keys, y),
+                [a, b, c, d, ..] => accumulate_tile::<FORMAT, 4, 2>([a, b, c, d], v, stride, keys, y),
                 [] => {}
             }
         }
 
+        /// `C` vectors of a row at a time, then single ones, then single elements.
         #[inline]
         #[target_feature(enable = $features)]
-        fn accumulate_tile<const FORMAT: usize, const M: usize>(
+        fn accumulate_tile<const FORMAT: usize, const M: usize, const C: usize>(
             p: [&[f32; KEY_BLOCK]; M],
             v: &[u8],
             stride: usize,
@@ -113,38 +114,12 @@ macro_rules! attention_for {
         ) {
             let head_dim = y.len() / M;
             let bytes = if FORMAT == F32 { 4 } else { 2 };
-            let row = |j: usize| &v[j * stride..][..head_dim * bytes];
-            let mut done = 0;
-            while done + 2 * WIDTH <= head_dim {
-                let mut acc = [[zero(); 2]; M];
-                for (i, acc) in acc.iter_mut().enumerate() {
-                    for (h, acc) in acc.iter_mut().enumerate() {
-                        *acc = load(&y[i * head_dim..].as_chunks().0[done / WIDTH + h]);
-                    }
-                }
-                for j in keys.clone() {
-                    let row = row(j);
-                    if FORMAT == F16 && done == 0 {
-                        prefetch_row(row, AHEAD * stride);
-                    }
-                    let v = [weights::<FORMAT>(row, done / WIDTH), weights::<FORMAT>(row, done / WIDTH + 1)];
-                    for (acc, p) in acc.iter_mut().zip(p) {
-                        let p = splat(p[j]);
-                        acc[0] = fma(p, v[0], acc[0]);
-                        acc[1] = fma(p, v[1], acc[1]);
-                    }
-                }
-                for (i, acc) in acc.into_iter().enumerate() {
-                    for (h, acc) in acc.into_iter().enumerate() {
-                        store(&mut y[i * head_dim..].as_chunks_mut().0[done / WIDTH + h], acc);
-                    }
-                }
-                done += 2 * WIDTH;
-            }
+            let done = accumulate_columns::<FORMAT, M, C>(p, v, stride, keys.clone(), y, 0);
+            let done = accumulate_columns::<FORMAT, M, 1>(p, v, stride, keys.clone(), y, done);
             for (i, p) in p.into_iter().enumerate() {
                 for (e, y) in y[i * head_dim..][..head_dim].iter_mut().enumerate().skip(done) {
                     for j in keys.clone() {
-                        let at = &row(j)[e * bytes..][..bytes];
+                        let at = &v[j * stride + e * bytes..][..bytes];
                         let v = match FORMAT {
                             F32 => f32::from_le_bytes(*at.first_chunk().expect("four bytes")),
                             _ => widen(u16::from_le_bytes(*at.first_chunk().expect("two bytes"))),
@@ -153,6 +128,52 @@ macro_rules! attention_for {
                     }
                 }
             }
+        }
+
+        /// From element `done` on, while there are `C` more vectors; returns where that ends.
+        #[inline]
+        #[target_feature(enable = $features)]
+        fn accumulate_columns<const FORMAT: usize, const M: usize, const C: usize>(
+            p: [&[f32; KEY_BLOCK]; M],
+            v: &[u8],
+            stride: usize,
+            keys: Range<usize>,
+            y: &mut [f32],
+            mut done: usize,
+        ) -> usize {
+            let head_dim = y.len() / M;
+            let bytes = if FORMAT == F32 { 4 } else { 2 };
+            while done + C * WIDTH <= head_dim {
+                let mut acc = [[zero(); C]; M];
+                for (i, acc) in acc.iter_mut().enumerate() {
+                    for (h, acc) in acc.iter_mut().enumerate() {
+                        *acc = load(&y[i * head_dim..].as_chunks().0[done / WIDTH + h]);
+                    }
+                }
+                for j in keys.clone() {
+                    let row = &v[j * stride..][..head_dim * bytes];
+                    if FORMAT == F16 && done == 0 {
+                        prefetch_row(row, AHEAD * stride);
+                    }
+                    let mut v = [zero(); C];
+                    for (h, v) in v.iter_mut().enumerate() {
+                        *v = weights::<FORMAT>(row, done / WIDTH + h);
+                    }
+                    for (acc, p) in acc.iter_mut().zip(p) {
+                        let p = splat(p[j]);
+                        for (acc, v) in acc.iter_mut().zip(v) {
+                            *acc = fma(p, v, *acc);
+                        }
+                    }
+                }
+                for (i, acc) in acc.into_iter().enumerate() {
+                    for (h, acc) in acc.into_iter().enumerate() {
+                        store(&mut y[i * head_dim..].as_chunks_mut().0[done / WIDTH + h], acc);
+                    }
+                }
+                done += C * WIDTH;
+            }
+            done
         }
     };
 }

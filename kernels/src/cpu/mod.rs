@@ -20,7 +20,7 @@ mod rows;
 mod scalar;
 mod table;
 
-pub use self::attention::{Attention, KEY_BLOCK, KvRows};
+pub use self::attention::{Attention, KEY_BLOCK, KvRows, QUERY_GROUP};
 pub use self::isa::{ISA_VARIABLE, Isa, UnknownIsa};
 pub use self::product::{Operand, PANEL_ROWS, Product};
 pub use self::table::Kernels;

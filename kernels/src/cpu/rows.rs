@@ -1,7 +1,7 @@
 //! Rows of plain numbers with vectors of any width: dot products, sums of scaled rows, conversions.
 //!
 //! The module of an instruction set says what a `Vector` of `WIDTH` lanes is and has its operations: `zero`, `splat`, `load`,
-//! `store`, `load_f16`, `store_f16`, `weights`, `fma`, `sum`, and for single halves `widen` and `narrow`. What is built from
+//! `store`, `load_f16`, `store_f16`, `weights`, `fma`, `sum`, `sums`, and for single halves `widen` and `narrow`. What is built from
 //! them, and is the same for all widths, is here and in `attention_tiles`.
 
 use crate::quant::Format;
@@ -95,11 +95,16 @@ macro_rules! rows_for {
         /// Dot products of plain rows: element i in lane i % `WIDTH`.
         #[inline]
         #[target_feature(enable = $features)]
-        fn tile<const FORMAT: usize, const R: usize, const M: usize>(w: [&[u8]; R], x: [&[f32]; M]) -> [[f32; M]; R] {
+        fn tile<const FORMAT: usize, const R: usize, const M: usize>(
+            mut w: [&[u8]; R],
+            mut x: [&[f32]; M],
+        ) -> [[f32; M]; R] {
             let k = x[0].len();
             let bytes = if FORMAT == F32 { 4 } else { 2 };
-            // One length for all rows lets the compiler drop the checks in the loop.
-            let (w, x) = (w.map(|w| &w[..k * bytes]), x.map(|x| &x[..k]));
+            // One length for all rows lets the compiler drop the checks in the loop. (Not with `map`, which is no part of this
+            // function when features are chosen.)
+            w.iter_mut().for_each(|w| *w = &w[..k * bytes]);
+            x.iter_mut().for_each(|x| *x = &x[..k]);
             let mut acc = [[zero(); M]; R];
             for c in 0..k / WIDTH {
                 let mut wide = [zero(); R];
@@ -114,17 +119,28 @@ macro_rules! rows_for {
                 }
             }
             let done = k / WIDTH * WIDTH;
-            let mut sums = [[0.0; M]; R];
-            for r in 0..R {
-                let mut last = [0; 4 * WIDTH];
-                last[..(k - done) * bytes].copy_from_slice(&w[r][done * bytes..]);
-                let last = weights::<FORMAT>(&last[..bytes * WIDTH], 0);
-                for i in 0..M {
-                    let x = load(&padded(&x[i][done..], 0.0));
-                    sums[r][i] = sum(fma(last, x, acc[r][i]));
+            if done < k {
+                for (acc, w) in acc.iter_mut().zip(w) {
+                    let mut last = [0; 4 * WIDTH];
+                    last[..(k - done) * bytes].copy_from_slice(&w[done * bytes..]);
+                    let last = weights::<FORMAT>(&last[..bytes * WIDTH], 0);
+                    for (acc, x) in acc.iter_mut().zip(x) {
+                        *acc = fma(last, load(&padded(&x[done..], 0.0)), *acc);
+                    }
                 }
             }
-            sums
+            // Four rows at a time, the last one again where there are fewer.
+            let mut results = [[0.0; M]; R];
+            for first in (0..R).step_by(4) {
+                let row = |r: usize| &acc[(first + r).min(R - 1)];
+                for i in 0..M {
+                    let four = sums([row(0)[i], row(1)[i], row(2)[i], row(3)[i]]);
+                    for (y, sum) in results[first..].iter_mut().zip(four) {
+                        y[i] = sum;
+                    }
+                }
+            }
+            results
         }
     };
 }

@@ -343,6 +343,7 @@ fn dot_super_blocks<B>(w: &[B], x: &[BlockQ8_K], part: impl Fn(&B, usize) -> ([F
 /// Source of the method: Milakov and Gimelshein 2018, "Online normalizer calculation for softmax".
 pub fn attention(a: &Attention<'_>, out: &mut [f32], scratch: &mut [f32]) {
     for (i, ([start, end], out)) in a.ranges.iter().zip(out.chunks_exact_mut(a.head_dim)).enumerate() {
+        let head = i / (a.ranges.len() / a.n_head) * a.head_dim;
         let q = &a.q[i * a.q_stride..][..a.head_dim];
         let (start, end) = (*start as usize, *end as usize);
         let (mut max, mut sum) = (f32::NEG_INFINITY, 0.0);
@@ -356,8 +357,8 @@ pub fn attention(a: &Attention<'_>, out: &mut [f32], scratch: &mut [f32]) {
             for (s, j) in scores.iter_mut().zip(keys.clone()) {
                 *s = a.scale
                     * match a.k {
-                        KvRows::F32 { x, stride } => dot_f32::<false>(q, &x[j * stride..][..a.head_dim]),
-                        KvRows::F16 { x, stride } => dot_f16(&x[j * stride..][..a.head_dim], q),
+                        KvRows::F32 { x, stride } => dot_f32::<false>(q, &x[j * stride + head..][..a.head_dim]),
+                        KvRows::F16 { x, stride } => dot_f16(&x[j * stride + head..][..a.head_dim], q),
                     };
             }
             let new_max = max_of(scores).max(max);
@@ -367,8 +368,8 @@ pub fn attention(a: &Attention<'_>, out: &mut [f32], scratch: &mut [f32]) {
             out.iter_mut().for_each(|y| *y *= shrink);
             for (p, j) in scores.iter().zip(keys) {
                 match a.v {
-                    KvRows::F32 { x, stride } => axpy_f32::<false>(out, *p, &x[j * stride..][..a.head_dim]),
-                    KvRows::F16 { x, stride } => axpy_f16(out, *p, &x[j * stride..][..a.head_dim]),
+                    KvRows::F32 { x, stride } => axpy_f32::<false>(out, *p, &x[j * stride + head..][..a.head_dim]),
+                    KvRows::F16 { x, stride } => axpy_f16(out, *p, &x[j * stride + head..][..a.head_dim]),
                 }
             }
         }

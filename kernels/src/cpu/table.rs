@@ -239,14 +239,18 @@ impl Kernels {
 
     /// `out[i] = sum over keys j in range i of softmax_j(scale q_i . k_j) v_j`; `out` is `[n_q, head_dim]`.
     ///
-    /// A query with an empty range gives zeros. A query's result does not depend on the other queries.
+    /// A query with an empty range gives zeros. A query's result does not depend on the other queries, nor on how many heads
+    /// a call has. Those of several heads must be at most [`QUERY_GROUP`](attention::QUERY_GROUP).
     pub fn attention(self, a: &Attention<'_>, out: &mut [f32], scratch: &mut [f32]) {
         let n_q = a.ranges.len();
         assert_eq!(out.len(), n_q * a.head_dim, "out is [n_q, head_dim]");
         assert!(a.head_dim > 0, "heads have elements");
         assert!(n_q == 0 || a.q.len() >= (n_q - 1) * a.q_stride + a.head_dim, "queries");
+        assert!(a.n_head > 0 && n_q.is_multiple_of(a.n_head), "every head has as many queries");
+        assert!(a.n_head == 1 || n_q <= attention::QUERY_GROUP, "queries of several heads");
         let n_keys = a.ranges.iter().map(|r| r[1] as usize).max().unwrap_or(0);
-        assert!(a.k.holds(n_keys, a.head_dim) && a.v.holds(n_keys, a.head_dim), "keys and values");
+        let row_len = a.n_head * a.head_dim;
+        assert!(a.k.holds(n_keys, row_len) && a.v.holds(n_keys, row_len), "keys and values");
         let len = self.attention_scratch_len(n_q, a.head_dim);
         // SAFETY: `Kernels` exists only for instruction sets that this CPU has.
         unsafe { (self.0.attention)(a, out, &mut scratch[..len]) }

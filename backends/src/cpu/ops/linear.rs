@@ -189,7 +189,7 @@ impl Step for Prepare {
             let panel = unsafe { self.prepared.part_mut(0, i * len..(i + 1) * len) };
             let n = rows.len();
             if self.x.is_uniform() {
-                let (x, stride) = self.x.every(rows.start, n, 1);
+                let (x, stride) = self.x.every(rows.start, n, 1, 1);
                 self.kernels.prepare(self.operand, x, stride, n, self.k, panel);
             } else {
                 let gathered = &mut self.worker.of(worker)[..n * self.k];

@@ -152,6 +152,18 @@ pub(super) fn sum(x: Vector) -> f32 {
     _mm_cvtss_f32(_mm_add_ss(x, _mm_shuffle_ps::<1>(x, x)))
 }
 
+/// The sums of four vectors' lanes, each as [`sum`] has it.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn sums([a, b, c, d]: [Vector; 4]) -> [f32; 4] {
+    let half = |x| _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
+    let (a, b, c, d) = (half(a), half(b), half(c), half(d));
+    // Lanes 0 + 2 and 1 + 3 of each.
+    let ab = _mm_add_ps(_mm_unpacklo_ps(a, b), _mm_unpackhi_ps(a, b));
+    let cd = _mm_add_ps(_mm_unpacklo_ps(c, d), _mm_unpackhi_ps(c, d));
+    lanes(_mm_add_ps(_mm_movelh_ps(ab, cd), _mm_movehl_ps(cd, ab)))
+}
+
 /// The four lanes.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]

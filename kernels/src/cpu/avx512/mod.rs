@@ -22,7 +22,7 @@ use self::few_q8_k::{product_few_q8_k, product_few_q8_k_scratch_len};
 use self::gemm::{prepare_panel, product_panels, product_panels_scratch_len};
 use self::gemm_q8::{product_many_q8, product_many_q8_scratch_len};
 use super::attention_tiles::attention_for;
-use super::avx2::{blocks, lanes, load_16, load_32, narrow, widen};
+use super::avx2::{self, blocks, lanes, load_16, load_32, narrow, widen};
 use super::compiled::compiled_for;
 use super::product::Product;
 use super::rows::rows_for;
@@ -99,11 +99,25 @@ fn fma(a: Vector, b: Vector, c: Vector) -> Vector {
     _mm512_fmadd_ps(a, b, c)
 }
 
-/// The sum of the sixteen lanes, in an order that `std::arch` leaves open.
+/// The sum of the sixteen lanes, halves first.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
 fn sum(x: Vector) -> f32 {
-    _mm512_reduce_add_ps(x)
+    avx2::sum(half(x))
+}
+
+/// The sums of four vectors' lanes, each as [`sum`] has it.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+fn sums([a, b, c, d]: [Vector; 4]) -> [f32; 4] {
+    avx2::sums([half(a), half(b), half(c), half(d)])
+}
+
+/// The lower eight lanes plus the upper ones.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+fn half(x: Vector) -> __m256 {
+    _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps::<1>(x))
 }
 
 #[inline]
