@@ -329,17 +329,42 @@ fn prepared_activations_have_the_same_bits_everywhere() {
 fn integer_parts_of_products_are_exact() {
     // With scales that are powers of two and small sums nothing is rounded: every result is the integer sum.
     let scale = f16::from_f32(0.125).to_le_bytes();
-    for format in [Format::Q8_0, Format::Q4_0, Format::Q4_1, Format::Q5_0, Format::Q5_1, Format::IQ4_NL] {
-        let n_scales = if matches!(format, Format::Q4_1 | Format::Q5_1) { 2 } else { 1 };
-        for (k, n_rows, m) in [(32, 1, 1), (96, 5, 3), (544, 37, 33), (992, 50, 157)] {
+    const SMALL: [[usize; 3]; 4] = [[32, 1, 1], [96, 5, 3], [544, 37, 33], [992, 50, 157]];
+    const SUPER: [[usize; 3]; 3] = [[256, 1, 9], [512, 37, 33], [512, 50, 157]];
+    // Bytes of levels and of scales that make weights as low as they go, or as high where that is more.
+    for (format, scales, [level, group_scale], cases) in [
+        (Format::Q8_0, 0..2, [0x80, 0], &SMALL[..]),
+        (Format::Q4_0, 0..2, [0, 0], &SMALL),
+        (Format::Q4_1, 0..4, [0, 0], &SMALL),
+        (Format::Q5_0, 0..2, [0, 0], &SMALL),
+        (Format::Q5_1, 0..4, [0, 0], &SMALL),
+        (Format::IQ4_NL, 0..2, [0, 0], &SMALL),
+        (Format::Q2_K, 80..84, [0xFF, 0x0F], &SUPER),
+        (Format::Q3_K, 108..110, [0, 0], &SUPER),
+        (Format::Q6_K, 208..210, [0, 0xF8], &SUPER),
+    ] {
+        // Of groups of 16.
+        let group_scales = match format {
+            Format::Q2_K => 0..16,
+            Format::Q3_K => 96..108,
+            Format::Q6_K => 192..208,
+            _ => 0..0,
+        };
+        for &[k, n_rows, m] in cases {
             let mut random = Random((k + m) as u64);
             let mut w = random.weights(format, n_rows, k);
             for block in w.chunks_exact_mut(format.block_bytes()) {
-                block.as_chunks_mut().0[..n_scales].fill(scale);
+                if format == Format::Q6_K {
+                    // -8 ..= 7: with larger ones sums would be rounded.
+                    block[group_scales.clone()].fill_with(|| (random.below(16) as u8).wrapping_sub(8));
+                }
+                block[scales.clone()].as_chunks_mut().0.fill(scale);
             }
-            // Levels as low as they go, beside activations as large as they go.
+            // Beside activations as large as they go.
             for block in w[..format.row_bytes(k)].chunks_exact_mut(format.block_bytes()) {
-                block[2 * n_scales..].fill(if format == Format::Q8_0 { 0x80 } else { 0 });
+                block.fill(level);
+                block[group_scales.clone()].fill(group_scale);
+                block[scales.clone()].as_chunks_mut().0.fill(scale);
             }
             let mut x: Vec<f32> = (0..m * k).map(|_| random.below(255) as f32 - 127.0).collect();
             x[..k].fill(127.0);

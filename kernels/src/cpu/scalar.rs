@@ -11,7 +11,7 @@ use crate::math::{self, fma};
 use crate::quant::activation::{BlockQ8, BlockQ8_K, quantize_q8, quantize_q8_k};
 use crate::quant::{
     BlockIQ4_NL, BlockQ2_K, BlockQ3_K, BlockQ4_0, BlockQ4_1, BlockQ4_K, BlockQ5_0, BlockQ5_1, BlockQ5_K, BlockQ6_K,
-    BlockQ8_0, F16Bytes, Format, SMALL_BLOCK, iq4_nl,
+    BlockQ8_0, F16Bytes, Format, SMALL_BLOCK, SUPER_BLOCK, iq4_nl,
 };
 
 /// Partial sums of a reduction.
@@ -137,18 +137,21 @@ pub fn small_operand(format: Format) -> Operand {
     }
 }
 
-/// The operand of the products that bring weights into another layout: integers where 32 weights have one scale.
+/// The operand of the products that bring weights into another layout.
 pub fn large_operand(format: Format) -> Operand {
     match format {
+        Format::F32 | Format::F16 | Format::BF16 => Operand::Panels,
         Format::Q8_0
         | Format::Q4_0
         | Format::Q4_1
         | Format::Q5_0
         | Format::Q5_1
         | Format::IQ4_NL
+        | Format::Q2_K
+        | Format::Q3_K
         | Format::Q4_K
-        | Format::Q5_K => Operand::Q8,
-        Format::F32 | Format::F16 | Format::BF16 | Format::Q2_K | Format::Q3_K | Format::Q6_K => Operand::Panels,
+        | Format::Q5_K
+        | Format::Q6_K => Operand::Q8,
     }
 }
 
@@ -206,8 +209,11 @@ pub fn product(p: &Product<'_>, out: &mut [f32], scratch: &mut [f32]) {
     }
 }
 
-/// A row in groups of 32 with quantized activations: `sum over groups of scale x.d (levels . x.q) + offset x.d sum(x.q)`.
+/// A row with quantized activations: `sum over blocks of w.d x.d (levels . x.q) + w.offset x.d sum(x.q)`.
 fn dot_q8(format: Format, w: &[u8], x: &[BlockQ8]) -> f32 {
+    if format.block_len() == SUPER_BLOCK {
+        return dot_super_blocks_q8(format, w, x);
+    }
     let mut acc = 0.0;
     for (g, x) in x.iter().enumerate() {
         let Group { levels, scale, offset } = group(format, w, g);
@@ -225,7 +231,7 @@ struct Group {
     offset: f32,
 }
 
-/// Weights `32 g .. 32 g + 32` of a row whose format has one scale for all of them.
+/// Weights `32 g .. 32 g + 32` of a row of 32-blocks.
 fn group(format: Format, w: &[u8], g: usize) -> Group {
     /// Block `i` of a row.
     fn block<B: bytemuck::Pod>(w: &[u8], i: usize) -> B {
@@ -258,81 +264,132 @@ fn group(format: Format, w: &[u8], g: usize) -> Group {
             let levels = std::array::from_fn(|e| iq4_nl::VALUES[nibble(&b.qs, e) as usize]);
             Group { levels, scale: b.d.to_f32(), offset: 0.0 }
         }
-        Format::Q4_K => {
-            let (b, j): (BlockQ4_K, _) = (block(w, g / 8), g % 8);
-            let (scale, min) = b.scale_min(j);
-            let levels = std::array::from_fn(|e| (b.qs[32 * (j / 2) + e] >> (4 * (j % 2)) & 15) as i8);
-            let (scale, offset) = (b.d.to_f32() * f32::from(scale), -(b.dmin.to_f32() * f32::from(min)));
-            Group { levels, scale, offset }
-        }
-        Format::Q5_K => {
-            let (b, j): (BlockQ5_K, _) = (block(w, g / 8), g % 8);
-            let (scale, min) = b.scale_min(j);
-            let level = |e: usize| b.qs[32 * (j / 2) + e] >> (4 * (j % 2)) & 15 | (b.qh[e] >> j & 1) << 4;
-            let levels = std::array::from_fn(|e| level(e) as i8);
-            let (scale, offset) = (b.d.to_f32() * f32::from(scale), -(b.dmin.to_f32() * f32::from(min)));
-            Group { levels, scale, offset }
-        }
-        Format::F32 | Format::F16 | Format::BF16 | Format::Q2_K | Format::Q3_K | Format::Q6_K => {
-            unreachable!("no Q8 operand for {format:?}")
-        }
+        Format::F32
+        | Format::F16
+        | Format::BF16
+        | Format::Q2_K
+        | Format::Q3_K
+        | Format::Q4_K
+        | Format::Q5_K
+        | Format::Q6_K => unreachable!("not in 32-blocks: {format:?}"),
     }
 }
 
-/// Levels, scale and minimum of 16 weights of a 256-block: `d scale level - dmin min`.
-type Sixteen = ([i8; 16], i8, u8);
+/// A block of 256 weights: `d scale level - dmin min`.
+struct SuperBlock {
+    d: f32,
+    dmin: f32,
+    sixteens: [Sixteen; SUPER_BLOCK / 16],
+}
 
-/// A row of 256-blocks with quantized activations.
-fn dot_q8_k(format: Format, w: &[u8], x: &[BlockQ8_K]) -> f32 {
+/// Levels, scale and minimum of 16 weights of a 256-block.
+struct Sixteen {
+    levels: [i8; 16],
+    scale: i8,
+    min: u8,
+}
+
+impl Sixteen {
+    /// `levels . q`.
+    fn dot(&self, q: &[i8; 16]) -> i32 {
+        self.levels.iter().zip(q).map(|(w, x)| i32::from(*w) * i32::from(*x)).sum()
+    }
+}
+
+/// The 256-block in these bytes.
+fn super_block(format: Format, bytes: &[u8]) -> SuperBlock {
     // Where element 16 j begins in bytes that hold 32 levels of 2 bits on top of each other.
     let place = |j: usize| (32 * (j / 8) + 16 * (j % 2), 2 * (j % 8 / 2));
+    let block = |d: F16Bytes, dmin: F16Bytes, sixteen: &dyn Fn(usize) -> Sixteen| SuperBlock {
+        d: d.to_f32(),
+        dmin: dmin.to_f32(),
+        sixteens: std::array::from_fn(sixteen),
+    };
     match format {
-        Format::Q2_K => dot_super_blocks(bytemuck::cast_slice(w), x, |w: &BlockQ2_K, j| {
-            let (at, shift) = place(j);
-            let levels = std::array::from_fn(|e| (w.qs[at + e] >> shift & 3) as i8);
-            ([w.d, w.dmin], (levels, (w.scales[j] & 15) as i8, w.scales[j] >> 4))
-        }),
-        Format::Q3_K => dot_super_blocks(bytemuck::cast_slice(w), x, |w: &BlockQ3_K, j| {
-            let (at, shift) = place(j);
-            let third = |e: usize| w.hmask[16 * (j % 2) + e] >> (j / 2) & 1;
-            let levels = std::array::from_fn(|e| (w.qs[at + e] >> shift & 3 | third(e) << 2) as i8 - 4);
-            ([w.d, F16Bytes::default()], (levels, w.scale(j), 0))
-        }),
-        Format::Q4_K => dot_super_blocks(bytemuck::cast_slice(w), x, |w: &BlockQ4_K, j| {
-            let (scale, min) = w.scale_min(j / 2);
-            let low = |e: usize| w.qs[32 * (j / 4) + 16 * (j % 2) + e] >> (4 * (j / 2 % 2)) & 15;
-            ([w.d, w.dmin], (std::array::from_fn(|e| low(e) as i8), scale as i8, min))
-        }),
-        Format::Q5_K => dot_super_blocks(bytemuck::cast_slice(w), x, |w: &BlockQ5_K, j| {
-            let (scale, min) = w.scale_min(j / 2);
-            let low = |e: usize| w.qs[32 * (j / 4) + 16 * (j % 2) + e] >> (4 * (j / 2 % 2)) & 15;
-            let fifth = |e: usize| w.qh[16 * (j % 2) + e] >> (j / 2) & 1;
-            ([w.d, w.dmin], (std::array::from_fn(|e| (low(e) | fifth(e) << 4) as i8), scale as i8, min))
-        }),
-        Format::Q6_K => dot_super_blocks(bytemuck::cast_slice(w), x, |w: &BlockQ6_K, j| {
-            let (h, k, l) = (j / 8, j % 8 / 2, 16 * (j % 2));
-            let low = |e: usize| w.ql[64 * h + 32 * (k % 2) + l + e] >> (4 * (k / 2)) & 15;
-            let high = |e: usize| w.qh[32 * h + l + e] >> (2 * k) & 3;
-            let levels = std::array::from_fn(|e| (low(e) | high(e) << 4) as i8 - 32);
-            ([w.d, F16Bytes::default()], (levels, w.scales[j], 0))
-        }),
-        _ => unreachable!("no Q8K operand for {format:?}"),
+        Format::Q2_K => {
+            let w: BlockQ2_K = bytemuck::pod_read_unaligned(bytes);
+            block(w.d, w.dmin, &|j| {
+                let (at, shift) = place(j);
+                let levels = std::array::from_fn(|e| (w.qs[at + e] >> shift & 3) as i8);
+                Sixteen { levels, scale: (w.scales[j] & 15) as i8, min: w.scales[j] >> 4 }
+            })
+        }
+        Format::Q3_K => {
+            let w: BlockQ3_K = bytemuck::pod_read_unaligned(bytes);
+            block(w.d, F16Bytes::default(), &|j| {
+                let (at, shift) = place(j);
+                let third = |e: usize| w.hmask[16 * (j % 2) + e] >> (j / 2) & 1;
+                let levels = std::array::from_fn(|e| (w.qs[at + e] >> shift & 3 | third(e) << 2) as i8 - 4);
+                Sixteen { levels, scale: w.scale(j), min: 0 }
+            })
+        }
+        Format::Q4_K => {
+            let w: BlockQ4_K = bytemuck::pod_read_unaligned(bytes);
+            block(w.d, w.dmin, &|j| {
+                let (scale, min) = w.scale_min(j / 2);
+                let low = |e: usize| w.qs[32 * (j / 4) + 16 * (j % 2) + e] >> (4 * (j / 2 % 2)) & 15;
+                Sixteen { levels: std::array::from_fn(|e| low(e) as i8), scale: scale as i8, min }
+            })
+        }
+        Format::Q5_K => {
+            let w: BlockQ5_K = bytemuck::pod_read_unaligned(bytes);
+            block(w.d, w.dmin, &|j| {
+                let (scale, min) = w.scale_min(j / 2);
+                let low = |e: usize| w.qs[32 * (j / 4) + 16 * (j % 2) + e] >> (4 * (j / 2 % 2)) & 15;
+                let fifth = |e: usize| w.qh[16 * (j % 2) + e] >> (j / 2) & 1;
+                let levels = std::array::from_fn(|e| (low(e) | fifth(e) << 4) as i8);
+                Sixteen { levels, scale: scale as i8, min }
+            })
+        }
+        Format::Q6_K => {
+            let w: BlockQ6_K = bytemuck::pod_read_unaligned(bytes);
+            block(w.d, F16Bytes::default(), &|j| {
+                let (h, k, l) = (j / 8, j % 8 / 2, 16 * (j % 2));
+                let low = |e: usize| w.ql[64 * h + 32 * (k % 2) + l + e] >> (4 * (k / 2)) & 15;
+                let high = |e: usize| w.qh[32 * h + l + e] >> (2 * k) & 3;
+                let levels = std::array::from_fn(|e| (low(e) | high(e) << 4) as i8 - 32);
+                Sixteen { levels, scale: w.scales[j], min: 0 }
+            })
+        }
+        Format::F32
+        | Format::F16
+        | Format::BF16
+        | Format::Q8_0
+        | Format::Q4_0
+        | Format::Q4_1
+        | Format::Q5_0
+        | Format::Q5_1
+        | Format::IQ4_NL => unreachable!("not in 256-blocks: {format:?}"),
     }
 }
 
-/// `sum over blocks of x.d (w.d sum over j of scale (level . x.q) - w.dmin sum over j of min sum(x.q))`, where
-/// `part(block, j)` gives `[w.d, w.dmin]` and weights `16 j .. 16 j + 16`; the sums over j are integers.
-fn dot_super_blocks<B>(w: &[B], x: &[BlockQ8_K], part: impl Fn(&B, usize) -> ([F16Bytes; 2], Sixteen)) -> f32 {
+/// A row of 256-blocks with quantized activations: `sum over sixteens of x.d (w.d scale (level . x.q) - w.dmin min sum(x.q))`.
+fn dot_super_blocks_q8(format: Format, w: &[u8], x: &[BlockQ8]) -> f32 {
     let mut acc = 0.0;
-    for (w, x) in w.iter().zip(x) {
-        let (mut sum, mut offset, mut factors) = (0, 0, [0.0; 2]);
-        for (j, (q, q_sum)) in x.q.as_chunks::<16>().0.iter().zip(x.sums).enumerate() {
-            let (d, (levels, scale, min)) = part(w, j);
-            factors = d.map(F16Bytes::to_f32);
-            sum += i32::from(scale) * levels.iter().zip(q).map(|(w, x)| i32::from(*w) * i32::from(*x)).sum::<i32>();
-            offset += i32::from(min) * i32::from(q_sum);
+    for (w, x) in w.chunks_exact(format.block_bytes()).zip(x.as_chunks::<{ SUPER_BLOCK / SMALL_BLOCK }>().0) {
+        let SuperBlock { d, dmin, sixteens } = super_block(format, w);
+        for (j, sixteen) in sixteens.iter().enumerate() {
+            let (x, h) = (&x[j / 2], j % 2);
+            acc += d * f32::from(sixteen.scale) * x.d * sixteen.dot(&x.q.as_chunks().0[h]) as f32;
+            acc += dmin * f32::from(sixteen.min) * (x.d * f32::from(x.neg_sums[h]));
         }
-        acc += x.d * (factors[0] * sum as f32 - factors[1] * offset as f32);
+    }
+    acc
+}
+
+/// A row of 256-blocks with quantized activations:
+/// `sum over blocks of x.d (w.d sum over j of scale (level . x.q) - w.dmin sum over j of min sum(x.q))`, where the sums over j
+/// are integers.
+fn dot_q8_k(format: Format, w: &[u8], x: &[BlockQ8_K]) -> f32 {
+    let mut acc = 0.0;
+    for (w, x) in w.chunks_exact(format.block_bytes()).zip(x) {
+        let SuperBlock { d, dmin, sixteens } = super_block(format, w);
+        let (mut sum, mut offset) = (0, 0);
+        for ((sixteen, q), q_sum) in sixteens.iter().zip(x.q.as_chunks().0).zip(x.sums) {
+            sum += i32::from(sixteen.scale) * sixteen.dot(q);
+            offset += i32::from(sixteen.min) * i32::from(q_sum);
+        }
+        acc += x.d * (d * sum as f32 - dmin * offset as f32);
     }
     acc
 }

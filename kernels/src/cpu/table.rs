@@ -191,8 +191,8 @@ impl Kernels {
 
     /// The layout in which a product of these weights with `m` rows wants its activations.
     ///
-    /// Small `m`: rows, quantized to 8 bits for weights in blocks. Large `m`: rows of 8 bits where 32 weights have one scale,
-    /// panels elsewhere. Results of weights in blocks of 32 are the same for every `m`.
+    /// Small `m`: rows, quantized to 8 bits for weights in blocks. Large `m`: rows of 8 bits for weights in blocks, panels
+    /// elsewhere. Results of weights in blocks of 32 are the same for every `m`.
     pub fn operand(self, format: Format, m: usize) -> Operand {
         (self.0.operand)(format, m)
     }

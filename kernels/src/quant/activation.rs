@@ -4,7 +4,10 @@ use bytemuck::{Pod, Zeroable};
 
 use super::{SMALL_BLOCK, SUPER_BLOCK};
 
-/// 32 activations beside weights in 32-blocks: value `q[e] * d`.
+/// Activations in half a block of 32.
+const HALF: usize = SMALL_BLOCK / 2;
+
+/// 32 activations beside weights in 32-blocks, or in 256-blocks where many rows are multiplied: value `q[e] * d`.
 ///
 /// Unlike a block of weights the scale is an f32: nothing is gained by a shorter one, and no rounding is added.
 #[repr(C)]
@@ -14,11 +17,13 @@ pub struct BlockQ8 {
     pub d: f32,
     /// Sum of `q` with the sign changed, for weights whose levels have an offset.
     pub neg_sum: i32,
+    /// The same of each half, for weights with a scale or a minimum for 16.
+    pub neg_sums: [i16; 2],
     /// Levels, -127..=127.
     pub q: [i8; SMALL_BLOCK],
 }
 
-/// 256 activations beside weights in 256-blocks: value `q[e] * d`. Same layout as ggml's `block_q8_K`.
+/// 256 activations beside weights in 256-blocks where few rows are multiplied: value `q[e] * d`. Same layout as ggml's `block_q8_K`.
 #[allow(non_camel_case_types, reason = "upstream spelling of formats")]
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
@@ -46,11 +51,17 @@ pub(crate) fn quantize_q8(x: &[[f32; SMALL_BLOCK]], out: &mut [BlockQ8]) {
         let inverse = if inverse < f32::INFINITY { inverse } else { 0.0 };
         b.d = amax / 127.0;
         b.neg_sum = 0;
-        // A loop, since what closures of arrays do is compiled without the caller's instruction set.
-        for (q, x) in b.q.iter_mut().zip(x) {
-            let level = round(x * inverse);
-            b.neg_sum -= level;
-            *q = level as i8;
+        let halves = b.q.as_chunks_mut::<HALF>().0.iter_mut().zip(x.as_chunks::<HALF>().0);
+        // Loops, since what closures of arrays do is compiled without the caller's instruction set.
+        for (neg_sum, (q, x)) in b.neg_sums.iter_mut().zip(halves) {
+            let mut sum = 0;
+            for (q, x) in q.iter_mut().zip(x) {
+                let level = round(x * inverse);
+                sum -= level;
+                *q = level as i8;
+            }
+            *neg_sum = sum as i16;
+            b.neg_sum += sum;
         }
     }
 }

@@ -221,7 +221,7 @@ fn product_q8_k<const FORMAT: usize, const BYTES: usize>(p: &Product<'_>, out: &
 const EIGHTHS: usize = 8;
 
 /// What unsigned levels of a 256-block are larger by than levels, as a power of two, if they are.
-const fn excess<const FORMAT: usize>() -> Option<i32> {
+pub(super) const fn excess<const FORMAT: usize>() -> Option<i32> {
     match FORMAT {
         Q3_K => Some(2),
         Q6_K => Some(5),
@@ -269,7 +269,7 @@ fn dot_k<const FORMAT: usize, const BYTES: usize>(w: &[[u8; BYTES]], x: &[BlockQ
 /// Vector `c` of the unsigned levels of a block of 256, those of elements `32 c .. 32 c + 32`.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn levels<const FORMAT: usize, const BYTES: usize>(block: &[u8; BYTES], c: usize) -> __m256i {
+pub(super) fn levels<const FORMAT: usize, const BYTES: usize>(block: &[u8; BYTES], c: usize) -> __m256i {
     // `N` bits from bit `from` on of each byte.
     let bits = |bytes: &[u8; 32], from: usize, mask: i8| {
         _mm256_and_si256(_mm256_srl_epi16(load_32(bytes), _mm_cvtsi32_si128(from as i32)), _mm256_set1_epi8(mask))

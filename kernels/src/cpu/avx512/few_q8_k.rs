@@ -1,4 +1,4 @@
-//! Products of 256-blocks with 8-bit activations: weights are read once, as they are stored.
+//! Products of 256-blocks with few rows of 8-bit activations: weights are read once, as they are stored.
 //!
 //! A result is the sum over blocks of `x.d w.d sum(scale w.level x.q) - x.d w.dmin sum(min x.q)`, where scales and minima
 //! belong to groups of 16 weights and the sums are integers, in 16 partial sums. Levels are unsigned, larger by [`excess`],
@@ -22,7 +22,7 @@ use crate::quant::activation::BlockQ8_K;
 use crate::quant::{BlockQ2_K, BlockQ3_K, BlockQ4_K, BlockQ5_K, BlockQ6_K, F16Bytes, Format, SUPER_BLOCK};
 
 /// Vectors of levels in a block.
-const QUARTERS: usize = 4;
+pub(super) const QUARTERS: usize = 4;
 
 /// Weights in a run of levels that are together in every format.
 const RUN: usize = 32;
@@ -45,7 +45,7 @@ const fn is_wide<const FORMAT: usize>() -> bool {
 }
 
 /// Numbers of the two runs of levels in vector `c`.
-const fn runs<const FORMAT: usize>(c: usize) -> [usize; 2] {
+pub(super) const fn runs<const FORMAT: usize>(c: usize) -> [usize; 2] {
     match FORMAT {
         Q2_K | Q3_K => [c, c + 4],
         Q6_K => [2 * c, 2 * c + 1],
@@ -178,18 +178,19 @@ fn tile<const FORMAT: usize, const BYTES: usize, const M: usize>(
 }
 
 /// Scales of a block and of its groups.
-struct Scales {
+#[derive(Clone, Copy)]
+pub(super) struct Scales {
     /// Scale of the scales, then that of the minima in formats that have them.
-    d: __m128,
+    pub d: __m128,
     /// Scales of the groups, words.
-    scales: __m256i,
+    pub scales: __m256i,
     /// What sums of activations are multiplied with, words: minima, or scales in formats with an [`excess`].
-    mins: __m256i,
+    pub mins: __m256i,
 }
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-fn scales<const FORMAT: usize, const BYTES: usize>(block: &[u8; BYTES]) -> Scales {
+pub(super) fn scales<const FORMAT: usize, const BYTES: usize>(block: &[u8; BYTES]) -> Scales {
     let widen = |low: F16Bytes, high: F16Bytes| {
         let both = u32::from(low.to_bits()) | u32::from(high.to_bits()) << 16;
         _mm_cvtph_ps(_mm_cvtsi32_si128(both.cast_signed()))
@@ -247,7 +248,7 @@ fn scales_mins_k4(packed: &[u8; 12]) -> __m128i {
 }
 
 /// Numbers of the scales of each vector of levels, for each word.
-const fn scale_index<const FORMAT: usize>() -> [[u16; 32]; QUARTERS] {
+pub(super) const fn scale_index<const FORMAT: usize>() -> [[u16; 32]; QUARTERS] {
     let mut index = [[0; 32]; QUARTERS];
     let mut i = 0;
     while i < QUARTERS * 32 {
@@ -262,7 +263,7 @@ const fn scale_index<const FORMAT: usize>() -> [[u16; 32]; QUARTERS] {
 /// Vector `c` of the unsigned levels of a block.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-fn levels<const FORMAT: usize, const BYTES: usize>(block: &[u8; BYTES], c: usize) -> __m512i {
+pub(super) fn levels<const FORMAT: usize, const BYTES: usize>(block: &[u8; BYTES], c: usize) -> __m512i {
     let low = |bytes: &[u8; 64], from: usize, mask: i8| {
         _mm512_and_si512(_mm512_srl_epi16(load_64(bytes), _mm_cvtsi32_si128(from as i32)), _mm512_set1_epi8(mask))
     };

@@ -142,7 +142,7 @@ pub fn prepare_panel(x: &[f32], stride: usize, n_rows: usize, k: usize, out: &mu
 /// Transposes a 16 x 16 matrix.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-fn transpose(rows: [__m512; 16]) -> [__m512; 16] {
+pub(super) fn transpose(rows: [__m512; 16]) -> [__m512; 16] {
     // Inside each 128-bit lane: 4 x 4 matrices of four rows.
     let mut quads = rows;
     for (quad, r) in quads.as_chunks_mut::<4>().0.iter_mut().zip(rows.as_chunks::<4>().0) {

@@ -5,9 +5,10 @@
 //! over it, so that a `dpbusd` adds four products to 16 sums. Levels are brought into that layout [`DEPTH`] blocks at a
 //! time.
 //!
-//! Formats of other blocks whose weights have one scale for 32 are unpacked the same way, [`sixteen`] at a time.
+//! Formats of 32-blocks that take more than that are unpacked [`sixteen`] at a time, those of 256-blocks in `unpack_k`. Where
+//! 16 weights have a scale, in Q6_K, the halves of a block are two links of the chain.
 //!
-//! Levels are unsigned, larger by [`excess`]; what that adds is known from the sum of the activations.
+//! Levels are unsigned, larger by [`excess`]; what that adds is known from the sums of the activations.
 
 #![allow(unsafe_code, reason = "masked loads and stores")]
 
@@ -17,19 +18,20 @@ use bytemuck::{Pod, Zeroable};
 
 use super::blocks::*;
 use super::dot::prefetch_block;
+use super::unpack_k::unpack_k;
 use super::{WIDTH, load, load_16, load_32, load_64, nibbles, store, store_64};
 use crate::cpu::product::Product;
 use crate::quant::activation::BlockQ8;
 use crate::quant::{Format, SMALL_BLOCK};
 
 /// Groups of 16 rows of weights in a microkernel: with six rows of activations, 12 sums of each kind in 32 registers.
-const GROUPS: usize = 2;
+pub(super) const GROUPS: usize = 2;
 
-/// Blocks of a row that are worked on at a time: unpacked ones of two groups, 18 KiB, stay in the first-level cache.
+/// Blocks of a row that are worked on at a time: unpacked ones of two groups, 24 KiB, stay in the first-level cache.
 pub(super) const DEPTH: usize = 16;
 
 /// Vectors of a block: four levels of 16 rows each.
-const QUADS: usize = SMALL_BLOCK / 4;
+pub(super) const QUADS: usize = SMALL_BLOCK / 4;
 
 /// Vectors that hold 16 bytes of each of 16 rows.
 pub(super) const FOURS: usize = 4;
@@ -37,11 +39,31 @@ pub(super) const FOURS: usize = 4;
 /// Bytes that memory moves at once.
 const CACHE_LINE: usize = 64;
 
-/// What unsigned levels are larger by than levels, as a power of two.
-const fn excess<const FORMAT: usize>() -> u32 {
+/// What unsigned levels are larger by than levels.
+pub(super) const fn excess<const FORMAT: usize>() -> i16 {
     match FORMAT {
-        Q4_0 => 3,
-        _ => 7,
+        Q4_0 => 8,
+        Q2_K | Q4_K | Q5_K => 0,
+        // Products of levels and scales, -124 ..= 128.
+        Q3_K => 127,
+        Q6_K => 32,
+        _ => 128,
+    }
+}
+
+/// Scales of an unpacked block of a row.
+const fn n_scales<const FORMAT: usize>() -> usize {
+    if FORMAT == Q6_K { 2 } else { 1 }
+}
+
+/// Factors of the negative sums of the halves of a block of activations, so that what the larger levels beside scale `h` add
+/// is taken away.
+const fn excess_factors<const FORMAT: usize>(h: usize) -> [i16; 2] {
+    let excess = excess::<FORMAT>();
+    match (n_scales::<FORMAT>(), h) {
+        (1, _) => [excess, excess],
+        (_, 0) => [excess, 0],
+        _ => [0, excess],
     }
 }
 
@@ -51,13 +73,16 @@ pub(super) type Blocks<'a, const BYTES: usize> = [&'a [[u8; BYTES]; DEPTH]; WIDT
 /// A block of each of 16 rows.
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Pod, Zeroable)]
-struct Unpacked {
+pub(super) struct Unpacked {
     /// Byte `4 r + i` of vector `v` is level `4 v + i` of row `r`, made unsigned.
-    levels: [[u8; 64]; QUADS],
-    /// Scales of the rows.
-    d: [f32; WIDTH],
-    /// What weights of the rows are larger by than levels times scale; used in formats that have it.
-    offset: [f32; WIDTH],
+    pub levels: [[u8; 64]; QUADS],
+    /// Scales of the rows; of the halves in formats with a scale for each.
+    pub d: [[f32; WIDTH]; 2],
+    /// What weights of the rows are larger by than levels times scale, or the scale of their minima; used in formats that have
+    /// it.
+    pub offset: [f32; WIDTH],
+    /// Minima of the halves, in Q2_K.
+    pub mins: [[i16; 2]; WIDTH],
 }
 
 /// `f32`s that [`product_many_q8`] needs to work in: unpacked blocks, and room to align them.
@@ -75,8 +100,11 @@ pub fn product_many_q8(p: &Product<'_>, out: &mut [f32], scratch: &mut [f32]) {
         Format::Q5_0 => many::<Q5_0, Q5_0_BYTES>(p, out, scratch),
         Format::Q5_1 => many::<Q5_1, Q5_1_BYTES>(p, out, scratch),
         Format::IQ4_NL => many::<IQ4_NL, IQ4_NL_BYTES>(p, out, scratch),
+        Format::Q2_K => many::<Q2_K, Q2_K_BYTES>(p, out, scratch),
+        Format::Q3_K => many::<Q3_K, Q3_K_BYTES>(p, out, scratch),
         Format::Q4_K => many::<Q4_K, Q4_K_BYTES>(p, out, scratch),
         Format::Q5_K => many::<Q5_K, Q5_K_BYTES>(p, out, scratch),
+        Format::Q6_K => many::<Q6_K, Q6_K_BYTES>(p, out, scratch),
         _ => unreachable!("no Q8 operand for {:?}", p.format),
     }
 }
@@ -216,6 +244,8 @@ fn many<const FORMAT: usize, const BYTES: usize>(p: &Product<'_>, out: &mut [f32
                 if matches!(FORMAT, Q8_0 | Q4_0) {
                     let w = blocks(p, first, from, to, &mut tail);
                     unpack::<FORMAT, BYTES>(&w, Ahead::rows(p, first, GROUPS * WIDTH, from), out);
+                } else if matches!(FORMAT, Q2_K | Q3_K | Q4_K | Q5_K | Q6_K) {
+                    unpack_k::<FORMAT, BYTES>(p, first, from, out);
                 } else {
                     unpack_any::<FORMAT, BYTES>(p, first, from, out);
                 }
@@ -302,40 +332,25 @@ fn microkernel<const FORMAT: usize, const G: usize, const C: usize>(
         }
     }
     for b in 0..n_blocks {
-        let mut sums = [[_mm512_setzero_si512(); G]; C];
-        for (sums, x) in sums.iter_mut().zip(x) {
-            // Levels are too large by a constant, so that each of them adds that times its activation.
-            let neg_sum = _mm512_set1_epi32(x[b].neg_sum);
-            *sums = [_mm512_sllv_epi32(neg_sum, _mm512_set1_epi32(excess::<FORMAT>() as i32)); G];
+        let (w_b, x_b): ([&Unpacked; G], [&BlockQ8; C]) = (w.map(|w| &w[b]), x.map(|x| &x[b]));
+        acc = with_scale::<FORMAT, 0, G, C>(w_b, x_b, acc);
+        if n_scales::<FORMAT>() == 2 {
+            acc = with_scale::<FORMAT, 1, G, C>(w_b, x_b, acc);
         }
-        for v in 0..QUADS {
-            let mut levels = [_mm512_setzero_si512(); G];
-            for (levels, w) in levels.iter_mut().zip(w) {
-                *levels = load_64(&w[b].levels[v]);
-            }
-            for (sums, x) in sums.iter_mut().zip(x) {
-                let quad = &x[b].q.as_chunks::<4>().0[v];
-                let quad = _mm512_set1_epi32(i32::from_le_bytes(quad.map(|q| q as u8)));
-                for (sum, levels) in sums.iter_mut().zip(levels) {
-                    *sum = _mm512_dpbusd_epi32(*sum, levels, quad);
+        if FORMAT == Q2_K {
+            for (acc, x) in acc.iter_mut().zip(x) {
+                let (neg_sums, x_d) = (neg_sums(&x[b]), _mm512_set1_ps(x[b].d));
+                for (acc, w) in acc.iter_mut().zip(w) {
+                    let mins = _mm512_madd_epi16(load_64(bytemuck::cast_ref(&w[b].mins)), neg_sums);
+                    *acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(mins), _mm512_mul_ps(load(&w[b].offset), x_d), *acc);
                 }
             }
-        }
-        let mut d = [_mm512_setzero_ps(); G];
-        for (d, w) in d.iter_mut().zip(w) {
-            *d = load(&w[b].d);
-        }
-        for ((acc, sums), x) in acc.iter_mut().zip(sums).zip(x) {
-            let x_d = _mm512_set1_ps(x[b].d);
-            for ((acc, sum), d) in acc.iter_mut().zip(sums).zip(d) {
-                *acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_mul_ps(d, x_d), *acc);
-            }
-        }
-        if has_offset::<FORMAT>() {
+        } else if has_offset::<FORMAT>() {
             for (acc, x) in acc.iter_mut().zip(x) {
-                let sum = _mm512_set1_ps(x[b].d * -x[b].neg_sum as f32);
+                let neg_sum = _mm512_cvtepi32_ps(_mm512_set1_epi32(x[b].neg_sum));
+                let neg_sum = _mm512_mul_ps(neg_sum, _mm512_set1_ps(x[b].d));
                 for (acc, w) in acc.iter_mut().zip(w) {
-                    *acc = _mm512_fmadd_ps(load(&w[b].offset), sum, *acc);
+                    *acc = _mm512_fnmadd_ps(load(&w[b].offset), neg_sum, *acc);
                 }
             }
         }
@@ -347,6 +362,56 @@ fn microkernel<const FORMAT: usize, const G: usize, const C: usize>(
     }
 }
 
+/// Adds the products of what has scale `H` of a block.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+fn with_scale<const FORMAT: usize, const H: usize, const G: usize, const C: usize>(
+    w: [&Unpacked; G],
+    x: [&BlockQ8; C],
+    mut acc: [[__m512; G]; C],
+) -> [[__m512; G]; C] {
+    let mut sums = [[_mm512_setzero_si512(); G]; C];
+    if excess::<FORMAT>() != 0 {
+        for (sums, x) in sums.iter_mut().zip(x) {
+            // Levels are too large by a constant, so that each of them adds that times its activation.
+            let factors = _mm512_set1_epi32(bytemuck::cast(excess_factors::<FORMAT>(H)));
+            *sums = [_mm512_madd_epi16(neg_sums(x), factors); G];
+        }
+    }
+    let n_quads = QUADS / n_scales::<FORMAT>();
+    for v in H * n_quads..(H + 1) * n_quads {
+        let mut levels = [_mm512_setzero_si512(); G];
+        for (levels, w) in levels.iter_mut().zip(w) {
+            *levels = load_64(&w.levels[v]);
+        }
+        for (sums, x) in sums.iter_mut().zip(x) {
+            let quad = &x.q.as_chunks::<4>().0[v];
+            let quad = _mm512_set1_epi32(i32::from_le_bytes(quad.map(|q| q as u8)));
+            for (sum, levels) in sums.iter_mut().zip(levels) {
+                *sum = _mm512_dpbusd_epi32(*sum, levels, quad);
+            }
+        }
+    }
+    let mut d = [_mm512_setzero_ps(); G];
+    for (d, w) in d.iter_mut().zip(w) {
+        *d = load(&w.d[H]);
+    }
+    for ((acc, sums), x) in acc.iter_mut().zip(sums).zip(x) {
+        let x_d = _mm512_set1_ps(x.d);
+        for ((acc, sum), d) in acc.iter_mut().zip(sums).zip(d) {
+            *acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_mul_ps(d, x_d), *acc);
+        }
+    }
+    acc
+}
+
+/// The negative sums of the halves of a block, in every lane of 32 bits.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+fn neg_sums(x: &BlockQ8) -> __m512i {
+    _mm512_set1_epi32(bytemuck::cast(x.neg_sums))
+}
+
 /// Unpacks a block of each row for each element of `out`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
@@ -354,7 +419,7 @@ fn unpack<const FORMAT: usize, const BYTES: usize>(w: &Blocks<'_, BYTES>, ahead:
     let scales = scales(w);
     for (b, (out, bits)) in out.iter_mut().zip(&scales).enumerate() {
         ahead.prefetch::<BYTES>(b);
-        store(&mut out.d, widen(bits));
+        store(&mut out.d[0], widen(bits));
         if FORMAT == Q8_0 {
             for (levels, quad) in out.levels.iter_mut().zip(transpose_8(pairs(w, b))) {
                 store_64(levels, quad);
@@ -374,8 +439,8 @@ fn unpack<const FORMAT: usize, const BYTES: usize>(w: &Blocks<'_, BYTES>, ahead:
     }
 }
 
-/// Unpacks weights `32 (from + i) ..` of the 16 rows from number `first` on for each element `i` of `out`. Rows past the last
-/// one are that again.
+/// Unpacks block `from + i` of the 16 rows from number `first` on for each element `i` of `out`. Rows past the last one are
+/// that again.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
 fn unpack_any<const FORMAT: usize, const BYTES: usize>(
@@ -384,17 +449,15 @@ fn unpack_any<const FORMAT: usize, const BYTES: usize>(
     from: usize,
     out: &mut [Unpacked],
 ) {
-    let in_block = n_sixteens::<FORMAT>() * SIXTEEN / SMALL_BLOCK;
     let rows: [&[[u8; BYTES]]; WIDTH] = std::array::from_fn(|r| p.row((first + r).min(p.n_rows - 1)).as_chunks().0);
     for (i, out) in (from..).zip(out) {
         let mut levels = [_mm512_setzero_si512(); 8];
         for (r, row) in rows.iter().enumerate() {
-            let block = &row[i / in_block];
+            let block = &row[i];
             prefetch_block(block, GROUPS * WIDTH * row.len() * BYTES);
-            let c = i % in_block * 2;
-            let (low, high) = (sixteen::<FORMAT, BYTES>(block, c), sixteen::<FORMAT, BYTES>(block, c + 1));
-            // Both halves of a group have its scale.
-            (out.d[r], out.offset[r]) = (low.scale, low.offset);
+            let (low, high) = (sixteen::<FORMAT, BYTES>(block, 0), sixteen::<FORMAT, BYTES>(block, 1));
+            // Both halves of a block have its scale.
+            (out.d[0][r], out.offset[r]) = (low.scale, low.offset);
             let both = _mm256_set_m128i(high.levels, low.levels);
             let levels = &mut levels[r % 8];
             *levels = if r < 8 { _mm512_castsi256_si512(both) } else { _mm512_inserti64x4::<1>(*levels, both) };
@@ -420,7 +483,7 @@ fn transpose_4(r: [__m512i; 4]) -> [__m512i; 4] {
 /// holds element `v` of the 16 rows.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-fn transpose_8(r: [__m512i; 8]) -> [__m512i; 8] {
+pub(super) fn transpose_8(r: [__m512i; 8]) -> [__m512i; 8] {
     // Lane l of low[v] holds element v, or in odd lanes v + 4, of rows 8 (l / 2) .. 8 (l / 2) + 4; high, of the next four.
     let low = transpose_4([r[0], r[1], r[2], r[3]]);
     let high = transpose_4([r[4], r[5], r[6], r[7]]);

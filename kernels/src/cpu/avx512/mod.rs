@@ -10,6 +10,7 @@ mod few_q8;
 mod few_q8_k;
 mod gemm;
 mod gemm_q8;
+mod unpack_k;
 
 use std::arch::x86_64::*;
 
