@@ -160,9 +160,9 @@ pub struct BenchArgs {
     #[arg(long, value_name = "on|off", value_delimiter = ',', hide_possible_values = true)]
     graph_reuse: Vec<Switch>,
 
-    /// Times that every test is run
+    /// Times that every test is run; of a list the first number, as llama-bench has it
     #[arg(short, long, value_name = "N", default_value = "5", overrides_with = "repetitions")]
-    #[arg(value_parser = clap::value_parser!(u64).range(1..=MAX_REPETITIONS))]
+    #[arg(value_parser = parse_repetitions)]
     repetitions: u64,
 
     /// Format on standard output: md, csv, json, jsonl, sql or none
@@ -380,6 +380,13 @@ fn finish(args: &BenchArgs, comparison: Option<&Comparison>, timed: &[Timed], sa
         return Err(Failure::input(anyhow!("{path}: none of its rows measures what this run does")));
     }
     Ok(if report.slower.is_empty() { Exit::Done } else { Exit::SomeFailed })
+}
+
+/// The first of some numbers: llama-bench takes a list like those of its other flags and uses no more of it.
+fn parse_repetitions(text: &str) -> Result<u64, String> {
+    let parse = |n: &str| n.parse().ok().filter(|n| (1..=MAX_REPETITIONS).contains(n));
+    let all: Option<Vec<u64>> = text.split(',').map(parse).collect();
+    all.and_then(|all| all.first().copied()).ok_or_else(|| format!("want 1 to {MAX_REPETITIONS}"))
 }
 
 /// A number of percent from the command line.
