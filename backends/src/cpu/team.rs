@@ -5,8 +5,9 @@
 //! Between runs helpers look for the next one for a while before they sleep, since the steps of a decoder follow each
 //! other within microseconds and waking a thread takes longer.
 
+use std::ptr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError, TryLockError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, TryLockError, Weak};
 use std::time::{Duration, Instant};
 
 use engine::Error;
@@ -37,7 +38,8 @@ struct Shared {
 
 #[derive(Default)]
 struct Work {
-    region: Option<Arc<Region>>,
+    /// The latest run's. It may be over and its graph gone: helpers then find no chunks, or nothing.
+    region: Weak<Region>,
     n_sleeping: usize,
     is_over: bool,
 }
@@ -60,11 +62,10 @@ impl Team {
     /// The caller sees to it that nobody else runs a region with this team at the same time.
     pub(super) fn run(&self, region: &Arc<Region>) {
         region.start();
-        let announced = self.n_helpers > 0 && self.shared.announce(region);
-        region.walk(&mut Worker::new(0));
-        if announced {
-            self.shared.withdraw();
+        if self.n_helpers > 0 {
+            self.shared.announce(region);
         }
+        region.walk(&mut Worker::new(0));
         region.finish();
     }
 }
@@ -79,28 +80,23 @@ impl Drop for Team {
 }
 
 impl Shared {
-    /// Whether helpers know of the run. They do not if one of them is just looking for another.
-    fn announce(&self, region: &Arc<Region>) -> bool {
+    /// Tells helpers of the run, unless one of them is just looking for another.
+    fn announce(&self, region: &Arc<Region>) {
         let n_sleeping = {
             let mut work = match self.work.try_lock() {
                 Ok(work) => work,
                 Err(TryLockError::Poisoned(work)) => work.into_inner(),
-                Err(TryLockError::WouldBlock) => return false,
+                Err(TryLockError::WouldBlock) => return,
             };
-            work.region = Some(Arc::clone(region));
+            // Mostly it is that of the run before; its counts are then left alone.
+            if !ptr::eq(work.region.as_ptr(), Arc::as_ptr(region)) {
+                work.region = Arc::downgrade(region);
+            }
             self.announced.fetch_add(1, Ordering::Release);
             work.n_sleeping
         };
         if n_sleeping > 0 {
             self.wake.notify_all();
-        }
-        true
-    }
-
-    /// Forgets the region, whose memory must not outlive its graph. Where a helper is just looking, the next run does it.
-    fn withdraw(&self) {
-        if let Ok(mut work) = self.work.try_lock() {
-            work.region = None;
         }
     }
 
@@ -113,7 +109,7 @@ impl Shared {
                 if work.is_over {
                     return;
                 }
-                work.region.clone()
+                work.region.upgrade()
             };
             if let Some(region) = region {
                 region.help(worker);
