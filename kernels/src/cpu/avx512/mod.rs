@@ -11,6 +11,7 @@ mod few_q8_k;
 mod gemm;
 mod gemm_q8;
 mod unpack_k;
+mod unpacked;
 
 use std::arch::x86_64::*;
 

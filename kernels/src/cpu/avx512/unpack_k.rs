@@ -1,4 +1,4 @@
-//! 256-blocks of 16 rows of weights in the layout of `gemm_q8`.
+//! 256-blocks of 16 rows of weights in the layout of `unpacked`.
 //!
 //! Where 16 weights have a scale and products of levels and scales fit a byte, these products take the place of the levels,
 //! and one scale is left for all weights: Q2_K, with products 0 ..= 45, and Q3_K, with products -124 ..= 128.
@@ -9,7 +9,7 @@ use super::blocks::*;
 use super::dot::prefetch_block;
 use super::few_q8_k::{QUARTERS, Scales, levels, runs, scale_index, scales};
 use super::gemm::transpose;
-use super::gemm_q8::{GROUPS, QUADS, Unpacked, excess, transpose_8};
+use super::unpacked::{GROUPS, QUADS, Unpacked, excess, transpose_8};
 use super::{WIDTH, load_16, load_64, store, store_64};
 use crate::cpu::product::Product;
 use crate::quant::{SMALL_BLOCK, SUPER_BLOCK};
