@@ -1,40 +1,6 @@
-//! Element formats of tensors. [`DType`] knows geometry and file ids; encoding and decoding live in `kernels::quant`.
+//! Element formats of tensors: [`DType`]. What the bytes of weights mean is in the crate `formats`.
 
-/// The format of a tensor's elements, named as in GGUF.
-#[allow(non_camel_case_types, reason = "upstream spelling of formats")]
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
-pub enum DType {
-    /// IEEE single precision.
-    F32,
-    /// IEEE half precision.
-    F16,
-    /// The upper half of an IEEE single.
-    BF16,
-    /// 32-bit signed integers: ids, positions, lengths.
-    I32,
-    /// 32 signed bytes and one f16 scale.
-    Q8_0,
-    /// 32 levels of 4 bits around 8 and one f16 scale.
-    Q4_0,
-    /// 32 levels of 4 bits, f16 scale and minimum.
-    Q4_1,
-    /// 32 levels of 5 bits around 16 and one f16 scale.
-    Q5_0,
-    /// 32 levels of 5 bits, f16 scale and minimum.
-    Q5_1,
-    /// 32 levels of 4 bits that index sixteen values of uneven distance, one f16 scale.
-    IQ4_NL,
-    /// 256 levels of 2 bits, 16 groups with 4-bit scale and minimum.
-    Q2_K,
-    /// 256 levels of 3 bits, 16 groups with 6-bit scale.
-    Q3_K,
-    /// 256 levels of 4 bits, 8 groups with 6-bit scale and minimum.
-    Q4_K,
-    /// 256 levels of 5 bits, 8 groups with 6-bit scale and minimum.
-    Q5_K,
-    /// 256 levels of 6 bits, 16 groups with 8-bit scale.
-    Q6_K,
-}
+use formats::Format;
 
 /// Geometry of a format: `len` elements are stored in `bytes` bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -45,44 +11,49 @@ pub struct Block {
     pub bytes: usize,
 }
 
-impl DType {
-    /// Every format, in declaration order.
-    pub const ALL: [Self; 15] = [
-        Self::F32,
-        Self::F16,
-        Self::BF16,
-        Self::I32,
-        Self::Q8_0,
-        Self::Q4_0,
-        Self::Q4_1,
-        Self::Q5_0,
-        Self::Q5_1,
-        Self::IQ4_NL,
-        Self::Q2_K,
-        Self::Q3_K,
-        Self::Q4_K,
-        Self::Q5_K,
-        Self::Q6_K,
-    ];
+/// Defines [`DType`] from the list of formats.
+macro_rules! define {
+    ($($(#[$doc:meta])* $name:ident: $block:ident, id $id:literal, files [$($file:ident = $number:literal),*];)*) => {
+        /// The format of a tensor's elements, named as in GGUF: one of weights, or integers.
+        #[allow(non_camel_case_types, reason = "upstream spelling of formats")]
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+        pub enum DType {
+            $($(#[$doc])* $name,)*
+            /// 32-bit signed integers: ids, positions, lengths.
+            I32,
+        }
 
+        impl DType {
+            /// Every format, in declaration order.
+            pub const ALL: [Self; Format::ALL.len() + 1] = [$(Self::$name,)* Self::I32];
+
+            /// The format of weights; none for integers.
+            pub const fn format(self) -> Option<Format> {
+                match self {
+                    $(Self::$name => Some(Format::$name),)*
+                    Self::I32 => None,
+                }
+            }
+
+            /// The type of weights in this format.
+            pub const fn of(format: Format) -> Self {
+                match format {
+                    $(Format::$name => Self::$name,)*
+                }
+            }
+        }
+    };
+}
+
+formats::formats!(define);
+
+impl DType {
     /// Elements and bytes of one block; plain types are blocks of one element.
     pub const fn block(self) -> Block {
-        let (len, bytes) = match self {
-            Self::F32 | Self::I32 => (1, 4),
-            Self::F16 | Self::BF16 => (1, 2),
-            Self::Q8_0 => (32, 34),
-            Self::Q4_0 => (32, 18),
-            Self::Q4_1 => (32, 20),
-            Self::Q5_0 => (32, 22),
-            Self::Q5_1 => (32, 24),
-            Self::IQ4_NL => (32, 18),
-            Self::Q2_K => (256, 84),
-            Self::Q3_K => (256, 110),
-            Self::Q4_K => (256, 144),
-            Self::Q5_K => (256, 176),
-            Self::Q6_K => (256, 210),
-        };
-        Block { len, bytes }
+        match self.format() {
+            Some(format) => Block { len: format.block_len(), bytes: format.block_bytes() },
+            None => Block { len: 1, bytes: size_of::<i32>() },
+        }
     }
 
     /// Bytes of a row of `n` elements; `n` is a multiple of `self.block().len`.
@@ -94,22 +65,9 @@ impl DType {
 
     /// The type id in a GGUF tensor table. Source: ggml, `enum ggml_type`.
     pub const fn gguf_id(self) -> u32 {
-        match self {
-            Self::F32 => 0,
-            Self::F16 => 1,
-            Self::Q4_0 => 2,
-            Self::Q4_1 => 3,
-            Self::Q5_0 => 6,
-            Self::Q5_1 => 7,
-            Self::Q8_0 => 8,
-            Self::Q2_K => 10,
-            Self::Q3_K => 11,
-            Self::Q4_K => 12,
-            Self::Q5_K => 13,
-            Self::Q6_K => 14,
-            Self::IQ4_NL => 20,
-            Self::I32 => 26,
-            Self::BF16 => 30,
+        match self.format() {
+            Some(format) => format.gguf_id(),
+            None => 26,
         }
     }
 
@@ -120,22 +78,9 @@ impl DType {
 
     /// The format's name as GGUF tools write it: `F32`, `Q4_K`.
     pub const fn name(self) -> &'static str {
-        match self {
-            Self::F32 => "F32",
-            Self::F16 => "F16",
-            Self::BF16 => "BF16",
-            Self::I32 => "I32",
-            Self::Q8_0 => "Q8_0",
-            Self::Q4_0 => "Q4_0",
-            Self::Q4_1 => "Q4_1",
-            Self::Q5_0 => "Q5_0",
-            Self::Q5_1 => "Q5_1",
-            Self::IQ4_NL => "IQ4_NL",
-            Self::Q2_K => "Q2_K",
-            Self::Q3_K => "Q3_K",
-            Self::Q4_K => "Q4_K",
-            Self::Q5_K => "Q5_K",
-            Self::Q6_K => "Q6_K",
+        match self.format() {
+            Some(format) => format.name(),
+            None => "I32",
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Numeric kernels: slices in, slices out. No graph, no file, no allocation, no threads.
 //!
-//! - [`quant`]: the formats weights are stored in: block structs, decoding, encoding.
+//! - [`quant`]: the formats weights are stored in: block structs, decoding, encoding. The crate `formats`.
+//! - [`activation`]: activations quantized on the fly, to be multiplied with weights in these formats.
 //! - [`cpu`]: kernels per instruction set behind one handle, [`cpu::Kernels`]. Read that type first.
 //! - [`math`]: the approximations that the kernels share, each with its error.
 //!
@@ -10,6 +11,7 @@
 //!
 //! Lengths that do not fit together are a mistake of the caller and panic.
 
+pub mod activation;
 pub mod cpu;
 pub mod math;
-pub mod quant;
+pub use formats as quant;

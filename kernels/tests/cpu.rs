@@ -3,8 +3,8 @@
 //! Bounds follow from the arithmetic: a sum of n products is off by at most `(n + c) 2^-24` of the sum of their sizes.
 
 use half::f16;
+use kernels::activation::{BlockQ8, BlockQ8_K};
 use kernels::cpu::{Attention, KEY_BLOCK, Kernels, KvRows, Operand, Product};
-use kernels::quant::activation::{BlockQ8, BlockQ8_K};
 use kernels::quant::{BlockQ2_K, BlockQ4_1, BlockQ4_K, BlockQ5_1, BlockQ5_K, Format};
 
 /// Half a unit in the last place of 1.
@@ -41,22 +41,15 @@ impl Random {
     /// `n_rows` rows with every bit of the levels random and scales of a usual size.
     fn weights(&mut self, format: Format, n_rows: usize, k: usize) -> Vec<u8> {
         let mut bytes = vec![0; n_rows * format.row_bytes(k)];
-        let scales: &[usize] = match format {
-            Format::F32 | Format::F16 | Format::BF16 => {
-                for row in bytes.chunks_exact_mut(format.row_bytes(k).max(1)) {
-                    format.encode_row(&self.floats(k), row);
-                }
-                return bytes;
+        if format.block_len() == 1 || format.scales().is_empty() {
+            for row in bytes.chunks_exact_mut(format.row_bytes(k).max(1)) {
+                format.encode_row(&self.floats(k), row);
             }
-            Format::Q8_0 | Format::Q4_0 | Format::Q5_0 | Format::IQ4_NL => &[0],
-            Format::Q4_1 | Format::Q5_1 | Format::Q4_K | Format::Q5_K => &[0, 2],
-            Format::Q2_K => &[80, 82],
-            Format::Q3_K => &[108],
-            Format::Q6_K => &[208],
-        };
+            return bytes;
+        }
         for block in bytes.chunks_exact_mut(format.block_bytes()) {
             block.fill_with(|| self.bits() as u8);
-            for at in scales {
+            for at in format.scales() {
                 block[*at..at + 2].copy_from_slice(&f16::from_f32(self.float() * 0.01).to_le_bytes());
             }
         }

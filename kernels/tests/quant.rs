@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
+use kernels::activation::{BlockQ8, BlockQ8_K};
 use kernels::cpu::{Kernels, Operand};
 use kernels::quant::Format;
-use kernels::quant::activation::{BlockQ8, BlockQ8_K};
 use safetensors::SafeTensors;
 
 /// Elements of a row in the fixtures.

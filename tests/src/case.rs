@@ -49,8 +49,7 @@ impl Tolerance {
         match self {
             Self::Nmse(nmse) => nmse,
             Self::Product { dtype, m, k, factor } => {
-                let format = kernels::quant::Format::ALL.into_iter().find(|f| format!("{f:?}") == dtype.name());
-                let format = format.expect("every weight has a format");
+                let format = dtype.format().expect("every weight has a format");
                 let quantized = match kernels.operand(format, m) {
                     Operand::Rows | Operand::Panels => 0.0,
                     Operand::Q8 | Operand::Q8K => QUANTIZED_TO_8_BITS,

@@ -5,7 +5,6 @@ use std::path::Path;
 
 use engine::gguf::{Gguf, GgufWriter, Value};
 use engine::{DType, Shape};
-use kernels::quant::Format;
 
 /// A model file that is taken apart.
 #[derive(Clone)]
@@ -94,9 +93,7 @@ impl Draft {
 impl DraftTensor {
     /// The same values in another format, as far as it has them.
     pub fn encode(&mut self, dtype: DType) {
-        let format = |dtype: DType| Format::ALL.into_iter().find(|f| format!("{f:?}") == dtype.name());
-        let (from, to) = (format(self.dtype), format(dtype));
-        let (from, to) = from.zip(to).expect("weights have formats of the kernels");
+        let (from, to) = self.dtype.format().zip(dtype.format()).expect("weights have formats");
         let mut x = vec![0.0; self.dims.iter().product()];
         from.decode_row(&self.bytes, &mut x);
         self.bytes = vec![0; to.row_bytes(x.len())];

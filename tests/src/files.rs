@@ -4,7 +4,7 @@ use engine::DType;
 use engine::Shape;
 use engine::gguf::{Gguf, GgufWriter};
 use engine::weights::{Weight, WeightStore};
-use half::{bf16, f16};
+use half::f16;
 
 use crate::rng::Rng;
 
@@ -66,29 +66,15 @@ pub fn weight(store: &WeightStore, name: &str, shape: Shape) -> Weight {
 /// quantized ones. `n` is whole blocks.
 pub fn random_weight(rng: &mut Rng, dtype: DType, n: usize, range: [f32; 2]) -> Vec<u8> {
     let mut bytes = vec![0; dtype.row_bytes(n)];
-    let scales: &[usize] = match dtype {
-        DType::F32 => {
-            bytes.as_chunks_mut().0.iter_mut().for_each(|b| *b = rng.uniform(range).to_le_bytes());
-            return bytes;
-        }
-        DType::F16 => {
-            bytes.as_chunks_mut().0.iter_mut().for_each(|b| *b = f16::from_f32(rng.uniform(range)).to_le_bytes());
-            return bytes;
-        }
-        DType::BF16 => {
-            bytes.as_chunks_mut().0.iter_mut().for_each(|b| *b = bf16::from_f32(rng.uniform(range)).to_le_bytes());
-            return bytes;
-        }
-        DType::I32 => panic!("weights are not integers"),
-        DType::Q8_0 | DType::Q4_0 | DType::Q5_0 | DType::IQ4_NL => &[0],
-        DType::Q4_1 | DType::Q5_1 | DType::Q4_K | DType::Q5_K => &[0, 2],
-        DType::Q2_K => &[80, 82],
-        DType::Q3_K => &[108],
-        DType::Q6_K => &[208],
-    };
+    let format = dtype.format().expect("weights are not integers");
+    if format.block_len() == 1 || format.scales().is_empty() {
+        let x: Vec<f32> = (0..n).map(|_| rng.uniform(range)).collect();
+        format.encode_row(&x, &mut bytes);
+        return bytes;
+    }
     for block in bytes.chunks_exact_mut(dtype.block().bytes) {
         block.fill_with(|| rng.next_u64() as u8);
-        for &at in scales {
+        for &at in format.scales() {
             // Of either sign, but never so small that another block decides a row alone.
             let size = rng.uniform([0.005, 0.02]);
             let scale = f16::from_f32(if rng.below(2) == 0 { size } else { -size });

@@ -7,7 +7,6 @@ use std::sync::atomic::AtomicBool;
 use engine::DType;
 use engine::gguf::{Gguf, Value};
 use half::bf16;
-use kernels::quant::Format;
 use safetensors::{Dtype, SafeTensors, View};
 use serde_json::Value as Json;
 use tempfile::TempDir;
@@ -66,7 +65,7 @@ pub fn keys(file: &Gguf) -> BTreeMap<String, Value> {
 
 /// The elements of a tensor.
 pub fn values(dtype: DType, bytes: &[u8]) -> Vec<f32> {
-    let format = Format::ALL.into_iter().find(|f| format!("{f:?}") == dtype.name()).unwrap();
+    let format = dtype.format().unwrap();
     let mut out = vec![0.0; bytes.len() / format.block_bytes() * format.block_len()];
     format.decode_row(bytes, &mut out);
     out

@@ -1,6 +1,6 @@
 //! What a matrix product is given: [`Product`], and how its activations are laid out: [`Operand`].
 
-use crate::quant::activation::{BlockQ8, BlockQ8_K};
+use crate::activation::{BlockQ8, BlockQ8_K};
 use crate::quant::{Format, SMALL_BLOCK, SUPER_BLOCK};
 
 /// Rows of activations in one panel of [`Operand::Panels`].

@@ -7,8 +7,9 @@ use half::f16;
 
 use super::attention::{Attention, KEY_BLOCK, KvRows};
 use super::product::{Operand, PANEL_ROWS, Product};
+use crate::activation::{BlockQ8, BlockQ8_K, quantize_q8, quantize_q8_k};
 use crate::math::{self, fma};
-use crate::quant::activation::{BlockQ8, BlockQ8_K, quantize_q8, quantize_q8_k};
+use crate::quant;
 use crate::quant::{
     BlockIQ4_NL, BlockQ2_K, BlockQ3_K, BlockQ4_0, BlockQ4_1, BlockQ4_K, BlockQ5_0, BlockQ5_1, BlockQ5_K, BlockQ6_K,
     BlockQ8_0, F16Bytes, Format, SMALL_BLOCK, SUPER_BLOCK, iq4_nl,
@@ -118,7 +119,14 @@ pub fn decode_row(format: Format, bytes: &[u8], out: &mut [f32]) {
 /// Encodes one row of weights.
 #[inline(always)]
 pub fn encode_row(format: Format, x: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
-    format.encode(x, importance, out);
+    macro_rules! by_block {
+        ($($(#[$doc:meta])* $name:ident: $block:ident, id $id:literal, files [$($file:ident = $number:literal),*];)*) => {
+            match format {
+                $(Format::$name => quant::encode_row::<quant::$block>(x, importance, out),)*
+            }
+        };
+    }
+    quant::formats!(by_block)
 }
 
 /// The operand for a product of `m` rows of activations.

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use anyhow::Result;
 use engine::DType;
-use kernels::quant::{Format, f16};
+use kernels::quant::Format;
 
 use super::checkpoint::Model;
 use super::plan::{PlannedTensor, Source};
@@ -12,9 +12,6 @@ use super::weights::Weight;
 use super::{batch_norm, positions};
 use crate::assembly::{Values, Weights, Xxh64};
 use crate::quantize::imatrix::ImportanceMatrix;
-
-/// The smallest f32 that becomes an infinite f16.
-const F16_OVERFLOW: f32 = 65520.0;
 
 /// The tensors of a checkpoint.
 pub struct CheckpointWeights<'a> {
@@ -142,7 +139,7 @@ fn bytes_of(weight: &Weight<'_>, range: &Range<usize>) -> Range<usize> {
 
 /// Checks that `x` can be written in `format`; else the first that cannot, and why.
 fn check(x: &[f32], format: Format) -> Result<(), (usize, String)> {
-    let limit = limit(format);
+    let limit = format.limit();
     let is_bad = |x: f32| x.is_nan() | (x.abs() >= limit);
     // Almost always nothing is bad: looking at all without a branch is the fast way to see it.
     if !x.iter().fold(false, |bad, &x| bad | is_bad(x)) {
@@ -151,28 +148,6 @@ fn check(x: &[f32], format: Format) -> Result<(), (usize, String)> {
     let Some(i) = x.iter().position(|&x| is_bad(x)) else { return Ok(()) };
     let why = if x[i].is_finite() { format!(", which is too large for {format:?}") } else { String::new() };
     Err((i, format!("is {}{why}", x[i])))
-}
-
-/// The smallest magnitude whose scale or value is no longer finite.
-fn limit(format: Format) -> f32 {
-    match format {
-        Format::F32 => f32::INFINITY,
-        // Everything above rounds to infinity.
-        Format::BF16 => f32::from_bits(0x7f7f_8000),
-        Format::F16 => F16_OVERFLOW,
-        Format::Q8_0 => 127.0 * f16::to_f32(0x7bff),
-        Format::Q4_0 => 8.0 * f16::to_f32(0x7bff),
-        // How large depends on the block; what was encoded is checked.
-        Format::Q4_1
-        | Format::Q5_0
-        | Format::Q5_1
-        | Format::IQ4_NL
-        | Format::Q2_K
-        | Format::Q3_K
-        | Format::Q4_K
-        | Format::Q5_K
-        | Format::Q6_K => f32::INFINITY,
-    }
 }
 
 /// The kernels' name of a format of weights.

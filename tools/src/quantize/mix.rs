@@ -7,83 +7,65 @@ use engine::{DType, Shape};
 
 use super::overrides::Overrides;
 
-/// The type of a file: that of most of its matrices, and rules for the others.
-#[allow(non_camel_case_types, reason = "upstream spelling of formats")]
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[allow(missing_docs, reason = "the names are those of llama-quantize")]
-pub enum FileType {
-    F32,
-    F16,
-    BF16,
-    Q8_0,
-    Q4_0,
-    Q4_1,
-    Q5_0,
-    Q5_1,
-    IQ4_NL,
-    Q2_K,
-    Q3_K_S,
-    Q3_K_M,
-    Q3_K_L,
-    Q4_K_S,
-    Q4_K_M,
-    Q5_K_S,
-    Q5_K_M,
-    Q6_K,
+/// Defines [`FileType`] from the list of formats.
+macro_rules! define {
+    ($($(#[$doc:meta])* $format:ident: $block:ident, id $id:literal, files [$($name:ident = $number:literal),*];)*) => {
+        /// The type of a file: that of most of its matrices, and rules for the others.
+        #[allow(non_camel_case_types, reason = "upstream spelling of formats")]
+        #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+        #[allow(missing_docs, reason = "the names are those of llama-quantize")]
+        pub enum FileType {
+            $($($name,)*)*
+        }
+
+        impl FileType {
+            /// Every mix, in declaration order.
+            pub const ALL: [Self; [$($($number,)*)*].len()] = [$($(Self::$name,)*)*];
+
+            /// `general.file_type`. Source: llama.cpp, `enum llama_ftype`.
+            pub const fn general_file_type(self) -> u32 {
+                match self {
+                    $($(Self::$name => $number,)*)*
+                }
+            }
+
+            /// The type of a matrix without a rule of its own.
+            pub const fn dtype(self) -> DType {
+                match self {
+                    $($(Self::$name => DType::$format,)*)*
+                }
+            }
+
+            /// Its name on the command line: `q4_k_m`.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $($(Self::$name => {
+                        const NAME: [u8; stringify!($name).len()] = in_lower_case(stringify!($name));
+                        text(&NAME)
+                    })*)*
+                }
+            }
+        }
+    };
+}
+
+kernels::quant::formats!(define);
+
+/// The bytes of an ASCII name of `N` characters, in lower case.
+const fn in_lower_case<const N: usize>(name: &str) -> [u8; N] {
+    let mut bytes = *name.as_bytes().first_chunk().expect("a name of N characters");
+    bytes.make_ascii_lowercase();
+    bytes
+}
+
+const fn text(name: &[u8]) -> &str {
+    match std::str::from_utf8(name) {
+        Ok(name) => name,
+        Err(_) => panic!("ASCII"),
+    }
 }
 
 impl FileType {
-    /// Every mix, in declaration order.
-    pub const ALL: [Self; 18] = [
-        Self::F32,
-        Self::F16,
-        Self::BF16,
-        Self::Q8_0,
-        Self::Q4_0,
-        Self::Q4_1,
-        Self::Q5_0,
-        Self::Q5_1,
-        Self::IQ4_NL,
-        Self::Q2_K,
-        Self::Q3_K_S,
-        Self::Q3_K_M,
-        Self::Q3_K_L,
-        Self::Q4_K_S,
-        Self::Q4_K_M,
-        Self::Q5_K_S,
-        Self::Q5_K_M,
-        Self::Q6_K,
-    ];
-
-    /// Its name, and `general.file_type`. Source: llama.cpp, `enum llama_ftype`.
-    const fn named(self) -> (&'static str, u32) {
-        match self {
-            Self::F32 => ("f32", 0),
-            Self::F16 => ("f16", 1),
-            Self::Q4_0 => ("q4_0", 2),
-            Self::Q4_1 => ("q4_1", 3),
-            Self::Q8_0 => ("q8_0", 7),
-            Self::Q5_0 => ("q5_0", 8),
-            Self::Q5_1 => ("q5_1", 9),
-            Self::Q2_K => ("q2_k", 10),
-            Self::Q3_K_S => ("q3_k_s", 11),
-            Self::Q3_K_M => ("q3_k_m", 12),
-            Self::Q3_K_L => ("q3_k_l", 13),
-            Self::Q4_K_S => ("q4_k_s", 14),
-            Self::Q4_K_M => ("q4_k_m", 15),
-            Self::Q5_K_S => ("q5_k_s", 16),
-            Self::Q5_K_M => ("q5_k_m", 17),
-            Self::Q6_K => ("q6_k", 18),
-            Self::IQ4_NL => ("iq4_nl", 25),
-            Self::BF16 => ("bf16", 32),
-        }
-    }
-
-    /// Its name on the command line: `q4_k_m`.
-    pub const fn name(self) -> &'static str {
-        self.named().0
-    }
-
     /// The mix called `name`, in upper or lower case.
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|mix| mix.name().eq_ignore_ascii_case(name))
@@ -94,33 +76,6 @@ impl FileType {
         Self::ALL.into_iter().find(|mix| mix.general_file_type() == number)
     }
 
-    /// `general.file_type`.
-    pub const fn general_file_type(self) -> u32 {
-        self.named().1
-    }
-
-    /// The type of a matrix without a rule of its own.
-    pub const fn dtype(self) -> DType {
-        match self {
-            Self::F32 => DType::F32,
-            Self::F16 => DType::F16,
-            Self::BF16 => DType::BF16,
-            Self::Q8_0 => DType::Q8_0,
-            Self::Q4_0 => DType::Q4_0,
-            Self::Q4_1 => DType::Q4_1,
-            Self::Q5_0 => DType::Q5_0,
-            Self::Q5_1 => DType::Q5_1,
-            Self::IQ4_NL => DType::IQ4_NL,
-            Self::Q2_K => DType::Q2_K,
-            Self::Q3_K_S | Self::Q3_K_M | Self::Q3_K_L => DType::Q3_K,
-            Self::Q4_K_S | Self::Q4_K_M => DType::Q4_K,
-            Self::Q5_K_S | Self::Q5_K_M => DType::Q5_K,
-            Self::Q6_K => DType::Q6_K,
-        }
-    }
-}
-
-impl FileType {
     /// Whether a weight takes less than 8 bits.
     pub const fn is_below_8_bits(self) -> bool {
         let block = self.dtype().block();
@@ -446,22 +401,7 @@ fn has_more_bits(i: usize, n: usize) -> bool {
 /// `dtype`, or what takes its place where rows of `row` elements are not whole blocks.
 fn fitting(dtype: DType, row: usize) -> DType {
     let fits = |dtype: DType| row.is_multiple_of(dtype.block().len);
-    let replacement = match dtype {
-        DType::Q2_K | DType::Q3_K => DType::Q4_0,
-        DType::Q4_K => DType::Q5_0,
-        DType::Q5_K => DType::Q5_1,
-        DType::Q6_K => DType::Q8_0,
-        DType::F32
-        | DType::F16
-        | DType::BF16
-        | DType::I32
-        | DType::Q8_0
-        | DType::Q4_0
-        | DType::Q4_1
-        | DType::Q5_0
-        | DType::Q5_1
-        | DType::IQ4_NL => DType::F16,
-    };
+    let replacement = dtype.format().map_or(DType::F16, |format| DType::of(format.substitute()));
     match () {
         () if fits(dtype) => dtype,
         () if fits(replacement) => replacement,

@@ -9,9 +9,9 @@ use std::arch::x86_64::*;
 
 use super::blocks::*;
 use super::{Vector, WIDTH, decode_row, dot_f32, lanes, load_16, load_32, sum, tile};
+use crate::activation::{BlockQ8, BlockQ8_K};
 use crate::cpu::product::{Operand, Product};
 use crate::cpu::rows::{BF16, F16, F32, write};
-use crate::quant::activation::{BlockQ8, BlockQ8_K};
 use crate::quant::iq4_nl::VALUES;
 use crate::quant::{
     BlockIQ4_NL, BlockQ2_K, BlockQ3_K, BlockQ4_0, BlockQ4_1, BlockQ4_K, BlockQ5_0, BlockQ5_1, BlockQ5_K, BlockQ6_K,

@@ -15,9 +15,9 @@ use std::arch::x86_64::*;
 use super::blocks::*;
 use super::dot::{self, levels};
 use super::{WIDTH, load, load_16, load_32, store, transpose};
+use crate::activation::BlockQ8;
 use crate::cpu::product::Product;
 use crate::cpu::rows::padded;
-use crate::quant::activation::BlockQ8;
 use crate::quant::{BlockQ4_0, BlockQ8_0, F16Bytes, Format, SMALL_BLOCK, SUPER_BLOCK};
 
 /// Blocks of a row that are unpacked at a time: those of eight rows, 11 KiB, stay in the first-level cache.

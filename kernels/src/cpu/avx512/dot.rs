@@ -11,9 +11,9 @@ use bytemuck::Zeroable;
 
 use super::blocks::Q8_0_BYTES;
 use super::{Vector, WIDTH, decode_row, dot_f32, lanes, load_32, load_64, tile};
+use crate::activation::BlockQ8;
 use crate::cpu::product::{Operand, Product};
 use crate::cpu::rows::{BF16, F16, F32, write};
-use crate::quant::activation::BlockQ8;
 use crate::quant::{BlockQ8_0, Format};
 
 /// `out[i, j] = sum over k of w[j, k] x[i, k]` with rows of f32 or of 8 bits; `scratch` holds one decoded row.

@@ -15,8 +15,8 @@ use std::arch::x86_64::*;
 use super::blocks::*;
 use super::gemm_q8::{Ahead, Blocks, DEPTH, FOURS, blocks, four};
 use super::{MANY, WIDTH, load_16, load_64, nibbles, store};
+use crate::activation::BlockQ8;
 use crate::cpu::product::Product;
-use crate::quant::activation::BlockQ8;
 use crate::quant::iq4_nl::VALUES;
 use crate::quant::{Format, SMALL_BLOCK};
 

@@ -16,9 +16,9 @@ use bytemuck::{Pod, Zeroable};
 use super::blocks::*;
 use super::dot::prefetch_block;
 use super::{load_16, load_32, load_64, sum};
+use crate::activation::BlockQ8_K;
 use crate::cpu::avx2;
 use crate::cpu::product::Product;
-use crate::quant::activation::BlockQ8_K;
 use crate::quant::{BlockQ2_K, BlockQ3_K, BlockQ4_K, BlockQ5_K, BlockQ6_K, F16Bytes, Format, SUPER_BLOCK};
 
 /// Vectors of levels in a block.

@@ -19,8 +19,8 @@ use super::dot::prefetch_block;
 use super::unpack_k::unpack_k;
 use super::unpacked::{GROUPS, QUADS, Unpacked, excess, n_scales, transpose_4, transpose_8};
 use super::{WIDTH, load, load_16, load_32, load_64, nibbles, store, store_64};
+use crate::activation::BlockQ8;
 use crate::cpu::product::Product;
-use crate::quant::activation::BlockQ8;
 use crate::quant::{Format, SMALL_BLOCK};
 
 /// Blocks of a row that are worked on at a time: unpacked ones of two groups, 24 KiB, stay in the first-level cache.

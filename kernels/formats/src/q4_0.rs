@@ -1,10 +1,12 @@
 //! Q4_0: 32 levels of 4 bits around 8 and one scale.
 
+use std::mem::offset_of;
+
 use bytemuck::{Pod, Zeroable};
 
 use super::lanes::{Lanes, WIDTH, by_lane, group};
 use super::search::{extreme, symmetric, weights};
-use super::{F16Bytes, SMALL_BLOCK, inverse_or_zero, trunc8};
+use super::{Block, F16Bytes, Group, Integers, SMALL_BLOCK, f16, inverse_or_zero, trunc8};
 
 /// Value of a level: `(level - 8) * d`.
 #[allow(non_camel_case_types, reason = "upstream spelling of formats")]
@@ -17,9 +19,37 @@ pub struct BlockQ4_0 {
     pub qs: [u8; SMALL_BLOCK / 2],
 }
 
+impl Block for BlockQ4_0 {
+    const LEN: usize = SMALL_BLOCK;
+    const SCALES: &'static [usize] = &[offset_of!(Self, d)];
+    const LIMIT: f32 = 8.0 * f16::MAX;
+    const INTEGERS: Integers<Self> = Integers::Small(integers);
+
+    #[inline(always)]
+    fn decode(blocks: &[Self], out: &mut [f32]) {
+        decode(blocks, out.as_chunks_mut().0);
+    }
+
+    #[inline(always)]
+    fn encode(x: &[f32], importance: Option<&[f32]>, out: &mut [Self]) {
+        encode(x.as_chunks().0, importance.map(|w| w.as_chunks().0), out);
+    }
+}
+
+#[inline(always)]
+fn integers(b: &BlockQ4_0) -> Group {
+    Group { levels: unpack(&b.qs).map(|level| level as i8 - 8), scale: b.d.to_f32(), offset: 0.0 }
+}
+
+/// The levels that [`pack`] has packed.
+#[inline(always)]
+pub(super) fn unpack(qs: &[u8; SMALL_BLOCK / 2]) -> [u8; SMALL_BLOCK] {
+    std::array::from_fn(|e| if e < SMALL_BLOCK / 2 { qs[e] & 15 } else { qs[e - SMALL_BLOCK / 2] >> 4 })
+}
+
 /// Decodes whole blocks.
 #[inline(always)]
-pub(super) fn decode(blocks: &[BlockQ4_0], out: &mut [[f32; SMALL_BLOCK]]) {
+fn decode(blocks: &[BlockQ4_0], out: &mut [[f32; SMALL_BLOCK]]) {
     for (y, b) in out.iter_mut().zip(blocks) {
         let d = b.d.to_f32();
         let (low, high) = y.split_at_mut(SMALL_BLOCK / 2);
@@ -38,7 +68,7 @@ pub(super) fn decode(blocks: &[BlockQ4_0], out: &mut [[f32; SMALL_BLOCK]]) {
 ///
 /// Source: ggml, `quantize_row_q4_0_ref` and `quantize_q4_0`.
 #[inline(always)]
-pub(super) fn encode(x: &[[f32; SMALL_BLOCK]], importance: Option<&[[f32; SMALL_BLOCK]]>, out: &mut [BlockQ4_0]) {
+fn encode(x: &[[f32; SMALL_BLOCK]], importance: Option<&[[f32; SMALL_BLOCK]]>, out: &mut [BlockQ4_0]) {
     if let Some(importance) = importance {
         return encode_weighted(x, importance, out);
     }

@@ -1,10 +1,12 @@
 //! Q2_K: 256 levels of 2 bits; 16 groups of 16 with 4-bit scale and minimum.
 
+use std::mem::offset_of;
+
 use bytemuck::{Pod, Zeroable};
 
 use super::lanes::{Lanes, by_lane, group};
 use super::search::{Steps, WEIGHTED, affine, affine_levels, by_largest, positive, super_block_sum, weights};
-use super::{F16Bytes, SUPER_BLOCK};
+use super::{Block, F16Bytes, Format, Integers, SUPER_BLOCK, Sixteen, SuperBlock};
 
 /// Value of a level in a group: `(d * scale) * level - dmin * min`.
 #[allow(non_camel_case_types, reason = "upstream spelling of formats")]
@@ -21,9 +23,41 @@ pub struct BlockQ2_K {
     pub dmin: F16Bytes,
 }
 
+impl Block for BlockQ2_K {
+    const LEN: usize = SUPER_BLOCK;
+    const SCALES: &'static [usize] = &[offset_of!(Self, d), offset_of!(Self, dmin)];
+    const SUBSTITUTE: Format = Format::Q4_0;
+    const INTEGERS: Integers<Self> = Integers::Super(integers);
+
+    #[inline(always)]
+    fn decode(blocks: &[Self], out: &mut [f32]) {
+        decode(blocks, out.as_chunks_mut().0);
+    }
+
+    #[inline(always)]
+    fn encode(x: &[f32], importance: Option<&[f32]>, out: &mut [Self]) {
+        encode(x.as_chunks().0, importance.map(|w| w.as_chunks().0), out);
+    }
+}
+
+#[inline(always)]
+fn integers(b: &BlockQ2_K) -> SuperBlock {
+    let sixteen = |j: usize| {
+        let (at, shift) = place(j);
+        let levels = std::array::from_fn(|e| (b.qs[at + e] >> shift & 3) as i8);
+        Sixteen { levels, scale: (b.scales[j] & 15) as i8, min: b.scales[j] >> 4 }
+    };
+    SuperBlock { d: b.d.to_f32(), dmin: b.dmin.to_f32(), sixteens: std::array::from_fn(sixteen) }
+}
+
+/// Where sixteen `j` begins in bytes that hold 32 levels of 2 bits on top of each other: byte and bit.
+pub(super) const fn place(j: usize) -> (usize, usize) {
+    (32 * (j / 8) + 16 * (j % 2), 2 * (j % 8 / 2))
+}
+
 /// Decodes whole blocks.
 #[inline(always)]
-pub(super) fn decode(blocks: &[BlockQ2_K], out: &mut [[f32; SUPER_BLOCK]]) {
+fn decode(blocks: &[BlockQ2_K], out: &mut [[f32; SUPER_BLOCK]]) {
     for (y, b) in out.iter_mut().zip(blocks) {
         let (d, dmin) = (b.d.to_f32(), b.dmin.to_f32());
         for (j, (y, s)) in y.as_chunks_mut::<16>().0.iter_mut().zip(b.scales).enumerate() {
@@ -49,7 +83,7 @@ const PLAIN: Steps = Steps { first: -0.5, step: 0.1, last: 15, is_squared: false
 ///
 /// Source: ggml, `quantize_row_q2_K_ref` and `quantize_q2_K`.
 #[inline(always)]
-pub(super) fn encode(x: &[[f32; SUPER_BLOCK]], importance: Option<&[[f32; SUPER_BLOCK]]>, out: &mut [BlockQ2_K]) {
+fn encode(x: &[[f32; SUPER_BLOCK]], importance: Option<&[[f32; SUPER_BLOCK]]>, out: &mut [BlockQ2_K]) {
     for (i, (b, x)) in out.iter_mut().zip(x).enumerate() {
         let groups = x.as_chunks::<16>().0;
         let lanes = by_lane(groups);

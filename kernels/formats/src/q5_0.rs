@@ -1,11 +1,13 @@
 //! Q5_0: 32 levels of 5 bits around 16 and one scale.
 
+use std::mem::offset_of;
+
 use bytemuck::{Pod, Zeroable};
 
 use super::lanes::{Lanes, WIDTH, by_lane, group};
 use super::q4_0::{mean_square, pack};
 use super::search::{extreme, symmetric, weights};
-use super::{F16Bytes, SMALL_BLOCK, inverse_or_zero, trunc8};
+use super::{Block, F16Bytes, Group, Integers, SMALL_BLOCK, inverse_or_zero, trunc8};
 
 /// Value of a level: `(level - 16) * d`.
 #[allow(non_camel_case_types, reason = "upstream spelling of formats")]
@@ -28,9 +30,30 @@ impl BlockQ5_0 {
     }
 }
 
+impl Block for BlockQ5_0 {
+    const LEN: usize = SMALL_BLOCK;
+    const SCALES: &'static [usize] = &[offset_of!(Self, d)];
+    const INTEGERS: Integers<Self> = Integers::Small(integers);
+
+    #[inline(always)]
+    fn decode(blocks: &[Self], out: &mut [f32]) {
+        decode(blocks, out.as_chunks_mut().0);
+    }
+
+    #[inline(always)]
+    fn encode(x: &[f32], importance: Option<&[f32]>, out: &mut [Self]) {
+        encode(x.as_chunks().0, importance.map(|w| w.as_chunks().0), out);
+    }
+}
+
+#[inline(always)]
+fn integers(b: &BlockQ5_0) -> Group {
+    Group { levels: b.levels().map(|level| level as i8 - 16), scale: b.d.to_f32(), offset: 0.0 }
+}
+
 /// Decodes whole blocks.
 #[inline(always)]
-pub(super) fn decode(blocks: &[BlockQ5_0], out: &mut [[f32; SMALL_BLOCK]]) {
+fn decode(blocks: &[BlockQ5_0], out: &mut [[f32; SMALL_BLOCK]]) {
     for (y, b) in out.iter_mut().zip(blocks) {
         let d = b.d.to_f32();
         for (y, level) in y.iter_mut().zip(b.levels()) {
@@ -54,7 +77,7 @@ pub(super) fn levels(qh: [u8; 4], qs: &[u8; SMALL_BLOCK / 2]) -> [u8; SMALL_BLOC
 ///
 /// Source: ggml, `quantize_row_q5_0_ref` and `quantize_q5_0`.
 #[inline(always)]
-pub(super) fn encode(x: &[[f32; SMALL_BLOCK]], importance: Option<&[[f32; SMALL_BLOCK]]>, out: &mut [BlockQ5_0]) {
+fn encode(x: &[[f32; SMALL_BLOCK]], importance: Option<&[[f32; SMALL_BLOCK]]>, out: &mut [BlockQ5_0]) {
     if let Some(importance) = importance {
         return encode_weighted(x, importance, out);
     }

@@ -1,5 +1,7 @@
 //! Q5_1: 32 levels of 5 bits with a scale and a minimum.
 
+use std::mem::offset_of;
+
 use bytemuck::{Pod, Zeroable};
 
 use super::lanes::{Lanes, WIDTH, by_lane, group};
@@ -7,7 +9,7 @@ use super::q4_0::{mean_square, pack};
 use super::q4_1::range;
 use super::q5_0::{fifth_bits, levels};
 use super::search::{WEIGHTED, affine, weights};
-use super::{F16Bytes, SMALL_BLOCK, inverse_or_zero, trunc8};
+use super::{Block, F16Bytes, Group, Integers, SMALL_BLOCK, inverse_or_zero, trunc8};
 
 /// Value of a level: `level * d + m`.
 #[allow(non_camel_case_types, reason = "upstream spelling of formats")]
@@ -32,9 +34,30 @@ impl BlockQ5_1 {
     }
 }
 
+impl Block for BlockQ5_1 {
+    const LEN: usize = SMALL_BLOCK;
+    const SCALES: &'static [usize] = &[offset_of!(Self, d), offset_of!(Self, m)];
+    const INTEGERS: Integers<Self> = Integers::Small(integers);
+
+    #[inline(always)]
+    fn decode(blocks: &[Self], out: &mut [f32]) {
+        decode(blocks, out.as_chunks_mut().0);
+    }
+
+    #[inline(always)]
+    fn encode(x: &[f32], importance: Option<&[f32]>, out: &mut [Self]) {
+        encode(x.as_chunks().0, importance.map(|w| w.as_chunks().0), out);
+    }
+}
+
+#[inline(always)]
+fn integers(b: &BlockQ5_1) -> Group {
+    Group { levels: b.levels().map(|level| level as i8), scale: b.d.to_f32(), offset: b.m.to_f32() }
+}
+
 /// Decodes whole blocks.
 #[inline(always)]
-pub(super) fn decode(blocks: &[BlockQ5_1], out: &mut [[f32; SMALL_BLOCK]]) {
+fn decode(blocks: &[BlockQ5_1], out: &mut [[f32; SMALL_BLOCK]]) {
     for (y, b) in out.iter_mut().zip(blocks) {
         let (d, m) = (b.d.to_f32(), b.m.to_f32());
         for (y, level) in y.iter_mut().zip(b.levels()) {
@@ -47,7 +70,7 @@ pub(super) fn decode(blocks: &[BlockQ5_1], out: &mut [[f32; SMALL_BLOCK]]) {
 ///
 /// Source: ggml, `quantize_row_q5_1_ref` and `quantize_q5_1`.
 #[inline(always)]
-pub(super) fn encode(x: &[[f32; SMALL_BLOCK]], importance: Option<&[[f32; SMALL_BLOCK]]>, out: &mut [BlockQ5_1]) {
+fn encode(x: &[[f32; SMALL_BLOCK]], importance: Option<&[[f32; SMALL_BLOCK]]>, out: &mut [BlockQ5_1]) {
     if let Some(importance) = importance {
         return encode_weighted(x, importance, out);
     }

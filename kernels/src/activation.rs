@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{SMALL_BLOCK, SUPER_BLOCK};
+use crate::quant::{SMALL_BLOCK, SUPER_BLOCK, round};
 
 /// Activations in half a block of 32.
 const HALF: usize = SMALL_BLOCK / 2;
@@ -35,9 +35,6 @@ pub struct BlockQ8_K {
     /// Sums of `q` over groups of 16, for weights with minima.
     pub sums: [i16; SUPER_BLOCK / 16],
 }
-
-/// Adding this and taking it away rounds an f32 below 2^22 in size to the nearest integer, ties to even.
-const ROUND: f32 = 12582912.0;
 
 /// Quantizes whole blocks: `d = amax / 127`, levels are `x * (127 / amax)` to the nearest integer, ties to even.
 ///
@@ -107,10 +104,4 @@ fn extreme(x: &[f32]) -> f32 {
         (false, true) => -amax,
         _ => x.iter().find(|x| x.abs() == amax).copied().unwrap_or(f32::NAN),
     }
-}
-
-/// The nearest integer, ties to even, for abs(x) < 2^22; other values keep the low bits that the formula gives.
-#[inline(always)]
-pub(super) fn round(x: f32) -> i32 {
-    ((x + ROUND).to_bits() & 0x007F_FFFF) as i32 - 0x0040_0000
 }

@@ -1,11 +1,12 @@
 //! Q6_K: 256 levels of 6 bits around 32; 16 groups of 16 with an 8-bit scale.
 
+use std::mem::offset_of;
+
 use bytemuck::{Pod, Zeroable};
 
-use super::activation::round;
 use super::lanes::{by_lane, group};
 use super::search::{TINY, extreme, symmetric, symmetric_levels};
-use super::{F16Bytes, SUPER_BLOCK};
+use super::{Block, F16Bytes, Format, Integers, SUPER_BLOCK, Sixteen, SuperBlock, round};
 
 /// Value of a level in a group: `(d * scale) * (level - 32)`.
 #[allow(non_camel_case_types, reason = "upstream spelling of formats")]
@@ -22,9 +23,38 @@ pub struct BlockQ6_K {
     pub d: F16Bytes,
 }
 
+impl Block for BlockQ6_K {
+    const LEN: usize = SUPER_BLOCK;
+    const SCALES: &'static [usize] = &[offset_of!(Self, d)];
+    const SUBSTITUTE: Format = Format::Q8_0;
+    const INTEGERS: Integers<Self> = Integers::Super(integers);
+
+    #[inline(always)]
+    fn decode(blocks: &[Self], out: &mut [f32]) {
+        decode(blocks, out.as_chunks_mut().0);
+    }
+
+    #[inline(always)]
+    fn encode(x: &[f32], importance: Option<&[f32]>, out: &mut [Self]) {
+        encode(x.as_chunks().0, importance.map(|w| w.as_chunks().0), out);
+    }
+}
+
+#[inline(always)]
+fn integers(b: &BlockQ6_K) -> SuperBlock {
+    let sixteen = |j: usize| {
+        let (h, k, l) = (j / 8, j % 8 / 2, 16 * (j % 2));
+        let low = |e: usize| b.ql[64 * h + 32 * (k % 2) + l + e] >> (4 * (k / 2)) & 15;
+        let high = |e: usize| b.qh[32 * h + l + e] >> (2 * k) & 3;
+        let levels = std::array::from_fn(|e| (low(e) | high(e) << 4) as i8 - 32);
+        Sixteen { levels, scale: b.scales[j], min: 0 }
+    };
+    SuperBlock { d: b.d.to_f32(), dmin: 0.0, sixteens: std::array::from_fn(sixteen) }
+}
+
 /// Decodes whole blocks.
 #[inline(always)]
-pub(super) fn decode(blocks: &[BlockQ6_K], out: &mut [[f32; SUPER_BLOCK]]) {
+fn decode(blocks: &[BlockQ6_K], out: &mut [[f32; SUPER_BLOCK]]) {
     for (y, b) in out.iter_mut().zip(blocks) {
         let d = b.d.to_f32();
         for (j, y) in y.as_chunks_mut::<16>().0.iter_mut().enumerate() {
@@ -48,7 +78,7 @@ pub(super) fn decode(blocks: &[BlockQ6_K], out: &mut [[f32; SUPER_BLOCK]]) {
 ///
 /// Source: ggml, `quantize_row_q6_K_ref` and `quantize_q6_K`.
 #[inline(always)]
-pub(super) fn encode(x: &[[f32; SUPER_BLOCK]], importance: Option<&[[f32; SUPER_BLOCK]]>, out: &mut [BlockQ6_K]) {
+fn encode(x: &[[f32; SUPER_BLOCK]], importance: Option<&[[f32; SUPER_BLOCK]]>, out: &mut [BlockQ6_K]) {
     for (i, (b, x)) in out.iter_mut().zip(x).enumerate() {
         *b = BlockQ6_K::zeroed();
         let groups = x.as_chunks::<16>().0;

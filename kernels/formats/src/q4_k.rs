@@ -1,10 +1,12 @@
 //! Q4_K: 256 levels of 4 bits; 8 groups of 32 with 6-bit scale and minimum.
 
+use std::mem::offset_of;
+
 use bytemuck::{Pod, Zeroable};
 
 use super::lanes::{Lanes, WIDTH, by_lane, group, sum_of_squares};
 use super::search::{Steps, WEIGHTED, affine, affine_levels, by_largest, positive, super_block_sum, weights};
-use super::{F16Bytes, SUPER_BLOCK, pack_scales_mins_k4, scale_min_k4};
+use super::{Block, F16Bytes, Format, Integers, SUPER_BLOCK, Sixteen, SuperBlock, pack_scales_mins_k4, scale_min_k4};
 
 /// Value of a level in a group: `(d * scale) * level - dmin * min`.
 #[allow(non_camel_case_types, reason = "upstream spelling of formats")]
@@ -28,9 +30,36 @@ impl BlockQ4_K {
     }
 }
 
+impl Block for BlockQ4_K {
+    const LEN: usize = SUPER_BLOCK;
+    const SCALES: &'static [usize] = &[offset_of!(Self, d), offset_of!(Self, dmin)];
+    const SUBSTITUTE: Format = Format::Q5_0;
+    const INTEGERS: Integers<Self> = Integers::Super(integers);
+
+    #[inline(always)]
+    fn decode(blocks: &[Self], out: &mut [f32]) {
+        decode(blocks, out.as_chunks_mut().0);
+    }
+
+    #[inline(always)]
+    fn encode(x: &[f32], importance: Option<&[f32]>, out: &mut [Self]) {
+        encode(x.as_chunks().0, importance.map(|w| w.as_chunks().0), out);
+    }
+}
+
+#[inline(always)]
+fn integers(b: &BlockQ4_K) -> SuperBlock {
+    let sixteen = |j: usize| {
+        let (scale, min) = b.scale_min(j / 2);
+        let low = |e: usize| b.qs[32 * (j / 4) + 16 * (j % 2) + e] >> (4 * (j / 2 % 2)) & 15;
+        Sixteen { levels: std::array::from_fn(|e| low(e) as i8), scale: scale as i8, min }
+    };
+    SuperBlock { d: b.d.to_f32(), dmin: b.dmin.to_f32(), sixteens: std::array::from_fn(sixteen) }
+}
+
 /// Decodes whole blocks.
 #[inline(always)]
-pub(super) fn decode(blocks: &[BlockQ4_K], out: &mut [[f32; SUPER_BLOCK]]) {
+fn decode(blocks: &[BlockQ4_K], out: &mut [[f32; SUPER_BLOCK]]) {
     for (y, b) in out.iter_mut().zip(blocks) {
         let (d, dmin) = (b.d.to_f32(), b.dmin.to_f32());
         for (j, y) in y.as_chunks_mut::<32>().0.iter_mut().enumerate() {
@@ -55,7 +84,7 @@ const PLAIN: Steps = Steps { first: -1.0, step: 0.1, last: 20, is_squared: true 
 ///
 /// Source: ggml, `quantize_row_q4_K_ref` and `quantize_q4_K`.
 #[inline(always)]
-pub(super) fn encode(x: &[[f32; SUPER_BLOCK]], importance: Option<&[[f32; SUPER_BLOCK]]>, out: &mut [BlockQ4_K]) {
+fn encode(x: &[[f32; SUPER_BLOCK]], importance: Option<&[[f32; SUPER_BLOCK]]>, out: &mut [BlockQ4_K]) {
     encode_groups(x, importance, 15, PLAIN, |i, head, levels| {
         let mut qs = [0; SUPER_BLOCK / 2];
         for (j, levels) in levels.iter().enumerate() {

@@ -1,11 +1,13 @@
 //! Q4_1: 32 levels of 4 bits with a scale and a minimum.
 
+use std::mem::offset_of;
+
 use bytemuck::{Pod, Zeroable};
 
 use super::lanes::{Lanes, WIDTH, by_lane, group};
-use super::q4_0::{mean_square, pack};
+use super::q4_0::{mean_square, pack, unpack};
 use super::search::{WEIGHTED, affine, weights};
-use super::{F16Bytes, SMALL_BLOCK, inverse_or_zero, trunc8};
+use super::{Block, F16Bytes, Group, Integers, SMALL_BLOCK, inverse_or_zero, trunc8};
 
 /// Value of a level: `level * d + m`.
 #[allow(non_camel_case_types, reason = "upstream spelling of formats")]
@@ -20,9 +22,30 @@ pub struct BlockQ4_1 {
     pub qs: [u8; SMALL_BLOCK / 2],
 }
 
+impl Block for BlockQ4_1 {
+    const LEN: usize = SMALL_BLOCK;
+    const SCALES: &'static [usize] = &[offset_of!(Self, d), offset_of!(Self, m)];
+    const INTEGERS: Integers<Self> = Integers::Small(integers);
+
+    #[inline(always)]
+    fn decode(blocks: &[Self], out: &mut [f32]) {
+        decode(blocks, out.as_chunks_mut().0);
+    }
+
+    #[inline(always)]
+    fn encode(x: &[f32], importance: Option<&[f32]>, out: &mut [Self]) {
+        encode(x.as_chunks().0, importance.map(|w| w.as_chunks().0), out);
+    }
+}
+
+#[inline(always)]
+fn integers(b: &BlockQ4_1) -> Group {
+    Group { levels: unpack(&b.qs).map(|level| level as i8), scale: b.d.to_f32(), offset: b.m.to_f32() }
+}
+
 /// Decodes whole blocks.
 #[inline(always)]
-pub(super) fn decode(blocks: &[BlockQ4_1], out: &mut [[f32; SMALL_BLOCK]]) {
+fn decode(blocks: &[BlockQ4_1], out: &mut [[f32; SMALL_BLOCK]]) {
     for (y, b) in out.iter_mut().zip(blocks) {
         let (d, m) = (b.d.to_f32(), b.m.to_f32());
         let (low, high) = y.split_at_mut(SMALL_BLOCK / 2);
@@ -40,7 +63,7 @@ pub(super) fn decode(blocks: &[BlockQ4_1], out: &mut [[f32; SMALL_BLOCK]]) {
 ///
 /// Source: ggml, `quantize_row_q4_1_ref` and `quantize_q4_1`.
 #[inline(always)]
-pub(super) fn encode(x: &[[f32; SMALL_BLOCK]], importance: Option<&[[f32; SMALL_BLOCK]]>, out: &mut [BlockQ4_1]) {
+fn encode(x: &[[f32; SMALL_BLOCK]], importance: Option<&[[f32; SMALL_BLOCK]]>, out: &mut [BlockQ4_1]) {
     if let Some(importance) = importance {
         return encode_weighted(x, importance, out);
     }

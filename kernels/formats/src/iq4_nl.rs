@@ -1,11 +1,13 @@
 //! IQ4_NL: 32 levels of 4 bits that index a table of uneven steps, and one scale.
 
+use std::mem::offset_of;
+
 use bytemuck::{Pod, Zeroable};
 
 use super::lanes::{Lanes, WIDTH, by_lane, group, sum_of_squares};
-use super::q4_0::pack;
+use super::q4_0::{pack, unpack};
 use super::search::{TINY, extremes, weights};
-use super::{F16Bytes, SMALL_BLOCK};
+use super::{Block, F16Bytes, Group, Integers, SMALL_BLOCK};
 
 /// What the levels stand for: steps are finer where weights are dense.
 pub const VALUES: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
@@ -21,9 +23,31 @@ pub struct BlockIQ4_NL {
     pub qs: [u8; SMALL_BLOCK / 2],
 }
 
+impl Block for BlockIQ4_NL {
+    const LEN: usize = SMALL_BLOCK;
+    const SCALES: &'static [usize] = &[offset_of!(Self, d)];
+    const INTEGERS: Integers<Self> = Integers::Small(integers);
+
+    #[inline(always)]
+    fn decode(blocks: &[Self], out: &mut [f32]) {
+        decode(blocks, out.as_chunks_mut().0);
+    }
+
+    #[inline(always)]
+    fn encode(x: &[f32], importance: Option<&[f32]>, out: &mut [Self]) {
+        encode(x.as_chunks().0, importance.map(|w| w.as_chunks().0), out);
+    }
+}
+
+#[inline(always)]
+fn integers(b: &BlockIQ4_NL) -> Group {
+    let levels = unpack(&b.qs).map(|level| VALUES[usize::from(level)]);
+    Group { levels, scale: b.d.to_f32(), offset: 0.0 }
+}
+
 /// Decodes whole blocks.
 #[inline(always)]
-pub(super) fn decode(blocks: &[BlockIQ4_NL], out: &mut [[f32; SMALL_BLOCK]]) {
+fn decode(blocks: &[BlockIQ4_NL], out: &mut [[f32; SMALL_BLOCK]]) {
     for (y, b) in out.iter_mut().zip(blocks) {
         let d = b.d.to_f32();
         let (low, high) = y.split_at_mut(SMALL_BLOCK / 2);
@@ -42,7 +66,7 @@ pub(super) fn decode(blocks: &[BlockIQ4_NL], out: &mut [[f32; SMALL_BLOCK]]) {
 ///
 /// Source: ggml, `quantize_iq4_nl`; `quantize_row_iq4_nl_ref` searches less.
 #[inline(always)]
-pub(super) fn encode(x: &[[f32; SMALL_BLOCK]], importance: Option<&[[f32; SMALL_BLOCK]]>, out: &mut [BlockIQ4_NL]) {
+fn encode(x: &[[f32; SMALL_BLOCK]], importance: Option<&[[f32; SMALL_BLOCK]]>, out: &mut [BlockIQ4_NL]) {
     for (i, (out, x)) in out.chunks_mut(WIDTH).zip(x.chunks(WIDTH)).enumerate() {
         let x = by_lane(x);
         let w = match importance {

@@ -1,10 +1,12 @@
 //! Q5_K: 256 levels of 5 bits; 8 groups of 32 with 6-bit scale and minimum.
 
+use std::mem::offset_of;
+
 use bytemuck::{Pod, Zeroable};
 
 use super::q4_k::encode_groups;
 use super::search::Steps;
-use super::{F16Bytes, SUPER_BLOCK, scale_min_k4};
+use super::{Block, F16Bytes, Format, Integers, SUPER_BLOCK, Sixteen, SuperBlock, scale_min_k4};
 
 /// Value of a level in a group: `(d * scale) * level - dmin * min`.
 #[allow(non_camel_case_types, reason = "upstream spelling of formats")]
@@ -30,9 +32,38 @@ impl BlockQ5_K {
     }
 }
 
+impl Block for BlockQ5_K {
+    const LEN: usize = SUPER_BLOCK;
+    const SCALES: &'static [usize] = &[offset_of!(Self, d), offset_of!(Self, dmin)];
+    const SUBSTITUTE: Format = Format::Q5_1;
+    const INTEGERS: Integers<Self> = Integers::Super(integers);
+
+    #[inline(always)]
+    fn decode(blocks: &[Self], out: &mut [f32]) {
+        decode(blocks, out.as_chunks_mut().0);
+    }
+
+    #[inline(always)]
+    fn encode(x: &[f32], importance: Option<&[f32]>, out: &mut [Self]) {
+        encode(x.as_chunks().0, importance.map(|w| w.as_chunks().0), out);
+    }
+}
+
+#[inline(always)]
+fn integers(b: &BlockQ5_K) -> SuperBlock {
+    let sixteen = |j: usize| {
+        let (scale, min) = b.scale_min(j / 2);
+        let low = |e: usize| b.qs[32 * (j / 4) + 16 * (j % 2) + e] >> (4 * (j / 2 % 2)) & 15;
+        let fifth = |e: usize| b.qh[16 * (j % 2) + e] >> (j / 2) & 1;
+        let levels = std::array::from_fn(|e| (low(e) | fifth(e) << 4) as i8);
+        Sixteen { levels, scale: scale as i8, min }
+    };
+    SuperBlock { d: b.d.to_f32(), dmin: b.dmin.to_f32(), sixteens: std::array::from_fn(sixteen) }
+}
+
 /// Decodes whole blocks.
 #[inline(always)]
-pub(super) fn decode(blocks: &[BlockQ5_K], out: &mut [[f32; SUPER_BLOCK]]) {
+fn decode(blocks: &[BlockQ5_K], out: &mut [[f32; SUPER_BLOCK]]) {
     for (y, b) in out.iter_mut().zip(blocks) {
         let (d, dmin) = (b.d.to_f32(), b.dmin.to_f32());
         for (j, y) in y.as_chunks_mut::<32>().0.iter_mut().enumerate() {
@@ -53,7 +84,7 @@ const PLAIN: Steps = Steps { first: -0.5, step: 0.1, last: 15, is_squared: true 
 ///
 /// Source: ggml, `quantize_row_q5_K_ref` and `quantize_q5_K`.
 #[inline(always)]
-pub(super) fn encode(x: &[[f32; SUPER_BLOCK]], importance: Option<&[[f32; SUPER_BLOCK]]>, out: &mut [BlockQ5_K]) {
+fn encode(x: &[[f32; SUPER_BLOCK]], importance: Option<&[[f32; SUPER_BLOCK]]>, out: &mut [BlockQ5_K]) {
     encode_groups(x, importance, 31, PLAIN, |i, head, levels| {
         let (mut qh, mut qs) = ([0; SUPER_BLOCK / 8], [0; SUPER_BLOCK / 2]);
         for (j, levels) in levels.iter().enumerate() {

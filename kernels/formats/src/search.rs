@@ -6,9 +6,8 @@
 //! All of it is f32, without fused multiply-add, every sum from the first element to the last, so that the bytes of a
 //! file do not depend on the CPU. Source: ggml 0.25.3, `ggml-quants.c`, as the bytes of its files show it.
 
-use super::SUPER_BLOCK;
-use super::activation::round;
 use super::lanes::Lanes;
+use super::{SUPER_BLOCK, round};
 
 /// Groups whose elements are all smaller are zeros.
 pub(super) const TINY: f32 = 1e-15;

@@ -1,8 +1,10 @@
 //! Q8_0: 32 signed bytes and one scale.
 
+use std::mem::offset_of;
+
 use bytemuck::{Pod, Zeroable};
 
-use super::{F16Bytes, SMALL_BLOCK, inverse_or_zero, trunc8};
+use super::{Block, F16Bytes, Group, Integers, SMALL_BLOCK, f16, inverse_or_zero, trunc8};
 
 /// Value of element `e`: `q[e] * d`.
 #[allow(non_camel_case_types, reason = "upstream spelling of formats")]
@@ -15,9 +17,32 @@ pub struct BlockQ8_0 {
     pub q: [i8; SMALL_BLOCK],
 }
 
+impl Block for BlockQ8_0 {
+    const LEN: usize = SMALL_BLOCK;
+    const SCALES: &'static [usize] = &[offset_of!(Self, d)];
+    const USES_IMPORTANCE: bool = false;
+    const LIMIT: f32 = 127.0 * f16::MAX;
+    const INTEGERS: Integers<Self> = Integers::Small(integers);
+
+    #[inline(always)]
+    fn decode(blocks: &[Self], out: &mut [f32]) {
+        decode(blocks, out.as_chunks_mut().0);
+    }
+
+    #[inline(always)]
+    fn encode(x: &[f32], _importance: Option<&[f32]>, out: &mut [Self]) {
+        encode(x.as_chunks().0, out);
+    }
+}
+
+#[inline(always)]
+fn integers(b: &BlockQ8_0) -> Group {
+    Group { levels: b.q, scale: b.d.to_f32(), offset: 0.0 }
+}
+
 /// Decodes whole blocks.
 #[inline(always)]
-pub(super) fn decode(blocks: &[BlockQ8_0], out: &mut [[f32; SMALL_BLOCK]]) {
+fn decode(blocks: &[BlockQ8_0], out: &mut [[f32; SMALL_BLOCK]]) {
     for (y, b) in out.iter_mut().zip(blocks) {
         let d = b.d.to_f32();
         for (y, q) in y.iter_mut().zip(b.q) {
@@ -30,7 +55,7 @@ pub(super) fn decode(blocks: &[BlockQ8_0], out: &mut [[f32; SMALL_BLOCK]]) {
 ///
 /// Source: ggml, `quantize_row_q8_0_ref`.
 #[inline(always)]
-pub(super) fn encode(x: &[[f32; SMALL_BLOCK]], out: &mut [BlockQ8_0]) {
+fn encode(x: &[[f32; SMALL_BLOCK]], out: &mut [BlockQ8_0]) {
     for (b, x) in out.iter_mut().zip(x) {
         let amax = x.iter().fold(0.0, |m: f32, x| if x.abs() > m { x.abs() } else { m });
         let d = amax / 127.0;

@@ -6,7 +6,7 @@
 use std::array::from_fn;
 use std::ops::{Add, Div, Mul, Neg, Sub};
 
-use super::activation::round;
+use super::round;
 
 /// Groups that are searched together.
 pub(super) const WIDTH: usize = 16;

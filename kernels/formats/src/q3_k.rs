@@ -1,11 +1,13 @@
 //! Q3_K: 256 levels of 3 bits around 4; 16 groups of 16 with a 6-bit scale around 32.
 
+use std::mem::offset_of;
+
 use bytemuck::{Pod, Zeroable};
 
-use super::activation::round;
 use super::lanes::{Lanes, by_lane, group};
+use super::q2_k::place;
 use super::search::{cube, extreme, super_block_sum, symmetric, symmetric_levels, weights};
-use super::{F16Bytes, SUPER_BLOCK};
+use super::{Block, F16Bytes, Format, Integers, SUPER_BLOCK, Sixteen, SuperBlock, round};
 
 /// Value of a level in a group: `(d * (scale - 32)) * (level - 4)`.
 #[allow(non_camel_case_types, reason = "upstream spelling of formats")]
@@ -32,7 +34,7 @@ impl BlockQ3_K {
 
     /// [`scale`](Self::scale) of all groups, larger by 32.
     #[inline(always)]
-    pub(crate) fn unsigned_scales(&self) -> [[u8; 4]; 4] {
+    pub fn unsigned_scales(&self) -> [[u8; 4]; 4] {
         let [a, b, high] = bytemuck::cast_ref::<_, [[u8; 4]; 3]>(&self.scales);
         let (a, b, high) = (u32::from_le_bytes(*a), u32::from_le_bytes(*b), u32::from_le_bytes(*high));
         let join = |low: u32, high: u32| (low & 0x0F0F_0F0F | (high & 0x0303_0303) << 4).to_le_bytes();
@@ -40,9 +42,37 @@ impl BlockQ3_K {
     }
 }
 
+impl Block for BlockQ3_K {
+    const LEN: usize = SUPER_BLOCK;
+    const SCALES: &'static [usize] = &[offset_of!(Self, d)];
+    const SUBSTITUTE: Format = Format::Q4_0;
+    const INTEGERS: Integers<Self> = Integers::Super(integers);
+
+    #[inline(always)]
+    fn decode(blocks: &[Self], out: &mut [f32]) {
+        decode(blocks, out.as_chunks_mut().0);
+    }
+
+    #[inline(always)]
+    fn encode(x: &[f32], importance: Option<&[f32]>, out: &mut [Self]) {
+        encode(x.as_chunks().0, importance.map(|w| w.as_chunks().0), out);
+    }
+}
+
+#[inline(always)]
+fn integers(b: &BlockQ3_K) -> SuperBlock {
+    let sixteen = |j: usize| {
+        let (at, shift) = place(j);
+        let third = |e: usize| b.hmask[16 * (j % 2) + e] >> (j / 2) & 1;
+        let levels = std::array::from_fn(|e| (b.qs[at + e] >> shift & 3 | third(e) << 2) as i8 - 4);
+        Sixteen { levels, scale: b.scale(j), min: 0 }
+    };
+    SuperBlock { d: b.d.to_f32(), dmin: 0.0, sixteens: std::array::from_fn(sixteen) }
+}
+
 /// Decodes whole blocks.
 #[inline(always)]
-pub(super) fn decode(blocks: &[BlockQ3_K], out: &mut [[f32; SUPER_BLOCK]]) {
+fn decode(blocks: &[BlockQ3_K], out: &mut [[f32; SUPER_BLOCK]]) {
     for (y, b) in out.iter_mut().zip(blocks) {
         let d = b.d.to_f32();
         for (j, y) in y.as_chunks_mut::<16>().0.iter_mut().enumerate() {
@@ -66,7 +96,7 @@ pub(super) fn decode(blocks: &[BlockQ3_K], out: &mut [[f32; SUPER_BLOCK]]) {
 ///
 /// Source: ggml, `quantize_row_q3_K_ref` and `quantize_q3_K`.
 #[inline(always)]
-pub(super) fn encode(x: &[[f32; SUPER_BLOCK]], importance: Option<&[[f32; SUPER_BLOCK]]>, out: &mut [BlockQ3_K]) {
+fn encode(x: &[[f32; SUPER_BLOCK]], importance: Option<&[[f32; SUPER_BLOCK]]>, out: &mut [BlockQ3_K]) {
     for (i, (b, x)) in out.iter_mut().zip(x).enumerate() {
         let groups = x.as_chunks::<16>().0;
         let lanes = by_lane(groups);
