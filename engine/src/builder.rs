@@ -4,13 +4,14 @@
 use std::cell::RefCell;
 use std::panic::Location;
 
+use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Name, Node, TensorIds};
 use crate::key::{GraphKey, Rows, Stage};
 use crate::op::{Binary, Op, Rope, Route, Unary, Window};
 use crate::shape::{MAX_RANK, Shape};
-use crate::state::StateSpec;
-use crate::tensor::{Input, NodeId, Source, State, StateId, Tensor, TensorDesc, TensorId};
+use crate::state::{KvCache, State, StateLayout};
+use crate::tensor::{Input, NodeId, Source, StateId, Tensor, TensorDesc, TensorId};
 use crate::weights::Weight;
 
 /// Room to begin with: enough for a decoder of 16 layers.
@@ -19,8 +20,7 @@ const USUAL_NODES: usize = 320;
 
 /// Builds one [`Graph`]. Methods take `&self`, so calls nest.
 pub struct GraphBuilder<'a> {
-    states: &'a [StateSpec],
-    n_slots: usize,
+    memory: &'a StateLayout,
     inner: RefCell<Inner>,
 }
 
@@ -48,15 +48,6 @@ impl Leaves {
     }
 }
 
-/// The attention cache of one layer: two states.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct KvCache {
-    /// Keys.
-    pub k: State,
-    /// Values.
-    pub v: State,
-}
-
 /// Keys and values after this call's rows were written: what attention reads.
 #[derive(Clone, Copy, Debug)]
 pub struct Kv {
@@ -65,13 +56,13 @@ pub struct Kv {
 }
 
 impl<'a> GraphBuilder<'a> {
-    /// A builder over states that each have `n_slots` slots.
-    pub fn new(states: &'a [StateSpec], n_slots: usize) -> Self {
+    /// A builder of graphs over these states.
+    pub fn new(memory: &'a StateLayout) -> Self {
         let mut inner = Inner::default();
         inner.graph.tensors.reserve(USUAL_TENSORS);
         inner.graph.nodes.reserve(USUAL_NODES);
         inner.weights.0.reserve(USUAL_NODES);
-        Self { states, n_slots, inner: RefCell::new(inner) }
+        Self { memory, inner: RefCell::new(inner) }
     }
 
     /// The finished graph, or the first error with the line of the caller that made it.
@@ -116,17 +107,23 @@ impl<'a> GraphBuilder<'a> {
         }
     }
 
+    /// A state as an operand: the rows of all slots.
+    #[track_caller]
     fn state(&self, s: State) -> Tensor {
         let mut inner = self.inner.borrow_mut();
-        let Inner { graph, states, .. } = &mut *inner;
-        let make = || {
-            let spec = &self.states[s.0.index()];
-            let mut extents = spec.shape.extents();
-            extents.insert(0, self.n_slots);
-            let shape = Shape::new(&extents).expect("memory checked the state's size");
-            graph.push(TensorDesc::contiguous(spec.dtype, shape, Source::State(s.0)))
+        let Inner { graph, states, error, .. } = &mut *inner;
+        let source = Source::State(s.id);
+        let Some(spec) = self.memory.spec(s) else {
+            fail(error, "state", "a state of another model", Location::caller());
+            return Tensor(graph.push(TensorDesc::contiguous(DType::F32, Shape::from([1]), source)));
         };
-        Tensor(*states.of(s.0.index()).get_or_insert_with(make))
+        let make = || {
+            let mut extents = spec.shape.extents();
+            extents.insert(0, self.memory.n_slots());
+            let shape = Shape::new(&extents).expect("the layout checked the state's size");
+            graph.push(TensorDesc::contiguous(spec.dtype, shape, source))
+        };
+        Tensor(*states.of(s.id.index()).get_or_insert_with(make))
     }
 
     #[track_caller]
@@ -561,11 +558,13 @@ impl BatchInputs {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dtype::DType;
+    use crate::state::{NO_STATES, StateOptions, States};
+
+    const OPTIONS: StateOptions = StateOptions { n_slots: 1, n_ctx: 8, kv_dtype: DType::F32 };
 
     #[test]
     fn an_input_has_one_shape() {
-        let g = GraphBuilder::new(&[], 1);
+        let g = GraphBuilder::new(&NO_STATES);
         let first = g.input(Input::Tokens, [2, 3]);
         assert_eq!(g.input(Input::Tokens, [2, 3]), first);
         g.input(Input::Tokens, [6]);
@@ -621,7 +620,7 @@ mod tests {
 
     #[test]
     fn views_of_views_look_into_the_root() {
-        let g = GraphBuilder::new(&[], 1);
+        let g = GraphBuilder::new(&NO_STATES);
         let x = g.input(Input::Features, [4, 6]);
         let view = g.slice(g.permute(g.slice(x, 1, 2, 3), [1, 0]), 0, 1, 2);
         let desc = g.desc(view);
@@ -631,17 +630,30 @@ mod tests {
 
     #[test]
     fn a_state_is_written_once() {
-        let spec = StateSpec::conv(0, 3, 4);
-        let specs = [spec];
-        let g = GraphBuilder::new(&specs, 1);
+        let mut states = States::new();
+        let state = states.conv(0, 3, 4);
+        let layout = states.layout(&OPTIONS).unwrap();
+        let g = GraphBuilder::new(&layout);
         let key = GraphKey { stage: Stage::Tokens, n_seqs: 1, n_tokens: 2, n_kv: 8, rows: Rows::Last };
         let batch = BatchInputs::new(&g, &key);
         let x = g.input(Input::Embeddings, [1, 2, 4]);
         let w = g.input(Input::Features, [4, 3]);
-        let state = g.state(State(StateId(0)));
+        let state = g.state(state);
         for _ in 0..2 {
             g.push1(Op::CausalConv1d, &[x, w, state, batch.slots, batch.positions, batch.lengths]);
         }
         assert!(g.finish().unwrap_err().to_string().contains("state 0 is written twice"));
+    }
+
+    #[test]
+    fn a_state_of_another_model_is_refused() {
+        let [mut own, mut other] = [(); 2].map(|()| States::new());
+        let (state, foreign) = (own.conv(0, 3, 4), other.conv(0, 3, 4));
+        let layout = own.layout(&OPTIONS).unwrap();
+        let g = GraphBuilder::new(&layout);
+        g.state(state);
+        g.state(foreign);
+        let message = g.finish().unwrap_err().to_string();
+        assert!(message.contains("builder.rs") && message.contains("a state of another model"), "{message}");
     }
 }

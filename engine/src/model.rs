@@ -2,7 +2,7 @@
 
 use crate::builder::GraphBuilder;
 use crate::key::GraphKey;
-use crate::state::{StateOptions, StateSpec};
+use crate::state::States;
 
 /// Geometry of an audio encoder: what the session needs to shape its input.
 #[derive(Clone, Copy, Debug)]
@@ -26,8 +26,8 @@ pub trait Model: Send + Sync {
     /// Width of the residual stream, and of the vectors that [`crate::key::Stage::Embeddings`] takes.
     fn n_embd(&self) -> usize;
 
-    /// What each slot of memory holds. The position in this list is the state's id.
-    fn states(&self, options: &StateOptions) -> Vec<StateSpec>;
+    /// What the model remembers of a sequence, as it declared when it was loaded.
+    fn states(&self) -> &States;
 
     /// The audio encoder, where the model has one.
     fn encoder(&self) -> Option<EncoderSpec> {

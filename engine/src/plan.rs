@@ -376,13 +376,14 @@ mod tests {
     use super::*;
     use crate::builder::GraphBuilder;
     use crate::op::Unary;
+    use crate::state::NO_STATES;
     use crate::tensor::Input;
 
     const ALIGNMENT: usize = 32;
 
     /// `silu(a) * b + b` with `a`, `b` functions of the input, and its plan.
     fn planned() -> (Graph, MemoryPlan) {
-        let g = GraphBuilder::new(&[], 1);
+        let g = GraphBuilder::new(&NO_STATES);
         let x = g.input(Input::Features, [4, 8]);
         let a = g.unary(Unary::Relu, x);
         let b = g.unary(Unary::Sigmoid, x);
@@ -476,7 +477,7 @@ mod tests {
 
     #[test]
     fn an_operand_that_is_read_twice_is_not_taken_over() {
-        let g = GraphBuilder::new(&[], 1);
+        let g = GraphBuilder::new(&NO_STATES);
         let x = g.unary(Unary::Relu, g.input(Input::Features, [4, 8]));
         // The first row is added to all rows: in place, the second row would see the changed first one.
         let row = g.reshape(g.slice(x, 0, 0, 1), [8]);
@@ -491,7 +492,7 @@ mod tests {
 
     #[test]
     fn a_transposed_operand_is_not_taken_over() {
-        let g = GraphBuilder::new(&[], 1);
+        let g = GraphBuilder::new(&NO_STATES);
         let x = g.unary(Unary::Relu, g.input(Input::Features, [8, 8, 1]));
         g.output(g.unary(Unary::Silu, g.permute(x, [1, 0, 2])));
         let graph = g.finish().unwrap();

@@ -1,7 +1,15 @@
-//! [`StateSpec`]: what a layer remembers of a sequence. A model's memory is its list of them.
+//! [`States`]: what a model remembers of a sequence, declared once, when the model is loaded. A declaration has no sizes
+//! of a session; [`StateLayout`] is what the declarations become with them.
+
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::dtype::DType;
+use crate::error::{Error, Result, refuse};
 use crate::shape::Shape;
+use crate::tensor::StateId;
+
+/// Most slots of one memory.
+const MAX_SLOTS: usize = 4096;
 
 /// What a state is, which decides how it can be taken back.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -27,13 +35,161 @@ impl Role {
     }
 }
 
+/// How much of a state there is. [`Declaration::in_slot`] and [`StateSpec::used_bytes`] are all that look at it: a window
+/// over positions, or a ring of inputs behind a fixed state, is another extent.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Extent {
+    /// A row of these extents for every position, in the session's format of attention caches.
+    Positions(Vec<usize>),
+    /// These extents for a sequence of any length, f32.
+    Fixed(Vec<usize>),
+}
+
+/// One state of one layer, whatever the sizes of a session are.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Declaration {
+    /// Index of the layer.
+    pub layer: u32,
+    /// What it is.
+    pub role: Role,
+    /// How much of it there is.
+    pub extent: Extent,
+}
+
+/// A [`States`] among all of the process; 0 is none of them.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(crate) struct Owner(u32);
+
+/// Handle to a state, which only the [`States`] that declared it gives. A builder refuses those of another model.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct State {
+    pub(crate) id: StateId,
+    pub(crate) owner: Owner,
+}
+
+/// Handle to the attention cache of one layer: two states.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct KvCache {
+    pub(crate) k: State,
+    pub(crate) v: State,
+}
+
+/// The states of a model in the order in which they were declared.
+#[derive(Debug)]
+pub struct States {
+    owner: Owner,
+    declarations: Vec<Declaration>,
+}
+
+impl Default for States {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl States {
+    /// No states yet.
+    pub fn new() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(1);
+        Self { owner: Owner(NEXT.fetch_add(1, Ordering::Relaxed)), declarations: Vec::new() }
+    }
+
+    /// Keys and values of an attention layer: two states with rows `[n_head_kv, head_dim]`.
+    pub fn kv(&mut self, layer: usize, n_head_kv: usize, head_dim: usize) -> KvCache {
+        let [k, v] = [Role::Key, Role::Value]
+            .map(|role| self.declare(layer, role, Extent::Positions(vec![n_head_kv, head_dim])));
+        KvCache { k, v }
+    }
+
+    /// The last `d_conv - 1` inputs of a convolution of this width, whose `d_conv` is at least 2.
+    pub fn conv(&mut self, layer: usize, d_conv: usize, width: usize) -> State {
+        self.declare(layer, Role::Conv, Extent::Fixed(vec![d_conv.saturating_sub(1), width]))
+    }
+
+    /// A state of any kind.
+    pub fn declare(&mut self, layer: usize, role: Role, extent: Extent) -> State {
+        let number = |n: usize| u32::try_from(n).expect("models have far fewer layers");
+        let id = StateId(number(self.declarations.len()));
+        self.declarations.push(Declaration { layer: number(layer), role, extent });
+        State { id, owner: self.owner }
+    }
+
+    /// All of them; a state's id is its position.
+    pub fn declarations(&self) -> &[Declaration] {
+        &self.declarations
+    }
+
+    /// What slots of these sizes hold.
+    ///
+    /// Errors: `Batch` for no slots or too many, `OutOfMemory` for more elements than can be counted.
+    pub fn layout(&self, options: &StateOptions) -> Result<StateLayout> {
+        let n_slots = options.n_slots;
+        if n_slots == 0 || n_slots > MAX_SLOTS {
+            return refuse(format_args!("want 1 to {MAX_SLOTS} slots, got {n_slots}"));
+        }
+        let specs = self.declarations.iter().map(|d| d.in_slot(options)).collect::<Result<_>>()?;
+        Ok(StateLayout { owner: self.owner, n_slots, specs })
+    }
+}
+
 /// Sizes that decide the shape of states and are constant for a session.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct StateOptions {
+    /// Sequences that can be held at once.
+    pub n_slots: usize,
     /// Positions per slot.
     pub n_ctx: usize,
     /// Format of attention keys and values: F16 or F32.
     pub kv_dtype: DType,
+}
+
+impl Declaration {
+    /// The state as one slot holds it. Errors: `OutOfMemory` for more elements than all slots together can count.
+    fn in_slot(&self, options: &StateOptions) -> Result<StateSpec> {
+        let (dims, dtype) = match &self.extent {
+            Extent::Positions(row) => ([&[options.n_ctx], &row[..]].concat(), options.kv_dtype),
+            Extent::Fixed(dims) => (dims.clone(), DType::F32),
+        };
+        let stacked = [&[options.n_slots], &dims[..]].concat();
+        match (Shape::new(&dims), Shape::new(&stacked)) {
+            (Some(shape), Some(_)) => Ok(StateSpec { layer: self.layer, role: self.role, shape, dtype }),
+            _ => {
+                let elements = stacked.iter().fold(1usize, |n, d| n.saturating_mul(*d));
+                let wanted = elements.saturating_mul(dtype.row_bytes(dtype.block().len));
+                let what = format!("{:?} state of layer {}", self.role, self.layer);
+                Err(Error::OutOfMemory { what, wanted, free: None })
+            }
+        }
+    }
+}
+
+/// The states of a model in the sizes of a session: what memory makes buffers of, and graphs see.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct StateLayout {
+    pub(crate) owner: Owner,
+    pub(crate) n_slots: usize,
+    pub(crate) specs: Vec<StateSpec>,
+}
+
+/// The layout of a graph that touches no memory.
+#[cfg(test)]
+pub(crate) static NO_STATES: StateLayout = StateLayout { owner: Owner(0), n_slots: 1, specs: Vec::new() };
+
+impl StateLayout {
+    /// What every slot holds, in the order of the declarations.
+    pub fn specs(&self) -> &[StateSpec] {
+        &self.specs
+    }
+
+    /// Number of slots.
+    pub fn n_slots(&self) -> usize {
+        self.n_slots
+    }
+
+    /// What a slot holds of a state; nothing for one of another model.
+    pub(crate) fn spec(&self, state: State) -> Option<&StateSpec> {
+        self.specs.get(state.id.index()).filter(|_| state.owner == self.owner)
+    }
 }
 
 /// One state of one layer, as one slot holds it.
@@ -43,33 +199,13 @@ pub struct StateSpec {
     pub layer: u32,
     /// What it is.
     pub role: Role,
-    /// Shape of one slot.
+    /// Shape of one slot; positions come first where it has some.
     pub shape: Shape,
     /// Element format.
     pub dtype: DType,
 }
 
 impl StateSpec {
-    /// Keys and values of one attention layer: two states of `[n_ctx, n_head_kv, head_dim]`.
-    pub fn kv(layer: usize, n_head_kv: usize, head_dim: usize, options: &StateOptions) -> [Self; 2] {
-        [Role::Key, Role::Value].map(|role| Self {
-            layer: layer_number(layer),
-            role,
-            shape: Shape::from([options.n_ctx, n_head_kv, head_dim]),
-            dtype: options.kv_dtype,
-        })
-    }
-
-    /// The last `d_conv - 1` inputs of a convolution of this width, f32.
-    pub fn conv(layer: usize, d_conv: usize, width: usize) -> Self {
-        Self {
-            layer: layer_number(layer),
-            role: Role::Conv,
-            shape: Shape::from([d_conv - 1, width]),
-            dtype: DType::F32,
-        }
-    }
-
     /// Bytes of one slot.
     pub fn bytes(&self) -> usize {
         self.shape.rows() * self.dtype.row_bytes(self.shape.last())
@@ -86,6 +222,34 @@ impl StateSpec {
     }
 }
 
-fn layer_number(layer: usize) -> u32 {
-    u32::try_from(layer).expect("models have far fewer layers")
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn declarations_get_the_sizes_of_the_session() {
+        let mut states = States::new();
+        let conv = states.conv(0, 3, 8);
+        let cache = states.kv(1, 2, 16);
+        assert_eq!([conv, cache.k, cache.v].map(|s| s.id), [0, 1, 2].map(StateId));
+        let options = StateOptions { n_slots: 5, n_ctx: 40, kv_dtype: DType::F16 };
+        let layout = states.layout(&options).unwrap();
+        let shapes: Vec<_> = layout.specs().iter().map(|s| (s.layer, s.role, s.shape, s.dtype)).collect();
+        let row = Shape::from([40, 2, 16]);
+        let conv = (0, Role::Conv, Shape::from([2, 8]), DType::F32);
+        assert_eq!(shapes, [conv, (1, Role::Key, row, DType::F16), (1, Role::Value, row, DType::F16)]);
+        let used = |n_past| layout.specs().iter().map(|s| s.used_bytes(n_past)).collect::<Vec<_>>();
+        assert_eq!((used(0), used(3)), (vec![0, 0, 0], vec![64, 192, 192]));
+    }
+
+    #[test]
+    fn sizes_that_cannot_be_counted_are_refused() {
+        let mut states = States::new();
+        states.kv(0, 1 << 12, 1 << 12);
+        let refused =
+            |n_slots, n_ctx| states.layout(&StateOptions { n_slots, n_ctx, kv_dtype: DType::F16 }).unwrap_err();
+        assert!(matches!(refused(0, 1), Error::Batch { .. }));
+        assert!(matches!(refused(MAX_SLOTS + 1, 1), Error::Batch { .. }));
+        assert!(matches!(refused(1, 1 << 10), Error::OutOfMemory { .. }));
+    }
 }

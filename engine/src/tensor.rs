@@ -1,5 +1,5 @@
-//! What a tensor is and where its bytes come from. Read [`TensorDesc`] first; [`Tensor`] and [`State`] are the handles
-//! that model code passes around, `weights::Weight` is the third.
+//! What a tensor is and where its bytes come from. Read [`TensorDesc`] first; [`Tensor`] is a handle that model code
+//! passes around, `weights::Weight` and `state::State` are the others.
 
 use crate::dtype::DType;
 use crate::shape::{MAX_RANK, Shape};
@@ -27,7 +27,7 @@ impl NodeId {
     }
 }
 
-/// Index of a state in the model's list of [`crate::state::StateSpec`]s.
+/// Index of a state in the model's [`crate::state::States`].
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct StateId(pub u32);
 
@@ -48,10 +48,6 @@ impl Tensor {
         self.0
     }
 }
-
-/// Handle to a per-slot state of the model.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct State(pub StateId);
 
 /// What the caller supplies for every call. All of one graph's inputs lie in one block at the start of the arena.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]

@@ -3,7 +3,7 @@
 use engine::builder::GraphBuilder;
 use engine::key::{GraphKey, Stage};
 use engine::model::{EncoderSpec, Model};
-use engine::state::{StateOptions, StateSpec};
+use engine::state::States;
 
 /// The half of a speech model that hears.
 pub trait AudioEncoder: Send + Sync {
@@ -41,8 +41,8 @@ impl<E: AudioEncoder, D: Model> Model for EncoderDecoder<E, D> {
         self.decoder.n_embd()
     }
 
-    fn states(&self, options: &StateOptions) -> Vec<StateSpec> {
-        self.decoder.states(options)
+    fn states(&self) -> &States {
+        self.decoder.states()
     }
 
     fn encoder(&self) -> Option<EncoderSpec> {

@@ -1,13 +1,13 @@
 //! LFM2, text: gated short convolutions and grouped-query attention in turn, dense or with mixtures of experts.
 //! Source: transformers, `models/lfm2/modeling_lfm2.py`, `models/lfm2_moe/modeling_lfm2_moe.py`.
 
-use engine::builder::{BatchInputs, GraphBuilder, KvCache};
+use engine::builder::{BatchInputs, GraphBuilder};
 use engine::gguf::Gguf;
 use engine::key::GraphKey;
 use engine::model::Model;
 use engine::op::{Gating, Rope, RopePairs, Route};
-use engine::state::{StateOptions, StateSpec};
-use engine::tensor::{State, StateId, Tensor};
+use engine::state::{KvCache, States};
+use engine::tensor::Tensor;
 use engine::weights::{Weight, WeightStore};
 use engine::{Error, Result};
 
@@ -157,6 +157,7 @@ struct Layer {
 pub struct Lfm2 {
     arch: &'static str,
     hp: Lfm2Params,
+    states: States,
     embed_tokens: Weight, // [n_vocab, n_embd]
     layers: Vec<Layer>,
     embedding_norm: Weight, // [n_embd]; the norm after the last layer, whatever its name says
@@ -183,17 +184,16 @@ impl Lfm2 {
         let hp = Lfm2Params::read(&params, w, has_experts)?;
         // Files are about that say another width than their tensors have; it is an error only where it is no width.
         params.size("feed_forward_length")?;
-        let mut n_states = 0;
-        let mut state = || {
-            n_states += 1;
-            State(StateId(n_states - 1))
-        };
+        let mut states = States::new();
         let layers = (0..hp.n_layer()).map(|i| {
             let prefix = format!("blk.{i}");
             let mixer = match hp.n_head_kv[i] {
-                0 => Mixer::Conv(ShortConv::load(w, &prefix, hp.n_embd, hp.d_conv, state())?),
+                0 => {
+                    let state = states.conv(i, hp.d_conv, hp.n_embd);
+                    Mixer::Conv(ShortConv::load(w, &prefix, hp.n_embd, hp.d_conv, state)?)
+                }
                 n_head_kv => {
-                    let cache = KvCache { k: state(), v: state() };
+                    let cache = states.kv(i, n_head_kv, hp.head_dim);
                     Mixer::Attention(attention(w, &prefix, &hp, n_head_kv, cache)?)
                 }
             };
@@ -217,6 +217,7 @@ impl Lfm2 {
         Ok(Self {
             arch,
             layers: layers.collect::<Result<_>>()?,
+            states,
             embedding_norm: embedding_norm
                 .ok_or_else(|| Error::MissingWeight { name: "token_embd_norm.weight".into() })?,
             lm_head: w.get_optional("output.weight", [hp.n_vocab, hp.n_embd])?.unwrap_or(embed_tokens),
@@ -254,12 +255,8 @@ impl Model for Lfm2 {
         self.hp.n_embd
     }
 
-    fn states(&self, options: &StateOptions) -> Vec<StateSpec> {
-        let layer = |(i, &n_head_kv): (usize, &usize)| match n_head_kv {
-            0 => vec![StateSpec::conv(i, self.hp.d_conv, self.hp.n_embd)],
-            n => StateSpec::kv(i, n, self.hp.head_dim, options).to_vec(),
-        };
-        self.hp.n_head_kv.iter().enumerate().flat_map(layer).collect()
+    fn states(&self) -> &States {
+        &self.states
     }
 
     fn build(&self, g: &GraphBuilder<'_>, key: &GraphKey) {

@@ -1,13 +1,13 @@
 //! Qwen3, text: a causal transformer with grouped-query attention and norms of queries and keys.
 //! Source: transformers, `models/qwen3/modeling_qwen3.py`.
 
-use engine::builder::{BatchInputs, GraphBuilder, KvCache};
+use engine::builder::{BatchInputs, GraphBuilder};
 use engine::gguf::Gguf;
 use engine::key::GraphKey;
 use engine::model::Model;
 use engine::op::{Rope, RopePairs};
-use engine::state::{StateOptions, StateSpec};
-use engine::tensor::{State, StateId, Tensor};
+use engine::state::States;
+use engine::tensor::Tensor;
 use engine::weights::{Weight, WeightStore};
 use engine::{Error, Result};
 
@@ -77,6 +77,7 @@ struct Layer {
 pub struct Qwen3 {
     arch: &'static str,
     hp: Qwen3Params,
+    states: States,
     embed_tokens: Weight, // [n_vocab, n_embd]
     layers: Vec<Layer>,
     norm: Weight,    // [n_embd]
@@ -95,11 +96,10 @@ impl Qwen3 {
             theta_base: hp.rope_theta,
             pairs: RopePairs::Halves,
         };
+        let mut states = States::new();
         let layers = (0..hp.n_layer).map(|i| {
             let prefix = format!("blk.{i}");
-            // States come in pairs, keys then values, as `states` lists them.
-            let state = |k: usize| State(StateId(u32::try_from(2 * i + k).expect("sizes were limited")));
-            let cache = KvCache { k: state(0), v: state(1) };
+            let cache = states.kv(i, hp.attention.n_head_kv, hp.attention.head_dim);
             Ok(Layer {
                 input_layernorm: w.get(&format!("{prefix}.attn_norm.weight"), [n_embd])?,
                 self_attn: Attention::load(w, &prefix, hp.attention, rope, hp.eps, cache)?,
@@ -111,6 +111,7 @@ impl Qwen3 {
         Ok(Self {
             arch,
             layers: layers.collect::<Result<_>>()?,
+            states,
             norm: w.get("output_norm.weight", [n_embd])?,
             lm_head: w.get_optional("output.weight", [hp.n_vocab, n_embd])?.unwrap_or(embed_tokens),
             embed_tokens,
@@ -137,9 +138,8 @@ impl Model for Qwen3 {
         self.hp.attention.n_embd
     }
 
-    fn states(&self, options: &StateOptions) -> Vec<StateSpec> {
-        let AttentionShape { n_head_kv, head_dim, .. } = self.hp.attention;
-        (0..self.hp.n_layer).flat_map(|i| StateSpec::kv(i, n_head_kv, head_dim, options)).collect()
+    fn states(&self) -> &States {
+        &self.states
     }
 
     fn build(&self, g: &GraphBuilder<'_>, key: &GraphKey) {

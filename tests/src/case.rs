@@ -4,8 +4,8 @@ use engine::DType;
 use engine::Shape;
 use engine::builder::{BatchInputs, GraphBuilder};
 use engine::key::{GraphKey, Rows, Stage};
-use engine::state::{Role, StateSpec};
-use engine::tensor::{Input, State, Tensor};
+use engine::state::{KvCache, State, StateLayout, StateOptions, StateSpec, States};
+use engine::tensor::{Input, Tensor};
 use engine::weights::Weight;
 use kernels::cpu::{Kernels, Operand};
 
@@ -138,8 +138,10 @@ pub struct Args {
     pub x: Vec<Tensor>,
     /// Weights, in the order of the case.
     pub w: Vec<Weight>,
-    /// States, in the order of the case.
+    /// States of convolutions, in the order of the case.
     pub s: Vec<State>,
+    /// Attention caches, in the order of the case.
+    pub kv: Vec<KvCache>,
     /// Positions, slots and lengths; there if the case has a batch.
     pub batch: Option<BatchInputs>,
     /// Raw inputs, in the order of the case.
@@ -163,8 +165,14 @@ pub struct OpCase {
     pub inputs: Vec<InputArg>,
     /// Weights.
     pub weights: Vec<WeightArg>,
-    /// States, for one slot.
-    pub states: Vec<StateSpec>,
+    /// What is remembered of a sequence.
+    pub states: States,
+    /// States of convolutions.
+    pub s: Vec<State>,
+    /// Attention caches.
+    pub kv: Vec<KvCache>,
+    /// Format of attention caches.
+    pub kv_dtype: DType,
     /// Sequences.
     pub batch: Option<BatchArg>,
     /// Whether the batch is fed with vectors and ids together.
@@ -190,7 +198,10 @@ impl OpCase {
             name: name.into(),
             inputs: Vec::new(),
             weights: Vec::new(),
-            states: Vec::new(),
+            states: States::new(),
+            s: Vec::new(),
+            kv: Vec::new(),
+            kv_dtype: DType::F32,
             batch: None,
             stage: Stage::Tokens,
             raw: Vec::new(),
@@ -223,17 +234,15 @@ impl OpCase {
     /// Adds keys and values of one layer.
     #[must_use]
     pub fn kv(mut self, dtype: DType, n_head_kv: usize, head_dim: usize) -> Self {
-        let n_ctx = self.batch.as_ref().expect("the batch comes first").n_ctx;
-        for role in [Role::Key, Role::Value] {
-            self.states.push(StateSpec { layer: 0, role, shape: Shape::from([n_ctx, n_head_kv, head_dim]), dtype });
-        }
+        self.kv.push(self.states.kv(0, n_head_kv, head_dim));
+        self.kv_dtype = dtype;
         self
     }
 
     /// Adds the state of a convolution.
     #[must_use]
     pub fn conv_state(mut self, d_conv: usize, width: usize) -> Self {
-        self.states.push(StateSpec::conv(0, d_conv, width));
+        self.s.push(self.states.conv(0, d_conv, width));
         self
     }
 
@@ -256,6 +265,12 @@ impl OpCase {
     pub fn fuses(mut self, rule: &'static str) -> Self {
         self.rule = Some(rule);
         self
+    }
+
+    /// The states in the sizes of the batch.
+    pub fn layout(&self) -> StateLayout {
+        let (n_slots, n_ctx) = self.batch.as_ref().map_or((1, 1), |b| (b.n_slots, b.n_ctx));
+        self.states.layout(&StateOptions { n_slots, n_ctx, kv_dtype: self.kv_dtype }).expect("cases are small")
     }
 
     /// The elements of every activation.
@@ -285,6 +300,6 @@ impl OpCase {
             }
             bytes
         };
-        self.states.iter().map(one).collect()
+        self.layout().specs().iter().map(one).collect()
     }
 }

@@ -16,7 +16,7 @@ use engine::pass::assign::assign;
 use engine::pass::fuse::fuse;
 use engine::pass::prune::prune;
 use engine::plan::{MemoryPlan, Place, plan, verify};
-use engine::tensor::{Input, Source, State, StateId, TensorId};
+use engine::tensor::{Input, Source, TensorId};
 use engine::weights::{Weight, WeightStore};
 use kernels::cpu::Kernels;
 
@@ -327,7 +327,8 @@ fn layout(case: &OpCase) -> (Vec<usize>, usize) {
 }
 
 fn build(case: &OpCase, weights: Vec<Weight>, copied: bool) -> Result<Graph> {
-    let g = GraphBuilder::new(&case.states, case.batch.as_ref().map_or(1, |b| b.n_slots));
+    let memory = case.layout();
+    let g = GraphBuilder::new(&memory);
     let (starts, total) = layout(case);
     let mut x = Vec::new();
     for (input, start) in case.inputs.iter().zip(starts) {
@@ -338,7 +339,8 @@ fn build(case: &OpCase, weights: Vec<Weight>, copied: bool) -> Result<Graph> {
     let args = Args {
         x,
         w: weights,
-        s: (0..case.states.len()).map(|i| State(StateId(i as u32))).collect(),
+        s: case.s.clone(),
+        kv: case.kv.clone(),
         batch: case.batch.as_ref().map(|b| BatchInputs::new(&g, &b.key(case.stage))),
         raw: case.raw.iter().map(|(input, shape, _)| g.input(*input, *shape)).collect(),
     };
@@ -426,7 +428,7 @@ fn compare(case: &OpCase, tested: &Tested, variation: Variation, got: &Outcome, 
         check(format!("output {i}"), got, want)?;
     }
     let initial = case.state_bytes();
-    for (i, spec) in case.states.iter().enumerate() {
+    for (i, spec) in case.layout().specs().iter().enumerate() {
         let element = spec.dtype.block().bytes;
         let bytes = [&initial[i], &got.states[i], &want.states[i]];
         if bytes.iter().any(|b| b.len() != initial[i].len()) {

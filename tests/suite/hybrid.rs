@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use engine::backend::Backend;
 use engine::batch::{Batch, Sequence, Tokens};
-use engine::builder::{BatchInputs, GraphBuilder, KvCache};
+use engine::builder::{BatchInputs, GraphBuilder};
 use engine::gguf::GgufWriter;
 use engine::key::{GraphKey, Rows};
 use engine::memory::Slot;
@@ -15,9 +15,8 @@ use engine::model::Model;
 use engine::op::{Rope, RopePairs};
 use engine::pass::CompileOptions;
 use engine::session::{Reuse, Session, SessionOptions};
-use engine::state::{StateOptions, StateSpec};
+use engine::state::{KvCache, State, States};
 use engine::stats::{BuildReason, Stats};
-use engine::tensor::{State, StateId};
 use engine::weights::{Weight, WeightStore};
 use engine::{DType, Error, Shape};
 use tests::rng::Rng;
@@ -43,8 +42,10 @@ struct Hybrid {
     v: Weight,
     output: Weight,
     norm: Weight,
-    /// Whether there is a convolution; without it the model has no recurrent state.
-    is_hybrid: bool,
+    states: States,
+    cache: KvCache,
+    /// The inputs of the convolution; without it the model has no recurrent state.
+    inputs: Option<State>,
     /// Bits of the factor of attention's scores, so that a test can change what the model is.
     scale: AtomicU32,
 }
@@ -76,7 +77,12 @@ fn weights(seed: u64) -> WeightStore {
 
 impl Hybrid {
     fn new(w: &WeightStore, is_hybrid: bool) -> Self {
+        let mut states = States::new();
+        let cache = states.kv(1, N_HEAD_KV, HEAD_DIM);
         Self {
+            cache,
+            inputs: is_hybrid.then(|| states.conv(0, D_CONV, N_EMBD)),
+            states,
             embed: w.get("embed", [N_VOCAB, N_EMBD]).unwrap(),
             conv: w.get("conv", [N_EMBD, D_CONV]).unwrap(),
             q: w.get("q", [N_HEAD * HEAD_DIM, N_EMBD]).unwrap(),
@@ -84,7 +90,6 @@ impl Hybrid {
             v: w.get("v", [N_HEAD_KV * HEAD_DIM, N_EMBD]).unwrap(),
             output: w.get("output", [N_EMBD, N_HEAD * HEAD_DIM]).unwrap(),
             norm: w.get("norm", [N_EMBD]).unwrap(),
-            is_hybrid,
             scale: AtomicU32::new(0.3f32.to_bits()),
         }
     }
@@ -103,22 +108,22 @@ impl Model for Hybrid {
         N_EMBD
     }
 
-    fn states(&self, options: &StateOptions) -> Vec<StateSpec> {
-        let [k, v] = StateSpec::kv(1, N_HEAD_KV, HEAD_DIM, options);
-        let conv = self.is_hybrid.then(|| StateSpec::conv(0, D_CONV, N_EMBD));
-        [k, v].into_iter().chain(conv).collect()
+    fn states(&self) -> &States {
+        &self.states
     }
 
     fn build(&self, g: &GraphBuilder<'_>, key: &GraphKey) {
-        let state = |i| State(StateId(i));
         let batch = BatchInputs::new(g, key);
         let x = batch.embed(g, self.embed);
-        let x = if self.is_hybrid { g.add(x, g.causal_conv1d(x, self.conv, state(2), &batch)) } else { x };
+        let x = match self.inputs {
+            Some(inputs) => g.add(x, g.causal_conv1d(x, self.conv, inputs, &batch)),
+            None => x,
+        };
         let rope = Rope { n_rot: 8, theta_base: 1e4, pairs: RopePairs::Halves };
         let q = g.rope(g.split_heads(g.linear(x, self.q), N_HEAD), &batch, rope);
         let k = g.rope(g.split_heads(g.linear(x, self.k), N_HEAD_KV), &batch, rope);
         let v = g.split_heads(g.linear(x, self.v), N_HEAD_KV);
-        let kv = g.kv_write(KvCache { k: state(0), v: state(1) }, k, v, &batch);
+        let kv = g.kv_write(self.cache, k, v, &batch);
         let y = g.cached_attention(q, kv, &batch, f32::from_bits(self.scale.load(Ordering::Relaxed)));
         let x = g.add(x, g.linear(g.merge_heads(y), self.output));
         let Some(x) = batch.output_rows(g, x) else { return };

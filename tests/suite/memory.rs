@@ -242,3 +242,39 @@ fn two_backends_give_the_logits_of_one() {
         }
     }
 }
+
+#[test]
+fn a_released_slot_never_reaches_the_next_owner() {
+    for backend in backends() {
+        let mut s = open(&backend);
+        let [stale, other] = [(); 2].map(|()| s.memory_mut().acquire().unwrap());
+        step(&mut s, &[(stale, &tokens(1, 5)), (other, &tokens(2, 6))]);
+        let snapshot = s.snapshot(stale).unwrap();
+        s.memory_mut().release(stale);
+        let owner = s.memory_mut().acquire_at(stale.index()).unwrap();
+        assert!(owner != stale && owner.index() == stale.index());
+        step(&mut s, &[(owner, &tokens(3, 7))]);
+        let before = states(&s, owner);
+
+        s.memory_mut().release(stale);
+        let mut refused = vec![
+            ("n_past", s.memory().n_past(stale).map(|_| ())),
+            ("read_state", s.memory().read_state(stale, 0).map(|_| ())),
+            ("rewind", s.memory_mut().rewind(stale, 0)),
+            ("rewind to a position", s.memory_mut().rewind(stale, 2)),
+            ("copy from", s.memory_mut().copy(stale, other)),
+            ("copy to", s.memory_mut().copy(other, stale)),
+            ("snapshot", s.snapshot(stale).map(|_| ())),
+            ("restore", s.restore(stale, &snapshot)),
+            ("step", advance(&mut s, &[other, stale])),
+            ("step beside the owner", advance(&mut s, &[owner, stale])),
+        ];
+        refused.push(("feed", s.feed(stale, Tokens::Ids(&[1]), Rows::Last).map(|_| ())));
+        for (what, result) in refused {
+            assert!(matches!(result, Err(Error::Batch { .. })), "{what} on {}: {result:?}", backend.name());
+        }
+        assert_eq!((s.memory().n_past(owner).unwrap(), s.memory().n_past(other).unwrap()), (7, 6));
+        assert_eq!(states(&s, owner), before, "{}", backend.name());
+        assert!(s.memory().read_state(owner, 99).is_err(), "a state that the model does not have");
+    }
+}

@@ -151,7 +151,7 @@ impl Session {
     ///
     /// Errors: a shape that the model or the backends cannot do.
     pub fn describe(&self, key: &GraphKey) -> Result<Described> {
-        let builder = GraphBuilder::new(self.memory.specs(), self.options.n_slots);
+        let builder = GraphBuilder::new(self.memory.layout());
         self.model.build(&builder, key);
         let mut graph = builder.finish()?;
         for name in &self.options.compile.taps {

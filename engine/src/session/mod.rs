@@ -93,6 +93,12 @@ impl Default for SessionOptions {
     }
 }
 
+impl SessionOptions {
+    fn states(&self, n_ctx: usize) -> StateOptions {
+        StateOptions { n_slots: self.n_slots, n_ctx, kv_dtype: self.kv_dtype }
+    }
+}
+
 /// A model on its backends with memory and compiled graphs.
 pub struct Session {
     model: Arc<dyn Model>,
@@ -138,8 +144,7 @@ impl Session {
             return refuse(format_args!("attention cache: want F16 or F32, got {}", options.kv_dtype));
         }
         check_context(options.n_ctx)?;
-        let specs = model.states(&StateOptions { n_ctx: options.n_ctx, kv_dtype: options.kv_dtype });
-        let memory = Memory::new(Arc::clone(first), specs, options.n_slots, options.n_ctx)?;
+        let memory = Memory::new(Arc::clone(first), model.states(), &options.states(options.n_ctx))?;
         let stats = Stats { state_bytes: memory.bytes(), ..Stats::default() };
         let n_weights = weights.len();
         Ok(Self {
@@ -241,10 +246,8 @@ impl Session {
             return Ok(());
         }
         check_context(n_ctx)?;
-        let specs = self.model.states(&StateOptions { n_ctx, kv_dtype: self.options.kv_dtype });
-        let n_slots = self.options.n_slots;
         self.drop_graphs();
-        self.memory = Memory::new(Arc::clone(&self.backends[0]), specs, n_slots, n_ctx)?;
+        self.memory = Memory::new(Arc::clone(&self.backends[0]), self.model.states(), &self.options.states(n_ctx))?;
         self.options.n_ctx = n_ctx;
         self.stats.state_bytes = self.memory.bytes();
         Ok(())

@@ -1,8 +1,9 @@
 //! Grouped-query attention with a cache.
 
 use engine::Result;
-use engine::builder::{BatchInputs, GraphBuilder, KvCache};
+use engine::builder::{BatchInputs, GraphBuilder};
 use engine::op::Rope;
+use engine::state::KvCache;
 use engine::tensor::Tensor;
 use engine::weights::{Weight, WeightStore};
 

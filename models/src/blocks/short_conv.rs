@@ -2,7 +2,8 @@
 
 use engine::Result;
 use engine::builder::{BatchInputs, GraphBuilder};
-use engine::tensor::{State, Tensor};
+use engine::state::State;
+use engine::tensor::Tensor;
 use engine::weights::{Weight, WeightStore};
 
 /// Gated short convolution: `out_proj(c * conv(b * u))` with `[b, c, u] = in_proj(x)`; the state holds the last inputs of

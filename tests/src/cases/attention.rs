@@ -1,7 +1,6 @@
 //! Attention: over memory, and inside windows.
 
 use engine::DType;
-use engine::builder::KvCache;
 use engine::op::Window;
 
 use super::batch;
@@ -34,7 +33,7 @@ pub fn cached(cases: &mut Vec<OpCase>) {
                 let scale = 1.5 / (head_dim as f32).sqrt();
                 cases.push(
                     OpCase::new(name, tolerance(head_dim, 163), move |g, a| {
-                        let kv = g.kv_write(KvCache { k: a.s[0], v: a.s[1] }, a.x[1], a.x[2], a.batch());
+                        let kv = g.kv_write(a.kv[0], a.x[1], a.x[2], a.batch());
                         vec![g.cached_attention(a.x[0], kv, a.batch(), scale)]
                     })
                     .batch(batch)
@@ -51,7 +50,7 @@ pub fn cached(cases: &mut Vec<OpCase>) {
             OpCase::new(format!("cached attention {dtype} of parts of rows"), tolerance(16, 20), |g, a| {
                 let parts = [(0, 4), (64, 2), (96, 2)];
                 let [q, k, v] = parts.map(|(start, n)| g.split_heads(g.slice(a.x[0], 2, start, 16 * n), n));
-                let kv = g.kv_write(KvCache { k: a.s[0], v: a.s[1] }, k, v, a.batch());
+                let kv = g.kv_write(a.kv[0], k, v, a.batch());
                 vec![g.cached_attention(q, kv, a.batch(), 0.25)]
             })
             .batch(batch(40, &[(1, 9, 11), (0, 0, 4)]))
@@ -61,7 +60,7 @@ pub fn cached(cases: &mut Vec<OpCase>) {
         cases.push(
             // Scores up to 100 in size: the softmax is a maximum.
             OpCase::new(format!("cached attention {dtype} with large scores"), Tolerance::Nmse(1e-9), |g, a| {
-                let kv = g.kv_write(KvCache { k: a.s[0], v: a.s[1] }, a.x[1], a.x[2], a.batch());
+                let kv = g.kv_write(a.kv[0], a.x[1], a.x[2], a.batch());
                 vec![g.cached_attention(a.x[0], kv, a.batch(), 10.0)]
             })
             .batch(batch(200, &[(0, 140, 20)]))
