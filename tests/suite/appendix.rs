@@ -6,6 +6,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use convert::FileType;
 use engine::DType;
 use engine::backend::Backend;
 use engine::batch::{Batch, Features, Sequence, Tokens};
@@ -20,7 +21,6 @@ use models::sample::greedy;
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::json;
 use tests::sessions::session_options;
-use tools::convert::FileType;
 
 use crate::checkpoint::converted;
 

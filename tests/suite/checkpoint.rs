@@ -4,14 +4,13 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
+use convert::{Conversion, Error, ErrorKind, FileType, Options};
 use engine::DType;
 use engine::gguf::{Gguf, Value};
 use half::bf16;
 use safetensors::{Dtype, SafeTensors, View};
 use serde_json::Value as Json;
 use tempfile::TempDir;
-use tools::convert::{Conversion, FileType, Options};
-use tools::exit::{Exit, Failure};
 
 /// The checkpoint in `dir`, converted by our converter to a bundle of this type. The file is gone once it is mapped.
 pub fn converted(dir: &Path, file_type: FileType) -> Gguf {
@@ -29,7 +28,7 @@ pub fn fixture(name: &str) -> PathBuf {
 }
 
 /// Converts and opens what was written.
-pub fn convert(folder: &Path, options: Options) -> Result<Vec<Gguf>, Failure> {
+pub fn convert(folder: &Path, options: Options) -> Result<Vec<Gguf>, Error> {
     let out = tempfile::tempdir().unwrap();
     let conversion = Conversion::open(folder, |_| options)?;
     let paths: Vec<PathBuf> = conversion.file_names().iter().map(|name| out.path().join(name)).collect();
@@ -201,9 +200,9 @@ pub fn refused(name: &str, cases: Vec<(Edit, &str)>) {
         let dir = copy_of(name);
         edit(&dir);
         let failure = convert(dir.path(), pair(FileType::F16)).err().unwrap_or_else(|| panic!("no error: want {want}"));
-        let got = failure.to_string();
+        let got = format!("{failure:#}");
         assert!(got.contains(want), "{got}: want {want}");
-        assert_eq!(failure.exit, Exit::Model, "{got}");
+        assert_eq!(failure.kind(), ErrorKind::Model, "{got}");
         let is_short = got.lines().count() == 1 && got.len() < 400;
         assert!(got.starts_with(&*dir.path().to_string_lossy()) && is_short, "{got}");
     }

@@ -3,12 +3,12 @@
 
 use std::fmt::Write;
 
+use convert::{FileType, to_memory};
 use engine::DType;
 use engine::gguf::{Array, Gguf, Value};
 use models::LoadOptions;
 use safetensors::Dtype;
 use serde_json::json;
-use tools::convert::{FileType, to_memory};
 
 use crate::checkpoint::{
     Edit, Stored, bundle, convert, copy_of, edit_config, edit_tensors, fixture, keys, named, pair, refused, set, spoil,

@@ -3,11 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
+use convert::{Conversion, Error, ErrorKind, FileType};
 use serde_json::{Map, Value as Json, json};
 use tempfile::TempDir;
 use tests::rng::Rng;
-use tools::convert::{Conversion, FileType};
-use tools::exit::{Exit, Failure};
 
 use crate::checkpoint::{copy_of, pair, read_tensors};
 
@@ -232,7 +231,7 @@ fn header(file: &[u8]) -> std::ops::Range<usize> {
     LENGTH_BYTES..LENGTH_BYTES + u64::from_le_bytes(*length) as usize
 }
 
-fn convert(checkpoint: &Path, out: &Path) -> Result<(), Failure> {
+fn convert(checkpoint: &Path, out: &Path) -> Result<(), Error> {
     let conversion = Conversion::open(checkpoint, |_| pair(FileType::Q8_0))?;
     let paths: Vec<PathBuf> = conversion.file_names().iter().map(|name| out.join(name)).collect();
     conversion.write(&paths, &AtomicBool::new(false))
@@ -258,8 +257,8 @@ fn every_corruption_is_refused_with_file_and_cause() {
         let kind = seed % n_kinds.unwrap();
         Corruption { dir: dir.path(), rng: Rng::new(seed as u64) }.make(kind);
         let Err(failure) = convert(dir.path(), out.path()) else { panic!("kind {kind}, seed {seed}: a success") };
-        let text = failure.to_string();
-        assert_eq!(failure.exit, Exit::Model, "kind {kind}, seed {seed}: {text}");
+        let text = format!("{failure:#}");
+        assert_eq!(failure.kind(), ErrorKind::Model, "kind {kind}, seed {seed}: {text}");
         let cause = text.strip_prefix(&*dir.path().to_string_lossy()).unwrap_or_else(|| panic!("no file: {text}"));
         assert!(cause.len() > 10 && !text.contains('\n') && text.len() < 1000, "kind {kind}, seed {seed}: {text}");
         assert!(files(out.path()).is_empty(), "kind {kind}, seed {seed}: files are left");

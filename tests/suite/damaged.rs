@@ -2,11 +2,11 @@
 
 use std::path::Path;
 
+use convert::FileType;
 use engine::DType;
 use engine::gguf::Gguf;
 use engine::key::Rows;
 use models::LoadOptions;
-use tools::convert::FileType;
 
 /// Damaged copies of each model that are opened and built.
 const N_MUTATIONS: u64 = 1000;
@@ -41,9 +41,9 @@ fn check(name: &str) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("model.gguf");
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/golden").join(name);
-    let conversion = tools::convert::Conversion::open(&golden, |_| tools::convert::Options {
+    let conversion = convert::Conversion::open(&golden, |_| convert::Options {
         bundle: true,
-        ..tools::convert::Options::new(FileType::BF16)
+        ..convert::Options::new(FileType::BF16)
     });
     let flag = std::sync::atomic::AtomicBool::new(false);
     conversion.unwrap().write(std::slice::from_ref(&path), &flag).unwrap();

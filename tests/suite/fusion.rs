@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use convert::FileType;
 use engine::DType;
 use engine::batch::{Features, Tokens};
 use engine::key::{GraphKey, Rows, Stage};
@@ -11,7 +12,6 @@ use engine::session::{Session, SessionOptions};
 use models::LoadOptions;
 use tests::rng::Rng;
 use tests::sessions::session_options;
-use tools::convert::FileType;
 
 use crate::checkpoint::converted;
 

@@ -1,9 +1,9 @@
 //! Files of LFM2, LFM2-MoE and LFM2-Audio that do not fit together: refused, and the key or tensor is named.
 
+use convert::FileType;
 use engine::gguf::{Gguf, Value};
 use models::LoadOptions;
 use tests::draft::Draft;
-use tools::convert::FileType;
 
 use crate::checkpoint::{converted, fixture};
 

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use convert::vocab::CheckpointVocabulary;
 use engine::gguf::Gguf;
 use models::languages::{LANGUAGES, find};
 use models::lfm2_audio;
@@ -11,7 +12,6 @@ use models::speech::{Parsed, Prompt, SpeechFormat};
 use models::tokenizer::{Special, Tokenizer, Vocabulary};
 use safetensors::SafeTensors;
 use tests::rng::Rng;
-use tools::convert::vocab::CheckpointVocabulary;
 
 use crate::tokenizer::vocabulary_folder;
 

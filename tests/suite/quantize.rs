@@ -3,11 +3,11 @@
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
+use convert::quantize::Quantization;
+use convert::quantize::overrides::Overrides;
+use convert::{Conversion, FileType, Options};
 use engine::gguf::Gguf;
 use models::LoadOptions;
-use tools::convert::{Conversion, FileType, Options};
-use tools::quantize::Quantization;
-use tools::quantize::overrides::Overrides;
 
 /// The text model of a checkpoint, in a file of its own.
 fn text(checkpoint: &Path, file_type: FileType) -> Vec<Gguf> {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use convert::FileType;
 use engine::DType;
 use engine::backend::Backend;
 use engine::batch::{Features, Tokens};
@@ -11,7 +12,6 @@ use models::LoadOptions;
 use tests::draft::{Draft, DraftTensor};
 use tests::rng::Rng;
 use tests::sessions::session_options;
-use tools::convert::FileType;
 
 use crate::checkpoint::{converted, fixture};
 

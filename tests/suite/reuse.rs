@@ -4,6 +4,7 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
 
+use convert::FileType;
 use engine::DType;
 use engine::backend::Backend;
 use engine::batch::Tokens;
@@ -15,7 +16,6 @@ use models::LoadOptions;
 use models::sample::greedy;
 use tests::alloc::measure;
 use tests::sessions::session_options;
-use tools::convert::FileType;
 
 use crate::checkpoint::converted;
 

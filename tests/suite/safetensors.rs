@@ -4,13 +4,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Result;
+use convert::safetensors::{Checkpoint, Dtype};
 use safetensors::SafeTensors;
 use tempfile::TempDir;
 use tests::alloc::measure;
 use tests::clock::thread_time;
 use tests::mutate::mutate;
 use tests::rng::Rng;
-use tools::convert::safetensors::{Checkpoint, Dtype};
 
 /// Mutations that are opened.
 const N_MUTATIONS: u64 = 2000;

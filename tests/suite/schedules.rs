@@ -13,6 +13,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
 use std::sync::Arc;
 
+use convert::FileType;
 use engine::Error;
 use engine::backend::Backend;
 use engine::batch::{Batch, Sequence, Tokens};
@@ -23,7 +24,6 @@ use models::LoadOptions;
 use models::sample::greedy;
 use tests::faulty::{Fault, Faulty};
 use tests::rng::Rng;
-use tools::convert::FileType;
 
 use crate::checkpoint::converted;
 use crate::hybrid;

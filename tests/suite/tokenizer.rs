@@ -4,6 +4,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+use convert::vocab::CheckpointVocabulary;
 use engine::gguf::Gguf;
 use models::tokenizer::{PreTokenizer, Special, TokenKind, Tokenizer, Vocabulary};
 use rayon::prelude::*;
@@ -13,7 +14,6 @@ use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{
     AddedToken, OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer as _, SplitDelimiterBehavior,
 };
-use tools::convert::vocab::CheckpointVocabulary;
 
 const N_STRINGS: u64 = 100_000;
 

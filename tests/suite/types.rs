@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use convert::FileType;
 use engine::DType;
 use engine::backend::Backend;
 use engine::batch::{Batch, Sequence, Tokens};
@@ -14,7 +15,6 @@ use tests::compare::nmse;
 use tests::draft::Draft;
 use tests::rng::Rng;
 use tests::sessions::session_options;
-use tools::convert::FileType;
 
 use crate::checkpoint::{converted, fixture};
 

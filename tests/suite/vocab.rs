@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use convert::vocab::CheckpointVocabulary;
 use engine::gguf::{Array, Value};
-use tools::convert::vocab::CheckpointVocabulary;
 
 fn tiny() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/models/tiny-qwen3-asr")

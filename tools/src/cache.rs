@@ -6,8 +6,9 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use crate::convert::synth::{SyntheticModel, VERSION};
-use crate::convert::{Conversion, Options};
+use convert::synth::{SyntheticModel, VERSION};
+use convert::{Conversion, Options};
+
 use crate::exit::{Failure, Outcome};
 use crate::interrupt::Interrupt;
 use crate::progress::Bar;
@@ -70,18 +71,16 @@ pub fn open(model: &SyntheticModel, say: Verbosity) -> Outcome<ModelFiles> {
     let bar = Bar::new(conversion.elements(), say == Verbosity::Quiet, Interrupt::install()?);
     let result = conversion.write(&files.paths(), &bar);
     bar.finish();
-    result.map_err(|failure| with_hint(failure, &size, &directory))?;
+    result.map_err(|error| with_hint(error, &size, &directory))?;
     say.detail(format_args!("made in {:.1} s", started.elapsed().as_secs_f64()));
     Ok(files)
 }
 
 /// Tells what to do about a full disk.
-fn with_hint(failure: Failure, size: &str, directory: &Path) -> Failure {
+fn with_hint(error: convert::Error, size: &str, directory: &Path) -> Failure {
     let is_full = |source: &std::io::Error| matches!(source.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded);
-    let is_full = failure.error.chain().any(|cause| match cause.downcast_ref() {
-        Some(engine::Error::Io { source, .. }) => is_full(source),
-        _ => false,
-    });
+    let is_full = error.io().is_some_and(is_full);
+    let failure = Failure::from(error);
     if !is_full {
         return failure;
     }

@@ -2,9 +2,8 @@
 //!
 //! Its weights are under CC BY-SA 4.0: see `tests/fixtures/models/tiny-qwen3-asr/MODEL_CARD.md`.
 
+use convert::{Files, to_memory};
 use engine::gguf::Gguf;
-
-use crate::convert::{Files, to_memory};
 
 /// A file of the checkpoint with its name.
 macro_rules! file {
@@ -27,5 +26,32 @@ const FILES: Files = Files::Embedded {
 
 /// Converts the model in memory.
 pub fn open() -> anyhow::Result<Gguf> {
-    to_memory(FILES)
+    Ok(to_memory(FILES)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::atomic::AtomicBool;
+
+    use convert::{Conversion, FileType, Options};
+
+    use super::*;
+
+    #[test]
+    fn the_built_in_model_is_the_fixture_converted() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/models/tiny-qwen3-asr");
+        let bundle = Options { bundle: true, ..Options::new(FileType::BF16) };
+        let out = tempfile::tempdir().unwrap();
+        let path = out.path().join("tiny.gguf");
+        let conversion = Conversion::open(&folder, |_| bundle).unwrap();
+        conversion.write(std::slice::from_ref(&path), &AtomicBool::new(false)).unwrap();
+        let (file, built_in) = (Gguf::open(&path).unwrap(), open().unwrap());
+        let keys = |file: &Gguf| -> Vec<_> { file.metadata().map(|(key, value)| (key.to_owned(), value)).collect() };
+        assert_eq!(keys(&built_in), keys(&file));
+        let tensors = |file: &Gguf| -> Vec<_> {
+            file.tensors().map(|t| (t.name.to_owned(), t.dtype, t.shape, t.bytes.to_vec())).collect()
+        };
+        assert!(tensors(&built_in) == tensors(&file), "not what the converter writes");
+    }
 }

@@ -2,6 +2,8 @@
 
 use std::process::ExitCode;
 
+use convert::ErrorKind;
+
 /// Why the program ended. The numbers are part of the command line's contract.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Exit {
@@ -67,14 +69,22 @@ impl Failure {
         Self { exit: Exit::SomeFailed, error: error.into() }
     }
 
-    /// The end of a command that the user interrupted.
-    pub fn interrupted() -> Self {
-        Self { exit: Exit::Interrupted, error: anyhow::anyhow!("interrupted") }
-    }
-
     /// An error in an input.
     pub fn input(error: impl Into<anyhow::Error>) -> Self {
         Self { exit: Exit::Input, error: error.into() }
+    }
+}
+
+impl From<convert::Error> for Failure {
+    fn from(error: convert::Error) -> Self {
+        let exit = match error.kind() {
+            ErrorKind::Usage => Exit::Usage,
+            ErrorKind::Model => Exit::Model,
+            ErrorKind::Memory => Exit::Memory,
+            ErrorKind::Output => Exit::SomeFailed,
+            ErrorKind::Interrupted => Exit::Interrupted,
+        };
+        Self { exit, error: error.into() }
     }
 }
 

@@ -1,7 +1,28 @@
-//! `tympan`: parses, calls, maps errors to exit codes; nothing else.
+//! The command line of tympan: one module per subcommand and what they share. Read `cli` first.
+//!
+//! `tympan` parses, calls the libraries (`models`, `convert`) and maps errors to exit codes; what it computes is theirs.
+
+mod args;
+mod assembly;
+mod bench;
+mod cache;
+mod cli;
+mod convert;
+mod demo;
+mod exit;
+mod generate;
+mod inspect;
+mod interrupt;
+mod model;
+mod output;
+mod progress;
+mod quantize;
+mod report;
+mod samples;
+mod transcribe;
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    tools::cli::main()
+    cli::main()
 }

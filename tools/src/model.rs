@@ -3,13 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
+use convert::FileType;
+use convert::synth::SyntheticModel;
 use engine::gguf::Gguf;
 use models::{LoadOptions, Loaded};
 
 use crate::args::ModelArgs;
 use crate::cache::{self, ModelFiles};
-use crate::convert::synth::SyntheticModel;
-use crate::convert::{self, FileType};
 use crate::exit::{Failure, Outcome};
 use crate::report::Verbosity;
 

@@ -1,30 +1,12 @@
-//! Progress of long work. [`Watch`] is what the work sees, [`Bar`] what the user sees.
+//! Progress of long work. [`Bar`] is what the user sees.
 
 use std::io::IsTerminal;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use convert::Watch;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::interrupt::Interrupt;
-
-/// What a long conversion tells, and is told.
-pub trait Watch: Sync {
-    /// Another `elements` of tensor `name` are written.
-    fn written(&self, name: &str, elements: u64);
-    /// Whether to stop.
-    fn is_interrupted(&self) -> bool;
-    /// A line for the user.
-    fn note(&self, _: &str) {}
-}
-
-/// A watch that only looks at a flag.
-impl Watch for AtomicBool {
-    fn written(&self, _: &str, _: u64) {}
-
-    fn is_interrupted(&self) -> bool {
-        self.load(Ordering::Relaxed)
-    }
-}
 
 /// Progress on standard error, and the user's interruption.
 pub struct Bar {

@@ -9,6 +9,7 @@ mod trained;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use convert::FileType;
 use engine::DType;
 use engine::backend::Backend;
 use engine::batch::{Batch, Sequence, Tokens};
@@ -22,7 +23,6 @@ use models::sample::greedy;
 use safetensors::SafeTensors;
 use serde_json::Value;
 use tests::sessions::session_options;
-use tools::convert::FileType;
 
 use crate::checkpoint::converted;
 

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use convert::FileType;
 use engine::DType;
 use engine::backend::Backend;
 use engine::batch::{Features, Tokens};
@@ -12,7 +13,6 @@ use engine::session::{Session, SessionOptions};
 use models::LoadOptions;
 use safetensors::SafeTensors;
 use tests::sessions::session_options;
-use tools::convert::FileType;
 
 use super::{decode, tap};
 use crate::checkpoint::converted;

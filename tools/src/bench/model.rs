@@ -1,10 +1,10 @@
 //! What rows say of a model: its name, size and number of elements, as llama-bench would.
 
+use convert::FileType;
 use engine::gguf::Gguf;
 use models::Loaded;
 
 use super::row::ModelFacts;
-use crate::convert::FileType;
 
 /// Names by feed-forward width, of models whose name shows their size. Source: llama.cpp, `src/models/lfm2.cpp`.
 const LFM2_SIZES: [(usize, &str); 5] =

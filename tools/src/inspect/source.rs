@@ -3,6 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use convert::Files;
+use convert::safetensors::{Checkpoint, SourceTensor};
+use convert::synth::SyntheticModel;
 use engine::gguf::{Array, Gguf, Value};
 use rayon::prelude::*;
 use serde_json::Value as Json;
@@ -10,9 +13,6 @@ use serde_json::Value as Json;
 use super::listing::{Listing, Meta, Shown, TensorRow};
 use super::statistics::{self, Encoding, Statistics};
 use crate::cache;
-use crate::convert::Files;
-use crate::convert::safetensors::{Checkpoint, SourceTensor};
-use crate::convert::synth::SyntheticModel;
 use crate::exit::{Failure, Outcome};
 use crate::model::the_model_in;
 use crate::report::Verbosity;

@@ -12,7 +12,7 @@ use engine::gguf::Value as GgufValue;
 use models::tokenizer::{Tokenizer, Vocabulary};
 use serde_json::Value;
 
-use super::files::Files;
+use crate::files::Files;
 
 /// Largest file read as a whole; published `tokenizer.json` files stay under 40 MB.
 const MAX_FILE_BYTES: u64 = 256 << 20;

@@ -4,6 +4,7 @@
 //! there is none, for measuring. Nothing is stored: any range of any tensor is computed when it is asked for.
 
 mod argument;
+pub(crate) mod noise;
 mod shapes;
 mod vocabulary;
 
@@ -15,9 +16,9 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use engine::DType;
 
-use super::noise::Noise;
-use super::weights::{Values, Weight, Weights};
+use self::noise::Noise;
 use crate::assembly::Xxh64;
+use crate::weights::{Values, Weight, Weights};
 
 pub use self::argument::{SyntheticModel, checkpoint};
 pub use self::shapes::Shape;
@@ -109,7 +110,7 @@ mod tests {
 
     use super::shapes::{AudioTower, Conformer, Experts, Kind, Lfm2, Qwen3};
     use super::*;
-    use crate::convert::{Conversion, FileType, Options};
+    use crate::{Conversion, FileType, Options};
 
     const TEXT: Qwen3 = Qwen3 { n_embd: 64, n_layer: 2, n_head: 2, n_head_kv: 1, head_dim: 128, n_ff: 96, n_ctx: 4096 };
     const HYBRID: Lfm2 = Lfm2 {

@@ -5,7 +5,8 @@ use std::path::Path;
 
 use clap::Args;
 
-use super::{Assembly, TensorReport, Weights};
+use convert::assembly::{Assembly, TensorReport, Weights, Written};
+
 use crate::args::parse_threads;
 use crate::exit::{Exit, Failure, Outcome};
 use crate::interrupt::Interrupt;
@@ -52,7 +53,7 @@ impl AssemblyArgs {
             let bar = Bar::new(assembly.elements(), self.quiet, interrupt);
             let result = pool.install(|| assembly.write(&bar));
             bar.finish();
-            result?.report();
+            say_kept(result?);
         }
         if self.verify {
             let bar = Bar::new(assembly.elements(), self.quiet, interrupt);
@@ -67,6 +68,14 @@ impl AssemblyArgs {
             println!("{}", path.display());
         }
         Ok(Exit::Done)
+    }
+}
+
+/// Says on standard error how much was kept, where something was.
+fn say_kept(written: Written) {
+    let Written { kept_bytes, new_bytes } = written;
+    if kept_bytes > 0 {
+        eprintln!("tensor bytes: {kept_bytes} kept, {new_bytes} written anew");
     }
 }
 

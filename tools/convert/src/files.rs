@@ -10,8 +10,7 @@ use std::sync::Arc;
 use anyhow::{Result, bail, ensure};
 use engine::mapping::Mapping;
 
-use super::synth::{self, Synthetic};
-use crate::exit::Outcome;
+use crate::synth::{self, Synthetic};
 
 /// Where the files of a checkpoint are.
 #[derive(Clone, Debug)]
@@ -45,7 +44,7 @@ impl Files {
     /// The checkpoint that an argument stands for: a directory, or `synth:SHAPE[:SEED]`.
     ///
     /// Errors: a shape or seed that does not exist.
-    pub fn from_argument(argument: &Path) -> Outcome<Self> {
+    pub fn from_argument(argument: &Path) -> crate::Result<Self> {
         Ok(synth::checkpoint(argument)?.map_or_else(|| argument.into(), Self::from))
     }
 

@@ -8,10 +8,10 @@ use kernels::quant::Format;
 
 use super::checkpoint::Model;
 use super::plan::{PlannedTensor, Source};
-use super::weights::Weight;
 use super::{batch_norm, positions};
 use crate::assembly::{Values, Weights, Xxh64};
 use crate::quantize::imatrix::ImportanceMatrix;
+use crate::weights::Weight;
 
 /// The tensors of a checkpoint.
 pub struct CheckpointWeights<'a> {

@@ -10,16 +10,16 @@ use std::marker::PhantomData;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use ::safetensors::tensor::{Metadata, TensorInfo};
 use anyhow::{Context, Result, bail, ensure};
 use engine::DType;
-use safetensors::tensor::{Metadata, TensorInfo};
 use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 
-use super::files::{Files, Mapped};
-use super::weights::{Values, Weight, Weights};
 use crate::assembly::{self, Xxh64};
+use crate::files::{Files, Mapped};
+use crate::weights::{Values, Weight, Weights};
 
-pub use safetensors::Dtype;
+pub use ::safetensors::Dtype;
 
 /// A checkpoint of one file.
 const SINGLE_FILE: &str = "model.safetensors";

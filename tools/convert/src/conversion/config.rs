@@ -9,7 +9,7 @@ use anyhow::{Result, anyhow, ensure};
 use engine::gguf::Value as GgufValue;
 use serde_json::{Map, Value};
 
-use super::files::Files;
+use crate::files::Files;
 
 /// Largest configuration read; published ones are a few KB.
 const MAX_FILE_BYTES: u64 = 16 << 20;

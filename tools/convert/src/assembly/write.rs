@@ -7,7 +7,7 @@
 use std::io::Write;
 use std::path::Path;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use engine::gguf::{GgufWriter, PlacedTensor};
 
 use super::encode::Encoder;
@@ -15,8 +15,8 @@ use super::journal::{Fingerprint, Journal, Record};
 use super::partial::{Partial, hash_range, journal_path, partial_path, sync_folder_of};
 use super::xxh64::Xxh64;
 use super::{Assembly, AssemblyFile, PlannedTensor, Weights};
-use crate::exit::{Exit, Failure, Outcome};
-use crate::progress::Watch;
+use crate::Watch;
+use crate::error::{Error, ErrorKind};
 
 /// Goes up when the same plan gives other bytes.
 const VERSION: u64 = 1;
@@ -32,16 +32,6 @@ pub struct Written {
     pub new_bytes: u64,
 }
 
-impl Written {
-    /// Says on standard error how much was kept, where something was.
-    pub fn report(self) {
-        let Self { kept_bytes, new_bytes } = self;
-        if kept_bytes > 0 {
-            eprintln!("tensor bytes: {kept_bytes} kept, {new_bytes} written anew");
-        }
-    }
-}
-
 /// Writes the bytes of a tensor that is next in `out`.
 ///
 /// Fails with the code of a bad model for values that are not finite or do not fit, and as `watch` and `out` demand.
@@ -50,16 +40,16 @@ pub fn write_tensor<W: Weights>(
     tensor: &PlannedTensor<W::Source>,
     out: &mut GgufWriter,
     watch: &dyn Watch,
-) -> Outcome<()> {
-    out.begin(&tensor.name).map_err(Failure::output)?;
-    let encoder = Encoder::new(tensor, weights.values(tensor).map_err(Failure::model)?)?;
+) -> crate::Result<()> {
+    out.begin(&tensor.name).map_err(Error::output)?;
+    let encoder = Encoder::new(tensor, weights.values(tensor).map_err(Error::model)?)?;
     let mut buffer = Vec::new();
     for batch in encoder.batches(0) {
         if watch.is_interrupted() {
-            return Err(Failure::interrupted());
+            return Err(Error::interrupted());
         }
-        let bytes = encoder.encode(&batch, &mut buffer).map_err(Failure::model)?;
-        out.write(bytes).map_err(Failure::output)?;
+        let bytes = encoder.encode(&batch, &mut buffer).map_err(Error::model)?;
+        out.write(bytes).map_err(Error::output)?;
         watch.written(&tensor.name, batch.len() as u64);
         encoder.release(batch);
     }
@@ -78,22 +68,22 @@ impl<W: Weights> Assembly<'_, W> {
     /// No file has its name before all are whole and on the disk. Fails with the code of a bad model for values that are
     /// not finite or do not fit, with that of a failed output, also where another process writes the same files, and
     /// when `watch` says so; then what is done stays for the next call.
-    pub fn write(&self, watch: &dyn Watch) -> Outcome<Written> {
+    pub fn write(&self, watch: &dyn Watch) -> crate::Result<Written> {
         let fingerprint = self.fingerprint();
-        let mut desk = Desk::open(self).map_err(Failure::output)?;
-        let place = desk.resume(self, fingerprint, watch).map_err(Failure::output)?;
+        let mut desk = Desk::open(self).map_err(Error::output)?;
+        let place = desk.resume(self, fingerprint, watch).map_err(Error::output)?;
         let done = self.write_from(place, &mut desk, watch);
         match done {
             Ok(written) => {
                 desk.clear();
                 Ok(written)
             }
-            Err(failure) if failure.exit == Exit::Interrupted && desk.recorded_bytes(self) > 0 => {
+            Err(failure) if failure.kind() == ErrorKind::Interrupted && desk.recorded_bytes(self) > 0 => {
                 let (done, all) = (desk.recorded_bytes(self), self.tensor_bytes());
-                let (base, error) = (self.base.display(), failure.error);
+                let base = self.base.display();
                 let what =
                     format!("{base}: {done} of {all} tensor bytes are kept; the same command goes on from there");
-                Err(Failure { exit: failure.exit, error: anyhow!("{error}: {what}") })
+                Err(failure.followed_by(what))
             }
             Err(failure) => {
                 desk.clear();
@@ -126,7 +116,7 @@ impl<W: Weights> Assembly<'_, W> {
         self.files.iter().enumerate().take(place.file + 1).map(of_file).sum()
     }
 
-    fn write_from(&self, place: Place, desk: &mut Desk, watch: &dyn Watch) -> Outcome<Written> {
+    fn write_from(&self, place: Place, desk: &mut Desk, watch: &dyn Watch) -> crate::Result<Written> {
         let kept_bytes = self.tensor_bytes_before(place);
         for i in place.file..self.files.len() {
             let at = if i == place.file { place.at } else { 0 };
@@ -135,29 +125,29 @@ impl<W: Weights> Assembly<'_, W> {
             }
         }
         if watch.is_interrupted() {
-            return Err(Failure::interrupted());
+            return Err(Error::interrupted());
         }
         for (file, partial) in self.files.iter().zip(&desk.partials) {
             let Some(partial) = partial else { continue };
             let io = |source| engine::Error::Io { path: file.path.clone(), source };
-            partial.file.sync_all().map_err(io).map_err(Failure::output)?;
+            partial.file.sync_all().map_err(io).map_err(Error::output)?;
         }
         for (file, place) in self.files.iter().zip(&mut desk.partials) {
             let Some(partial) = place else { continue };
             let io = |source| engine::Error::Io { path: file.path.clone(), source };
-            partial.rename(&file.path).map_err(io).map_err(Failure::output)?;
+            partial.rename(&file.path).map_err(io).map_err(Error::output)?;
             *place = None;
-            sync_folder_of(&file.path).map_err(io).map_err(Failure::output)?;
+            sync_folder_of(&file.path).map_err(io).map_err(Error::output)?;
         }
         Ok(Written { kept_bytes, new_bytes: self.tensor_bytes() - kept_bytes })
     }
 
     /// Writes file `i` from byte `at` on.
-    fn write_file(&self, i: usize, at: u64, desk: &mut Desk, watch: &dyn Watch) -> Outcome<()> {
+    fn write_file(&self, i: usize, at: u64, desk: &mut Desk, watch: &dyn Watch) -> crate::Result<()> {
         let AssemblyFile { plan, layout, .. } = &self.files[i];
-        let mut page = desk.page(i, at, layout.file_bytes()).map_err(Failure::output)?;
+        let mut page = desk.page(i, at, layout.file_bytes()).map_err(Error::output)?;
         if at == 0 {
-            page.put(&layout.header()).map_err(Failure::output)?;
+            page.put(&layout.header()).map_err(Error::output)?;
         }
         let start = layout.data_start();
         let mut buffer = Vec::new();
@@ -170,21 +160,21 @@ impl<W: Weights> Assembly<'_, W> {
             let done = (page.at - start - placed.offset) / block.bytes as u64;
             for batch in encoder.batches(done as usize * block.len) {
                 if watch.is_interrupted() {
-                    page.record().map_err(Failure::output)?;
-                    return Err(Failure::interrupted());
+                    page.record().map_err(Error::output)?;
+                    return Err(Error::interrupted());
                 }
-                let bytes = encoder.encode(&batch, &mut buffer).map_err(Failure::model)?;
-                page.put(bytes).map_err(Failure::output)?;
+                let bytes = encoder.encode(&batch, &mut buffer).map_err(Error::model)?;
+                page.put(bytes).map_err(Error::output)?;
                 if batch.end == tensor.shape.elements() {
                     let padding = vec![0; (placed.end() - placed.offset - placed.bytes) as usize];
-                    page.put(&padding).map_err(Failure::output)?;
+                    page.put(&padding).map_err(Error::output)?;
                 }
-                page.record_if_due().map_err(Failure::output)?;
+                page.record_if_due().map_err(Error::output)?;
                 watch.written(&tensor.name, batch.len() as u64);
                 encoder.release(batch);
             }
         }
-        page.record().map_err(Failure::output)
+        page.record().map_err(Error::output)
     }
 }
 

@@ -10,8 +10,8 @@ use engine::DType;
 use super::encode::Difference;
 use super::xxh64::Xxh64;
 use super::{Assembly, AssemblyFile, Weights};
-use crate::exit::{Failure, Outcome};
-use crate::progress::Watch;
+use crate::Watch;
+use crate::error::Error;
 
 /// What is known about a tensor after it was compared.
 #[derive(Clone, PartialEq, Debug)]
@@ -32,7 +32,7 @@ impl<W: Weights> Assembly<'_, W> {
     /// Reads the files and compares every byte with what would be written; `each` gets every tensor in order.
     ///
     /// Fails with the code of a bad model at the first byte that differs, naming file and tensor.
-    pub fn verify(&self, watch: &dyn Watch, each: &mut dyn FnMut(&TensorReport<'_>)) -> Outcome<()> {
+    pub fn verify(&self, watch: &dyn Watch, each: &mut dyn FnMut(&TensorReport<'_>)) -> crate::Result<()> {
         self.files.iter().try_for_each(|file| self.verify_file(file, watch, each))
     }
 
@@ -41,14 +41,14 @@ impl<W: Weights> Assembly<'_, W> {
         file: &AssemblyFile<'_, W::Source>,
         watch: &dyn Watch,
         each: &mut dyn FnMut(&TensorReport<'_>),
-    ) -> Outcome<()> {
+    ) -> crate::Result<()> {
         let AssemblyFile { path, plan, layout } = file;
-        let mut input = Input::open(path, layout.file_bytes()).map_err(Failure::model)?;
+        let mut input = Input::open(path, layout.file_bytes()).map_err(Error::model)?;
         let header = layout.header();
-        let found = input.read(header.len()).map_err(Failure::model)?;
+        let found = input.read(header.len()).map_err(Error::model)?;
         if let Some(i) = first_difference(&header, found) {
             let hint = "made from another checkpoint, with other options or by another program, or damaged";
-            return Err(Failure::model(anyhow!("{}: byte {i}, in the header, differs: {hint}", path.display())));
+            return Err(Error::model(anyhow!("{}: byte {i}, in the header, differs: {hint}", path.display())));
         }
         let mut buffer = Vec::new();
         for (tensor, placed) in plan.tensors.iter().zip(layout.tensors()) {
@@ -56,27 +56,27 @@ impl<W: Weights> Assembly<'_, W> {
             let (mut hash, mut difference) = (Xxh64::default(), Difference::default());
             for batch in encoder.batches(0) {
                 if watch.is_interrupted() {
-                    return Err(Failure::interrupted());
+                    return Err(Error::interrupted());
                 }
-                let want = encoder.encode(&batch, &mut buffer).map_err(Failure::model)?;
+                let want = encoder.encode(&batch, &mut buffer).map_err(Error::model)?;
                 let at = encoder.byte_range(&batch).start;
-                let got = input.read(want.len()).map_err(Failure::model)?;
+                let got = input.read(want.len()).map_err(Error::model)?;
                 if let Some(i) = first_difference(want, got) {
                     let in_file = layout.data_start() + placed.offset + (at + i) as u64;
                     let (path, name, at) = (path.display(), &tensor.name, at + i);
                     let bytes = format!("want {:#04x}, got {:#04x}", want[i], got[i]);
                     let what = format!("{path}: {name}: byte {at} (byte {in_file} of the file): {bytes}");
-                    return Err(Failure::model(anyhow!(what)));
+                    return Err(Error::model(anyhow!(what)));
                 }
                 hash.add(got);
-                difference = difference.and(encoder.difference(&batch, got).map_err(Failure::model)?);
+                difference = difference.and(encoder.difference(&batch, got).map_err(Error::model)?);
                 watch.written(&tensor.name, batch.len() as u64);
                 encoder.release(batch);
             }
-            let padding = input.read((placed.end() - placed.offset - placed.bytes) as usize).map_err(Failure::model)?;
+            let padding = input.read((placed.end() - placed.offset - placed.bytes) as usize).map_err(Error::model)?;
             if padding.iter().any(|&byte| byte != 0) {
                 let (path, name) = (path.display(), &tensor.name);
-                return Err(Failure::model(anyhow!("{path}: {name}: the padding behind it is not zero")));
+                return Err(Error::model(anyhow!("{path}: {name}: the padding behind it is not zero")));
             }
             each(&TensorReport { file: path, name: &tensor.name, dtype: placed.dtype, hash: hash.value(), difference });
         }

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use clap::Args;
 use clap::builder::PossibleValuesParser;
+use convert::{Conversion, FileType, Files, Options, projector_name};
 use engine::DType;
 
-use super::{Conversion, FileType, Files, Options, projector_name};
 use crate::assembly::AssemblyArgs;
 use crate::exit::{Exit, Failure, Outcome};
 use crate::quantize::OverrideArgs;

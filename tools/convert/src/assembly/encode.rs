@@ -9,7 +9,7 @@ use kernels::quant::Format;
 use rayon::prelude::*;
 
 use super::{PlannedTensor, Values};
-use crate::exit::{Failure, Outcome};
+use crate::error::Error;
 
 /// Elements that a thread encodes at a time; a multiple of every format's block.
 const PIECE: usize = 1 << 15;
@@ -69,7 +69,7 @@ impl Difference {
 
 impl<'a> Encoder<'a> {
     /// An encoder of `tensor`, whose values are `values`.
-    pub fn new<S>(tensor: &'a PlannedTensor<S>, values: Box<dyn Values + 'a>) -> Outcome<Self> {
+    pub fn new<S>(tensor: &'a PlannedTensor<S>, values: Box<dyn Values + 'a>) -> crate::Result<Self> {
         let dims = tensor.shape.dims();
         let n_rows = dims.len().checked_sub(2).map_or(1, |i| dims[i] as usize);
         let n_columns = tensor.shape.last();
@@ -79,7 +79,7 @@ impl<'a> Encoder<'a> {
             name: &tensor.name,
             dtype: tensor.dtype,
             values,
-            kernels: Kernels::detect().map_err(Failure::usage)?,
+            kernels: Kernels::detect().map_err(Error::usage)?,
             n_elements: tensor.shape.elements(),
             n_columns,
             n_rows,

@@ -3,7 +3,6 @@
 //! A file is planned first (`mix`), then put together ([`crate::assembly`]). Types, order,
 //! keys and bytes are those of llama-quantize (llama-cpp-python 0.3.36) on x86-64.
 
-mod cli;
 pub mod imatrix;
 pub mod mix;
 pub mod overrides;
@@ -19,11 +18,9 @@ use kernels::quant::Format;
 use self::imatrix::ImportanceMatrix;
 use self::mix::{FileType, Model, Tensor};
 use self::overrides::Overrides;
+use crate::Watch;
 use crate::assembly::{self, Assembly, FilePlan, PlannedTensor, Values, Weights, Xxh64};
-use crate::exit::{Failure, Outcome};
-use crate::progress::Watch;
-
-pub use self::cli::{OverrideArgs, QuantizeArgs, run};
+use crate::error::Error;
 
 /// `general.quantization_version`. Source: ggml, `GGML_QNT_VERSION`.
 const QUANTIZATION_VERSION: u32 = 2;
@@ -49,18 +46,18 @@ impl Quantization {
         importance: Option<ImportanceMatrix>,
         overrides: &Overrides,
         allow_requantize: bool,
-    ) -> Outcome<Self> {
+    ) -> crate::Result<Self> {
         let architecture = source
             .get_str("general.architecture")
             .with_context(|| source.path().display().to_string())
-            .map_err(Failure::model)?;
+            .map_err(Error::model)?;
         let model = Model::read(architecture, importance.is_some(), |key| source.value(key));
         let order = mix::order(source.tensors().map(|tensor| tensor.name));
         let all: Vec<GgufTensor<'_>> = source.tensors().collect();
         let view = |&i: &usize| Tensor { name: all[i].name, shape: all[i].shape, dtype: all[i].dtype };
         let views: Vec<Tensor<'_>> = order.iter().map(view).collect();
         let names = views.iter().filter(|tensor| !mix::keeps_type(tensor)).map(|tensor| tensor.name);
-        overrides.check_types(names).map_err(Failure::usage)?;
+        overrides.check_types(names).map_err(Error::usage)?;
         let choices = mix::choose(mix, &model, overrides, &views);
         let mut notices = Vec::new();
         let mut tensors = Vec::new();
@@ -71,11 +68,11 @@ impl Quantization {
             if is_quantized && dtype != tensor.dtype && !allow_requantize {
                 let (path, dtype) = (source.path().display(), tensor.dtype);
                 let what = format!("{path}: {name} is {dtype} already; --allow-requantize quantizes it again");
-                return Err(Failure::usage(what));
+                return Err(Error::usage(what));
             }
             notices.extend(choice.notice(name, shape));
             if let Some(matrix) = importance.as_ref().filter(|_| dtype != tensor.dtype) {
-                notices.extend(matrix.check(name, shape, dtype).map_err(Failure::model)?);
+                notices.extend(matrix.check(name, shape, dtype).map_err(Error::model)?);
             }
             tensors.push(PlannedTensor { name: name.to_owned(), dtype, shape, source: i });
         }
@@ -83,7 +80,7 @@ impl Quantization {
         let mut plan = FilePlan { keys: kept.map(|(name, value)| (name.to_owned(), value)).collect(), tensors };
         plan.set_key("general.quantization_version", QUANTIZATION_VERSION.into());
         plan.set_key("general.file_type", mix.general_file_type().into());
-        overrides.set_keys(&mut plan, None).map_err(Failure::usage)?;
+        overrides.set_keys(&mut plan, None).map_err(Error::usage)?;
         for (key, value) in importance.iter().flat_map(ImportanceMatrix::keys) {
             plan.set_key(key, value);
         }
@@ -96,13 +93,13 @@ impl Quantization {
     }
 
     /// The file, at `path`. Fails with the code of a bad model for names that a file cannot have.
-    pub fn assembly(&self, path: &Path) -> Outcome<Assembly<'_, GgufWeights<'_>>> {
+    pub fn assembly(&self, path: &Path) -> crate::Result<Assembly<'_, GgufWeights<'_>>> {
         let weights = GgufWeights { source: &self.source, importance: self.importance.as_ref() };
         Assembly::new(weights, path, vec![(path.to_owned(), &self.plan)])
     }
 
     /// Writes the file; see [`Assembly::write`].
-    pub fn write(&self, path: &Path, watch: &dyn Watch) -> Outcome<()> {
+    pub fn write(&self, path: &Path, watch: &dyn Watch) -> crate::Result<()> {
         self.assembly(path)?.write(watch)?;
         Ok(())
     }

@@ -422,7 +422,7 @@ mod tests {
 
     /// Lists that llama-quantize printed, written by `make_quant_vectors.py`; see `tests/fixtures/quant/README.md`.
     fn printed() -> Value {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/quant/types.json");
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/quant/types.json");
         serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
     }
 

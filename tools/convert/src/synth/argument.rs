@@ -6,8 +6,8 @@ use std::path::Path;
 use models::languages::nearest;
 
 use super::{DEFAULT_SEED, Shape, Synthetic};
-use crate::convert::FileType;
-use crate::exit::{Failure, Outcome};
+use crate::FileType;
+use crate::error::Error;
 
 /// What synthetic models and checkpoints begin with. A file of such a name is reached through its directory.
 const PREFIX: &str = "synth:";
@@ -27,16 +27,16 @@ impl SyntheticModel {
     /// What `-m argument` asks for; `None` where it is a path.
     ///
     /// Errors: a shape, type or seed that does not exist.
-    pub fn parse(argument: &Path) -> Outcome<Option<Self>> {
+    pub fn parse(argument: &Path) -> crate::Result<Option<Self>> {
         let argument = argument.to_string_lossy();
         let Some(text) = argument.strip_prefix(PREFIX) else { return Ok(None) };
-        let fail = |what: String| Err(Failure::usage(format!("{argument}: {what}")));
+        let fail = |what: String| Err(Error::usage(format!("{argument}: {what}")));
         let (name, file_type, given_seed) = match text.split(':').collect::<Vec<_>>()[..] {
             [name, file_type] => (name, file_type, None),
             [name, file_type, seed] => (name, file_type, Some(seed)),
             [name] => {
                 // A misspelt shape is the first thing to know.
-                shape(name).map_err(|what| Failure::usage(format!("{argument}: {what}")))?;
+                shape(name).map_err(|what| Error::usage(format!("{argument}: {what}")))?;
                 return fail(format!("want {PREFIX}SHAPE:TYPE[:SEED], such as {PREFIX}{name}:q8_0"));
             }
             _ => return fail(format!("want {PREFIX}SHAPE:TYPE[:SEED]")),
@@ -62,14 +62,14 @@ impl fmt::Display for SyntheticModel {
 /// The checkpoint that `argument` asks for; `None` where it is a path.
 ///
 /// Errors: a shape or seed that does not exist.
-pub fn checkpoint(argument: &Path) -> Outcome<Option<Synthetic>> {
+pub fn checkpoint(argument: &Path) -> crate::Result<Option<Synthetic>> {
     let argument = argument.to_string_lossy();
     let Some(text) = argument.strip_prefix(PREFIX) else { return Ok(None) };
     let (name, given_seed) = match text.split_once(':') {
         Some((name, seed)) => (name, Some(seed)),
         None => (text, None),
     };
-    let fail = |what: String| Failure::usage(format!("{argument}: {what}"));
+    let fail = |what: String| Error::usage(format!("{argument}: {what}"));
     let shape = shape(name).map_err(fail)?;
     if given_seed.is_some_and(|text| type_of(text).is_ok()) {
         return Err(fail(format!("want {PREFIX}SHAPE[:SEED]; the type is that of --type")));

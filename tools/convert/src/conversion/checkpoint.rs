@@ -9,11 +9,11 @@ use anyhow::{Result, anyhow, ensure};
 use engine::DType;
 
 use super::config::{Config, Section};
-use super::files::Files;
 use super::plan::Row;
-use super::safetensors::Checkpoint;
-use super::weights::{Weight, Weights};
 use crate::assembly::Xxh64;
+use crate::files::Files;
+use crate::safetensors::Checkpoint;
+use crate::weights::{Weight, Weights};
 
 /// Buffers that some exports store and every implementation computes.
 const IGNORED_SUFFIX: &str = ".rotary_emb.inv_freq";

@@ -1,27 +1,20 @@
 //! Published checkpoints (safetensors) to GGUF. [`Conversion`] is the type to read first.
 //!
 //! A conversion is planned before it is done: configuration and tensor tables are read and checked (`qwen3`, `lfm2`,
-//! `qwen3_asr`, `lfm2_audio`), and only then are weights (`write`) streamed into the files ([`crate::assembly`]). Names, shapes, types, bytes and keys of
-//! the files are those of llama.cpp's converter.
+//! `qwen3_asr`, `lfm2_audio`), and only then are weights (`write`) streamed into the files ([`crate::assembly`]). Names,
+//! shapes, types, bytes and keys of the files are those of llama.cpp's converter.
 
 mod batch_norm;
 mod checkpoint;
-mod cli;
 mod config;
-mod files;
 mod general;
 mod lfm2;
 mod lfm2_audio;
-mod noise;
 mod plan;
 mod positions;
 mod projector;
 mod qwen3;
 mod qwen3_asr;
-pub mod safetensors;
-pub mod synth;
-pub mod vocab;
-mod weights;
 mod write;
 
 use std::path::PathBuf;
@@ -38,18 +31,15 @@ use self::lfm2_audio::Lfm2Audio;
 use self::plan::{Chosen, FilePlan, Row};
 use self::qwen3::TextConfig;
 use self::qwen3_asr::Qwen3Asr;
-use self::vocab::CheckpointVocabulary;
 use self::write::CheckpointWeights;
+use crate::Watch;
 use crate::assembly::{Assembly, MAX_PARTS, part_path, write_tensor};
-use crate::exit::{Failure, Outcome};
+use crate::error::Error;
+use crate::files::Files;
 use crate::quantize::imatrix::{ImportanceMatrix, uses_importance};
-use crate::quantize::mix;
+use crate::quantize::mix::{self, FileType};
 use crate::quantize::overrides::Overrides;
-
-pub use self::cli::{ConvertArgs, run};
-pub use self::files::Files;
-pub use crate::progress::Watch;
-pub use crate::quantize::mix::FileType;
+use crate::vocab::CheckpointVocabulary;
 
 /// `general.quantization_version`. Source: ggml, `GGML_QNT_VERSION`.
 const QUANTIZATION_VERSION: u32 = 2;
@@ -92,9 +82,9 @@ pub struct Conversion {
     text_type: FileType,
     importance: Option<Arc<ImportanceMatrix>>,
     /// The text model or bundle, in one part or several.
-    text: Vec<FilePlan>,
+    pub(crate) text: Vec<FilePlan>,
     /// The projector's file, and its type.
-    projector: Option<(FilePlan, FileType)>,
+    pub(crate) projector: Option<(FilePlan, FileType)>,
     has_audio: bool,
     notices: Vec<String>,
 }
@@ -104,9 +94,9 @@ impl Conversion {
     ///
     /// Fails with the code of a bad model; the error names file, expected and found. Options that do not go with the
     /// checkpoint are a wrong call.
-    pub fn open(files: impl Into<Files>, options: impl FnOnce(DType) -> Options) -> Outcome<Self> {
-        let (conversion, options, chosen) = Self::read(files.into(), options).map_err(Failure::model)?;
-        conversion.adjust(&options, &chosen).map_err(Failure::usage)
+    pub fn open(files: impl Into<Files>, options: impl FnOnce(DType) -> Options) -> crate::Result<Self> {
+        let (conversion, options, chosen) = Self::read(files.into(), options).map_err(Error::model)?;
+        conversion.adjust(&options, &chosen).map_err(Error::usage)
     }
 
     /// The conversion with everything in one part, and what is left to do about it: see [`Conversion::adjust`].
@@ -203,7 +193,7 @@ impl Conversion {
     /// The files, at `paths`, which are as many as [`Conversion::file_names`]; a split one has its parts beside it.
     ///
     /// Fails with the code of a bad model for names that a file cannot have.
-    pub fn assembly<'a>(&'a self, paths: &[PathBuf]) -> Outcome<Assembly<'a, CheckpointWeights<'a>>> {
+    pub fn assembly<'a>(&'a self, paths: &[PathBuf]) -> crate::Result<Assembly<'a, CheckpointWeights<'a>>> {
         let n_parts = self.text.len();
         let part = |i: usize| if n_parts == 1 { paths[0].clone() } else { part_path(&paths[0], i, n_parts) };
         let text = self.text.iter().enumerate().map(|(i, plan)| (part(i), plan));
@@ -216,38 +206,38 @@ impl Conversion {
     }
 
     /// Writes the files to `paths`, which are as many as [`Conversion::file_names`]; see [`Assembly::write`].
-    pub fn write(&self, paths: &[PathBuf], watch: &dyn Watch) -> Outcome<()> {
+    pub fn write(&self, paths: &[PathBuf], watch: &dyn Watch) -> crate::Result<()> {
         self.assembly(paths)?.write(watch)?;
         Ok(())
     }
 
-    fn write_to_memory(&self) -> Outcome<Gguf> {
+    fn write_to_memory(&self) -> crate::Result<Gguf> {
         let mut out = GgufWriter::in_memory(&self.checkpoint.folder().display().to_string());
-        let [plan] = &self.text[..] else { return Err(Failure::usage("a file in memory is not split")) };
+        let [plan] = &self.text[..] else { return Err(Error::usage("a file in memory is not split")) };
         for (key, value) in &plan.keys {
-            out.key(key, value.clone()).map_err(Failure::model)?;
+            out.key(key, value.clone()).map_err(Error::model)?;
         }
         for tensor in &plan.tensors {
-            out.tensor(&tensor.name, tensor.dtype, tensor.shape).map_err(Failure::model)?;
+            out.tensor(&tensor.name, tensor.dtype, tensor.shape).map_err(Error::model)?;
         }
         let (weights, watch) = (self.weights(), AtomicBool::new(false));
         for tensor in &plan.tensors {
             write_tensor(&weights, tensor, &mut out, &watch)?;
         }
-        out.finish_in_memory().map_err(Failure::output)
+        out.finish_in_memory().map_err(Error::output)
     }
 }
 
 /// A checkpoint as one bundle in memory, in the format that most of its weights are stored in.
 ///
 /// Takes as much memory as the bundle would take on the disk. Errors are those of a bad checkpoint.
-pub fn to_memory(files: impl Into<Files>) -> Result<Gguf> {
+pub fn to_memory(files: impl Into<Files>) -> crate::Result<Gguf> {
     let as_stored = |stored| {
         let text_type = FileType::ALL.into_iter().find(|t| t.dtype() == stored).unwrap_or(FileType::F32);
         Options { bundle: true, ..Options::new(text_type) }
     };
-    let (conversion, ..) = Conversion::read(files.into(), as_stored)?;
-    conversion.write_to_memory().map_err(|failure| failure.error)
+    let (conversion, ..) = Conversion::read(files.into(), as_stored).map_err(Error::model)?;
+    conversion.write_to_memory()
 }
 
 /// What there is to say about an audio tower with matrices below 8 bits.
@@ -262,7 +252,7 @@ fn bits(dtype: DType) -> f64 {
 }
 
 /// The projector's file beside the text model's `name`, where programs look for it.
-fn projector_name(name: &str) -> String {
+pub fn projector_name(name: &str) -> String {
     format!("mmproj-{name}")
 }
 

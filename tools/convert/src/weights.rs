@@ -6,8 +6,8 @@ use std::path::Path;
 use anyhow::Result;
 use engine::DType;
 
-use super::noise::Noise;
 use crate::assembly::Xxh64;
+use crate::synth::noise::Noise;
 
 /// The weights of a checkpoint: stored ones, or made ones.
 pub trait Weights: Send + Sync {

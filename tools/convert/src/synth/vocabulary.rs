@@ -286,8 +286,8 @@ mod tests {
 
     use super::super::Synthetic;
     use super::*;
-    use crate::convert::Files;
-    use crate::convert::vocab::CheckpointVocabulary;
+    use crate::Files;
+    use crate::vocab::CheckpointVocabulary;
 
     fn load(name: &str) -> Tokenizer {
         let shape = Shape::ALL.iter().find(|shape| shape.name == name).unwrap();

@@ -4,12 +4,12 @@ use std::path::PathBuf;
 
 use clap::Args;
 use clap::builder::PossibleValuesParser;
+use convert::FileType;
+use convert::quantize::Quantization;
+use convert::quantize::imatrix::ImportanceMatrix;
+use convert::quantize::overrides::Overrides;
 use engine::gguf::Gguf;
 
-use super::Quantization;
-use super::imatrix::ImportanceMatrix;
-use super::mix::FileType;
-use super::overrides::Overrides;
 use crate::assembly::AssemblyArgs;
 use crate::exit::{Exit, Failure, Outcome};
 

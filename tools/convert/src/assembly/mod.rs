@@ -4,7 +4,6 @@
 //! written in constant memory, go on where a killed process stopped (`write`), and can be compared with what they were
 //! made from (`verify`).
 
-mod cli;
 mod encode;
 mod journal;
 mod partial;
@@ -21,9 +20,8 @@ use anyhow::Result;
 use engine::gguf::GgufLayout;
 
 use self::encode::Encoder;
-use crate::exit::{Failure, Outcome};
+use crate::error::Error;
 
-pub use self::cli::AssemblyArgs;
 pub use self::encode::Difference;
 pub use self::partial::stamp;
 pub use self::plan::{FilePlan, MAX_PARTS, PlannedTensor, part_path};
@@ -81,13 +79,13 @@ impl<'a, W: Weights> Assembly<'a, W> {
     /// `files` in the order of writing, with their paths. `base`: the path that the user would know them by.
     ///
     /// Fails with the code of a bad model for keys or tensors that a file cannot have.
-    pub fn new(weights: W, base: &Path, files: Vec<(PathBuf, &'a FilePlan<W::Source>)>) -> Outcome<Self> {
+    pub fn new(weights: W, base: &Path, files: Vec<(PathBuf, &'a FilePlan<W::Source>)>) -> crate::Result<Self> {
         let file = |(path, plan): (PathBuf, &'a FilePlan<W::Source>)| {
             let layout = plan.layout(&path)?;
             Ok(AssemblyFile { path, plan, layout })
         };
         let files: engine::Result<Vec<_>> = files.into_iter().map(file).collect();
-        Ok(Self { weights, base: base.to_owned(), files: files.map_err(Failure::model)? })
+        Ok(Self { weights, base: base.to_owned(), files: files.map_err(Error::model)? })
     }
 
     /// Where the files go.
@@ -122,8 +120,8 @@ impl<'a, W: Weights> Assembly<'a, W> {
         text
     }
 
-    fn encoder(&self, tensor: &'a PlannedTensor<W::Source>) -> Outcome<Encoder<'_>> {
-        let values = self.weights.values(tensor).map_err(Failure::model)?;
+    fn encoder(&self, tensor: &'a PlannedTensor<W::Source>) -> crate::Result<Encoder<'_>> {
+        let values = self.weights.values(tensor).map_err(Error::model)?;
         Encoder::new(tensor, values)
     }
 }

@@ -1,0 +1,87 @@
+//! [`Error`]: what failed, and whose fault it is.
+
+use std::fmt;
+
+/// Whose fault an error is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ErrorKind {
+    /// The caller asked for something that makes no sense, or not with this checkpoint.
+    Usage,
+    /// A model or checkpoint is missing, malformed or unsupported.
+    Model,
+    /// The memory does not suffice.
+    Memory,
+    /// A file cannot be written.
+    Output,
+    /// [`Watch::is_interrupted`](crate::Watch::is_interrupted) said so.
+    Interrupted,
+}
+
+/// An error of this crate. `{}` is its outermost line, [`source`](std::error::Error::source) what is behind it, and `{:#}`
+/// all of it in one line.
+#[derive(Debug)]
+pub struct Error {
+    kind: ErrorKind,
+    cause: anyhow::Error,
+}
+
+/// `Result` of this crate.
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    /// Whose fault it is.
+    pub fn kind(&self) -> ErrorKind {
+        self.kind
+    }
+
+    /// What the file system said, where it is about that.
+    pub fn io(&self) -> Option<&std::io::Error> {
+        self.cause.chain().find_map(|cause| match cause.downcast_ref() {
+            Some(engine::Error::Io { source, .. }) => Some(source),
+            _ => None,
+        })
+    }
+
+    pub(crate) fn usage(cause: impl fmt::Display) -> Self {
+        Self { kind: ErrorKind::Usage, cause: anyhow::anyhow!("{cause:#}") }
+    }
+
+    /// An error in a model or checkpoint; running out of memory keeps its own kind.
+    pub(crate) fn model(cause: impl Into<anyhow::Error>) -> Self {
+        let cause = cause.into();
+        let is_memory = |e: &engine::Error| matches!(e, engine::Error::OutOfMemory { .. });
+        let memory = cause.chain().any(|e| e.downcast_ref().is_some_and(is_memory));
+        Self { kind: if memory { ErrorKind::Memory } else { ErrorKind::Model }, cause }
+    }
+
+    pub(crate) fn output(cause: impl Into<anyhow::Error>) -> Self {
+        Self { kind: ErrorKind::Output, cause: cause.into() }
+    }
+
+    pub(crate) fn interrupted() -> Self {
+        Self { kind: ErrorKind::Interrupted, cause: anyhow::anyhow!("interrupted") }
+    }
+
+    /// The same with `what` behind its line.
+    pub(crate) fn followed_by(self, what: impl fmt::Display) -> Self {
+        Self { kind: self.kind, cause: anyhow::anyhow!("{}: {what}", self.cause) }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !f.alternate() {
+            return fmt::Display::fmt(&self.cause, f);
+        }
+        // Causes of other crates may have several lines.
+        let text = format!("{:#}", self.cause);
+        let line: Vec<&str> = text.lines().map(str::trim).filter(|l| !l.is_empty()).collect();
+        f.write_str(&line.join(" "))
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.cause.source()
+    }
+}
