@@ -38,6 +38,12 @@ pub trait Block: Pod {
     }
 }
 
+/// A block of the list of formats.
+pub trait Listed: Block {
+    /// Its format.
+    const FORMAT: Format;
+}
+
 /// How weights of blocks `B` are multiplied in integers with activations of 8 bits.
 #[derive(Clone, Copy)]
 pub enum Integers<B> {
@@ -61,6 +67,22 @@ pub enum Arithmetic {
 }
 
 impl<B: Block> Integers<B> {
+    /// The function of [`Integers::Small`]; to be called when compiling, for a format that has it.
+    pub const fn small(self) -> fn(&B) -> Group {
+        match self {
+            Self::Small(group) => group,
+            Self::None | Self::Super(_) => panic!("weights in groups of 32"),
+        }
+    }
+
+    /// The function of [`Integers::Super`]; to be called when compiling, for a format that has it.
+    pub const fn super_block(self) -> fn(&B) -> SuperBlock {
+        match self {
+            Self::Super(super_block) => super_block,
+            Self::None | Self::Small(_) => panic!("weights in blocks of 256"),
+        }
+    }
+
     /// Without the functions. The length of a block is what they need.
     pub const fn arithmetic(self) -> Arithmetic {
         match self {

@@ -107,6 +107,10 @@ macro_rules! define {
             }
         }
 
+        $(impl Listed for $block {
+            const FORMAT: Format = Format::$name;
+        })*
+
         // Kernels take a row apart at multiples of 256.
         const _: () = {
             $(assert!(align_of::<$block>() == 1 && SUPER_BLOCK.is_multiple_of(<$block>::LEN));)*

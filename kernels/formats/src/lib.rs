@@ -33,7 +33,7 @@ pub mod q6_k;
 pub mod q8_0;
 
 pub use self::bf16::BF16Bytes;
-pub use self::block::{Arithmetic, Block, Group, Integers, Sixteen, SuperBlock, decode_row, encode_row};
+pub use self::block::{Arithmetic, Block, Group, Integers, Listed, Sixteen, SuperBlock, decode_row, encode_row};
 pub use self::f16::F16Bytes;
 pub use self::f32::F32Bytes;
 pub use self::format::Format;

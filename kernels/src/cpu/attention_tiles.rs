@@ -25,19 +25,18 @@ macro_rules! attention_for {
 
         use crate::cpu::attention::{self, Attention, KEY_BLOCK, KvRows, Parts, Scores};
         use crate::cpu::attention_tiles::{AHEAD, put};
-        use crate::cpu::rows::F16;
 
         /// See `scalar::attention`.
         #[target_feature(enable = $features)]
         pub fn attention(a: &Attention<'_>, out: &mut [f32], scratch: &mut [f32]) {
             let parts = Parts {
                 scores: |q: &[&[f32]], k: KvRows<'_>, keys: Range<usize>, s: &mut Scores| match k {
-                    KvRows::F32 { x, stride } => scores::<F32>(q, bytemuck::cast_slice(x), 4 * stride, keys, s),
-                    KvRows::F16 { x, stride } => scores::<F16>(q, bytemuck::cast_slice(x), 2 * stride, keys, s),
+                    KvRows::F32 { x, stride } => scores::<F32Bytes>(q, bytemuck::cast_slice(x), stride, keys, s),
+                    KvRows::F16 { x, stride } => scores::<F16Bytes>(q, bytemuck::cast_slice(x), stride, keys, s),
                 },
                 accumulate: |p: &[[f32; KEY_BLOCK]], v: KvRows<'_>, keys: Range<usize>, y: &mut [f32]| match v {
-                    KvRows::F32 { x, stride } => accumulate::<F32>(p, bytemuck::cast_slice(x), 4 * stride, keys, y),
-                    KvRows::F16 { x, stride } => accumulate::<F16>(p, bytemuck::cast_slice(x), 2 * stride, keys, y),
+                    KvRows::F32 { x, stride } => accumulate::<F32Bytes>(p, bytemuck::cast_slice(x), stride, keys, y),
+                    KvRows::F16 { x, stride } => accumulate::<F16Bytes>(p, bytemuck::cast_slice(x), stride, keys, y),
                 },
                 widen: |x: &[half::f16], y: &mut [f32]| f16_to_f32(x, y),
                 max_of: |x: &[f32]| max_of(x),
@@ -47,36 +46,36 @@ macro_rules! attention_for {
             attention::run(a, out, scratch, &parts);
         }
 
-        /// Asks for the lines that lie `distance` bytes behind a row.
+        /// Asks for the lines that lie `distance` elements behind a row.
         #[inline]
         #[target_feature(enable = $features)]
-        fn prefetch_row(row: &[u8], distance: usize) {
-            for line in row.chunks(64) {
+        fn prefetch_row<B>(row: &[B], distance: usize) {
+            for line in row.chunks(64 / size_of::<B>()) {
                 _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().wrapping_add(distance).cast());
             }
         }
 
-        /// `s[i][j] = q_i . k_j`; rows of `k` are `stride` bytes apart.
+        /// Whether rows are asked for ahead.
+        const fn is_half<B: Plain>() -> bool {
+            matches!(B::FORMAT, Format::F16)
+        }
+
+        /// `s[i][j] = q_i . k_j`; rows of `k` are `stride` elements apart.
         #[target_feature(enable = $features)]
-        fn scores<const FORMAT: usize>(q: &[&[f32]], k: &[u8], stride: usize, keys: Range<usize>, s: &mut Scores) {
-            let row_bytes = q[0].len() * if FORMAT == F32 { 4 } else { 2 };
-            let row = |j: usize| &k[j * stride..][..row_bytes];
+        fn scores<B: Plain>(q: &[&[f32]], k: &[B], stride: usize, keys: Range<usize>, s: &mut Scores) {
+            let row = |j: usize| &k[j * stride..][..q[0].len()];
             let mut j = keys.start;
             while j < keys.end {
                 let n = if keys.end - j >= 4 { 4 } else { 1 };
-                if FORMAT == F16 {
+                if is_half::<B>() {
                     (j..j + n).for_each(|r| prefetch_row(row(r), AHEAD * stride));
                 }
                 for (q, s) in q.chunks(2).zip(s.chunks_mut(2)) {
                     match (n, q) {
-                        (4, [a, b]) => {
-                            put(tile::<FORMAT, 4, 2>([row(j), row(j + 1), row(j + 2), row(j + 3)], [a, b]), s, j)
-                        }
-                        (4, [a, ..]) => {
-                            put(tile::<FORMAT, 4, 1>([row(j), row(j + 1), row(j + 2), row(j + 3)], [a]), s, j)
-                        }
-                        (_, [a, b]) => put(tile::<FORMAT, 1, 2>([row(j)], [a, b]), s, j),
-                        (_, [a, ..]) => put(tile::<FORMAT, 1, 1>([row(j)], [a]), s, j),
+                        (4, [a, b]) => put(tile::<B, 4, 2>([row(j), row(j + 1), row(j + 2), row(j + 3)], [a, b]), s, j),
+                        (4, [a, ..]) => put(tile::<B, 4, 1>([row(j), row(j + 1), row(j + 2), row(j + 3)], [a]), s, j),
+                        (_, [a, b]) => put(tile::<B, 1, 2>([row(j)], [a, b]), s, j),
+                        (_, [a, ..]) => put(tile::<B, 1, 1>([row(j)], [a]), s, j),
                         (_, []) => unreachable!("chunks are not empty"),
                     }
                 }
@@ -84,65 +83,60 @@ macro_rules! attention_for {
             }
         }
 
-        /// `y_i += sum over keys of p[i][j] v_j`, ascending; rows of `v` are `stride` bytes apart.
+        /// `y_i += sum over keys of p[i][j] v_j`, ascending; rows of `v` are `stride` elements apart.
         #[target_feature(enable = $features)]
-        fn accumulate<const FORMAT: usize>(
-            p: &[[f32; KEY_BLOCK]],
-            v: &[u8],
-            stride: usize,
-            keys: Range<usize>,
-            y: &mut [f32],
-        ) {
+        fn accumulate<B: Plain>(p: &[[f32; KEY_BLOCK]], v: &[B], stride: usize, keys: Range<usize>, y: &mut [f32]) {
             match p {
-                [a] => accumulate_tile::<FORMAT, 1, 4>([a], v, stride, keys, y),
-                [a, b] => accumulate_tile::<FORMAT, 2, 4>([a, b], v, stride, keys, y),
-                [a, b, c] => accumulate_tile::<FORMAT, 3, 2>([a, b, c], v, stride, keys, y),
-                [a, b, c, d, ..] => accumulate_tile::<FORMAT, 4, 2>([a, b, c, d], v, stride, keys, y),
+                [a] => accumulate_tile::<B, 1, 4>([a], v, stride, keys, y),
+                [a, b] => accumulate_tile::<B, 2, 4>([a, b], v, stride, keys, y),
+                [a, b, c] => accumulate_tile::<B, 3, 2>([a, b, c], v, stride, keys, y),
+                [a, b, c, d, ..] => accumulate_tile::<B, 4, 2>([a, b, c, d], v, stride, keys, y),
                 [] => {}
             }
         }
 
-        /// `C` vectors of a row at a time, then single ones, then single elements.
+        /// `C` vectors of a row at a time, then single ones, then what is left.
         #[inline]
         #[target_feature(enable = $features)]
-        fn accumulate_tile<const FORMAT: usize, const M: usize, const C: usize>(
+        fn accumulate_tile<B: Plain, const M: usize, const C: usize>(
             p: [&[f32; KEY_BLOCK]; M],
-            v: &[u8],
+            v: &[B],
             stride: usize,
             keys: Range<usize>,
             y: &mut [f32],
         ) {
             let head_dim = y.len() / M;
-            let bytes = if FORMAT == F32 { 4 } else { 2 };
-            let done = accumulate_columns::<FORMAT, M, C>(p, v, stride, keys.clone(), y, 0);
-            let done = accumulate_columns::<FORMAT, M, 1>(p, v, stride, keys.clone(), y, done);
-            for (i, p) in p.into_iter().enumerate() {
-                for (e, y) in y[i * head_dim..][..head_dim].iter_mut().enumerate().skip(done) {
-                    for j in keys.clone() {
-                        let at = &v[j * stride + e * bytes..][..bytes];
-                        let v = match FORMAT {
-                            F32 => f32::from_le_bytes(*at.first_chunk().expect("four bytes")),
-                            _ => widen(u16::from_le_bytes(*at.first_chunk().expect("two bytes"))),
-                        };
-                        *y = p[j].mul_add(v, *y);
-                    }
+            let done = accumulate_columns::<B, M, C>(p, v, stride, keys.clone(), y, 0);
+            let done = accumulate_columns::<B, M, 1>(p, v, stride, keys.clone(), y, done);
+            if done == head_dim {
+                return;
+            }
+            for (p, y) in p.into_iter().zip(y.chunks_exact_mut(head_dim)) {
+                let y = &mut y[done..];
+                let mut acc = load(&padded(y, 0.0));
+                for j in keys.clone() {
+                    // SAFETY: this function has the features of the module.
+                    let v = unsafe { B::widen(&padded(&v[j * stride + done..][..y.len()], B::zeroed())) };
+                    acc = fma(splat(p[j]), v, acc);
                 }
+                let mut last = [0.0; WIDTH];
+                store(&mut last, acc);
+                y.copy_from_slice(&last[..y.len()]);
             }
         }
 
         /// From element `done` on, while there are `C` more vectors; returns where that ends.
         #[inline]
         #[target_feature(enable = $features)]
-        fn accumulate_columns<const FORMAT: usize, const M: usize, const C: usize>(
+        fn accumulate_columns<B: Plain, const M: usize, const C: usize>(
             p: [&[f32; KEY_BLOCK]; M],
-            v: &[u8],
+            v: &[B],
             stride: usize,
             keys: Range<usize>,
             y: &mut [f32],
             mut done: usize,
         ) -> usize {
             let head_dim = y.len() / M;
-            let bytes = if FORMAT == F32 { 4 } else { 2 };
             while done + C * WIDTH <= head_dim {
                 let mut acc = [[zero(); C]; M];
                 for (i, acc) in acc.iter_mut().enumerate() {
@@ -151,13 +145,14 @@ macro_rules! attention_for {
                     }
                 }
                 for j in keys.clone() {
-                    let row = &v[j * stride..][..head_dim * bytes];
-                    if FORMAT == F16 && done == 0 {
+                    let row = &v[j * stride..][..head_dim];
+                    if is_half::<B>() && done == 0 {
                         prefetch_row(row, AHEAD * stride);
                     }
                     let mut v = [zero(); C];
                     for (h, v) in v.iter_mut().enumerate() {
-                        *v = weights::<FORMAT>(row, done / WIDTH + h);
+                        // SAFETY: this function has the features of the module.
+                        *v = unsafe { B::widen(&row.as_chunks().0[done / WIDTH + h]) };
                     }
                     for (acc, p) in acc.iter_mut().zip(p) {
                         let p = splat(p[j]);

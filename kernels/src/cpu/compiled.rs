@@ -24,7 +24,6 @@ macro_rules! compiled_for {
             fn silu_mul(gate: &mut [f32], up: &[f32]) = scalar::silu_mul::<true>;
             fn rope_half(x: &mut [f32], cos: &[f32], sin: &[f32]) = scalar::rope_half;
             fn rope_interleaved(x: &mut [f32], cos: &[f32], sin: &[f32]) = scalar::rope_interleaved;
-            fn encode_row(format: Format, x: &[f32], importance: Option<&[f32]>, out: &mut [u8]) = scalar::encode_row;
             fn prepare_rows(operand: Operand, x: &[f32], stride: usize, n_rows: usize, k: usize, out: &mut [f32]) = scalar::prepare;
         }
     };

@@ -1,7 +1,7 @@
 //! Kernels for CPUs: one handle, [`Kernels`], through which everything is called.
 //!
 //! `scalar` says what every kernel means; the files of the other instruction sets hold faster versions of some of
-//! them, `compiled`, `rows` and `attention_tiles` what they share, and `table` joins them. Whoever holds a [`Kernels`]
+//! them, `compiled`, `rows` and `attention_tiles` what they share, and `formats` and `table` join them. Whoever holds a [`Kernels`]
 //! may call any kernel: it exists only for an instruction set that this CPU has.
 
 mod attention;
@@ -13,6 +13,8 @@ mod avx2;
 mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod compiled;
+mod formats;
+mod integers;
 mod isa;
 mod product;
 #[cfg(target_arch = "x86_64")]

@@ -1,12 +1,17 @@
 //! What a matrix product is given: [`Product`], and how its activations are laid out: [`Operand`].
 
+use bytemuck::Pod;
+
 use crate::activation::{BlockQ8, BlockQ8_K};
-use crate::quant::{Format, SMALL_BLOCK, SUPER_BLOCK};
+use crate::quant::{Arithmetic, Block, Format, SMALL_BLOCK, SUPER_BLOCK};
 
 /// Rows of activations in one panel of [`Operand::Panels`].
 pub const PANEL_ROWS: usize = 16;
 
-/// How a product wants its activations. `Kernels::operand` chooses, `Kernels::prepare` makes it, panel by panel.
+/// Most rows of activations that are few; see [`Operand::of`].
+const FEW: usize = 8;
+
+/// How a product wants its activations. [`Operand::of`] chooses, `Kernels::prepare` makes it, panel by panel.
 ///
 /// The buffer is counted in `f32`s whatever is in it. Panels lie behind each other; each holds
 /// [`panel_rows`](Self::panel_rows) rows in [`panel_len`](Self::panel_len) `f32`s. The value of a result depends on its
@@ -28,6 +33,25 @@ pub enum Operand {
 }
 
 impl Operand {
+    /// The arithmetic of a product of `m` rows of activations with weights of a format: the one place where it is chosen.
+    ///
+    /// Formats without integer arithmetic are multiplied in f32: as rows while it pays to read rows of weights once and leave
+    /// them as they are, else as panels. For the others activations are rounded to 8 bits in blocks: of 32, so that a row's
+    /// results are the same for every `m`, or, with weights in blocks of 256, of 256 for few rows and of 32 for many. A
+    /// `precise` product of many rows is one in f32; with few rows, time is that of reading the weights.
+    ///
+    /// `m` counts the rows of the whole call, whatever sequences they belong to: a row of weights in blocks of 256, or of a
+    /// `precise` product, may have another value in larger company.
+    pub const fn of(format: Format, m: usize, precise: bool) -> Self {
+        match (format.arithmetic(), m <= FEW) {
+            (Arithmetic::Float, true) => Self::Rows,
+            (Arithmetic::Float, false) => Self::Panels,
+            (Arithmetic::Small | Arithmetic::Super, false) if precise => Self::Panels,
+            (Arithmetic::Super, true) => Self::Q8K,
+            (Arithmetic::Small, _) | (Arithmetic::Super, false) => Self::Q8,
+        }
+    }
+
     /// Rows of activations that one panel holds.
     pub const fn panel_rows(self) -> usize {
         match self {
@@ -63,7 +87,7 @@ pub struct Product<'a> {
     pub n_rows: usize,
     /// Elements of a row; a multiple of the format's block.
     pub k: usize,
-    /// Layout of the activations, as `Kernels::operand` gave it for `format`.
+    /// Layout of the activations, as [`Operand::of`] gave it for `format`.
     pub operand: Operand,
     /// The prepared activations, `operand.len(m, k)`.
     pub x: &'a [f32],
@@ -76,6 +100,16 @@ impl<'a> Product<'a> {
     pub(super) fn row(&self, j: usize) -> &'a [u8] {
         let row_bytes = self.format.row_bytes(self.k);
         &self.w[j * row_bytes..][..row_bytes]
+    }
+
+    /// The blocks of weight row `j`, which are of the product's format.
+    pub(super) fn blocks<B: Block>(&self, j: usize) -> &'a [B] {
+        bytemuck::cast_slice(self.row(j))
+    }
+
+    /// Row `i` of activations in blocks, as a quantized operand has them.
+    pub(super) fn activations<B: Pod>(&self, i: usize) -> &'a [B] {
+        bytemuck::cast_slice(self.panel(i))
     }
 
     /// Panel `i` of the activations.

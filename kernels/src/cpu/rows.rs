@@ -1,15 +1,8 @@
 //! Rows of plain numbers with vectors of any width: dot products, sums of scaled rows, conversions.
 //!
 //! The module of an instruction set says what a `Vector` of `WIDTH` lanes is and has its operations: `zero`, `splat`, `load`,
-//! `store`, `load_f16`, `store_f16`, `weights`, `fma`, `sum`, `sums`, and for single halves `widen` and `narrow`. What is built from
-//! them, and is the same for all widths, is here and in `attention_tiles`.
-
-use crate::quant::Format;
-
-// Formats as constants that a generic function can take.
-pub(super) const F32: usize = Format::F32 as usize;
-pub(super) const F16: usize = Format::F16 as usize;
-pub(super) const BF16: usize = Format::BF16 as usize;
+//! `store`, `load_f16`, `store_f16`, `fma`, `sum`, `sums`, for single halves `widen` and `narrow`, and `Plain` for the blocks of plain
+//! formats. What is built from them, and is the same for all widths, is here and in `attention_tiles`.
 
 /// Up to `N` elements and zeros.
 #[inline]
@@ -31,7 +24,7 @@ pub(super) fn write<const R: usize, const M: usize>(results: [[f32; M]; R], out:
 /// Defines the kernels of plain rows for a set of CPU features.
 macro_rules! rows_for {
     ($features:literal) => {
-        use crate::cpu::rows::{F32, padded};
+        use crate::cpu::rows::padded;
 
         /// `sum a_i b_i`: element i in lane i % `WIDTH`.
         #[target_feature(enable = $features)]
@@ -92,24 +85,31 @@ macro_rules! rows_for {
             }
         }
 
+        /// Numbers of a plain format.
+        trait Plain: Listed {
+            /// Widens as many as a vector has.
+            ///
+            /// # Safety
+            ///
+            /// The CPU has the features of this module.
+            unsafe fn widen(x: &[Self; WIDTH]) -> Vector;
+        }
+
         /// Dot products of plain rows: element i in lane i % `WIDTH`.
         #[inline]
         #[target_feature(enable = $features)]
-        fn tile<const FORMAT: usize, const R: usize, const M: usize>(
-            mut w: [&[u8]; R],
-            mut x: [&[f32]; M],
-        ) -> [[f32; M]; R] {
+        fn tile<B: Plain, const R: usize, const M: usize>(mut w: [&[B]; R], mut x: [&[f32]; M]) -> [[f32; M]; R] {
             let k = x[0].len();
-            let bytes = if FORMAT == F32 { 4 } else { 2 };
             // One length for all rows lets the compiler drop the checks in the loop. (Not with `map`, which is no part of this
             // function when features are chosen.)
-            w.iter_mut().for_each(|w| *w = &w[..k * bytes]);
+            w.iter_mut().for_each(|w| *w = &w[..k]);
             x.iter_mut().for_each(|x| *x = &x[..k]);
             let mut acc = [[zero(); M]; R];
             for c in 0..k / WIDTH {
                 let mut wide = [zero(); R];
                 for (wide, w) in wide.iter_mut().zip(w) {
-                    *wide = weights::<FORMAT>(w, c);
+                    // SAFETY: this function has the features of the module.
+                    *wide = unsafe { B::widen(&w.as_chunks().0[c]) };
                 }
                 for (i, x) in x.iter().enumerate() {
                     let x = load(&x.as_chunks().0[c]);
@@ -121,9 +121,8 @@ macro_rules! rows_for {
             let done = k / WIDTH * WIDTH;
             if done < k {
                 for (acc, w) in acc.iter_mut().zip(w) {
-                    let mut last = [0; 4 * WIDTH];
-                    last[..(k - done) * bytes].copy_from_slice(&w[done * bytes..]);
-                    let last = weights::<FORMAT>(&last[..bytes * WIDTH], 0);
+                    // SAFETY: this function has the features of the module.
+                    let last = unsafe { B::widen(&padded(&w[done..], B::zeroed())) };
                     for (acc, x) in acc.iter_mut().zip(x) {
                         *acc = fma(last, load(&padded(&x[done..], 0.0)), *acc);
                     }

@@ -5,6 +5,7 @@
 use half::f16;
 
 use super::attention::{self, Attention};
+use super::formats::{FormatKernels, Formats};
 use super::isa::{Isa, UnknownIsa};
 use super::product::{Operand, Product};
 use super::scalar;
@@ -12,18 +13,11 @@ use super::scalar;
 use super::{avx2, avx512};
 use crate::quant::Format;
 
-/// Format, row, importance, bytes.
-type EncodeRow = unsafe fn(Format, &[f32], Option<&[f32]>, &mut [u8]);
-
 /// The kernels of one instruction set. Calling an entry is sound on a CPU that has `isa`.
 pub(super) struct Table {
     pub isa: Isa,
-    pub decode_row: unsafe fn(Format, &[u8], &mut [f32]),
-    pub encode_row: EncodeRow,
-    pub operand: fn(Format, usize) -> Operand,
+    pub formats: &'static Formats,
     pub prepare: unsafe fn(Operand, &[f32], usize, usize, usize, &mut [f32]),
-    pub product_scratch_len: fn(Format, Operand, usize, usize, usize) -> usize,
-    pub product: unsafe fn(&Product<'_>, &mut [f32], &mut [f32]),
     pub attention: unsafe fn(&Attention<'_>, &mut [f32], &mut [f32]),
     pub dot_f32: unsafe fn(&[f32], &[f32]) -> f32,
     pub dot_f16: unsafe fn(&[f16], &[f32]) -> f32,
@@ -52,12 +46,8 @@ pub(super) struct Table {
 /// Every kernel in plain Rust.
 static SCALAR: Table = Table {
     isa: Isa::Scalar,
-    decode_row: scalar::decode_row,
-    encode_row: scalar::encode_row,
-    operand: scalar::operand,
+    formats: &scalar::FORMATS,
     prepare: scalar::prepare,
-    product_scratch_len: scalar::product_scratch_len,
-    product: scalar::product,
     attention: scalar::attention,
     dot_f32: scalar::dot_f32::<false>,
     dot_f16: scalar::dot_f16,
@@ -83,18 +73,14 @@ static SCALAR: Table = Table {
     rope_interleaved: scalar::rope_interleaved,
 };
 
-/// The kernels of an instruction set whose module has them all; a product takes the same operand everywhere.
+/// The kernels of an instruction set whose module has them all.
 #[cfg(target_arch = "x86_64")]
 macro_rules! table_of {
     ($isa:expr, $module:ident) => {
         Table {
             isa: $isa,
-            decode_row: $module::decode_row,
-            encode_row: $module::encode_row,
-            operand: scalar::operand,
+            formats: &$module::FORMATS,
             prepare: $module::prepare,
-            product_scratch_len: $module::product_scratch_len,
-            product: $module::product,
             attention: $module::attention,
             dot_f32: $module::dot_f32,
             dot_f16: $module::dot_f16,
@@ -174,27 +160,30 @@ impl Kernels {
         self.0.isa
     }
 
+    fn of(self, format: Format) -> &'static FormatKernels {
+        &self.0.formats[format as usize]
+    }
+
     /// Decodes one row of weights; exact. `bytes` is the row of `out.len()` elements.
     pub fn decode_row(self, format: Format, bytes: &[u8], out: &mut [f32]) {
         assert_eq!(bytes.len(), format.row_bytes(out.len()), "bytes of a row");
         // SAFETY: `Kernels` exists only for instruction sets that this CPU has.
-        unsafe { (self.0.decode_row)(format, bytes, out) }
+        unsafe { (self.of(format).decode_row)(bytes, out) }
     }
 
     /// Encodes one row of weights; exact. `out` is the row of `x.len()` elements.
     ///
-    /// Importance and pieces of rows: see [`Format::encode_row_weighted`].
+    /// With an importance for each column, finite and not negative, squared errors are weighed by it, in formats that
+    /// [use it](Format::uses_importance); Q4_0, Q4_1, Q5_0 and Q5_1 then look at the whole row, so that it is encoded in one
+    /// piece. What does not fit a format: see [`Format::encode_row`].
     pub fn encode_row(self, format: Format, x: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
         // SAFETY: `Kernels` exists only for instruction sets that this CPU has.
-        unsafe { (self.0.encode_row)(format, x, importance, out) }
+        unsafe { (self.of(format).encode_row)(x, importance, out) }
     }
 
-    /// The layout in which a product of these weights with `m` rows wants its activations.
-    ///
-    /// Small `m`: rows, quantized to 8 bits for weights in blocks. Large `m`: rows of 8 bits for weights in blocks, panels
-    /// elsewhere. Results of weights in blocks of 32 are the same for every `m`.
+    /// The layout in which a product of these weights with `m` rows wants its activations; see [`Operand::of`].
     pub fn operand(self, format: Format, m: usize) -> Operand {
-        (self.0.operand)(format, m)
+        Operand::of(format, m, false)
     }
 
     /// Makes one panel of an operand from `n_rows` rows of `k` activations, `stride` apart in `x`.
@@ -211,7 +200,7 @@ impl Kernels {
 
     /// `f32`s that [`product`](Self::product) needs to work in, for calls of up to `n_rows` rows of weights.
     pub fn product_scratch_len(self, format: Format, operand: Operand, n_rows: usize, k: usize, m: usize) -> usize {
-        (self.0.product_scratch_len)(format, operand, n_rows, k, m)
+        (self.of(format).product(operand).scratch_len)(n_rows, k, m)
     }
 
     /// `out[i, j] = sum over k of w[j, k] x[i, k]`; `out` is `[m, n_rows]`. What `scratch` holds does not matter.
@@ -221,15 +210,10 @@ impl Kernels {
         assert_eq!(p.w.len(), p.n_rows * p.format.row_bytes(p.k), "rows of weights");
         assert_eq!(p.x.len(), p.operand.len(p.m, p.k), "activations");
         assert_eq!(out.len(), p.m * p.n_rows, "out is [m, n_rows]");
-        assert!(
-            matches!(p.operand, Operand::Rows | Operand::Panels)
-                || p.operand == scalar::small_operand(p.format)
-                || p.operand == scalar::large_operand(p.format),
-            "an operand of this format"
-        );
-        let len = self.product_scratch_len(p.format, p.operand, p.n_rows, p.k, p.m);
+        let kernel = self.of(p.format).product(p.operand);
+        let len = (kernel.scratch_len)(p.n_rows, p.k, p.m);
         // SAFETY: `Kernels` exists only for instruction sets that this CPU has.
-        unsafe { (self.0.product)(p, out, &mut scratch[..len]) }
+        unsafe { (kernel.run)(p, out, &mut scratch[..len]) }
     }
 
     /// `f32`s that [`attention`](Self::attention) needs to work in.

@@ -1,42 +1,20 @@
 //! Sixteen weights of a block at a time: for rows that are decoded, and for products with many rows of activations.
 
+#![allow(unsafe_code, reason = "methods of traits that need CPU features")]
+
 use std::arch::x86_64::*;
 
-use super::{load_16, widen};
+use super::{load_16, load_32, widen};
 use crate::quant::iq4_nl::VALUES;
 use crate::quant::{
     BlockIQ4_NL, BlockQ2_K, BlockQ3_K, BlockQ4_0, BlockQ4_1, BlockQ4_K, BlockQ5_0, BlockQ5_1, BlockQ5_K, BlockQ6_K,
-    F16Bytes, Format, scales_mins_k4,
+    BlockQ8_0, F16Bytes, Listed, scales_mins_k4,
 };
 
-// Formats as constants that a generic function can take.
-pub const Q8_0: usize = Format::Q8_0 as usize;
-pub const Q4_0: usize = Format::Q4_0 as usize;
-pub const Q4_1: usize = Format::Q4_1 as usize;
-pub const Q5_0: usize = Format::Q5_0 as usize;
-pub const Q5_1: usize = Format::Q5_1 as usize;
-pub const IQ4_NL: usize = Format::IQ4_NL as usize;
-pub const Q2_K: usize = Format::Q2_K as usize;
-pub const Q3_K: usize = Format::Q3_K as usize;
-pub const Q4_K: usize = Format::Q4_K as usize;
-pub const Q5_K: usize = Format::Q5_K as usize;
-pub const Q6_K: usize = Format::Q6_K as usize;
-pub const Q8_0_BYTES: usize = Format::Q8_0.block_bytes();
-pub const Q4_0_BYTES: usize = Format::Q4_0.block_bytes();
-pub const Q4_1_BYTES: usize = Format::Q4_1.block_bytes();
-pub const Q5_0_BYTES: usize = Format::Q5_0.block_bytes();
-pub const Q5_1_BYTES: usize = Format::Q5_1.block_bytes();
-pub const IQ4_NL_BYTES: usize = Format::IQ4_NL.block_bytes();
-pub const Q2_K_BYTES: usize = Format::Q2_K.block_bytes();
-pub const Q3_K_BYTES: usize = Format::Q3_K.block_bytes();
-pub const Q4_K_BYTES: usize = Format::Q4_K.block_bytes();
-pub const Q5_K_BYTES: usize = Format::Q5_K.block_bytes();
-pub const Q6_K_BYTES: usize = Format::Q6_K.block_bytes();
-
-/// Weights that [`sixteen`] gives.
+/// Weights that [`Sixteens::sixteen`] gives.
 pub const SIXTEEN: usize = 16;
 
-/// Sixteen weights: `scale * level`, and `+ offset` in formats that [have one](has_offset).
+/// Sixteen weights: `scale * level`, and `+ offset` in formats that [have one](Sixteens::HAS_OFFSET).
 #[derive(Clone, Copy)]
 pub struct Sixteen {
     /// Signed bytes.
@@ -47,85 +25,24 @@ pub struct Sixteen {
     pub offset: f32,
 }
 
-/// Sixteens in a block.
-pub const fn n_sixteens<const FORMAT: usize>() -> usize {
-    match FORMAT {
-        Q4_0 | Q4_1 | Q5_0 | Q5_1 | IQ4_NL => Format::Q4_0.block_len() / SIXTEEN,
-        _ => Format::Q4_K.block_len() / SIXTEEN,
+impl Sixteen {
+    /// Levels that are multiplied with a scale.
+    fn scaled(levels: __m128i, scale: f32) -> Self {
+        Self { levels, scale, offset: 0.0 }
     }
 }
 
-/// Whether weights are more than levels times a scale.
-pub const fn has_offset<const FORMAT: usize>() -> bool {
-    matches!(FORMAT, Q4_1 | Q5_1 | Q2_K | Q4_K | Q5_K)
-}
+/// A block that is taken apart sixteen weights at a time.
+pub trait Sixteens: Listed {
+    /// Whether weights are more than levels times a scale.
+    const HAS_OFFSET: bool;
 
-/// Weights `16 c .. 16 c + 16` of a block.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-pub fn sixteen<const FORMAT: usize, const BYTES: usize>(block: &[u8; BYTES], c: usize) -> Sixteen {
-    let plain = |levels, scale| Sixteen { levels, scale, offset: 0.0 };
-    match FORMAT {
-        Q4_0 => {
-            let b: &BlockQ4_0 = bytemuck::from_bytes(block);
-            plain(_mm_sub_epi8(nibbles(&b.qs, c), _mm_set1_epi8(8)), value(b.d))
-        }
-        Q4_1 => {
-            let b: &BlockQ4_1 = bytemuck::from_bytes(block);
-            Sixteen { levels: nibbles(&b.qs, c), scale: value(b.d), offset: value(b.m) }
-        }
-        Q5_0 => {
-            let b: &BlockQ5_0 = bytemuck::from_bytes(block);
-            let levels = _mm_or_si128(nibbles(&b.qs, c), fifth_bits(b.qh, c));
-            plain(_mm_sub_epi8(levels, _mm_set1_epi8(16)), value(b.d))
-        }
-        Q5_1 => {
-            let b: &BlockQ5_1 = bytemuck::from_bytes(block);
-            let levels = _mm_or_si128(nibbles(&b.qs, c), fifth_bits(b.qh, c));
-            Sixteen { levels, scale: value(b.d), offset: value(b.m) }
-        }
-        IQ4_NL => {
-            let b: &BlockIQ4_NL = bytemuck::from_bytes(block);
-            let values = load_16(bytemuck::cast_ref(&VALUES));
-            plain(_mm_shuffle_epi8(values, nibbles(&b.qs, c)), value(b.d))
-        }
-        Q2_K => {
-            let b: &BlockQ2_K = bytemuck::from_bytes(block);
-            let (scale, min) = (b.scales[c] & 15, b.scales[c] >> 4);
-            let levels = bits::<2>(&b.qs[32 * (c / 8) + 16 * (c % 2)..], 2 * (c % 8 / 2));
-            Sixteen { levels, scale: value(b.d) * f32::from(scale), offset: -(value(b.dmin) * f32::from(min)) }
-        }
-        Q3_K => {
-            let b: &BlockQ3_K = bytemuck::from_bytes(block);
-            let low = bits::<2>(&b.qs[32 * (c / 8) + 16 * (c % 2)..], 2 * (c % 8 / 2));
-            let high = _mm_slli_epi16::<2>(bits::<1>(&b.hmask[16 * (c % 2)..], c / 2));
-            let levels = _mm_sub_epi8(_mm_or_si128(low, high), _mm_set1_epi8(4));
-            plain(levels, value(b.d) * f32::from(b.scale(c)))
-        }
-        Q4_K => {
-            let b: &BlockQ4_K = bytemuck::from_bytes(block);
-            let (scale, min) = b.scale_min(c / 2);
-            let levels = bits::<4>(&b.qs[32 * (c / 4) + 16 * (c % 2)..], 4 * (c / 2 % 2));
-            Sixteen { levels, scale: value(b.d) * f32::from(scale), offset: -(value(b.dmin) * f32::from(min)) }
-        }
-        Q5_K => {
-            let b: &BlockQ5_K = bytemuck::from_bytes(block);
-            let (scale, min) = b.scale_min(c / 2);
-            let low = bits::<4>(&b.qs[32 * (c / 4) + 16 * (c % 2)..], 4 * (c / 2 % 2));
-            let high = _mm_slli_epi16::<4>(bits::<1>(&b.qh[16 * (c % 2)..], c / 2));
-            let levels = _mm_or_si128(low, high);
-            Sixteen { levels, scale: value(b.d) * f32::from(scale), offset: -(value(b.dmin) * f32::from(min)) }
-        }
-        Q6_K => {
-            let b: &BlockQ6_K = bytemuck::from_bytes(block);
-            let (h, k, l) = (c / 8, c % 8 / 2, 16 * (c % 2));
-            let low = bits::<4>(&b.ql[64 * h + 32 * (k % 2) + l..], 4 * (k / 2));
-            let high = _mm_slli_epi16::<4>(bits::<2>(&b.qh[32 * h + l..], 2 * k));
-            let levels = _mm_sub_epi8(_mm_or_si128(low, high), _mm_set1_epi8(32));
-            plain(levels, value(b.d) * f32::from(b.scales[c]))
-        }
-        _ => unreachable!("formats of this file"),
-    }
+    /// Weights `16 c .. 16 c + 16`.
+    ///
+    /// # Safety
+    ///
+    /// The CPU has AVX2, FMA and F16C.
+    unsafe fn sixteen(&self, c: usize) -> Sixteen;
 }
 
 /// Scales of a block and of its 16 groups; minima where the format has them.
@@ -141,44 +58,264 @@ pub struct Scales {
     pub mins: __m256i,
 }
 
-/// Scales and minima of a block of 256.
+/// A block of 256 weights as eight vectors of unsigned levels, with scales for groups of 16.
+pub trait Eighths: Sixteens {
+    /// What unsigned levels are larger by than levels, as a power of two, if they are.
+    const EXCESS: Option<i32>;
+
+    /// Scales and minima.
+    ///
+    /// # Safety
+    ///
+    /// The CPU has AVX2, FMA and F16C.
+    unsafe fn scales(&self) -> Scales;
+
+    /// Vector `c` of the levels, those of elements `32 c .. 32 c + 32`.
+    ///
+    /// # Safety
+    ///
+    /// The CPU has AVX2, FMA and F16C.
+    unsafe fn eighth(&self, c: usize) -> __m256i;
+}
+
+impl Sixteens for BlockQ8_0 {
+    const HAS_OFFSET: bool = false;
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn sixteen(&self, c: usize) -> Sixteen {
+        let levels = bytemuck::cast_ref::<_, [[u8; SIXTEEN]; 2]>(&self.q);
+        Sixteen::scaled(load_16(&levels[c]), value(self.d))
+    }
+}
+
+impl Sixteens for BlockQ4_0 {
+    const HAS_OFFSET: bool = false;
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn sixteen(&self, c: usize) -> Sixteen {
+        Sixteen::scaled(_mm_sub_epi8(nibbles(&self.qs, c), _mm_set1_epi8(8)), value(self.d))
+    }
+}
+
+impl Sixteens for BlockQ4_1 {
+    const HAS_OFFSET: bool = true;
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn sixteen(&self, c: usize) -> Sixteen {
+        Sixteen { levels: nibbles(&self.qs, c), scale: value(self.d), offset: value(self.m) }
+    }
+}
+
+impl Sixteens for BlockQ5_0 {
+    const HAS_OFFSET: bool = false;
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn sixteen(&self, c: usize) -> Sixteen {
+        let levels = _mm_or_si128(nibbles(&self.qs, c), fifth_bits(self.qh, c));
+        Sixteen::scaled(_mm_sub_epi8(levels, _mm_set1_epi8(16)), value(self.d))
+    }
+}
+
+impl Sixteens for BlockQ5_1 {
+    const HAS_OFFSET: bool = true;
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn sixteen(&self, c: usize) -> Sixteen {
+        let levels = _mm_or_si128(nibbles(&self.qs, c), fifth_bits(self.qh, c));
+        Sixteen { levels, scale: value(self.d), offset: value(self.m) }
+    }
+}
+
+impl Sixteens for BlockIQ4_NL {
+    const HAS_OFFSET: bool = false;
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn sixteen(&self, c: usize) -> Sixteen {
+        let values = load_16(bytemuck::cast_ref(&VALUES));
+        Sixteen::scaled(_mm_shuffle_epi8(values, nibbles(&self.qs, c)), value(self.d))
+    }
+}
+
+impl Sixteens for BlockQ2_K {
+    const HAS_OFFSET: bool = true;
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn sixteen(&self, c: usize) -> Sixteen {
+        let (scale, min) = (self.scales[c] & 15, self.scales[c] >> 4);
+        let levels = bits::<2>(&self.qs[32 * (c / 8) + 16 * (c % 2)..], 2 * (c % 8 / 2));
+        Sixteen { levels, scale: value(self.d) * f32::from(scale), offset: -(value(self.dmin) * f32::from(min)) }
+    }
+}
+
+impl Eighths for BlockQ2_K {
+    const EXCESS: Option<i32> = None;
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn scales(&self) -> Scales {
+        let both = _mm256_cvtepu8_epi16(load_16(&self.scales));
+        let (scales, mins) = (_mm256_and_si256(both, _mm256_set1_epi16(15)), _mm256_srli_epi16::<4>(both));
+        Scales { d: value(self.d), dmin: value(self.dmin), scales, mins }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn eighth(&self, c: usize) -> __m256i {
+        bits_32(&self.qs.as_chunks().0[c / 4], 2 * (c % 4), 3)
+    }
+}
+
+impl Sixteens for BlockQ3_K {
+    const HAS_OFFSET: bool = false;
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn sixteen(&self, c: usize) -> Sixteen {
+        let low = bits::<2>(&self.qs[32 * (c / 8) + 16 * (c % 2)..], 2 * (c % 8 / 2));
+        let high = _mm_slli_epi16::<2>(bits::<1>(&self.hmask[16 * (c % 2)..], c / 2));
+        let levels = _mm_sub_epi8(_mm_or_si128(low, high), _mm_set1_epi8(4));
+        Sixteen::scaled(levels, value(self.d) * f32::from(self.scale(c)))
+    }
+}
+
+impl Eighths for BlockQ3_K {
+    const EXCESS: Option<i32> = Some(2);
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn scales(&self) -> Scales {
+        let scales = _mm_sub_epi8(load_16(bytemuck::cast_ref(&self.unsigned_scales())), _mm_set1_epi8(32));
+        signed(self.d, scales)
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn eighth(&self, c: usize) -> __m256i {
+        let third = _mm256_slli_epi16::<2>(bits_32(&self.hmask, c, 1));
+        _mm256_or_si256(bits_32(&self.qs.as_chunks().0[c / 4], 2 * (c % 4), 3), third)
+    }
+}
+
+impl Sixteens for BlockQ4_K {
+    const HAS_OFFSET: bool = true;
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn sixteen(&self, c: usize) -> Sixteen {
+        let (scale, min) = self.scale_min(c / 2);
+        let levels = bits::<4>(&self.qs[32 * (c / 4) + 16 * (c % 2)..], 4 * (c / 2 % 2));
+        Sixteen { levels, scale: value(self.d) * f32::from(scale), offset: -(value(self.dmin) * f32::from(min)) }
+    }
+}
+
+impl Eighths for BlockQ4_K {
+    const EXCESS: Option<i32> = None;
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn scales(&self) -> Scales {
+        let (scales, mins) = scales_mins_k4(&self.scales);
+        Scales { d: value(self.d), dmin: value(self.dmin), scales: twice(scales), mins: twice(mins) }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn eighth(&self, c: usize) -> __m256i {
+        bits_32(&self.qs.as_chunks().0[c / 2], 4 * (c % 2), 15)
+    }
+}
+
+impl Sixteens for BlockQ5_K {
+    const HAS_OFFSET: bool = true;
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn sixteen(&self, c: usize) -> Sixteen {
+        let (scale, min) = self.scale_min(c / 2);
+        let low = bits::<4>(&self.qs[32 * (c / 4) + 16 * (c % 2)..], 4 * (c / 2 % 2));
+        let high = _mm_slli_epi16::<4>(bits::<1>(&self.qh[16 * (c % 2)..], c / 2));
+        let levels = _mm_or_si128(low, high);
+        Sixteen { levels, scale: value(self.d) * f32::from(scale), offset: -(value(self.dmin) * f32::from(min)) }
+    }
+}
+
+impl Eighths for BlockQ5_K {
+    const EXCESS: Option<i32> = None;
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn scales(&self) -> Scales {
+        let (scales, mins) = scales_mins_k4(&self.scales);
+        Scales { d: value(self.d), dmin: value(self.dmin), scales: twice(scales), mins: twice(mins) }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn eighth(&self, c: usize) -> __m256i {
+        let fifth = _mm256_slli_epi16::<4>(bits_32(&self.qh, c, 1));
+        _mm256_or_si256(bits_32(&self.qs.as_chunks().0[c / 2], 4 * (c % 2), 15), fifth)
+    }
+}
+
+impl Sixteens for BlockQ6_K {
+    const HAS_OFFSET: bool = false;
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn sixteen(&self, c: usize) -> Sixteen {
+        let (h, k, l) = (c / 8, c % 8 / 2, 16 * (c % 2));
+        let low = bits::<4>(&self.ql[64 * h + 32 * (k % 2) + l..], 4 * (k / 2));
+        let high = _mm_slli_epi16::<4>(bits::<2>(&self.qh[32 * h + l..], 2 * k));
+        let levels = _mm_sub_epi8(_mm_or_si128(low, high), _mm_set1_epi8(32));
+        Sixteen::scaled(levels, value(self.d) * f32::from(self.scales[c]))
+    }
+}
+
+impl Eighths for BlockQ6_K {
+    const EXCESS: Option<i32> = Some(5);
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn scales(&self) -> Scales {
+        signed(self.d, load_16(bytemuck::cast_ref(&self.scales)))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn eighth(&self, c: usize) -> __m256i {
+        let (h, k) = (c / 4, c % 4);
+        let high = _mm256_slli_epi16::<4>(bits_32(&self.qh.as_chunks().0[h], 2 * k, 3));
+        _mm256_or_si256(bits_32(&self.ql.as_chunks().0[2 * h + k % 2], 4 * (k / 2), 15), high)
+    }
+}
+
+/// Signed scales without minima.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-pub fn scales<const FORMAT: usize, const BYTES: usize>(block: &[u8; BYTES]) -> Scales {
-    let signed = |d, scales| Scales { d: value(d), dmin: 0.0, scales, mins: _mm256_setzero_si256() };
-    // Eight scales of 32 weights, each twice.
-    let twice = |x: [u8; 8]| {
-        let x = _mm_set_epi64x(0, i64::from_le_bytes(x));
-        _mm256_cvtepu8_epi16(_mm_unpacklo_epi8(x, x))
-    };
-    match FORMAT {
-        Q2_K => {
-            let b: &BlockQ2_K = bytemuck::from_bytes(block);
-            let both = _mm256_cvtepu8_epi16(load_16(&b.scales));
-            let (scales, mins) = (_mm256_and_si256(both, _mm256_set1_epi16(15)), _mm256_srli_epi16::<4>(both));
-            Scales { d: value(b.d), dmin: value(b.dmin), scales, mins }
-        }
-        Q3_K => {
-            let b: &BlockQ3_K = bytemuck::from_bytes(block);
-            let scales = _mm_sub_epi8(load_16(bytemuck::cast_ref(&b.unsigned_scales())), _mm_set1_epi8(32));
-            signed(b.d, _mm256_cvtepi8_epi16(scales))
-        }
-        Q4_K => {
-            let b: &BlockQ4_K = bytemuck::from_bytes(block);
-            let (scales, mins) = scales_mins_k4(&b.scales);
-            Scales { d: value(b.d), dmin: value(b.dmin), scales: twice(scales), mins: twice(mins) }
-        }
-        Q5_K => {
-            let b: &BlockQ5_K = bytemuck::from_bytes(block);
-            let (scales, mins) = scales_mins_k4(&b.scales);
-            Scales { d: value(b.d), dmin: value(b.dmin), scales: twice(scales), mins: twice(mins) }
-        }
-        Q6_K => {
-            let b: &BlockQ6_K = bytemuck::from_bytes(block);
-            signed(b.d, _mm256_cvtepi8_epi16(load_16(bytemuck::cast_ref(&b.scales))))
-        }
-        _ => unreachable!("formats of 256-blocks"),
-    }
+fn signed(d: F16Bytes, scales: __m128i) -> Scales {
+    Scales { d: value(d), dmin: 0.0, scales: _mm256_cvtepi8_epi16(scales), mins: _mm256_setzero_si256() }
+}
+
+/// Eight scales of 32 weights, each twice.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn twice(x: [u8; 8]) -> __m256i {
+    let x = _mm_set_epi64x(0, i64::from_le_bytes(x));
+    _mm256_cvtepu8_epi16(_mm_unpacklo_epi8(x, x))
+}
+
+/// Bits `mask` of each byte, from bit `from` on.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn bits_32(bytes: &[u8; 32], from: usize, mask: i8) -> __m256i {
+    _mm256_and_si256(_mm256_srl_epi16(load_32(bytes), _mm_cvtsi32_si128(from as i32)), _mm256_set1_epi8(mask))
 }
 
 #[inline]

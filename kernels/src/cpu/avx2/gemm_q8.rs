@@ -8,17 +8,20 @@
 //! Where 16 weights have a scale, their levels, below 64, are one plane; sums of 16 bits are multiplied with the scale as they
 //! are widened, and `w.q` above is the product of scale and level.
 
-#![allow(unsafe_code, reason = "vector stores")]
+#![allow(unsafe_code, reason = "vector stores, methods of traits that need CPU features")]
 
 use std::arch::x86_64::*;
 
 use super::blocks::*;
-use super::dot::{self, levels};
+use super::dot::nibbles;
 use super::{WIDTH, load, load_16, load_32, store, transpose};
 use crate::activation::BlockQ8;
 use crate::cpu::product::Product;
 use crate::cpu::rows::padded;
-use crate::quant::{BlockQ4_0, BlockQ8_0, F16Bytes, Format, SMALL_BLOCK, SUPER_BLOCK};
+use crate::quant::{
+    BlockIQ4_NL, BlockQ2_K, BlockQ3_K, BlockQ4_0, BlockQ4_1, BlockQ4_K, BlockQ5_0, BlockQ5_1, BlockQ5_K, BlockQ6_K,
+    BlockQ8_0, F16Bytes, SMALL_BLOCK, SUPER_BLOCK,
+};
 
 /// Blocks of a row that are unpacked at a time: those of eight rows, 11 KiB, stay in the first-level cache.
 const DEPTH: usize = 16;
@@ -28,7 +31,7 @@ const QUADS: usize = SMALL_BLOCK / 4;
 
 /// A block of each of 8 rows.
 #[derive(Clone, Copy)]
-struct Unpacked {
+pub struct Unpacked {
     /// Byte `4 r + i` of vector `v` is the low nibble of level `4 v + i` of row `r`, made unsigned.
     low: [[u8; 32]; QUADS],
     /// The high nibbles; unused in formats of 4 bits.
@@ -55,64 +58,166 @@ const EMPTY: Unpacked = Unpacked {
     mins: [[0; 2]; WIDTH],
 };
 
-/// Whether levels fit a nibble as they are.
-const fn is_nibble<const FORMAT: usize>() -> bool {
-    matches!(FORMAT, Q4_1 | Q4_K)
+/// How the unsigned levels of a format lie in [`Unpacked`].
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Planes {
+    /// Levels below 16, in the low plane.
+    Nibbles,
+    /// The same, larger by 8 than levels.
+    NibblesAroundEight,
+    /// Levels larger by 128: their low and their high nibbles.
+    Bytes,
+    /// Levels below 8, in the low plane, with a scale for each 16.
+    SmallHalves,
+    /// Levels below 64, in the low plane, with a scale for each 16.
+    Halves,
 }
 
-/// Whether levels need a second plane.
-const fn has_high<const FORMAT: usize>() -> bool {
-    FORMAT != Q4_0 && !is_nibble::<FORMAT>()
+/// A block that is brought into the layout of [`Unpacked`].
+pub trait Layout: Sixteens {
+    /// How levels lie there.
+    const PLANES: Planes;
+
+    /// Unpacks groups of 32 weights from number `from` on of eight rows; `from` begins a block, and `out` takes whole ones.
+    ///
+    /// # Safety
+    ///
+    /// The CPU has AVX2, FMA and F16C.
+    unsafe fn unpack(rows: [&[Self]; WIDTH], from: usize, out: &mut [Unpacked]);
 }
 
-/// Whether 16 weights have a scale; their levels are in the low plane.
-const fn has_halves<const FORMAT: usize>() -> bool {
-    matches!(FORMAT, Q2_K | Q3_K | Q6_K)
+impl Layout for BlockQ8_0 {
+    const PLANES: Planes = Planes::Bytes;
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn unpack(rows: [&[Self]; WIDTH], from: usize, out: &mut [Unpacked]) {
+        unpack_q8_0(rows, from, out);
+    }
+}
+
+impl Layout for BlockQ4_0 {
+    const PLANES: Planes = Planes::NibblesAroundEight;
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn unpack(rows: [&[Self]; WIDTH], from: usize, out: &mut [Unpacked]) {
+        unpack_q4_0(rows, from, out);
+    }
+}
+
+impl Layout for BlockQ4_1 {
+    const PLANES: Planes = Planes::Nibbles;
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn unpack(rows: [&[Self]; WIDTH], from: usize, out: &mut [Unpacked]) {
+        unpack_groups(rows, from, out);
+    }
+}
+
+impl Layout for BlockQ5_0 {
+    const PLANES: Planes = Planes::Bytes;
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn unpack(rows: [&[Self]; WIDTH], from: usize, out: &mut [Unpacked]) {
+        unpack_groups(rows, from, out);
+    }
+}
+
+impl Layout for BlockQ5_1 {
+    const PLANES: Planes = Planes::Bytes;
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn unpack(rows: [&[Self]; WIDTH], from: usize, out: &mut [Unpacked]) {
+        unpack_groups(rows, from, out);
+    }
+}
+
+impl Layout for BlockIQ4_NL {
+    const PLANES: Planes = Planes::Bytes;
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn unpack(rows: [&[Self]; WIDTH], from: usize, out: &mut [Unpacked]) {
+        unpack_groups(rows, from, out);
+    }
+}
+
+impl Layout for BlockQ4_K {
+    const PLANES: Planes = Planes::Nibbles;
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn unpack(rows: [&[Self]; WIDTH], from: usize, out: &mut [Unpacked]) {
+        unpack_groups(rows, from, out);
+    }
+}
+
+impl Layout for BlockQ5_K {
+    const PLANES: Planes = Planes::Bytes;
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn unpack(rows: [&[Self]; WIDTH], from: usize, out: &mut [Unpacked]) {
+        unpack_groups(rows, from, out);
+    }
+}
+
+impl Layout for BlockQ2_K {
+    const PLANES: Planes = Planes::SmallHalves;
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn unpack(rows: [&[Self]; WIDTH], from: usize, out: &mut [Unpacked]) {
+        unpack_halves(rows, from, out);
+    }
+}
+
+impl Layout for BlockQ3_K {
+    const PLANES: Planes = Planes::SmallHalves;
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn unpack(rows: [&[Self]; WIDTH], from: usize, out: &mut [Unpacked]) {
+        unpack_halves(rows, from, out);
+    }
+}
+
+impl Layout for BlockQ6_K {
+    const PLANES: Planes = Planes::Halves;
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn unpack(rows: [&[Self]; WIDTH], from: usize, out: &mut [Unpacked]) {
+        unpack_halves(rows, from, out);
+    }
 }
 
 /// `out[i, j] = sum over k of w[j, k] x[i, k]` with rows of [`BlockQ8`].
 #[target_feature(enable = "avx2,fma,f16c")]
-pub fn product_many_q8(p: &Product<'_>, out: &mut [f32]) {
-    match p.format {
-        Format::Q8_0 => product::<Q8_0, Q8_0_BYTES>(p, out),
-        Format::Q4_0 => product::<Q4_0, Q4_0_BYTES>(p, out),
-        Format::Q4_1 => product::<Q4_1, Q4_1_BYTES>(p, out),
-        Format::Q5_0 => product::<Q5_0, Q5_0_BYTES>(p, out),
-        Format::Q5_1 => product::<Q5_1, Q5_1_BYTES>(p, out),
-        Format::IQ4_NL => product::<IQ4_NL, IQ4_NL_BYTES>(p, out),
-        Format::Q2_K => product::<Q2_K, Q2_K_BYTES>(p, out),
-        Format::Q3_K => product::<Q3_K, Q3_K_BYTES>(p, out),
-        Format::Q4_K => product::<Q4_K, Q4_K_BYTES>(p, out),
-        Format::Q5_K => product::<Q5_K, Q5_K_BYTES>(p, out),
-        Format::Q6_K => product::<Q6_K, Q6_K_BYTES>(p, out),
-        _ => unreachable!("no Q8 operand for {:?}", p.format),
-    }
-}
-
-#[target_feature(enable = "avx2,fma,f16c")]
-fn product<const FORMAT: usize, const BYTES: usize>(p: &Product<'_>, out: &mut [f32]) {
+pub fn product_many_q8<B: Layout>(p: &Product<'_>, out: &mut [f32]) {
     let mut blocks = [EMPTY; DEPTH];
     let n_blocks = p.k / SMALL_BLOCK;
     for first in (0..p.n_rows).step_by(WIDTH) {
         let n = (p.n_rows - first).min(WIDTH);
         // Rows past the last one are that again.
-        let rows = std::array::from_fn(|r| p.row(first + r.min(n - 1)));
+        let rows = std::array::from_fn(|r| p.blocks(first + r.min(n - 1)));
         for from in (0..n_blocks).step_by(DEPTH) {
             let to = n_blocks.min(from + DEPTH);
             let blocks = &mut blocks[..to - from];
-            if has_halves::<FORMAT>() {
-                unpack_halves::<FORMAT, BYTES>(rows, from, blocks);
-            } else {
-                unpack::<FORMAT, BYTES>(rows, from, blocks);
-            }
-            let x = |i: usize| &bytemuck::cast_slice::<_, BlockQ8>(p.panel(i))[from..to];
+            // SAFETY: this function has the features.
+            unsafe { B::unpack(rows, from, blocks) };
+            let x = |i: usize| &p.activations(i)[from..to];
             let mut i = 0;
             while i < p.m {
                 let out = &mut Results { out: &mut out[i * p.n_rows + first..], stride: p.n_rows, n, add: from > 0 };
                 macro_rules! columns {
                     ($n:literal) => {{
                         let x: [&[BlockQ8]; $n] = std::array::from_fn(|c| x(i + c));
-                        microkernel::<FORMAT, $n>(blocks, x, out);
+                        microkernel::<B, $n>(blocks, x, out);
                         i += $n;
                     }};
                 }
@@ -139,7 +244,7 @@ struct Results<'a> {
 /// Adds the products of eight rows of weights with `C` rows of activations to the results.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn microkernel<const FORMAT: usize, const C: usize>(w: &[Unpacked], x: [&[BlockQ8]; C], results: &mut Results<'_>) {
+fn microkernel<B: Layout, const C: usize>(w: &[Unpacked], x: [&[BlockQ8]; C], results: &mut Results<'_>) {
     // One length for all rows lets the compiler drop the checks in the loop.
     let x = x.map(|x| &x[..w.len()]);
     let mut acc = [_mm256_setzero_ps(); C];
@@ -150,17 +255,18 @@ fn microkernel<const FORMAT: usize, const C: usize>(w: &[Unpacked], x: [&[BlockQ
     }
     for (b, w) in w.iter().enumerate() {
         let x_b: [&BlockQ8; C] = x.map(|x| &x[b]);
-        let sums = if has_halves::<FORMAT>() { sums_of_halves::<FORMAT, C>(w, x_b) } else { sums::<FORMAT, C>(w, x_b) };
+        let has_halves = matches!(B::PLANES, Planes::SmallHalves | Planes::Halves);
+        let sums = if has_halves { sums_of_halves::<B, C>(w, x_b) } else { sums::<B, C>(w, x_b) };
         let d = load(&w.d);
         for ((acc, sum), x) in acc.iter_mut().zip(sums).zip(x_b) {
             *acc = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), _mm256_mul_ps(d, _mm256_set1_ps(x.d)), *acc);
         }
-        if FORMAT == Q2_K {
+        if B::HAS_OFFSET && has_halves {
             for (acc, x) in acc.iter_mut().zip(x_b) {
                 let mins = _mm256_cvtepi32_ps(of_neg_sums(w, x));
                 *acc = _mm256_fmadd_ps(mins, _mm256_mul_ps(load(&w.offset), _mm256_set1_ps(x.d)), *acc);
             }
-        } else if has_offset::<FORMAT>() {
+        } else if B::HAS_OFFSET {
             for (acc, x) in acc.iter_mut().zip(x) {
                 let sum = _mm256_set1_ps(x[b].d * -x[b].neg_sum as f32);
                 *acc = _mm256_fmadd_ps(load(&w.offset), sum, *acc);
@@ -177,14 +283,14 @@ fn microkernel<const FORMAT: usize, const C: usize>(w: &[Unpacked], x: [&[BlockQ
 /// Levels times activations of a block, in integers.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn sums<const FORMAT: usize, const C: usize>(w: &Unpacked, x: [&BlockQ8; C]) -> [__m256i; C] {
+fn sums<B: Layout, const C: usize>(w: &Unpacked, x: [&BlockQ8; C]) -> [__m256i; C] {
     let (mut low, mut high) = ([_mm256_setzero_si256(); C], [_mm256_setzero_si256(); C]);
     for v in 0..QUADS {
         let (w_low, w_high) = (load_32(&w.low[v]), load_32(&w.high[v]));
         for ((low, high), x) in low.iter_mut().zip(&mut high).zip(x) {
             let quad = quad(x, v);
             *low = _mm256_add_epi16(*low, _mm256_maddubs_epi16(w_low, quad));
-            if has_high::<FORMAT>() {
+            if B::PLANES == Planes::Bytes {
                 *high = _mm256_add_epi16(*high, _mm256_maddubs_epi16(w_high, quad));
             }
         }
@@ -194,10 +300,10 @@ fn sums<const FORMAT: usize, const C: usize>(w: &Unpacked, x: [&BlockQ8; C]) -> 
         // Levels are too large by a constant, so that each of them adds that times its activation.
         let neg_sum = _mm256_set1_epi32(x.neg_sum);
         *low = _mm256_madd_epi16(*low, _mm256_set1_epi16(1));
-        if has_high::<FORMAT>() {
+        if B::PLANES == Planes::Bytes {
             let high = _mm256_madd_epi16(high, _mm256_set1_epi16(16));
             *low = _mm256_add_epi32(_mm256_add_epi32(*low, high), _mm256_slli_epi32::<7>(neg_sum));
-        } else if !is_nibble::<FORMAT>() {
+        } else if B::PLANES == Planes::NibblesAroundEight {
             *low = _mm256_add_epi32(*low, _mm256_slli_epi32::<3>(neg_sum));
         }
     }
@@ -207,11 +313,12 @@ fn sums<const FORMAT: usize, const C: usize>(w: &Unpacked, x: [&BlockQ8; C]) -> 
 /// Scales times levels times activations of a block, in integers.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn sums_of_halves<const FORMAT: usize, const C: usize>(w: &Unpacked, x: [&BlockQ8; C]) -> [__m256i; C] {
+fn sums_of_halves<B: Layout, const C: usize>(w: &Unpacked, x: [&BlockQ8; C]) -> [__m256i; C] {
     // Two products of levels below 64 in a lane of 16 bits leave room for two more, those below 8 for all of a half.
-    let together = if FORMAT == Q6_K { 2 } else { QUADS / 2 };
+    let together = if B::PLANES == Planes::Halves { 2 } else { QUADS / 2 };
     let mut sums = [_mm256_setzero_si256(); C];
-    if dot::excess::<FORMAT>().is_some() {
+    // Minima are multiplied apart; what levels are too large by is taken off here.
+    if !B::HAS_OFFSET {
         for (sum, x) in sums.iter_mut().zip(x) {
             *sum = of_neg_sums(w, x);
         }
@@ -248,15 +355,15 @@ fn of_neg_sums(w: &Unpacked, x: &BlockQ8) -> __m256i {
     _mm256_madd_epi16(load_32(bytemuck::cast_ref(&w.mins)), neg_sums)
 }
 
-/// Unpacks blocks from number `from` on of eight rows of 256-blocks; `from` begins one of these, and `out` takes whole ones.
+/// [`Layout::unpack`] of blocks with a scale for each half.
 #[target_feature(enable = "avx2,fma,f16c")]
-fn unpack_halves<const FORMAT: usize, const BYTES: usize>(rows: [&[u8]; WIDTH], from: usize, out: &mut [Unpacked]) {
+fn unpack_halves<B: Eighths>(rows: [&[B]; WIDTH], from: usize, out: &mut [Unpacked]) {
     const IN_BLOCK: usize = SUPER_BLOCK / SMALL_BLOCK;
-    let rows: [&[[u8; BYTES]]; WIDTH] = rows.map(|row| row.as_chunks().0);
     for (i, out) in (from / IN_BLOCK..).zip(out.as_chunks_mut::<IN_BLOCK>().0) {
         for (r, row) in rows.iter().enumerate() {
-            let Scales { d, dmin, scales, mins } = scales::<FORMAT, BYTES>(&row[i]);
-            let mins = match dot::excess::<FORMAT>() {
+            // SAFETY: this function has the features.
+            let Scales { d, dmin, scales, mins } = unsafe { row[i].scales() };
+            let mins = match B::EXCESS {
                 Some(excess) => _mm256_sll_epi16(scales, _mm_cvtsi32_si128(excess)),
                 None => mins,
             };
@@ -271,7 +378,8 @@ fn unpack_halves<const FORMAT: usize, const BYTES: usize>(rows: [&[u8]; WIDTH], 
         for (c, out) in out.iter_mut().enumerate() {
             let mut quads = [_mm256_setzero_ps(); WIDTH];
             for (quads, row) in quads.iter_mut().zip(rows) {
-                *quads = _mm256_castsi256_ps(levels::<FORMAT, BYTES>(&row[i], c));
+                // SAFETY: this function has the features.
+                *quads = _mm256_castsi256_ps(unsafe { row[i].eighth(c) });
             }
             for (low, quad) in out.low.iter_mut().zip(transpose(quads)) {
                 store_32(low, _mm256_castps_si256(quad));
@@ -280,58 +388,64 @@ fn unpack_halves<const FORMAT: usize, const BYTES: usize>(rows: [&[u8]; WIDTH], 
     }
 }
 
-/// Unpacks blocks from number `from` on of eight rows.
+/// [`Layout::unpack`] of Q8_0.
 #[target_feature(enable = "avx2,fma,f16c")]
-fn unpack<const FORMAT: usize, const BYTES: usize>(rows: [&[u8]; WIDTH], from: usize, out: &mut [Unpacked]) {
-    let nibble = _mm256_set1_epi8(15);
-    if FORMAT == Q8_0 {
-        let rows = rows.map(|row| &bytemuck::cast_slice::<_, BlockQ8_0>(row)[from..from + out.len()]);
-        let sign = _mm256_set1_epi8(i8::MIN);
-        for (b, out) in out.iter_mut().enumerate() {
-            unpack_scales(rows.map(|row| row[b].d), &mut out.d);
-            let mut levels = [_mm256_setzero_ps(); WIDTH];
-            for (levels, row) in levels.iter_mut().zip(rows) {
-                *levels = _mm256_castsi256_ps(load_32(bytemuck::cast_ref(&row[b].q)));
-            }
-            for ((low, high), quad) in out.low.iter_mut().zip(&mut out.high).zip(transpose(levels)) {
-                let quad = _mm256_xor_si256(_mm256_castps_si256(quad), sign);
-                store_32(low, _mm256_and_si256(quad, nibble));
-                store_32(high, _mm256_and_si256(_mm256_srli_epi16::<4>(quad), nibble));
-            }
+fn unpack_q8_0(rows: [&[BlockQ8_0]; WIDTH], from: usize, out: &mut [Unpacked]) {
+    let rows = rows.map(|row| &row[from..from + out.len()]);
+    for (b, out) in out.iter_mut().enumerate() {
+        unpack_scales(rows.map(|row| row[b].d), &mut out.d);
+        let mut levels = [_mm256_setzero_ps(); WIDTH];
+        for (levels, row) in levels.iter_mut().zip(rows) {
+            *levels = _mm256_castsi256_ps(load_32(bytemuck::cast_ref(&row[b].q)));
         }
-    } else if FORMAT != Q4_0 {
-        let in_block = n_sixteens::<FORMAT>() * SIXTEEN / SMALL_BLOCK;
-        let rows: [&[[u8; BYTES]]; WIDTH] = rows.map(|row| row.as_chunks().0);
-        let sign = if is_nibble::<FORMAT>() { _mm256_setzero_si256() } else { _mm256_set1_epi8(i8::MIN) };
-        for (i, out) in (from..).zip(out) {
-            let mut levels = [_mm256_setzero_ps(); WIDTH];
-            for (r, (levels, row)) in levels.iter_mut().zip(rows).enumerate() {
-                let (block, c) = (&row[i / in_block], i % in_block * 2);
-                let (low, high) = (sixteen::<FORMAT, BYTES>(block, c), sixteen::<FORMAT, BYTES>(block, c + 1));
-                // Both halves of a group have its scale.
-                (out.d[r], out.offset[r]) = (low.scale, low.offset);
-                *levels = _mm256_castsi256_ps(_mm256_set_m128i(high.levels, low.levels));
-            }
-            for ((low, high), quad) in out.low.iter_mut().zip(&mut out.high).zip(transpose(levels)) {
-                let quad = _mm256_xor_si256(_mm256_castps_si256(quad), sign);
-                store_32(low, _mm256_and_si256(quad, nibble));
-                store_32(high, _mm256_and_si256(_mm256_srli_epi16::<4>(quad), nibble));
-            }
+        store_planes(out, levels, i8::MIN);
+    }
+}
+
+/// [`Layout::unpack`] of Q4_0.
+#[target_feature(enable = "avx2,fma,f16c")]
+fn unpack_q4_0(rows: [&[BlockQ4_0]; WIDTH], from: usize, out: &mut [Unpacked]) {
+    let rows = rows.map(|row| &row[from..from + out.len()]);
+    for (b, out) in out.iter_mut().enumerate() {
+        unpack_scales(rows.map(|row| row[b].d), &mut out.d);
+        let mut levels = [_mm256_setzero_ps(); WIDTH];
+        for (levels, row) in levels.iter_mut().zip(rows) {
+            *levels = _mm256_castsi256_ps(nibbles(&row[b].qs));
         }
-    } else {
-        let rows = rows.map(|row| &bytemuck::cast_slice::<_, BlockQ4_0>(row)[from..from + out.len()]);
-        for (b, out) in out.iter_mut().enumerate() {
-            unpack_scales(rows.map(|row| row[b].d), &mut out.d);
-            let mut levels = [_mm256_setzero_ps(); WIDTH];
-            for (levels, row) in levels.iter_mut().zip(rows) {
-                let pairs = load_16(&row[b].qs);
-                let nibbles = _mm256_set_m128i(_mm_srli_epi16::<4>(pairs), pairs);
-                *levels = _mm256_castsi256_ps(_mm256_and_si256(nibbles, nibble));
-            }
-            for (low, quad) in out.low.iter_mut().zip(transpose(levels)) {
-                store_32(low, _mm256_castps_si256(quad));
-            }
+        for (low, quad) in out.low.iter_mut().zip(transpose(levels)) {
+            store_32(low, _mm256_castps_si256(quad));
         }
+    }
+}
+
+/// [`Layout::unpack`] of groups of 32 weights with a scale.
+#[target_feature(enable = "avx2,fma,f16c")]
+fn unpack_groups<B: Layout>(rows: [&[B]; WIDTH], from: usize, out: &mut [Unpacked]) {
+    let in_block = B::LEN / SMALL_BLOCK;
+    let sign = if B::PLANES == Planes::Nibbles { 0 } else { i8::MIN };
+    for (i, out) in (from..).zip(out) {
+        let mut levels = [_mm256_setzero_ps(); WIDTH];
+        for (r, (levels, row)) in levels.iter_mut().zip(rows).enumerate() {
+            let (block, c) = (&row[i / in_block], i % in_block * 2);
+            // SAFETY: this function has the features.
+            let (low, high) = unsafe { (block.sixteen(c), block.sixteen(c + 1)) };
+            // Both halves of a group have its scale.
+            (out.d[r], out.offset[r]) = (low.scale, low.offset);
+            *levels = _mm256_castsi256_ps(_mm256_set_m128i(high.levels, low.levels));
+        }
+        store_planes(out, levels, sign);
+    }
+}
+
+/// Writes the levels of eight rows, with the bits of `sign` turned, as two planes of nibbles.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn store_planes(out: &mut Unpacked, levels: [__m256; WIDTH], sign: i8) {
+    let (nibble, sign) = (_mm256_set1_epi8(15), _mm256_set1_epi8(sign));
+    for ((low, high), quad) in out.low.iter_mut().zip(&mut out.high).zip(transpose(levels)) {
+        let quad = _mm256_xor_si256(_mm256_castps_si256(quad), sign);
+        store_32(low, _mm256_and_si256(quad, nibble));
+        store_32(high, _mm256_and_si256(_mm256_srli_epi16::<4>(quad), nibble));
     }
 }
 

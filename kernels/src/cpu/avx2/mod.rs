@@ -14,15 +14,20 @@ use std::arch::x86_64::*;
 
 use half::f16;
 
-pub use self::decode::decode_row;
-use self::dot::{product_rows, weights};
+use self::blocks::{Eighths, Sixteens};
+use self::decode::{decode_blocks, decode_f16};
+use self::dot::{Groups, product_few_q8, product_plain, product_q8_k};
 use self::gemm::{prepare_panel, product_panels, product_panels_scratch_len, transpose};
-use self::gemm_q8::product_many_q8;
+use self::gemm_q8::{Layout, product_many_q8};
 use super::attention_tiles::attention_for;
 use super::compiled::compiled_for;
+use super::formats::formats_for;
 use super::product::Product;
 use super::rows::rows_for;
-use crate::quant::{Format, SMALL_BLOCK};
+use crate::quant::{
+    BF16Bytes, BlockIQ4_NL, BlockQ2_K, BlockQ3_K, BlockQ4_0, BlockQ4_1, BlockQ4_K, BlockQ5_0, BlockQ5_1, BlockQ5_K,
+    BlockQ6_K, BlockQ8_0, F16Bytes, F32Bytes, Format,
+};
 
 /// `f32`s in a vector.
 const WIDTH: usize = 8;
@@ -35,6 +40,7 @@ const MANY: usize = 5;
 
 compiled_for!("avx2,fma,f16c");
 rows_for!("avx2,fma,f16c");
+formats_for!("avx2,fma,f16c");
 attention_for!("avx2,fma,f16c");
 
 /// Makes one panel of an operand; see `scalar::prepare`.
@@ -46,22 +52,56 @@ pub fn prepare(operand: Operand, x: &[f32], stride: usize, n_rows: usize, k: usi
     }
 }
 
-/// `f32`s that [`product`] needs to work in.
-pub fn product_scratch_len(_format: Format, operand: Operand, n_rows: usize, k: usize, m: usize) -> usize {
-    match operand {
-        Operand::Panels => product_panels_scratch_len(n_rows, m),
-        Operand::Rows | Operand::Q8 | Operand::Q8K => k,
-    }
+/// The kernels of every format.
+pub static FORMATS: Formats = {
+    let mut formats = PLAIN_CODE;
+    plain::<F32Bytes>(&mut formats);
+    plain::<F16Bytes>(&mut formats);
+    formats[Format::F16 as usize].decode_row = decode_f16;
+    plain::<BF16Bytes>(&mut formats);
+    groups::<BlockQ8_0>(&mut formats);
+    groups::<BlockQ4_0>(&mut formats);
+    groups::<BlockQ4_1>(&mut formats);
+    groups::<BlockQ5_0>(&mut formats);
+    groups::<BlockQ5_1>(&mut formats);
+    groups::<BlockIQ4_NL>(&mut formats);
+    eighths::<BlockQ2_K>(&mut formats);
+    eighths::<BlockQ3_K>(&mut formats);
+    eighths::<BlockQ4_K>(&mut formats);
+    eighths::<BlockQ5_K>(&mut formats);
+    eighths::<BlockQ6_K>(&mut formats);
+    formats
+};
+
+const fn plain<B: Plain>(formats: &mut Formats) {
+    formats[B::FORMAT as usize].rows = ProductKernel { scratch_len: NOTHING, run: product_plain::<B> };
 }
 
-/// `out[i, j] = sum over k of w[j, k] x[i, k]`; see `scalar::product`.
+const fn sixteens<B: Sixteens>(formats: &mut Formats) {
+    formats[B::FORMAT as usize].decode_row = decode_blocks::<B>;
+}
+
+const fn groups<B: Groups + Layout>(formats: &mut Formats) {
+    sixteens::<B>(formats);
+    formats[B::FORMAT as usize].q8 = Some(ProductKernel { scratch_len: NOTHING, run: product_groups_q8::<B> });
+}
+
+const fn eighths<B: Eighths + Layout>(formats: &mut Formats) {
+    sixteens::<B>(formats);
+    formats[B::FORMAT as usize].q8 = Some(ProductKernel { scratch_len: NOTHING, run: product_eighths_q8::<B> });
+    formats[B::FORMAT as usize].q8_k = Some(ProductKernel { scratch_len: NOTHING, run: product_q8_k::<B> });
+}
+
+/// Products of 32-blocks with rows of 8 bits.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub fn product(p: &Product<'_>, out: &mut [f32], scratch: &mut [f32]) {
-    match p.operand {
-        Operand::Panels => product_panels(p, out, scratch),
-        Operand::Q8 if p.m >= MANY || p.format.block_len() != SMALL_BLOCK => product_many_q8(p, out),
-        Operand::Rows | Operand::Q8 | Operand::Q8K => product_rows(p, out, scratch),
-    }
+fn product_groups_q8<B: Groups + Layout>(p: &Product<'_>, out: &mut [f32], _scratch: &mut [f32]) {
+    if p.m >= MANY { product_many_q8::<B>(p, out) } else { product_few_q8::<B>(p, out) }
+}
+
+/// Products of 256-blocks with rows of 8 bits in blocks of 32.
+#[target_feature(enable = "avx2,fma,f16c")]
+fn product_eighths_q8<B: Layout>(p: &Product<'_>, out: &mut [f32], _scratch: &mut [f32]) {
+    product_many_q8::<B>(p, out);
 }
 
 #[inline]

@@ -3,88 +3,87 @@
 //! A tile is R rows of weights with M rows of activations; each result has an accumulator of its own, so its bits do
 //! not depend on R and M. Products of other blocks are in `few_q8` and `few_q8_k`.
 
-#![allow(unsafe_code, reason = "vector loads")]
+#![allow(unsafe_code, reason = "methods of traits that need CPU features")]
 
 use std::arch::x86_64::*;
 
 use bytemuck::Zeroable;
 
-use super::blocks::Q8_0_BYTES;
-use super::{Vector, WIDTH, decode_row, dot_f32, lanes, load_32, load_64, tile};
+use super::{Plain, Vector, WIDTH, lanes, load_32, load_64, tile};
 use crate::activation::BlockQ8;
-use crate::cpu::product::{Operand, Product};
-use crate::cpu::rows::{BF16, F16, F32, write};
-use crate::quant::{BlockQ8_0, Format};
+use crate::cpu::product::Product;
+use crate::cpu::rows::write;
+use crate::quant::{BF16Bytes, BlockQ8_0, F16Bytes, F32Bytes};
 
-/// `out[i, j] = sum over k of w[j, k] x[i, k]` with rows of f32 or of 8 bits; `scratch` holds one decoded row.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-pub fn product_rows(p: &Product<'_>, out: &mut [f32], scratch: &mut [f32]) {
-    /// Calls a tile function, for 4 or 1 rows with 4, 2 or 1 activations, until all results are there.
-    macro_rules! tiles {
-        ($tile:ident, [$($format:ident),*], $x:expr) => {{
-            let x = $x;
-            for j in (0..p.n_rows / 4 * 4).step_by(4) {
-                let w = [p.row(j), p.row(j + 1), p.row(j + 2), p.row(j + 3)];
-                tiles!(4, w, j, $tile, [$($format),*], x);
-            }
-            for j in p.n_rows / 4 * 4..p.n_rows {
-                tiles!(1, [p.row(j)], j, $tile, [$($format),*], x);
-            }
-        }};
-        ($rows:literal, $w:expr, $j:expr, $tile:ident, [$($format:ident),*], $x:ident) => {{
-            let (w, mut i) = ($w, 0);
-            while i < p.m {
-                let out = &mut out[i * p.n_rows + $j..];
-                i += match p.m - i {
-                    1 => {
-                        write($tile::<$($format,)* $rows, 1>(w, [$x(i)]), out, p.n_rows);
-                        1
-                    }
-                    2 | 3 => {
-                        write($tile::<$($format,)* $rows, 2>(w, [$x(i), $x(i + 1)]), out, p.n_rows);
-                        2
-                    }
-                    _ => {
-                        let x = [$x(i), $x(i + 1), $x(i + 2), $x(i + 3)];
-                        write($tile::<$($format,)* $rows, 4>(w, x), out, p.n_rows);
-                        4
-                    }
+/// Calls `$tile::<.., R, M>`, for 4 or 1 rows with 4, 2 or 1 activations, until all results are there.
+macro_rules! tiles {
+    ($tile:ident, [$($generic:ident,)?], $p:ident, $out:ident, $row:expr, $x:expr) => {{
+        let (row, x) = ($row, $x);
+        for j in (0..$p.n_rows / 4 * 4).step_by(4) {
+            let w = [row(j), row(j + 1), row(j + 2), row(j + 3)];
+            tiles!(4, w, j, $tile, [$($generic,)?], $p, $out, x);
+        }
+        for j in $p.n_rows / 4 * 4..$p.n_rows {
+            tiles!(1, [row(j)], j, $tile, [$($generic,)?], $p, $out, x);
+        }
+    }};
+    ($rows:literal, $w:expr, $j:expr, $tile:ident, [$($generic:ident,)?], $p:ident, $out:ident, $x:ident) => {{
+        let (w, mut i) = ($w, 0);
+        while i < $p.m {
+            let out = &mut $out[i * $p.n_rows + $j..];
+            i += match $p.m - i {
+                1 => {
+                    write($tile::<$($generic,)? $rows, 1>(w, [$x(i)]), out, $p.n_rows);
+                    1
                 }
-            }
-        }};
-    }
-    match (p.operand, p.format) {
-        (Operand::Rows, Format::F32) => tiles!(tile, [F32], |i| p.panel(i)),
-        (Operand::Rows, Format::F16) => tiles!(tile, [F16], |i| p.panel(i)),
-        (Operand::Rows, Format::BF16) => tiles!(tile, [BF16], |i| p.panel(i)),
-        (Operand::Q8, Format::Q8_0) => tiles!(tile_q8_0, [Q8_0_BYTES], |i| bytemuck::cast_slice(p.panel(i))),
-        (Operand::Rows, _) => {
-            for j in 0..p.n_rows {
-                decode_row(p.format, p.row(j), &mut scratch[..p.k]);
-                for i in 0..p.m {
-                    out[i * p.n_rows + j] = dot_f32(&scratch[..p.k], p.panel(i));
+                2 | 3 => {
+                    write($tile::<$($generic,)? $rows, 2>(w, [$x(i), $x(i + 1)]), out, $p.n_rows);
+                    2
+                }
+                _ => {
+                    let x = [$x(i), $x(i + 1), $x(i + 2), $x(i + 3)];
+                    write($tile::<$($generic,)? $rows, 4>(w, x), out, $p.n_rows);
+                    4
                 }
             }
         }
-        (Operand::Q8 | Operand::Q8K | Operand::Panels, _) => unreachable!("{:?} with {:?}", p.operand, p.format),
+    }};
+}
+
+/// Products of a plain format with rows of f32.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+pub fn product_plain<B: Plain>(p: &Product<'_>, out: &mut [f32], _scratch: &mut [f32]) {
+    tiles!(tile, [B,], p, out, |j| p.blocks(j), |i| p.panel(i));
+}
+
+/// Products of Q8_0 with few rows of [`BlockQ8`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+pub fn product_few_q8_0(p: &Product<'_>, out: &mut [f32]) {
+    tiles!(tile_q8_0, [], p, out, |j| p.blocks(j), |i| p.activations(i));
+}
+
+impl Plain for F32Bytes {
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+    unsafe fn widen(x: &[Self; WIDTH]) -> Vector {
+        _mm512_castsi512_ps(load_64(bytemuck::cast_ref(x)))
     }
 }
 
-/// Sixteen weights from element `16 c` of a row; the row is that long.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-pub(super) fn weights<const FORMAT: usize>(row: &[u8], c: usize) -> Vector {
-    match FORMAT {
-        F32 => {
-            let x = &row.as_chunks::<{ 4 * WIDTH }>().0[c];
-            _mm512_castsi512_ps(load_64(x))
-        }
-        F16 => _mm512_cvtph_ps(load_32(&row.as_chunks().0[c])),
-        BF16 => {
-            let x = _mm512_cvtepu16_epi32(load_32(&row.as_chunks().0[c]));
-            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(x))
-        }
-        _ => unreachable!("plain formats"),
+impl Plain for F16Bytes {
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+    unsafe fn widen(x: &[Self; WIDTH]) -> Vector {
+        _mm512_cvtph_ps(load_32(bytemuck::cast_ref(x)))
+    }
+}
+
+impl Plain for BF16Bytes {
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+    unsafe fn widen(x: &[Self; WIDTH]) -> Vector {
+        let x = _mm512_cvtepu16_epi32(load_32(bytemuck::cast_ref(x)));
+        _mm512_castsi512_ps(_mm512_slli_epi32::<16>(x))
     }
 }
 
@@ -92,24 +91,24 @@ pub(super) fn weights<const FORMAT: usize>(row: &[u8], c: usize) -> Vector {
 /// Four rows, one per lane, so that their sums are brought together; with fewer the last one counts.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-fn tile_q8_0<const BYTES: usize, const R: usize, const M: usize>(w: [&[u8]; R], x: [&[BlockQ8]; M]) -> [[f32; M]; R] {
+fn tile_q8_0<const R: usize, const M: usize>(w: [&[BlockQ8_0]; R], x: [&[BlockQ8]; M]) -> [[f32; M]; R] {
     let n_blocks = x[0].len();
     // One length for all rows lets the compiler drop the checks in the loop.
     let x = x.map(|x| &x[..n_blocks]);
-    let row = |r: usize| &w[r.min(R - 1)].as_chunks::<BYTES>().0[..n_blocks];
+    let row = |r: usize| &w[r.min(R - 1)][..n_blocks];
     let (w0, w1, w2, w3) = (row(0), row(1), row(2), row(3));
     let mut acc = [_mm_setzero_ps(); M];
     for b in (0..n_blocks / 2 * 2).step_by(2) {
         let w = [[&w0[b], &w0[b + 1]], [&w1[b], &w1[b + 1]], [&w2[b], &w2[b + 1]], [&w3[b], &w3[b + 1]]];
-        for block in w.as_flattened() {
+        for &block in w.as_flattened() {
             // The same place in the rows of the next tile: rows are short, and each is a stream of its own.
-            _mm_prefetch::<_MM_HINT_T0>(block.as_ptr().wrapping_add(R * n_blocks * BYTES).cast());
+            _mm_prefetch::<_MM_HINT_T0>((&raw const *block).wrapping_add(R * n_blocks).cast());
         }
         acc = two_blocks_q8_0(w, x.map(|x| [&x[b], &x[b + 1]]), acc);
     }
     if n_blocks % 2 == 1 {
-        let (b, none) = (n_blocks - 1, BlockQ8::zeroed());
-        let w = [[&w0[b], &[0; BYTES]], [&w1[b], &[0; BYTES]], [&w2[b], &[0; BYTES]], [&w3[b], &[0; BYTES]]];
+        let (b, none, no_weights) = (n_blocks - 1, BlockQ8::zeroed(), BlockQ8_0::zeroed());
+        let w = [[&w0[b], &no_weights], [&w1[b], &no_weights], [&w2[b], &no_weights], [&w3[b], &no_weights]];
         acc = two_blocks_q8_0(w, x.map(|x| [&x[b], &none]), acc);
     }
     let mut results = [[0.0; M]; R];
@@ -124,15 +123,11 @@ fn tile_q8_0<const BYTES: usize, const R: usize, const M: usize>(w: [&[u8]; R], 
 /// Adds two blocks of four rows of Q8_0. A vector holds one row's blocks behind each other, in lanes of 128 bits.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-fn two_blocks_q8_0<const BYTES: usize, const M: usize>(
-    w: [[&[u8; BYTES]; 2]; 4],
-    x: [[&BlockQ8; 2]; M],
-    acc: [__m128; M],
-) -> [__m128; M] {
+fn two_blocks_q8_0<const M: usize>(w: [[&BlockQ8_0; 2]; 4], x: [[&BlockQ8; 2]; M], acc: [__m128; M]) -> [__m128; M] {
     let mut levels = [_mm512_setzero_si512(); 4];
     let mut scales = [0; 2];
     for r in (0..4).rev() {
-        let blocks: [&BlockQ8_0; 2] = [bytemuck::from_bytes(w[r][0]), bytemuck::from_bytes(w[r][1])];
+        let blocks = w[r];
         // dpbusd takes one unsigned operand: levels larger by 128.
         levels[r] = _mm512_xor_si512(halves(&blocks[0].q, &blocks[1].q), _mm512_set1_epi8(i8::MIN));
         for (scales, block) in scales.iter_mut().zip(blocks) {
@@ -173,8 +168,8 @@ fn halves(a: &[i8; 32], b: &[i8; 32]) -> __m512i {
 /// Asks for the lines that lie `distance` bytes behind a block.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-pub(super) fn prefetch_block<const BYTES: usize>(block: &[u8; BYTES], distance: usize) {
-    for line in (0..BYTES).step_by(64) {
-        _mm_prefetch::<_MM_HINT_T0>(block.as_ptr().wrapping_add(distance + line).cast());
+pub(super) fn prefetch_block<B>(block: &B, distance: usize) {
+    for line in (0..size_of::<B>()).step_by(64) {
+        _mm_prefetch::<_MM_HINT_T0>((&raw const *block).cast::<i8>().wrapping_add(distance + line));
     }
 }

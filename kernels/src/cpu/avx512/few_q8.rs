@@ -6,9 +6,9 @@
 //! ascending blocks of `fma(w.q . x.q, w.d x.d, result)`, the integer exact, followed by
 //! `fma(w.offset, x.d sum(x.q), result)` in formats that have an offset: the same bits as in `gemm_q8`.
 //!
-//! Levels are unsigned, larger by [`excess`]; what that adds is known from the sum of the activations.
+//! Levels are unsigned, larger by [`Fours::EXCESS`]; what that adds is known from the sum of the activations.
 
-#![allow(unsafe_code, reason = "vector loads and stores")]
+#![allow(unsafe_code, reason = "methods of traits that need CPU features")]
 
 use std::arch::x86_64::*;
 
@@ -18,34 +18,79 @@ use super::{MANY, WIDTH, load_16, load_64, nibbles, store};
 use crate::activation::BlockQ8;
 use crate::cpu::product::Product;
 use crate::quant::iq4_nl::VALUES;
-use crate::quant::{Format, SMALL_BLOCK};
+use crate::quant::{BlockIQ4_NL, BlockQ4_0, BlockQ4_1, BlockQ5_0, BlockQ5_1, SMALL_BLOCK};
 
-/// What unsigned levels are larger by than levels, as a power of two, if they are.
-const fn excess<const FORMAT: usize>() -> Option<u32> {
-    match FORMAT {
-        Q4_0 => Some(3),
-        Q5_0 => Some(4),
-        IQ4_NL => Some(7),
-        _ => None,
+/// A block of 32 weights that is taken from four rows at once. It begins with its scale and its offset.
+pub trait Fours: Sixteens {
+    /// What unsigned levels are larger by than levels, as a power of two, if they are.
+    const EXCESS: Option<u32>;
+
+    /// The unsigned levels of block `b` of four rows from number `r` on, the low 16 and the high ones; `head` holds the first
+    /// 16 bytes of the blocks.
+    ///
+    /// # Safety
+    ///
+    /// The CPU has the features of this module.
+    unsafe fn levels(w: &Blocks<'_, Self>, b: usize, r: usize, head: __m512i) -> [__m512i; 2];
+}
+
+impl Fours for BlockQ4_0 {
+    const EXCESS: Option<u32> = Some(3);
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+    unsafe fn levels(w: &Blocks<'_, Self>, b: usize, r: usize, _head: __m512i) -> [__m512i; 2] {
+        nibbles(four(w, b, r, 2))
+    }
+}
+
+impl Fours for BlockQ4_1 {
+    const EXCESS: Option<u32> = None;
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+    unsafe fn levels(w: &Blocks<'_, Self>, b: usize, r: usize, _head: __m512i) -> [__m512i; 2] {
+        nibbles(four(w, b, r, 4))
+    }
+}
+
+impl Fours for BlockQ5_0 {
+    const EXCESS: Option<u32> = Some(4);
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+    unsafe fn levels(w: &Blocks<'_, Self>, b: usize, r: usize, head: __m512i) -> [__m512i; 2] {
+        with_fifth_bits::<2>(nibbles(four(w, b, r, 6)), head)
+    }
+}
+
+impl Fours for BlockQ5_1 {
+    const EXCESS: Option<u32> = None;
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+    unsafe fn levels(w: &Blocks<'_, Self>, b: usize, r: usize, head: __m512i) -> [__m512i; 2] {
+        with_fifth_bits::<4>(nibbles(four(w, b, r, 8)), head)
+    }
+}
+
+impl Fours for BlockIQ4_NL {
+    const EXCESS: Option<u32> = Some(7);
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+    unsafe fn levels(w: &Blocks<'_, Self>, b: usize, r: usize, _head: __m512i) -> [__m512i; 2] {
+        const UNSIGNED: [u8; 16] = unsigned(VALUES);
+        let values = _mm512_broadcast_i32x4(load_16(&UNSIGNED));
+        let [low, high] = nibbles(four(w, b, r, 2));
+        [_mm512_shuffle_epi8(values, low), _mm512_shuffle_epi8(values, high)]
     }
 }
 
 /// `out[i, j] = sum over k of w[j, k] x[i, k]` with less than [`MANY`] rows of [`BlockQ8`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-pub fn product_few_q8(p: &Product<'_>, out: &mut [f32]) {
-    match p.format {
-        Format::Q4_0 => few::<Q4_0, Q4_0_BYTES>(p, out),
-        Format::Q4_1 => few::<Q4_1, Q4_1_BYTES>(p, out),
-        Format::Q5_0 => few::<Q5_0, Q5_0_BYTES>(p, out),
-        Format::Q5_1 => few::<Q5_1, Q5_1_BYTES>(p, out),
-        Format::IQ4_NL => few::<IQ4_NL, IQ4_NL_BYTES>(p, out),
-        _ => unreachable!("no Q8 operand for few rows of {:?}", p.format),
-    }
-}
-
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-fn few<const FORMAT: usize, const BYTES: usize>(p: &Product<'_>, out: &mut [f32]) {
-    let mut tail = [[[0; BYTES]; DEPTH]; WIDTH];
+pub fn product_few_q8<B: Fours>(p: &Product<'_>, out: &mut [f32]) {
+    let mut tail = [[B::zeroed(); DEPTH]; WIDTH];
     let n_blocks = p.k / SMALL_BLOCK;
     for first in (0..p.n_rows).step_by(WIDTH) {
         let n = (p.n_rows - first).min(WIDTH);
@@ -53,12 +98,12 @@ fn few<const FORMAT: usize, const BYTES: usize>(p: &Product<'_>, out: &mut [f32]
         for from in (0..n_blocks).step_by(DEPTH) {
             let to = n_blocks.min(from + DEPTH);
             let (w, ahead) = (blocks(p, first, from, to, &mut tail), Ahead::blocks(p, first, to));
-            let x = |i: usize| &bytemuck::cast_slice::<_, BlockQ8>(p.panel(i))[from..to];
+            let x = |i: usize| &p.activations(i)[from..to];
             for i in (0..p.m).step_by(2) {
                 if let [a, b] = &mut acc[i..p.m.min(i + 2)] {
-                    [*a, *b] = tile::<FORMAT, BYTES, 2>(&w, [x(i), x(i + 1)], [*a, *b], ahead);
+                    [*a, *b] = tile::<B, 2>(&w, [x(i), x(i + 1)], [*a, *b], ahead);
                 } else {
-                    [acc[i]] = tile::<FORMAT, BYTES, 1>(&w, [x(i)], [acc[i]], ahead);
+                    [acc[i]] = tile::<B, 1>(&w, [x(i)], [acc[i]], ahead);
                 }
             }
         }
@@ -73,8 +118,8 @@ fn few<const FORMAT: usize, const BYTES: usize>(p: &Product<'_>, out: &mut [f32]
 /// Adds the products of 16 rows of weights with `M` rows of activations to the results.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-fn tile<const FORMAT: usize, const BYTES: usize, const M: usize>(
-    w: &Blocks<'_, BYTES>,
+fn tile<B: Fours, const M: usize>(
+    w: &Blocks<'_, B>,
     x: [&[BlockQ8]; M],
     mut acc: [__m512; M],
     ahead: Ahead,
@@ -83,12 +128,13 @@ fn tile<const FORMAT: usize, const BYTES: usize, const M: usize>(
     // One length for all rows lets the compiler drop the checks in the loop.
     let x = x.map(|x| &x[..n_blocks]);
     for b in 0..n_blocks {
-        ahead.prefetch::<BYTES>(b);
+        ahead.prefetch::<B>(b);
         let mut heads = [_mm512_setzero_si512(); FOURS];
         let mut parts = [[_mm512_setzero_si512(); FOURS]; M];
         for r in 0..FOURS {
             heads[r] = four(w, b, r, 0);
-            let [low, high] = levels::<FORMAT, BYTES>(w, b, r, heads[r]);
+            // SAFETY: this function has the features.
+            let [low, high] = unsafe { B::levels(w, b, r, heads[r]) };
             for (parts, x) in parts.iter_mut().zip(x) {
                 let [x_low, x_high]: &[[u8; 16]; 2] = bytemuck::cast_ref(&x[b].q);
                 parts[r] = _mm512_dpbusd_epi32(parts[r], low, _mm512_broadcast_i32x4(load_16(x_low)));
@@ -99,40 +145,16 @@ fn tile<const FORMAT: usize, const BYTES: usize, const M: usize>(
         let (d, offset) = (half::<0>(heads), half::<1>(heads));
         for ((acc, parts), x) in acc.iter_mut().zip(parts).zip(x) {
             let mut sum = sum_lanes(parts);
-            if let Some(excess) = excess::<FORMAT>() {
+            if let Some(excess) = B::EXCESS {
                 sum = _mm512_add_epi32(sum, _mm512_set1_epi32(x[b].neg_sum << excess));
             }
             *acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_mul_ps(d, _mm512_set1_ps(x[b].d)), *acc);
-            if has_offset::<FORMAT>() {
+            if B::HAS_OFFSET {
                 *acc = _mm512_fmadd_ps(offset, _mm512_set1_ps(x[b].d * -x[b].neg_sum as f32), *acc);
             }
         }
     }
     acc
-}
-
-/// The unsigned levels of four rows, the low 16 of a block and the high ones; `head` holds the first 16 bytes of the block.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-fn levels<const FORMAT: usize, const BYTES: usize>(
-    w: &Blocks<'_, BYTES>,
-    b: usize,
-    r: usize,
-    head: __m512i,
-) -> [__m512i; 2] {
-    match FORMAT {
-        Q4_0 => nibbles(four(w, b, r, 2)),
-        Q4_1 => nibbles(four(w, b, r, 4)),
-        Q5_0 => with_fifth_bits::<2>(nibbles(four(w, b, r, 6)), head),
-        Q5_1 => with_fifth_bits::<4>(nibbles(four(w, b, r, 8)), head),
-        IQ4_NL => {
-            const UNSIGNED: [u8; 16] = unsigned(VALUES);
-            let values = _mm512_broadcast_i32x4(load_16(&UNSIGNED));
-            let [low, high] = nibbles(four(w, b, r, 2));
-            [_mm512_shuffle_epi8(values, low), _mm512_shuffle_epi8(values, high)]
-        }
-        _ => unreachable!("formats of 32-blocks"),
-    }
 }
 
 /// Values larger by 128.

@@ -1,25 +1,25 @@
 //! Products of 256-blocks with few rows of 8-bit activations: weights are read once, as they are stored.
 //!
 //! A result is the sum over blocks of `x.d w.d sum(scale w.level x.q) - x.d w.dmin sum(min x.q)`, where scales and minima
-//! belong to groups of 16 weights and the sums are integers, in 16 partial sums. Levels are unsigned, larger by [`excess`],
+//! belong to groups of 16 weights and the sums are integers, in 16 partial sums. Levels are unsigned, larger by [`Quarters::EXCESS`],
 //! so that `2^excess sum(scale x.q)` is taken off the first sum.
 //!
-//! Bits of levels lie above each other in bytes, so that a vector of levels is two runs of 32 ([`runs`]); activations are
+//! Bits of levels lie above each other in bytes, so that a vector of levels is two runs of 32 ([`Quarters::RUNS`]); activations are
 //! brought into that order once.
 
-#![allow(unsafe_code, reason = "vector loads")]
+#![allow(unsafe_code, reason = "methods of traits that need CPU features")]
 
 use std::arch::x86_64::*;
 
 use bytemuck::{Pod, Zeroable};
 
-use super::blocks::*;
+use super::blocks::Sixteens;
 use super::dot::prefetch_block;
 use super::{load_16, load_32, load_64, sum};
 use crate::activation::BlockQ8_K;
 use crate::cpu::avx2;
 use crate::cpu::product::Product;
-use crate::quant::{BlockQ2_K, BlockQ3_K, BlockQ4_K, BlockQ5_K, BlockQ6_K, F16Bytes, Format, SUPER_BLOCK};
+use crate::quant::{BlockQ2_K, BlockQ3_K, BlockQ4_K, BlockQ5_K, BlockQ6_K, F16Bytes, SUPER_BLOCK};
 
 /// Vectors of levels in a block.
 pub(super) const QUARTERS: usize = 4;
@@ -30,27 +30,175 @@ const RUN: usize = 32;
 /// Bytes between weights in use and those that memory is asked for: some microseconds at the speed of memory.
 const AHEAD: usize = 4096;
 
-/// What unsigned levels are larger by than levels, as a power of two, if they are.
-const fn excess<const FORMAT: usize>() -> Option<i32> {
-    match FORMAT {
-        Q3_K => Some(2),
-        Q6_K => Some(5),
-        _ => None,
+/// Scales of a block and of its groups.
+#[derive(Clone, Copy)]
+pub(super) struct Scales {
+    /// Scale of the scales, then that of the minima in formats that have them.
+    pub d: __m128,
+    /// Scales of the groups, words.
+    pub scales: __m256i,
+    /// What sums of activations are multiplied with, words: minima, or scales in formats with a [`Quarters::EXCESS`].
+    pub mins: __m256i,
+}
+
+/// A block of 256 weights as four vectors of unsigned levels.
+pub(super) trait Quarters: Sixteens {
+    /// What unsigned levels are larger by than levels, as a power of two, if they are.
+    const EXCESS: Option<i32>;
+    /// Whether scales and minima belong to 32 weights; else to 16.
+    const IS_WIDE: bool;
+    /// Numbers of the two runs of levels in each vector.
+    const RUNS: [[usize; 2]; QUARTERS];
+
+    /// Scales and minima.
+    ///
+    /// # Safety
+    ///
+    /// The CPU has the features of this module.
+    unsafe fn scales(&self) -> Scales;
+
+    /// Vector `c` of the levels.
+    ///
+    /// # Safety
+    ///
+    /// The CPU has the features of this module.
+    unsafe fn quarter(&self, c: usize) -> __m512i;
+}
+
+/// Runs that are four apart.
+const FOUR_APART: [[usize; 2]; QUARTERS] = [[0, 4], [1, 5], [2, 6], [3, 7]];
+/// Runs that are two apart.
+const TWO_APART: [[usize; 2]; QUARTERS] = [[0, 2], [1, 3], [4, 6], [5, 7]];
+/// Runs that follow each other.
+const IN_ORDER: [[usize; 2]; QUARTERS] = [[0, 1], [2, 3], [4, 5], [6, 7]];
+
+impl Quarters for BlockQ2_K {
+    const EXCESS: Option<i32> = None;
+    const IS_WIDE: bool = false;
+    const RUNS: [[usize; 2]; QUARTERS] = FOUR_APART;
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+    unsafe fn scales(&self) -> Scales {
+        let both = _mm256_cvtepu8_epi16(load_16(&self.scales));
+        let (scales, mins) = (_mm256_and_si256(both, _mm256_set1_epi16(15)), _mm256_srli_epi16::<4>(both));
+        Scales { d: widen(self.d, self.dmin), scales, mins }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+    unsafe fn quarter(&self, c: usize) -> __m512i {
+        low_bits(&self.qs, 2 * c, 3)
     }
 }
 
-/// Whether scales and minima belong to 32 weights.
-const fn is_wide<const FORMAT: usize>() -> bool {
-    matches!(FORMAT, Q4_K | Q5_K)
+impl Quarters for BlockQ3_K {
+    const EXCESS: Option<i32> = Some(2);
+    const IS_WIDE: bool = false;
+    const RUNS: [[usize; 2]; QUARTERS] = FOUR_APART;
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+    unsafe fn scales(&self) -> Scales {
+        let scales = load_16(bytemuck::cast_ref(&self.unsigned_scales()));
+        signed(self.d, _mm_sub_epi8(scales, _mm_set1_epi8(32)))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+    unsafe fn quarter(&self, c: usize) -> __m512i {
+        let third = high_bits(&self.hmask, Self::RUNS[c], 2, 4);
+        _mm512_or_si512(low_bits(&self.qs, 2 * c, 3), third)
+    }
 }
 
-/// Numbers of the two runs of levels in vector `c`.
-pub(super) const fn runs<const FORMAT: usize>(c: usize) -> [usize; 2] {
-    match FORMAT {
-        Q2_K | Q3_K => [c, c + 4],
-        Q6_K => [2 * c, 2 * c + 1],
-        _ => [c / 2 * 4 + c % 2, c / 2 * 4 + c % 2 + 2],
+impl Quarters for BlockQ4_K {
+    const EXCESS: Option<i32> = None;
+    const IS_WIDE: bool = true;
+    const RUNS: [[usize; 2]; QUARTERS] = TWO_APART;
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+    unsafe fn scales(&self) -> Scales {
+        wide(self.d, self.dmin, &self.scales)
     }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+    unsafe fn quarter(&self, c: usize) -> __m512i {
+        low_bits(&bytemuck::cast_ref::<_, [[u8; 64]; 2]>(&self.qs)[c / 2], 4 * (c % 2), 15)
+    }
+}
+
+impl Quarters for BlockQ5_K {
+    const EXCESS: Option<i32> = None;
+    const IS_WIDE: bool = true;
+    const RUNS: [[usize; 2]; QUARTERS] = TWO_APART;
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+    unsafe fn scales(&self) -> Scales {
+        wide(self.d, self.dmin, &self.scales)
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+    unsafe fn quarter(&self, c: usize) -> __m512i {
+        let fifth = high_bits(&self.qh, Self::RUNS[c], 4, 16);
+        let qs: &[[u8; 64]; 2] = bytemuck::cast_ref(&self.qs);
+        _mm512_or_si512(low_bits(&qs[c / 2], 4 * (c % 2), 15), fifth)
+    }
+}
+
+impl Quarters for BlockQ6_K {
+    const EXCESS: Option<i32> = Some(5);
+    const IS_WIDE: bool = false;
+    const RUNS: [[usize; 2]; QUARTERS] = IN_ORDER;
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+    unsafe fn scales(&self) -> Scales {
+        signed(self.d, load_16(bytemuck::cast_ref(&self.scales)))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+    unsafe fn quarter(&self, c: usize) -> __m512i {
+        let (ql, qh): (&[[u8; 64]; 2], &[[u8; RUN]; 2]) = (bytemuck::cast_ref(&self.ql), bytemuck::cast_ref(&self.qh));
+        let upper = high_bits(&qh[c / 2], [4 * (c % 2), 4 * (c % 2) + 2], 4, 0x30);
+        _mm512_or_si512(low_bits(&ql[c / 2], 4 * (c % 2), 15), upper)
+    }
+}
+
+/// Two halves, widened.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+fn widen(low: F16Bytes, high: F16Bytes) -> __m128 {
+    let both = u32::from(low.to_bits()) | u32::from(high.to_bits()) << 16;
+    _mm_cvtph_ps(_mm_cvtsi32_si128(both.cast_signed()))
+}
+
+/// Signed scales of groups of 16.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+fn signed(d: F16Bytes, scales: __m128i) -> Scales {
+    let scales = _mm256_cvtepi8_epi16(scales);
+    Scales { d: widen(d, F16Bytes::default()), scales, mins: scales }
+}
+
+/// Eight scales, then eight minima, which are beside the second half of the sums.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+fn wide(d: F16Bytes, dmin: F16Bytes, packed: &[u8; 12]) -> Scales {
+    let all = _mm256_cvtepu8_epi16(scales_mins_k4(packed));
+    Scales { d: widen(d, dmin), scales: all, mins: all }
+}
+
+/// Bits `mask` of each byte, from bit `from` on.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+fn low_bits(bytes: &[u8; 64], from: usize, mask: i8) -> __m512i {
+    _mm512_and_si512(_mm512_srl_epi16(load_64(bytes), _mm_cvtsi32_si128(from as i32)), _mm512_set1_epi8(mask))
 }
 
 /// A block of activations in the order of a format's levels.
@@ -73,32 +221,20 @@ pub fn product_few_q8_k_scratch_len(k: usize, m: usize) -> usize {
 
 /// `out[i, j] = sum over k of w[j, k] x[i, k]` with rows of [`BlockQ8_K`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-pub fn product_few_q8_k(p: &Product<'_>, out: &mut [f32], scratch: &mut [f32]) {
-    match p.format {
-        Format::Q2_K => product::<Q2_K, Q2_K_BYTES>(p, out, scratch),
-        Format::Q3_K => product::<Q3_K, Q3_K_BYTES>(p, out, scratch),
-        Format::Q4_K => product::<Q4_K, Q4_K_BYTES>(p, out, scratch),
-        Format::Q5_K => product::<Q5_K, Q5_K_BYTES>(p, out, scratch),
-        Format::Q6_K => product::<Q6_K, Q6_K_BYTES>(p, out, scratch),
-        _ => unreachable!("no Q8K operand for {:?}", p.format),
-    }
-}
-
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-fn product<const FORMAT: usize, const BYTES: usize>(p: &Product<'_>, out: &mut [f32], scratch: &mut [f32]) {
+pub fn product_few_q8_k<B: Quarters>(p: &Product<'_>, out: &mut [f32], scratch: &mut [f32]) {
     let (_, x, _) = bytemuck::pod_align_to_mut::<_, Activations>(scratch);
     let n_blocks = p.k / SUPER_BLOCK;
     for i in 0..p.m {
-        order::<FORMAT>(bytemuck::cast_slice(p.panel(i)), &mut x[i * n_blocks..][..n_blocks]);
+        order::<B>(p.activations(i), &mut x[i * n_blocks..][..n_blocks]);
     }
     let x = |i: usize| &x[i * n_blocks..][..n_blocks];
     for j in 0..p.n_rows {
-        let w = &p.row(j).as_chunks().0[..n_blocks];
+        let w = &p.blocks(j)[..n_blocks];
         let mut i = 0;
         while i < p.m {
             macro_rules! columns {
                 ($($c:literal),*) => {{
-                    for y in tile::<FORMAT, BYTES, { [$($c),*].len() }>(w, [$(x(i + $c)),*]) {
+                    for y in tile::<B, { [$($c),*].len() }>(w, [$(x(i + $c)),*]) {
                         out[i * p.n_rows + j] = y;
                         i += 1;
                     }
@@ -114,15 +250,14 @@ fn product<const FORMAT: usize, const BYTES: usize>(p: &Product<'_>, out: &mut [
 }
 
 /// Brings a row of activations into the order of a format.
-fn order<const FORMAT: usize>(x: &[BlockQ8_K], out: &mut [Activations]) {
+fn order<B: Quarters>(x: &[BlockQ8_K], out: &mut [Activations]) {
     for (out, x) in out.iter_mut().zip(x) {
         let all: &[[i8; RUN]; 2 * QUARTERS] = bytemuck::cast_ref(&x.q);
-        for (c, levels) in out.levels.iter_mut().enumerate() {
-            let [first, second] = runs::<FORMAT>(c);
+        for (levels, [first, second]) in out.levels.iter_mut().zip(B::RUNS) {
             *levels = [all[first], all[second]];
         }
         out.sums = x.sums;
-        if is_wide::<FORMAT>() {
+        if B::IS_WIDE {
             let (zero, sums) = out.sums.split_at_mut(2 * QUARTERS);
             zero.fill(0);
             for (sum, [a, b]) in sums.iter_mut().zip(x.sums.as_chunks().0) {
@@ -136,19 +271,18 @@ fn order<const FORMAT: usize>(x: &[BlockQ8_K], out: &mut [Activations]) {
 /// The products of a row of weights with `M` rows of activations.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-fn tile<const FORMAT: usize, const BYTES: usize, const M: usize>(
-    w: &[[u8; BYTES]],
-    x: [&[Activations]; M],
-) -> [f32; M] {
+fn tile<B: Quarters, const M: usize>(w: &[B], x: [&[Activations]; M]) -> [f32; M] {
     let mut acc = [_mm512_setzero_ps(); M];
     let mut offsets = [_mm256_setzero_ps(); M];
     for (b, w) in w.iter().enumerate() {
         prefetch_block(w, AHEAD);
-        let Scales { d, scales, mins } = scales::<FORMAT, BYTES>(w);
+        // SAFETY: this function has the features.
+        let Scales { d, scales, mins } = unsafe { w.scales() };
         let mut sums = [_mm512_setzero_si512(); M];
         for c in 0..QUARTERS {
-            let levels = levels::<FORMAT, BYTES>(w, c);
-            let index = load_64(bytemuck::cast_ref(&const { scale_index::<FORMAT>() }[c]));
+            // SAFETY: this function has the features.
+            let levels = unsafe { w.quarter(c) };
+            let index = load_64(bytemuck::cast_ref(&const { scale_index::<B>() }[c]));
             let scale = _mm512_permutexvar_epi16(index, _mm512_castsi256_si512(scales));
             for (sum, x) in sums.iter_mut().zip(x) {
                 let pairs = _mm512_maddubs_epi16(levels, load_64(bytemuck::cast_ref(&x[b].levels[c])));
@@ -160,7 +294,7 @@ fn tile<const FORMAT: usize, const BYTES: usize, const M: usize>(
             let mut offset = _mm256_madd_epi16(mins, load_32(bytemuck::cast_ref(&x.sums)));
             // Of levels, then of minima.
             let factors = _mm_mul_ps(d, _mm_set1_ps(x.d));
-            if let Some(excess) = excess::<FORMAT>() {
+            if let Some(excess) = B::EXCESS {
                 offset = _mm256_sll_epi32(offset, _mm_cvtsi32_si128(excess));
                 sum = _mm512_sub_epi32(sum, _mm512_zextsi256_si512(offset));
             } else {
@@ -175,61 +309,6 @@ fn tile<const FORMAT: usize, const BYTES: usize, const M: usize>(
         *y = sum(acc[i]) - avx2::sum(offsets[i]);
     }
     results
-}
-
-/// Scales of a block and of its groups.
-#[derive(Clone, Copy)]
-pub(super) struct Scales {
-    /// Scale of the scales, then that of the minima in formats that have them.
-    pub d: __m128,
-    /// Scales of the groups, words.
-    pub scales: __m256i,
-    /// What sums of activations are multiplied with, words: minima, or scales in formats with an [`excess`].
-    pub mins: __m256i,
-}
-
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-pub(super) fn scales<const FORMAT: usize, const BYTES: usize>(block: &[u8; BYTES]) -> Scales {
-    let widen = |low: F16Bytes, high: F16Bytes| {
-        let both = u32::from(low.to_bits()) | u32::from(high.to_bits()) << 16;
-        _mm_cvtph_ps(_mm_cvtsi32_si128(both.cast_signed()))
-    };
-    let signed = |d, scales: __m128i| {
-        let scales = _mm256_cvtepi8_epi16(scales);
-        Scales { d: widen(d, F16Bytes::default()), scales, mins: scales }
-    };
-    // Eight scales, then eight minima, which are beside the second half of the sums.
-    let wide = |d, dmin, packed: &[u8; 12]| {
-        let all = _mm256_cvtepu8_epi16(scales_mins_k4(packed));
-        Scales { d: widen(d, dmin), scales: all, mins: all }
-    };
-    match FORMAT {
-        Q2_K => {
-            let b: &BlockQ2_K = bytemuck::from_bytes(block);
-            let both = _mm256_cvtepu8_epi16(load_16(&b.scales));
-            let (scales, mins) = (_mm256_and_si256(both, _mm256_set1_epi16(15)), _mm256_srli_epi16::<4>(both));
-            Scales { d: widen(b.d, b.dmin), scales, mins }
-        }
-        Q3_K => {
-            let b: &BlockQ3_K = bytemuck::from_bytes(block);
-            let scales = load_16(bytemuck::cast_ref(&b.unsigned_scales()));
-            signed(b.d, _mm_sub_epi8(scales, _mm_set1_epi8(32)))
-        }
-        Q4_K => {
-            let b: &BlockQ4_K = bytemuck::from_bytes(block);
-            wide(b.d, b.dmin, &b.scales)
-        }
-        Q5_K => {
-            let b: &BlockQ5_K = bytemuck::from_bytes(block);
-            wide(b.d, b.dmin, &b.scales)
-        }
-        Q6_K => {
-            let b: &BlockQ6_K = bytemuck::from_bytes(block);
-            signed(b.d, load_16(bytemuck::cast_ref(&b.scales)))
-        }
-        _ => unreachable!("formats of 256-blocks"),
-    }
 }
 
 /// Eight scales and eight minima of Q4_K or Q5_K, bytes; see `scale_min_k4` for where their bits are.
@@ -248,53 +327,16 @@ fn scales_mins_k4(packed: &[u8; 12]) -> __m128i {
 }
 
 /// Numbers of the scales of each vector of levels, for each word.
-pub(super) const fn scale_index<const FORMAT: usize>() -> [[u16; 32]; QUARTERS] {
+pub(super) const fn scale_index<B: Quarters>() -> [[u16; 32]; QUARTERS] {
     let mut index = [[0; 32]; QUARTERS];
     let mut i = 0;
     while i < QUARTERS * 32 {
         let (c, sixteen) = (i / 32, i % 32 / 8);
-        let run = runs::<FORMAT>(c)[sixteen / 2];
-        index[c][i % 32] = if is_wide::<FORMAT>() { run } else { 2 * run + sixteen % 2 } as u16;
+        let run = B::RUNS[c][sixteen / 2];
+        index[c][i % 32] = if B::IS_WIDE { run } else { 2 * run + sixteen % 2 } as u16;
         i += 1;
     }
     index
-}
-
-/// Vector `c` of the unsigned levels of a block.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-pub(super) fn levels<const FORMAT: usize, const BYTES: usize>(block: &[u8; BYTES], c: usize) -> __m512i {
-    let low = |bytes: &[u8; 64], from: usize, mask: i8| {
-        _mm512_and_si512(_mm512_srl_epi16(load_64(bytes), _mm_cvtsi32_si128(from as i32)), _mm512_set1_epi8(mask))
-    };
-    match FORMAT {
-        Q2_K => {
-            let b: &BlockQ2_K = bytemuck::from_bytes(block);
-            low(&b.qs, 2 * c, 3)
-        }
-        Q3_K => {
-            let b: &BlockQ3_K = bytemuck::from_bytes(block);
-            let third = high_bits(&b.hmask, runs::<FORMAT>(c), 2, 4);
-            _mm512_or_si512(low(&b.qs, 2 * c, 3), third)
-        }
-        Q4_K => {
-            let b: &BlockQ4_K = bytemuck::from_bytes(block);
-            low(&bytemuck::cast_ref::<_, [[u8; 64]; 2]>(&b.qs)[c / 2], 4 * (c % 2), 15)
-        }
-        Q5_K => {
-            let b: &BlockQ5_K = bytemuck::from_bytes(block);
-            let fifth = high_bits(&b.qh, runs::<FORMAT>(c), 4, 16);
-            let qs: &[[u8; 64]; 2] = bytemuck::cast_ref(&b.qs);
-            _mm512_or_si512(low(&qs[c / 2], 4 * (c % 2), 15), fifth)
-        }
-        Q6_K => {
-            let b: &BlockQ6_K = bytemuck::from_bytes(block);
-            let (ql, qh): (&[[u8; 64]; 2], &[[u8; RUN]; 2]) = (bytemuck::cast_ref(&b.ql), bytemuck::cast_ref(&b.qh));
-            let upper = high_bits(&qh[c / 2], [4 * (c % 2), 4 * (c % 2) + 2], 4, 0x30);
-            _mm512_or_si512(low(&ql[c / 2], 4 * (c % 2), 15), upper)
-        }
-        _ => unreachable!("formats of 256-blocks"),
-    }
 }
 
 /// Two runs of the bytes with bit `from` of the first one and of the second one at bit `to`; then the bits of `mask`.

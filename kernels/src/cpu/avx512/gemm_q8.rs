@@ -5,23 +5,27 @@
 //! over it, so that a `dpbusd` adds four products to 16 sums. Levels are brought into that layout [`DEPTH`] blocks at a
 //! time.
 //!
-//! Formats of 32-blocks that take more than that are unpacked [`sixteen`] at a time, those of 256-blocks in `unpack_k`. Where
+//! Formats of 32-blocks that take more than that are unpacked [`Sixteens::sixteen`] at a time, those of 256-blocks in `unpack_k`. Where
 //! 16 weights have a scale, in Q6_K, the halves of a block are two links of the chain.
 //!
-//! Levels are unsigned, larger by [`excess`]; what that adds is known from the sums of the activations.
+//! Levels are unsigned, larger by [`Layout::EXCESS_OF_UNPACKED`]; what that adds is known from the sums of the activations.
 
-#![allow(unsafe_code, reason = "masked loads and stores")]
+#![allow(unsafe_code, reason = "masked loads and stores, methods of traits that need CPU features")]
 
 use std::arch::x86_64::*;
+use std::ops::Range;
 
 use super::blocks::*;
 use super::dot::prefetch_block;
 use super::unpack_k::unpack_k;
-use super::unpacked::{GROUPS, QUADS, Unpacked, excess, n_scales, transpose_4, transpose_8};
+use super::unpacked::{GROUPS, QUADS, Unpacked, transpose_4, transpose_8};
 use super::{WIDTH, load, load_16, load_32, load_64, nibbles, store, store_64};
 use crate::activation::BlockQ8;
 use crate::cpu::product::Product;
-use crate::quant::{Format, SMALL_BLOCK};
+use crate::quant::{
+    Block, BlockIQ4_NL, BlockQ2_K, BlockQ3_K, BlockQ4_0, BlockQ4_1, BlockQ4_K, BlockQ5_0, BlockQ5_1, BlockQ5_K,
+    BlockQ6_K, BlockQ8_0, SMALL_BLOCK,
+};
 
 /// Blocks of a row that are worked on at a time: unpacked ones of two groups, 24 KiB, stay in the first-level cache.
 pub(super) const DEPTH: usize = 16;
@@ -34,55 +38,168 @@ const CACHE_LINE: usize = 64;
 
 /// Factors of the negative sums of the halves of a block of activations, so that what the larger levels beside scale `h` add
 /// is taken away.
-const fn excess_factors<const FORMAT: usize>(h: usize) -> [i16; 2] {
-    let excess = excess::<FORMAT>();
-    match (n_scales::<FORMAT>(), h) {
+const fn excess_factors<B: Layout>(h: usize) -> [i16; 2] {
+    let excess = B::EXCESS_OF_UNPACKED;
+    match (B::N_SCALES, h) {
         (1, _) => [excess, excess],
         (_, 0) => [excess, 0],
         _ => [0, excess],
     }
 }
 
+/// A block that is brought into the layout of [`Unpacked`].
+pub trait Layout: Sixteens {
+    /// What unsigned levels are larger by there than levels.
+    const EXCESS_OF_UNPACKED: i16;
+    /// Scales of 32 weights: one, or one for each half.
+    const N_SCALES: usize = 1;
+    /// Whether products of levels and scales of 16 take the place of the levels.
+    const HAS_PRODUCTS: bool = false;
+
+    /// Unpacks groups of 32 weights from number `range.start` to `range.end` of the 16 rows from number `first` on. Rows past
+    /// the last one are that again. `range` is whole blocks, at most [`DEPTH`] groups.
+    ///
+    /// # Safety
+    ///
+    /// The CPU has the features of this module.
+    unsafe fn unpack(p: &Product<'_>, first: usize, range: Range<usize>, out: &mut [Unpacked]);
+}
+
+impl Layout for BlockQ8_0 {
+    const EXCESS_OF_UNPACKED: i16 = 128;
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+    unsafe fn unpack(p: &Product<'_>, first: usize, range: Range<usize>, out: &mut [Unpacked]) {
+        unpack_in_order::<Self>(p, first, range, out, |w, b, out| levels_q8_0(w, b, out));
+    }
+}
+
+impl Layout for BlockQ4_0 {
+    const EXCESS_OF_UNPACKED: i16 = 8;
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+    unsafe fn unpack(p: &Product<'_>, first: usize, range: Range<usize>, out: &mut [Unpacked]) {
+        unpack_in_order::<Self>(p, first, range, out, |w, b, out| levels_q4_0(w, b, out));
+    }
+}
+
+impl Layout for BlockQ4_1 {
+    const EXCESS_OF_UNPACKED: i16 = 128;
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+    unsafe fn unpack(p: &Product<'_>, first: usize, range: Range<usize>, out: &mut [Unpacked]) {
+        unpack_groups::<Self>(p, first, range.start, out);
+    }
+}
+
+impl Layout for BlockQ5_0 {
+    const EXCESS_OF_UNPACKED: i16 = 128;
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+    unsafe fn unpack(p: &Product<'_>, first: usize, range: Range<usize>, out: &mut [Unpacked]) {
+        unpack_groups::<Self>(p, first, range.start, out);
+    }
+}
+
+impl Layout for BlockQ5_1 {
+    const EXCESS_OF_UNPACKED: i16 = 128;
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+    unsafe fn unpack(p: &Product<'_>, first: usize, range: Range<usize>, out: &mut [Unpacked]) {
+        unpack_groups::<Self>(p, first, range.start, out);
+    }
+}
+
+impl Layout for BlockIQ4_NL {
+    const EXCESS_OF_UNPACKED: i16 = 128;
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+    unsafe fn unpack(p: &Product<'_>, first: usize, range: Range<usize>, out: &mut [Unpacked]) {
+        unpack_groups::<Self>(p, first, range.start, out);
+    }
+}
+
+impl Layout for BlockQ2_K {
+    const EXCESS_OF_UNPACKED: i16 = 0;
+    const HAS_PRODUCTS: bool = true;
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+    unsafe fn unpack(p: &Product<'_>, first: usize, range: Range<usize>, out: &mut [Unpacked]) {
+        unpack_k::<Self>(p, first, range.start, out);
+    }
+}
+
+impl Layout for BlockQ3_K {
+    /// Products are -124 ..= 128.
+    const EXCESS_OF_UNPACKED: i16 = 127;
+    const HAS_PRODUCTS: bool = true;
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+    unsafe fn unpack(p: &Product<'_>, first: usize, range: Range<usize>, out: &mut [Unpacked]) {
+        unpack_k::<Self>(p, first, range.start, out);
+    }
+}
+
+impl Layout for BlockQ4_K {
+    const EXCESS_OF_UNPACKED: i16 = 0;
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+    unsafe fn unpack(p: &Product<'_>, first: usize, range: Range<usize>, out: &mut [Unpacked]) {
+        unpack_k::<Self>(p, first, range.start, out);
+    }
+}
+
+impl Layout for BlockQ5_K {
+    const EXCESS_OF_UNPACKED: i16 = 0;
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+    unsafe fn unpack(p: &Product<'_>, first: usize, range: Range<usize>, out: &mut [Unpacked]) {
+        unpack_k::<Self>(p, first, range.start, out);
+    }
+}
+
+impl Layout for BlockQ6_K {
+    const EXCESS_OF_UNPACKED: i16 = 32;
+    const N_SCALES: usize = 2;
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+    unsafe fn unpack(p: &Product<'_>, first: usize, range: Range<usize>, out: &mut [Unpacked]) {
+        unpack_k::<Self>(p, first, range.start, out);
+    }
+}
+
 /// Blocks of 16 rows.
-pub(super) type Blocks<'a, const BYTES: usize> = [&'a [[u8; BYTES]; DEPTH]; WIDTH];
+pub(super) type Blocks<'a, B> = [&'a [B; DEPTH]; WIDTH];
 
 /// `f32`s that [`product_many_q8`] needs to work in: unpacked blocks, and room to align them.
 pub fn product_many_q8_scratch_len() -> usize {
     (GROUPS * DEPTH + 1) * size_of::<Unpacked>() / size_of::<f32>()
 }
 
-/// `out[i, j] = sum over k of w[j, k] x[i, k]` with rows of [`BlockQ8`].
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-pub fn product_many_q8(p: &Product<'_>, out: &mut [f32], scratch: &mut [f32]) {
-    match p.format {
-        Format::Q8_0 => many::<Q8_0, Q8_0_BYTES>(p, out, scratch),
-        Format::Q4_0 => many::<Q4_0, Q4_0_BYTES>(p, out, scratch),
-        Format::Q4_1 => many::<Q4_1, Q4_1_BYTES>(p, out, scratch),
-        Format::Q5_0 => many::<Q5_0, Q5_0_BYTES>(p, out, scratch),
-        Format::Q5_1 => many::<Q5_1, Q5_1_BYTES>(p, out, scratch),
-        Format::IQ4_NL => many::<IQ4_NL, IQ4_NL_BYTES>(p, out, scratch),
-        Format::Q2_K => many::<Q2_K, Q2_K_BYTES>(p, out, scratch),
-        Format::Q3_K => many::<Q3_K, Q3_K_BYTES>(p, out, scratch),
-        Format::Q4_K => many::<Q4_K, Q4_K_BYTES>(p, out, scratch),
-        Format::Q5_K => many::<Q5_K, Q5_K_BYTES>(p, out, scratch),
-        Format::Q6_K => many::<Q6_K, Q6_K_BYTES>(p, out, scratch),
-        _ => unreachable!("no Q8 operand for {:?}", p.format),
-    }
-}
-
 /// Blocks `from .. to` of the 16 rows from number `first` on. Rows past the last one are that again, and blocks past `to`
 /// do not matter.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-pub(super) fn blocks<'a, const BYTES: usize>(
+pub(super) fn blocks<'a, B: Block>(
     p: &Product<'a>,
     first: usize,
     from: usize,
     to: usize,
-    tail: &'a mut [[[u8; BYTES]; DEPTH]; WIDTH],
-) -> Blocks<'a, BYTES> {
+    tail: &'a mut [[B; DEPTH]; WIDTH],
+) -> Blocks<'a, B> {
     let n_blocks = p.k / SMALL_BLOCK;
-    let all = p.w.as_chunks::<BYTES>().0;
+    let all: &[B] = bytemuck::cast_slice(p.w);
     if to - from < DEPTH {
         for (r, tail) in tail.iter_mut().enumerate() {
             let start = (first + r).min(p.n_rows - 1) * n_blocks + from;
@@ -98,13 +215,14 @@ pub(super) fn blocks<'a, const BYTES: usize>(
     rows
 }
 
-/// Bits of the scales of 16 rows, block by block.
+/// Bits of the scales of 16 rows, with which blocks begin, block by block.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-fn scales<const BYTES: usize>(blocks: &Blocks<'_, BYTES>) -> [[u16; WIDTH]; DEPTH] {
+fn scales<B: Block>(blocks: &Blocks<'_, B>) -> [[u16; WIDTH]; DEPTH] {
     let mut bits = [[0; WIDTH]; DEPTH];
     for (r, row) in blocks.iter().enumerate() {
         for (bits, block) in bits.iter_mut().zip(*row) {
+            let block = bytemuck::bytes_of(block);
             bits[r] = u16::from_le_bytes([block[0], block[1]]);
         }
     }
@@ -138,8 +256,8 @@ impl Ahead {
     /// Asks for piece `i`.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-    pub(super) fn prefetch<const BYTES: usize>(self, i: usize) {
-        for at in (0..WIDTH * BYTES).step_by(CACHE_LINE) {
+    pub(super) fn prefetch<B>(self, i: usize) {
+        for at in (0..WIDTH * size_of::<B>()).step_by(CACHE_LINE) {
             _mm_prefetch::<_MM_HINT_T0>(self.first.wrapping_add(i * self.step + at));
         }
     }
@@ -154,10 +272,10 @@ fn widen(bits: &[u16; WIDTH]) -> __m512 {
 /// Rows `r` and `r + 8` of Q8_0 in the halves of vector `r`, as unsigned levels.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-fn pairs<const BYTES: usize>(blocks: &Blocks<'_, BYTES>, b: usize) -> [__m512i; 8] {
+fn pairs(blocks: &Blocks<'_, BlockQ8_0>, b: usize) -> [__m512i; 8] {
     let mut x = [_mm512_setzero_si512(); 8];
     for (r, x) in x.iter_mut().enumerate() {
-        let half = |r: usize| load_32(blocks[r][b][2..].first_chunk().expect("32 levels"));
+        let half = |r: usize| load_32(bytemuck::cast_ref(&blocks[r][b].q));
         let both = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(half(r)), half(r + 8));
         *x = _mm512_xor_si512(both, _mm512_set1_epi8(i8::MIN));
     }
@@ -167,18 +285,18 @@ fn pairs<const BYTES: usize>(blocks: &Blocks<'_, BYTES>, b: usize) -> [__m512i; 
 /// Bytes `from .. from + 16` of block `b` of rows `r`, `r + 4`, `r + 8` and `r + 12`, one in each lane of 128 bits.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-pub(super) fn four<const BYTES: usize>(w: &Blocks<'_, BYTES>, b: usize, r: usize, from: usize) -> __m512i {
-    let part = |r: usize| load_16(w[r][b][from..].first_chunk().expect("16 bytes of a block"));
+pub(super) fn four<B: Block>(w: &Blocks<'_, B>, b: usize, r: usize, from: usize) -> __m512i {
+    let part = |r: usize| load_16(bytemuck::bytes_of(&w[r][b])[from..].first_chunk().expect("16 bytes of a block"));
     let mut x = _mm512_castsi128_si512(part(r));
     x = _mm512_inserti32x4::<1>(x, part(r + 4));
     x = _mm512_inserti32x4::<2>(x, part(r + 8));
     _mm512_inserti32x4::<3>(x, part(r + 12))
 }
 
+/// `out[i, j] = sum over k of w[j, k] x[i, k]` with rows of [`BlockQ8`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-fn many<const FORMAT: usize, const BYTES: usize>(p: &Product<'_>, out: &mut [f32], scratch: &mut [f32]) {
+pub fn product_many_q8<B: Layout>(p: &Product<'_>, out: &mut [f32], scratch: &mut [f32]) {
     let (_, unpacked, _) = bytemuck::pod_align_to_mut::<_, Unpacked>(scratch);
-    let mut tail = [[[0; BYTES]; DEPTH]; WIDTH];
     let n_blocks = p.k / SMALL_BLOCK;
     for first in (0..p.n_rows).step_by(GROUPS * WIDTH) {
         let n = (p.n_rows - first).min(GROUPS * WIDTH);
@@ -186,19 +304,11 @@ fn many<const FORMAT: usize, const BYTES: usize>(p: &Product<'_>, out: &mut [f32
         for from in (0..n_blocks).step_by(DEPTH) {
             let to = n_blocks.min(from + DEPTH);
             for (g, out) in unpacked.chunks_exact_mut(DEPTH).enumerate().take(n_groups) {
-                let first = first + g * WIDTH;
-                let out = &mut out[..to - from];
-                if matches!(FORMAT, Q8_0 | Q4_0) {
-                    let w = blocks(p, first, from, to, &mut tail);
-                    unpack::<FORMAT, BYTES>(&w, Ahead::rows(p, first, GROUPS * WIDTH, from), out);
-                } else if matches!(FORMAT, Q2_K | Q3_K | Q4_K | Q5_K | Q6_K) {
-                    unpack_k::<FORMAT, BYTES>(p, first, from, out);
-                } else {
-                    unpack_any::<FORMAT, BYTES>(p, first, from, out);
-                }
+                // SAFETY: this function has the features.
+                unsafe { B::unpack(p, first + g * WIDTH, from..to, &mut out[..to - from]) };
             }
             let groups: [&[Unpacked]; GROUPS] = std::array::from_fn(|g| &unpacked[g * DEPTH..][..to - from]);
-            let x = |i: usize| &bytemuck::cast_slice::<_, BlockQ8>(p.panel(i))[from..to];
+            let x = |i: usize| &p.activations(i)[from..to];
             let mut i = 0;
             while i < p.m {
                 let out = &mut Results { out: &mut out[i * p.n_rows + first..], stride: p.n_rows, n, add: from > 0 };
@@ -206,8 +316,8 @@ fn many<const FORMAT: usize, const BYTES: usize>(p: &Product<'_>, out: &mut [f32
                     ($n:literal) => {{
                         let x: [&[BlockQ8]; $n] = std::array::from_fn(|c| x(i + c));
                         match n_groups {
-                            1 => microkernel::<FORMAT, 1, $n>([groups[0]], x, out),
-                            _ => microkernel::<FORMAT, GROUPS, $n>(groups, x, out),
+                            1 => microkernel::<B, 1, $n>([groups[0]], x, out),
+                            _ => microkernel::<B, GROUPS, $n>(groups, x, out),
                         }
                         i += $n;
                     }};
@@ -264,7 +374,7 @@ impl Results<'_> {
 /// Adds the products of `G` groups of rows of weights with `C` rows of activations to the results.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-fn microkernel<const FORMAT: usize, const G: usize, const C: usize>(
+fn microkernel<B: Layout, const G: usize, const C: usize>(
     w: [&[Unpacked]; G],
     x: [&[BlockQ8]; C],
     out: &mut Results<'_>,
@@ -280,11 +390,11 @@ fn microkernel<const FORMAT: usize, const G: usize, const C: usize>(
     }
     for b in 0..n_blocks {
         let (w_b, x_b): ([&Unpacked; G], [&BlockQ8; C]) = (w.map(|w| &w[b]), x.map(|x| &x[b]));
-        acc = with_scale::<FORMAT, 0, G, C>(w_b, x_b, acc);
-        if n_scales::<FORMAT>() == 2 {
-            acc = with_scale::<FORMAT, 1, G, C>(w_b, x_b, acc);
+        acc = with_scale::<B, 0, G, C>(w_b, x_b, acc);
+        if B::N_SCALES == 2 {
+            acc = with_scale::<B, 1, G, C>(w_b, x_b, acc);
         }
-        if FORMAT == Q2_K {
+        if B::HAS_OFFSET && B::HAS_PRODUCTS {
             for (acc, x) in acc.iter_mut().zip(x) {
                 let (neg_sums, x_d) = (neg_sums(&x[b]), _mm512_set1_ps(x[b].d));
                 for (acc, w) in acc.iter_mut().zip(w) {
@@ -292,7 +402,7 @@ fn microkernel<const FORMAT: usize, const G: usize, const C: usize>(
                     *acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(mins), _mm512_mul_ps(load(&w[b].offset), x_d), *acc);
                 }
             }
-        } else if has_offset::<FORMAT>() {
+        } else if B::HAS_OFFSET {
             for (acc, x) in acc.iter_mut().zip(x) {
                 let neg_sum = _mm512_cvtepi32_ps(_mm512_set1_epi32(x[b].neg_sum));
                 let neg_sum = _mm512_mul_ps(neg_sum, _mm512_set1_ps(x[b].d));
@@ -312,20 +422,20 @@ fn microkernel<const FORMAT: usize, const G: usize, const C: usize>(
 /// Adds the products of what has scale `H` of a block.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-fn with_scale<const FORMAT: usize, const H: usize, const G: usize, const C: usize>(
+fn with_scale<B: Layout, const H: usize, const G: usize, const C: usize>(
     w: [&Unpacked; G],
     x: [&BlockQ8; C],
     mut acc: [[__m512; G]; C],
 ) -> [[__m512; G]; C] {
     let mut sums = [[_mm512_setzero_si512(); G]; C];
-    if excess::<FORMAT>() != 0 {
+    if B::EXCESS_OF_UNPACKED != 0 {
         for (sums, x) in sums.iter_mut().zip(x) {
             // Levels are too large by a constant, so that each of them adds that times its activation.
-            let factors = _mm512_set1_epi32(bytemuck::cast(excess_factors::<FORMAT>(H)));
+            let factors = _mm512_set1_epi32(bytemuck::cast(excess_factors::<B>(H)));
             *sums = [_mm512_madd_epi16(neg_sums(x), factors); G];
         }
     }
-    let n_quads = QUADS / n_scales::<FORMAT>();
+    let n_quads = QUADS / B::N_SCALES;
     for v in H * n_quads..(H + 1) * n_quads {
         let mut levels = [_mm512_setzero_si512(); G];
         for (levels, w) in levels.iter_mut().zip(w) {
@@ -359,50 +469,62 @@ fn neg_sums(x: &BlockQ8) -> __m512i {
     _mm512_set1_epi32(bytemuck::cast(x.neg_sums))
 }
 
-/// Unpacks a block of each row for each element of `out`.
+/// [`Layout::unpack`] of blocks that begin with their scale; `levels` gives the unsigned levels of a block of 16 rows.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-fn unpack<const FORMAT: usize, const BYTES: usize>(w: &Blocks<'_, BYTES>, ahead: Ahead, out: &mut [Unpacked]) {
-    let scales = scales(w);
+fn unpack_in_order<B: Layout>(
+    p: &Product<'_>,
+    first: usize,
+    range: Range<usize>,
+    out: &mut [Unpacked],
+    levels: impl Fn(&Blocks<'_, B>, usize, &mut [[u8; 64]; QUADS]),
+) {
+    let mut tail = [[B::zeroed(); DEPTH]; WIDTH];
+    let w = blocks(p, first, range.start, range.end, &mut tail);
+    let ahead = Ahead::rows(p, first, GROUPS * WIDTH, range.start);
+    let scales = scales(&w);
     for (b, (out, bits)) in out.iter_mut().zip(&scales).enumerate() {
-        ahead.prefetch::<BYTES>(b);
+        ahead.prefetch::<B>(b);
         store(&mut out.d[0], widen(bits));
-        if FORMAT == Q8_0 {
-            for (levels, quad) in out.levels.iter_mut().zip(transpose_8(pairs(w, b))) {
-                store_64(levels, quad);
-            }
-        } else {
-            let (low, high) = out.levels.split_at_mut(QUADS / 2);
-            let mut pairs = [_mm512_setzero_si512(); FOURS];
-            for (r, pairs) in pairs.iter_mut().enumerate() {
-                *pairs = four(w, b, r, 2);
-            }
-            for ((low, high), quad) in low.iter_mut().zip(high).zip(transpose_4(pairs)) {
-                let [a, b] = nibbles(quad);
-                store_64(low, a);
-                store_64(high, b);
-            }
-        }
+        levels(&w, b, &mut out.levels);
     }
 }
 
-/// Unpacks block `from + i` of the 16 rows from number `first` on for each element `i` of `out`. Rows past the last one are
-/// that again.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-fn unpack_any<const FORMAT: usize, const BYTES: usize>(
-    p: &Product<'_>,
-    first: usize,
-    from: usize,
-    out: &mut [Unpacked],
-) {
-    let rows: [&[[u8; BYTES]]; WIDTH] = std::array::from_fn(|r| p.row((first + r).min(p.n_rows - 1)).as_chunks().0);
+fn levels_q8_0(w: &Blocks<'_, BlockQ8_0>, b: usize, out: &mut [[u8; 64]; QUADS]) {
+    for (levels, quad) in out.iter_mut().zip(transpose_8(pairs(w, b))) {
+        store_64(levels, quad);
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+fn levels_q4_0(w: &Blocks<'_, BlockQ4_0>, b: usize, out: &mut [[u8; 64]; QUADS]) {
+    let (low, high) = out.split_at_mut(QUADS / 2);
+    let mut pairs = [_mm512_setzero_si512(); FOURS];
+    for (r, pairs) in pairs.iter_mut().enumerate() {
+        *pairs = four(w, b, r, 2);
+    }
+    for ((low, high), quad) in low.iter_mut().zip(high).zip(transpose_4(pairs)) {
+        let [a, b] = nibbles(quad);
+        store_64(low, a);
+        store_64(high, b);
+    }
+}
+
+/// [`Layout::unpack`] of groups of 32 weights with a scale.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+fn unpack_groups<B: Layout>(p: &Product<'_>, first: usize, from: usize, out: &mut [Unpacked]) {
+    let rows: [&[B]; WIDTH] = std::array::from_fn(|r| p.blocks((first + r).min(p.n_rows - 1)));
     for (i, out) in (from..).zip(out) {
         let mut levels = [_mm512_setzero_si512(); 8];
         for (r, row) in rows.iter().enumerate() {
             let block = &row[i];
-            prefetch_block(block, GROUPS * WIDTH * row.len() * BYTES);
-            let (low, high) = (sixteen::<FORMAT, BYTES>(block, 0), sixteen::<FORMAT, BYTES>(block, 1));
+            prefetch_block(block, GROUPS * WIDTH * size_of_val(*row));
+            // SAFETY: this function has the features.
+            let (low, high) = unsafe { (block.sixteen(0), block.sixteen(1)) };
             // Both halves of a block have its scale.
             (out.d[0][r], out.offset[r]) = (low.scale, low.offset);
             let both = _mm256_set_m128i(high.levels, low.levels);

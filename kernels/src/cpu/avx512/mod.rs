@@ -17,18 +17,23 @@ use std::arch::x86_64::*;
 
 use half::f16;
 
-pub use self::decode::decode_row;
-use self::dot::{product_rows, weights};
-use self::few_q8::product_few_q8;
-use self::few_q8_k::{product_few_q8_k, product_few_q8_k_scratch_len};
+use self::blocks::Sixteens;
+use self::decode::{decode_blocks, decode_f16};
+use self::dot::{product_few_q8_0, product_plain};
+use self::few_q8::{Fours, product_few_q8};
+use self::few_q8_k::{Quarters, product_few_q8_k, product_few_q8_k_scratch_len};
 use self::gemm::{prepare_panel, product_panels, product_panels_scratch_len};
-use self::gemm_q8::{product_many_q8, product_many_q8_scratch_len};
+use self::gemm_q8::{Layout, product_many_q8, product_many_q8_scratch_len};
 use super::attention_tiles::attention_for;
 use super::avx2::{self, blocks, lanes, load_16, load_32, narrow, widen};
 use super::compiled::compiled_for;
+use super::formats::formats_for;
 use super::product::Product;
 use super::rows::rows_for;
-use crate::quant::{Format, SMALL_BLOCK};
+use crate::quant::{
+    BF16Bytes, BlockIQ4_NL, BlockQ2_K, BlockQ3_K, BlockQ4_0, BlockQ4_1, BlockQ4_K, BlockQ5_0, BlockQ5_1, BlockQ5_K,
+    BlockQ6_K, BlockQ8_0, F16Bytes, F32Bytes, Format,
+};
 
 /// `f32`s in a vector.
 const WIDTH: usize = 16;
@@ -41,6 +46,7 @@ const MANY: usize = 5;
 
 compiled_for!("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c");
 rows_for!("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c");
+formats_for!("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c");
 attention_for!("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c");
 
 /// Makes one panel of an operand; see `scalar::prepare`.
@@ -52,33 +58,63 @@ pub fn prepare(operand: Operand, x: &[f32], stride: usize, n_rows: usize, k: usi
     }
 }
 
-/// `f32`s that [`product`] needs to work in.
-pub fn product_scratch_len(_format: Format, operand: Operand, n_rows: usize, k: usize, m: usize) -> usize {
-    match operand {
-        Operand::Panels => product_panels_scratch_len(n_rows, m),
-        Operand::Q8 => product_many_q8_scratch_len(),
-        Operand::Q8K => product_few_q8_k_scratch_len(k, m),
-        Operand::Rows => k,
-    }
+/// The kernels of every format.
+pub static FORMATS: Formats = {
+    let mut formats = PLAIN_CODE;
+    plain::<F32Bytes>(&mut formats);
+    plain::<F16Bytes>(&mut formats);
+    formats[Format::F16 as usize].decode_row = decode_f16;
+    plain::<BF16Bytes>(&mut formats);
+    sixteens::<BlockQ8_0>(&mut formats);
+    formats[Format::Q8_0 as usize].q8 = Some(of_unpacked(product_q8_0));
+    fours::<BlockQ4_0>(&mut formats);
+    fours::<BlockQ4_1>(&mut formats);
+    fours::<BlockQ5_0>(&mut formats);
+    fours::<BlockQ5_1>(&mut formats);
+    fours::<BlockIQ4_NL>(&mut formats);
+    quarters::<BlockQ2_K>(&mut formats);
+    quarters::<BlockQ3_K>(&mut formats);
+    quarters::<BlockQ4_K>(&mut formats);
+    quarters::<BlockQ5_K>(&mut formats);
+    quarters::<BlockQ6_K>(&mut formats);
+    formats
+};
+
+const fn plain<B: Plain>(formats: &mut Formats) {
+    formats[B::FORMAT as usize].rows = ProductKernel { scratch_len: NOTHING, run: product_plain::<B> };
 }
 
-/// Whether weights of 32-blocks are used as they are stored.
-fn is_few(format: Format, m: usize) -> bool {
-    m < MANY && format.block_len() == SMALL_BLOCK
+const fn sixteens<B: Sixteens>(formats: &mut Formats) {
+    formats[B::FORMAT as usize].decode_row = decode_blocks::<B>;
 }
 
-/// `out[i, j] = sum over k of w[j, k] x[i, k]`; see `scalar::product`.
+const fn fours<B: Fours + Layout>(formats: &mut Formats) {
+    sixteens::<B>(formats);
+    formats[B::FORMAT as usize].q8 = Some(of_unpacked(product_fours_q8::<B>));
+}
+
+const fn quarters<B: Quarters + Layout>(formats: &mut Formats) {
+    sixteens::<B>(formats);
+    formats[B::FORMAT as usize].q8 = Some(of_unpacked(product_many_q8::<B>));
+    formats[B::FORMAT as usize].q8_k =
+        Some(ProductKernel { scratch_len: |_, k, m| product_few_q8_k_scratch_len(k, m), run: product_few_q8_k::<B> });
+}
+
+/// A kernel with unpacked blocks in its scratch memory.
+const fn of_unpacked(run: unsafe fn(&Product<'_>, &mut [f32], &mut [f32])) -> ProductKernel {
+    ProductKernel { scratch_len: |_, _, _| product_many_q8_scratch_len(), run }
+}
+
+/// Products of Q8_0 with rows of 8 bits. Its rows are long: memory gives four of them faster than 16.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-pub fn product(p: &Product<'_>, out: &mut [f32], scratch: &mut [f32]) {
-    match p.operand {
-        Operand::Panels => product_panels(p, out, scratch),
-        // Its rows are long: memory gives four of them faster than 16.
-        Operand::Q8 if p.format == Format::Q8_0 && p.m < MANY => product_rows(p, out, scratch),
-        Operand::Q8 if is_few(p.format, p.m) => product_few_q8(p, out),
-        Operand::Q8 => product_many_q8(p, out, scratch),
-        Operand::Q8K => product_few_q8_k(p, out, scratch),
-        Operand::Rows => product_rows(p, out, scratch),
-    }
+fn product_q8_0(p: &Product<'_>, out: &mut [f32], scratch: &mut [f32]) {
+    if p.m >= MANY { product_many_q8::<BlockQ8_0>(p, out, scratch) } else { product_few_q8_0(p, out) }
+}
+
+/// Products of other 32-blocks with rows of 8 bits.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+fn product_fours_q8<B: Fours + Layout>(p: &Product<'_>, out: &mut [f32], scratch: &mut [f32]) {
+    if p.m >= MANY { product_many_q8::<B>(p, out, scratch) } else { product_few_q8::<B>(p, out) }
 }
 
 #[inline]

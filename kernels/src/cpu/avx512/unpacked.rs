@@ -5,7 +5,6 @@ use std::arch::x86_64::*;
 use bytemuck::{Pod, Zeroable};
 
 use super::WIDTH;
-use super::blocks::*;
 use crate::quant::SMALL_BLOCK;
 
 /// Groups of 16 rows of weights in a microkernel: with six rows of activations, 12 sums of each kind in 32 registers.
@@ -13,23 +12,6 @@ pub(super) const GROUPS: usize = 2;
 
 /// Vectors of a block: four levels of 16 rows each.
 pub(super) const QUADS: usize = SMALL_BLOCK / 4;
-
-/// What unsigned levels are larger by than levels.
-pub(super) const fn excess<const FORMAT: usize>() -> i16 {
-    match FORMAT {
-        Q4_0 => 8,
-        Q2_K | Q4_K | Q5_K => 0,
-        // Products of levels and scales, -124 ..= 128.
-        Q3_K => 127,
-        Q6_K => 32,
-        _ => 128,
-    }
-}
-
-/// Scales of an unpacked block of a row.
-pub(super) const fn n_scales<const FORMAT: usize>() -> usize {
-    if FORMAT == Q6_K { 2 } else { 1 }
-}
 
 /// A block of each of 16 rows.
 #[repr(C, align(64))]
