@@ -1,6 +1,5 @@
-//! [`Batch`]: the sequences and tokens of one call.
+//! [`Batch`]: the sequences and rows of one call.
 
-use crate::key::Rows;
 use crate::memory::Slot;
 
 /// What a sequence is fed with.
@@ -26,17 +25,34 @@ impl Tokens<'_> {
         }
     }
 
-    /// Id of token `i` in 32 bits, -1 included.
-    pub(crate) fn id(&self, i: usize) -> u32 {
-        match self {
-            Self::Ids(ids) => ids[i],
-            Self::Mixed { ids, .. } => ids[i].cast_unsigned(),
-        }
-    }
-
     /// Whether there is no token.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+}
+
+/// Which tokens of a sequence get logits.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Rows {
+    /// None: the call only fills memory.
+    None,
+    /// The last one.
+    Last,
+    /// So many at the end, at least one and at most all: a token and the drafts behind it.
+    Tail(usize),
+    /// Every one.
+    All,
+}
+
+impl Rows {
+    /// How many of `n_tokens` tokens get logits.
+    pub fn count(self, n_tokens: usize) -> usize {
+        match self {
+            Self::None => 0,
+            Self::Last => n_tokens.min(1),
+            Self::Tail(n) => n,
+            Self::All => n_tokens,
+        }
     }
 }
 
@@ -47,15 +63,15 @@ pub struct Sequence<'a> {
     pub slot: Slot,
     /// At least one token.
     pub tokens: Tokens<'a>,
+    /// Which of them get logits.
+    pub rows: Rows,
 }
 
-/// One call: the next tokens of some sequences, all of the same kind.
+/// One call: the next tokens of some sequences. Lengths, kinds of tokens and rows with logits may differ.
 #[derive(Clone, Copy, Debug)]
 pub struct Batch<'a> {
-    /// Sequences in different slots; lengths may differ.
+    /// Sequences in different slots.
     pub seqs: &'a [Sequence<'a>],
-    /// Which rows get logits.
-    pub rows: Rows,
 }
 
 /// Features of one clip for the audio encoder.
@@ -69,24 +85,59 @@ pub struct Features<'a> {
     pub values: &'a [f32],
 }
 
-/// Logits of one call; lives until the next one.
+/// Results of one call, some rows for every sequence or clip of it; lives until the next one.
 #[derive(Clone, Copy, Debug)]
-pub struct Logits<'a> {
-    pub(crate) values: &'a [f32],
-    pub(crate) n_vocab: usize,
-    /// Rows per sequence in `values`: 1, or the padded number of tokens.
-    pub(crate) stride: usize,
+struct Results<'a> {
+    values: &'a [f32],
+    width: usize,
+    /// First row of every part, and its number of rows.
+    parts: &'a [(u32, u32)],
 }
 
+impl<'a> Results<'a> {
+    fn part(&self, i: usize) -> &'a [f32] {
+        let (first, n) = self.parts[i];
+        &self.values[first as usize * self.width..][..n as usize * self.width]
+    }
+}
+
+/// Logits of one call; lives until the next one.
+#[derive(Clone, Copy, Debug)]
+pub struct Logits<'a>(Results<'a>);
+
 impl<'a> Logits<'a> {
-    /// `[n_vocab]` for the last token of sequence `i_seq`, when the batch asked for [`Rows::Last`].
-    pub fn last(&self, i_seq: usize) -> &'a [f32] {
-        self.row(i_seq, 0)
+    pub(crate) fn new(values: &'a [f32], n_vocab: usize, parts: &'a [(u32, u32)]) -> Self {
+        Self(Results { values, width: n_vocab, parts })
     }
 
-    /// `[n_vocab]` for token `i_token` of sequence `i_seq`, when the batch asked for [`Rows::All`].
-    pub fn row(&self, i_seq: usize, i_token: usize) -> &'a [f32] {
-        let at = (i_seq * self.stride + i_token) * self.n_vocab;
-        &self.values[at..at + self.n_vocab]
+    /// `[n_vocab]` for the last token of sequence `i_seq` of the batch. Panics where it asked for no logits.
+    pub fn last(&self, i_seq: usize) -> &'a [f32] {
+        let rows = self.0.part(i_seq);
+        &rows[rows.len() - self.0.width..]
+    }
+
+    /// `[n_vocab]` for row `i` of those that sequence `i_seq` asked for. Panics past their number.
+    pub fn row(&self, i_seq: usize, i: usize) -> &'a [f32] {
+        &self.0.part(i_seq)[i * self.0.width..][..self.0.width]
+    }
+
+    /// `[n_rows, n_vocab]`: all rows that sequence `i_seq` asked for.
+    pub fn rows(&self, i_seq: usize) -> &'a [f32] {
+        self.0.part(i_seq)
+    }
+}
+
+/// Audio embeddings of one call; lives until the next one.
+#[derive(Clone, Copy, Debug)]
+pub struct Embeddings<'a>(Results<'a>);
+
+impl<'a> Embeddings<'a> {
+    pub(crate) fn new(values: &'a [f32], n_embd: usize, parts: &'a [(u32, u32)]) -> Self {
+        Self(Results { values, width: n_embd, parts })
+    }
+
+    /// `[n_tokens, n_embd]` of clip `i_clip`, for `n_tokens` as the model's encoder counts them.
+    pub fn clip(&self, i_clip: usize) -> &'a [f32] {
+        self.0.part(i_clip)
     }
 }

@@ -7,7 +7,7 @@ use std::panic::Location;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Name, Node, TensorIds};
-use crate::key::{GraphKey, Rows, Stage};
+use crate::key::{GraphKey, Stage};
 use crate::op::{Binary, Op, Rope, Route, Unary, Window};
 use crate::shape::{MAX_RANK, Shape};
 use crate::state::{KvCache, State, StateLayout};
@@ -229,7 +229,7 @@ impl<'a> GraphBuilder<'a> {
         self.push1(Op::Glu(act), &[gate, up])
     }
 
-    /// Rotary position embedding of `[n_seqs, n_tokens, n_head, head_dim]`.
+    /// Rotary position embedding of `[n_tokens, n_head, head_dim]`.
     #[track_caller]
     pub fn rope(&self, x: Tensor, batch: &BatchInputs, rope: Rope) -> Tensor {
         self.push1(Op::Rope(rope), &[x, batch.positions])
@@ -238,27 +238,28 @@ impl<'a> GraphBuilder<'a> {
     /// Stores keys and values of these tokens in their slots.
     #[track_caller]
     pub fn kv_write(&self, cache: KvCache, k: Tensor, v: Tensor, batch: &BatchInputs) -> Kv {
-        let write =
-            |x, state| self.push1(Op::KvWrite, &[x, self.state(state), batch.slots, batch.positions, batch.lengths]);
+        let write = |x, state| {
+            self.push1(Op::KvWrite, &[x, self.state(state), batch.slots, batch.positions, batch.spans.sequences])
+        };
         Kv { k: write(k, cache.k), v: write(v, cache.v) }
     }
 
     /// Causal attention of `q` over the slot's past and these tokens.
     #[track_caller]
     pub fn cached_attention(&self, q: Tensor, kv: Kv, batch: &BatchInputs, scale: f32) -> Tensor {
-        self.push1(Op::CachedAttention { scale }, &[q, kv.k, kv.v, batch.slots, batch.positions, batch.lengths])
+        self.push1(Op::CachedAttention { scale }, &[q, kv.k, kv.v, batch.slots, batch.positions, batch.spans.sequences])
     }
 
     /// Bidirectional attention inside windows.
     #[track_caller]
-    pub fn attention(&self, [q, k, v]: [Tensor; 3], lengths: Tensor, scale: f32, window: Window) -> Tensor {
-        self.push1(Op::Attention { scale, window }, &[q, k, v, lengths])
+    pub fn attention(&self, [q, k, v]: [Tensor; 3], spans: Spans, scale: f32, window: Window) -> Tensor {
+        self.push1(Op::Attention { scale, window }, &[q, k, v, spans.sequences, spans.ranges])
     }
 
     /// Depthwise convolution over the sequence's own past.
     #[track_caller]
     pub fn causal_conv1d(&self, x: Tensor, w: Weight, state: State, batch: &BatchInputs) -> Tensor {
-        let args = [x, self.weight(w), self.state(state), batch.slots, batch.positions, batch.lengths];
+        let args = [x, self.weight(w), self.state(state), batch.slots, batch.positions, batch.spans.ranges];
         self.push1(Op::CausalConv1d, &args)
     }
 
@@ -276,14 +277,14 @@ impl<'a> GraphBuilder<'a> {
 
     /// [`Op::DepthwiseConv1d`].
     #[track_caller]
-    pub fn depthwise_conv1d(&self, x: Tensor, w: Weight, bias: Weight, lengths: Tensor) -> Tensor {
-        self.push1(Op::DepthwiseConv1d, &[x, self.weight(w), self.weight(bias), lengths])
+    pub fn depthwise_conv1d(&self, x: Tensor, w: Weight, bias: Weight, spans: Spans) -> Tensor {
+        self.push1(Op::DepthwiseConv1d, &[x, self.weight(w), self.weight(bias), spans.sequences, spans.ranges])
     }
 
-    /// Zeros behind the end of every sequence; `unit` entries of `lengths` make a row.
+    /// Zeros outside of every range; `unit` entries of `ranges` make a row.
     #[track_caller]
-    pub fn mask_rows(&self, x: Tensor, lengths: Tensor, unit: u32) -> Tensor {
-        self.push1(Op::MaskRows { unit }, &[x, lengths])
+    pub fn mask_rows(&self, x: Tensor, ranges: Tensor, unit: u32) -> Tensor {
+        self.push1(Op::MaskRows { unit }, &[x, ranges])
     }
 
     /// `a + scale * b`.
@@ -292,7 +293,7 @@ impl<'a> GraphBuilder<'a> {
         self.push1(Op::AddScaled { scale }, &[a, b])
     }
 
-    /// Sinusoids of the distances between the tokens of `x`.
+    /// Sinusoids of the distances between the rows of `x`.
     #[track_caller]
     pub fn rel_positions(&self, x: Tensor) -> Tensor {
         self.push1(Op::RelPositions, &[x])
@@ -305,11 +306,11 @@ impl<'a> GraphBuilder<'a> {
         [q, k, v]: [Tensor; 3],
         p: Tensor,
         bias: [Weight; 2],
-        lengths: Tensor,
+        spans: Spans,
         scale: f32,
     ) -> Tensor {
         let [u, b] = bias.map(|w| self.weight(w));
-        self.push1(Op::RelPosAttention { scale }, &[q, k, v, p, u, b, lengths])
+        self.push1(Op::RelPosAttention { scale }, &[q, k, v, p, u, b, spans.sequences, spans.ranges])
     }
 
     /// Ids and weights of the experts of every token.
@@ -501,15 +502,31 @@ fn check_states_written_once(graph: &Graph) -> Result<()> {
     Ok(())
 }
 
+/// Which rows of a call belong to which of its sequences or clips.
+#[derive(Clone, Copy, Debug)]
+pub struct Spans {
+    /// The sequence of every row, `[n_tokens]`.
+    pub sequences: Tensor,
+    /// The first row and the end of every sequence, `[n_seqs, 2]`.
+    pub ranges: Tensor,
+}
+
+impl Spans {
+    #[track_caller]
+    fn new(g: &GraphBuilder<'_>, n_seqs: usize, n_tokens: usize) -> Self {
+        Self { sequences: g.input(Input::Sequences, [n_tokens]), ranges: g.input(Input::Ranges, [n_seqs, 2]) }
+    }
+}
+
 /// The inputs of a language model's graph: what differs from call to call.
 #[derive(Clone, Copy, Debug)]
 pub struct BatchInputs {
-    /// `[n_seqs, n_tokens]`.
+    /// `[n_tokens]`.
     pub positions: Tensor,
     /// `[n_seqs]`.
     pub slots: Tensor,
-    /// `[n_seqs]`.
-    pub lengths: Tensor,
+    /// The rows of every sequence.
+    pub spans: Spans,
     key: GraphKey,
 }
 
@@ -519,38 +536,58 @@ impl BatchInputs {
     pub fn new(g: &GraphBuilder<'_>, key: &GraphKey) -> Self {
         let (n_seqs, n_tokens) = (key.n_seqs as usize, key.n_tokens as usize);
         Self {
-            positions: g.input(Input::Positions, [n_seqs, n_tokens]),
+            positions: g.input(Input::Positions, [n_tokens]),
             slots: g.input(Input::Slots, [n_seqs]),
-            lengths: g.input(Input::Lengths, [n_seqs]),
+            spans: Spans::new(g, n_seqs, n_tokens),
             key: *key,
         }
     }
 
-    /// `[n_seqs, n_tokens, n_embd]`: rows of `table` for token ids, and the caller's vectors where the call has some.
+    /// `[n_tokens, n_embd]`: rows of `table` for token ids, and the caller's vectors where the call has some.
     #[track_caller]
     pub fn embed(&self, g: &GraphBuilder<'_>, table: Weight) -> Tensor {
-        let (n_seqs, n_tokens) = (self.key.n_seqs as usize, self.key.n_tokens as usize);
-        let ids = g.input(Input::Tokens, [n_seqs, n_tokens]);
+        let n_tokens = self.key.n_tokens as usize;
+        let ids = g.input(Input::Tokens, [n_tokens]);
         match self.key.stage {
             Stage::Embeddings => {
-                let rows = g.input(Input::Embeddings, [n_seqs, n_tokens, g.shape(g.weight(table)).last()]);
+                let rows = g.input(Input::Embeddings, [n_tokens, g.shape(g.weight(table)).last()]);
                 g.push1(Op::Embed, &[g.weight(table), ids, rows])
             }
             Stage::Tokens | Stage::Encode => g.get_rows(table, ids),
         }
     }
 
-    /// The rows of `x [n_seqs, n_tokens, n_embd]` that reach the head, `[n_outputs, n_embd]`; none if the call only
-    /// fills memory.
+    /// The rows of `x [n_tokens, n_embd]` that reach the head, `[n_outputs, n_embd]`; none if the call only fills memory.
     #[track_caller]
     pub fn output_rows(&self, g: &GraphBuilder<'_>, x: Tensor) -> Option<Tensor> {
-        let (n_seqs, n_tokens) = (self.key.n_seqs as usize, self.key.n_tokens as usize);
-        let flat = g.reshape(x, [n_seqs * n_tokens, g.shape(x).last()]);
-        match self.key.rows {
-            Rows::None => None,
-            Rows::All => Some(flat),
-            Rows::Last if n_tokens == 1 => Some(flat),
-            Rows::Last => Some(g.select_rows(flat, g.input(Input::OutRows, [n_seqs]))),
+        match self.key.n_outputs {
+            0 => None,
+            n if n == self.key.n_tokens => Some(x),
+            n => Some(g.select_rows(x, g.input(Input::OutRows, [n as usize]))),
+        }
+    }
+}
+
+/// The inputs of an audio encoder's graph: the clips that lie in a line.
+#[derive(Clone, Copy, Debug)]
+pub struct ClipInputs {
+    /// Features, f32 `[n_mels, n_frames]`.
+    pub features: Tensor,
+    /// `[n_seqs, 2]`: the frames of every clip.
+    pub frames: Tensor,
+    /// The audio tokens of every clip.
+    pub spans: Spans,
+}
+
+impl ClipInputs {
+    /// The inputs of a call of this shape, whose frames become `n_tokens` audio tokens, padding included.
+    #[track_caller]
+    pub fn new(g: &GraphBuilder<'_>, key: &GraphKey, n_mels: usize, n_tokens: usize) -> Self {
+        let (n_clips, n_frames) = (key.n_seqs as usize, key.n_tokens as usize);
+        Self {
+            features: g.input(Input::Features, [n_mels, n_frames]),
+            frames: g.input(Input::Frames, [n_clips, 2]),
+            spans: Spans::new(g, n_clips, n_tokens),
         }
     }
 }
@@ -634,13 +671,13 @@ mod tests {
         let state = states.conv(0, 3, 4);
         let layout = states.layout(&OPTIONS).unwrap();
         let g = GraphBuilder::new(&layout);
-        let key = GraphKey { stage: Stage::Tokens, n_seqs: 1, n_tokens: 2, n_kv: 8, rows: Rows::Last };
+        let key = GraphKey { stage: Stage::Tokens, n_seqs: 1, n_tokens: 2, n_kv: 8, n_outputs: 1 };
         let batch = BatchInputs::new(&g, &key);
-        let x = g.input(Input::Embeddings, [1, 2, 4]);
+        let x = g.input(Input::Embeddings, [2, 4]);
         let w = g.input(Input::Features, [4, 3]);
         let state = g.state(state);
         for _ in 0..2 {
-            g.push1(Op::CausalConv1d, &[x, w, state, batch.slots, batch.positions, batch.lengths]);
+            g.push1(Op::CausalConv1d, &[x, w, state, batch.slots, batch.positions, batch.spans.ranges]);
         }
         assert!(g.finish().unwrap_err().to_string().contains("state 0 is written twice"));
     }

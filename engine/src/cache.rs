@@ -79,10 +79,10 @@ impl<T> GraphCache<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::key::{Rows, Stage};
+    use crate::key::Stage;
 
     fn key(n_tokens: u32) -> GraphKey {
-        GraphKey { stage: Stage::Tokens, n_seqs: 1, n_tokens, n_kv: 64, rows: Rows::Last }
+        GraphKey { stage: Stage::Tokens, n_seqs: 1, n_tokens, n_kv: 64, n_outputs: 1 }
     }
 
     #[test]

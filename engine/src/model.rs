@@ -4,14 +4,20 @@ use crate::builder::GraphBuilder;
 use crate::key::GraphKey;
 use crate::state::States;
 
-/// Geometry of an audio encoder: what the session needs to shape its input.
+/// Geometry of an audio encoder: how the session lays clips in a line of frames, and where their tokens are then.
 #[derive(Clone, Copy, Debug)]
 pub struct EncoderSpec {
     /// Feature bands per frame.
     pub n_mels: usize,
-    /// Frames are padded with 0.0 to a multiple of this.
-    pub chunk_frames: usize,
-    /// Number of audio tokens that belong to a clip of so many frames.
+    /// A clip begins at a multiple of this many frames.
+    pub clip_frames: usize,
+    /// Frames of zeros that two clips have between them at least: the border that convolutions see.
+    pub gap_frames: usize,
+    /// The line is padded with zeros to a multiple of this, so that calls of similar length share a graph. A multiple of
+    /// `clip_frames`.
+    pub line_frames: usize,
+    /// Number of audio tokens that belong to a clip of so many frames; of a multiple of `clip_frames` also the number of
+    /// rows that the encoder makes of them.
     pub tokens: fn(usize) -> usize,
 }
 

@@ -16,11 +16,11 @@ pub enum BuildReason {
     Dropped,
     /// No graph of its stage was built before.
     Stage,
-    /// The graph most like it gives logits for other rows.
+    /// The graph most like it gives logits for another number of rows.
     Rows,
-    /// The graph most like it is for another number of sequences.
+    /// The graph most like it is for another number of clips.
     Sequences,
-    /// The graph most like it is for another number of tokens per sequence.
+    /// The graph most like it is for another number of tokens.
     Tokens,
     /// The graph most like it is for another length of the attention cache.
     Context,
@@ -120,9 +120,10 @@ impl History {
 /// Components in which keys of one stage differ.
 fn differences(a: &GraphKey, b: &GraphKey) -> impl Iterator<Item = BuildReason> {
     let differs = [
-        (a.rows != b.rows, BuildReason::Rows),
-        (a.n_seqs != b.n_seqs, BuildReason::Sequences),
+        // How many sequences and output rows there can be follows from the rows.
         (a.n_tokens != b.n_tokens, BuildReason::Tokens),
+        (a.n_seqs != b.n_seqs, BuildReason::Sequences),
+        (a.n_outputs != b.n_outputs, BuildReason::Rows),
         (a.n_kv != b.n_kv, BuildReason::Context),
     ];
     differs.into_iter().filter(|(differs, _)| *differs).map(|(_, reason)| reason)
@@ -131,20 +132,21 @@ fn differences(a: &GraphKey, b: &GraphKey) -> impl Iterator<Item = BuildReason> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::key::{Rows, Stage};
+    use crate::key::Stage;
 
     #[test]
     fn the_most_similar_graph_gives_the_reason() {
-        let decode = GraphKey { stage: Stage::Tokens, n_seqs: 1, n_tokens: 1, n_kv: 64, rows: Rows::Last };
-        let prompt = GraphKey { n_tokens: 24, rows: Rows::None, ..decode };
+        let decode = GraphKey { stage: Stage::Tokens, n_seqs: 1, n_tokens: 1, n_kv: 64, n_outputs: 1 };
+        let prompt = GraphKey { n_tokens: 24, n_outputs: 0, ..decode };
         let encode = GraphKey { stage: Stage::Encode, n_kv: 0, ..decode };
         let mut history = History::default();
         let mut reason = |key: GraphKey| history.reason(&key);
         assert_eq!(reason(decode), BuildReason::First);
-        assert_eq!(reason(prompt), BuildReason::Rows);
+        assert_eq!(reason(prompt), BuildReason::Tokens);
+        assert_eq!(reason(GraphKey { n_outputs: 1, ..prompt }), BuildReason::Rows);
         assert_eq!(reason(GraphKey { n_tokens: 32, ..prompt }), BuildReason::Tokens);
         assert_eq!(reason(GraphKey { n_seqs: 4, ..decode }), BuildReason::Sequences);
-        assert_eq!(reason(GraphKey { n_seqs: 4, rows: Rows::All, ..decode }), BuildReason::Rows);
+        assert_eq!(reason(GraphKey { n_seqs: 4, n_outputs: 4, ..decode }), BuildReason::Rows);
         assert_eq!(reason(encode), BuildReason::Stage);
         assert_eq!(reason(decode), BuildReason::Dropped);
         assert_eq!(reason(GraphKey { n_kv: 128, ..decode }), BuildReason::Context);

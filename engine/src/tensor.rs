@@ -49,37 +49,41 @@ impl Tensor {
     }
 }
 
-/// What the caller supplies for every call. All of one graph's inputs lie in one block at the start of the arena.
+/// What the caller supplies for every call. All of one graph's inputs lie in one block at the start of the arena, vectors
+/// last, so that a call copies only as many of them as it has.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub enum Input {
-    /// Token ids, i32 `[n_seqs, n_tokens]`; -1 where the call supplies a vector.
+    /// Token ids, i32 `[n_tokens]`; `-1 - i` where vector number `i` of the call stands in place of an embedding.
     Tokens,
-    /// Vectors in place of token embeddings, at the positions whose id is -1, f32 `[n_seqs, n_tokens, n_embd]`.
-    Embeddings,
-    /// Position of every token in its sequence, i32 `[n_seqs, n_tokens]`.
+    /// Position of every token in its sequence, i32 `[n_tokens]`.
     Positions,
+    /// Sequence of every row, i32 `[n_tokens]`; -1 for rows that are padding. For encoders, clip of every audio token.
+    Sequences,
     /// Memory slot of every sequence, i32 `[n_seqs]`.
     Slots,
-    /// How many of a sequence's tokens are real; the rest is padding. i32 `[n_seqs]`.
-    Lengths,
-    /// Rows of the flattened batch that reach the output head, i32 `[n_outputs]`.
+    /// First row of every sequence and the end of its rows, i32 `[n_seqs, 2]`; equal where a sequence is padding.
+    Ranges,
+    /// Rows that reach the output head, i32 `[n_outputs]`.
     OutRows,
-    /// How many frames of a clip's features are real; the rest is padding. i32 `[n_seqs]`.
+    /// First frame of every clip and the end of its frames, i32 `[n_seqs, 2]`; equal where a clip is padding.
     Frames,
-    /// Features of the audio encoder, f32 `[n_seqs, n_mels, n_frames]`.
+    /// The vectors of a call, f32 `[n_tokens, n_embd]`, of which the first come from the caller.
+    Embeddings,
+    /// Features of the audio encoder, clips in a line, f32 `[n_mels, n_frames]`.
     Features,
 }
 
 impl Input {
     /// Every input, in the order of the input block.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Tokens,
-        Self::Embeddings,
         Self::Positions,
+        Self::Sequences,
         Self::Slots,
-        Self::Lengths,
+        Self::Ranges,
         Self::OutRows,
         Self::Frames,
+        Self::Embeddings,
         Self::Features,
     ];
 
@@ -87,7 +91,13 @@ impl Input {
     pub const fn dtype(self) -> DType {
         match self {
             Self::Embeddings | Self::Features => DType::F32,
-            Self::Tokens | Self::Positions | Self::Slots | Self::Lengths | Self::OutRows | Self::Frames => DType::I32,
+            Self::Tokens
+            | Self::Positions
+            | Self::Sequences
+            | Self::Slots
+            | Self::Ranges
+            | Self::OutRows
+            | Self::Frames => DType::I32,
         }
     }
 }

@@ -10,7 +10,7 @@ pub trait AudioEncoder: Send + Sync {
     /// Geometry of its input.
     fn spec(&self) -> EncoderSpec;
 
-    /// `Features [1, n_mels, n_frames]` to `[1, n_tokens, n_embd]`, vectors of the decoder's width.
+    /// Clips in a line, `Features [n_mels, n_frames]`, to `[n_tokens, n_embd]`, vectors of the decoder's width.
     fn build(&self, g: &GraphBuilder<'_>, key: &GraphKey);
 }
 

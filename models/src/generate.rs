@@ -6,8 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use engine::backend::Backend;
-use engine::batch::{Batch, Sequence, Tokens};
-use engine::key::Rows;
+use engine::batch::{Batch, Rows, Sequence, Tokens};
 use engine::memory::Slot;
 use engine::session::{MAX_CONTEXT, Reuse, Session, SessionOptions, Stats};
 use engine::{DType, Error, Result};
@@ -212,7 +211,7 @@ impl Run<'_> {
 
     /// Feeds tokens, in pieces where they are many, and chooses the one that follows.
     fn choose(&mut self, sampler: &mut Sampler, ids: &[u32]) -> Result<usize> {
-        Ok(sampler.choose(self.session.feed(self.slot, Tokens::Ids(ids), Rows::Last)?))
+        Ok(sampler.choose(self.session.feed(self.slot, Tokens::Ids(ids))?))
     }
 
     /// Feeds tokens and returns the logits of each, `[n_tokens, n_vocab]`.
@@ -220,11 +219,9 @@ impl Run<'_> {
         let mut all = Vec::with_capacity(ids.len() * self.session.model().n_vocab());
         let max = self.session.options().max_tokens;
         for piece in ids.chunks(max) {
-            let sequence = Sequence { slot: self.slot, tokens: Tokens::Ids(piece) };
-            let logits = self.session.step(&Batch { seqs: &[sequence], rows: Rows::All })?;
-            for i in 0..piece.len() {
-                all.extend_from_slice(logits.row(0, i));
-            }
+            let sequence = Sequence { slot: self.slot, tokens: Tokens::Ids(piece), rows: Rows::All };
+            let logits = self.session.step(&Batch { seqs: &[sequence] })?;
+            all.extend_from_slice(logits.rows(0));
         }
         Ok(all)
     }

@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use engine::backend::Backend;
 use engine::batch::{Features, Tokens};
-use engine::key::Rows;
 use engine::session::{Session, SessionOptions};
 use engine::{DType, Result};
 
@@ -262,7 +261,7 @@ impl Transcriber {
 
         let encode = Instant::now();
         let input = Features { n_mels: features.n_mels, n_frames: features.n_frames, values: &features.values };
-        let embeddings = session.enter(|s| s.encode(&input).map(<[f32]>::to_vec))?;
+        let embeddings = session.enter(|s| s.encode(&[input]).map(|e| e.clip(0).to_vec()))?;
         timings.encode += encode.elapsed();
 
         let prefill = Instant::now();
@@ -274,7 +273,7 @@ impl Transcriber {
         let mut answer = Answer { text: String::new(), ids: Vec::new(), decoder: tokenizer.decoder(true) };
         let mut decode = Instant::now();
         let result = session.enter(|s| {
-            let logits = s.feed(slot, Tokens::Mixed { ids: &ids, embeddings: &embeddings }, Rows::Last)?;
+            let logits = s.feed(slot, Tokens::Mixed { ids: &ids, embeddings: &embeddings })?;
             timings.prefill += prefill.elapsed();
             decode = Instant::now();
             let tensors = Tensors {
@@ -297,7 +296,7 @@ impl Transcriber {
                 if answer.ids.len() == max_tokens {
                     return Ok(true);
                 }
-                next = choose(&s.feed(slot, Tokens::Ids(&[next]), Rows::Last)?[..*n_used]);
+                next = choose(&s.feed(slot, Tokens::Ids(&[next]))?[..*n_used]);
             }
         });
         session.memory_mut().release(slot);

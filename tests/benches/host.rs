@@ -17,9 +17,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use backends::cpu::{CpuBackend, CpuOptions};
-use engine::batch::{Batch, Sequence, Tokens};
+use engine::batch::{Batch, Rows, Sequence, Tokens};
 use engine::gguf::{Gguf, GgufWriter};
-use engine::key::{GraphKey, Rows, Stage};
+use engine::key::Stage;
 use engine::memory::Slot;
 use engine::session::{Reuse, Session, SessionOptions};
 use engine::weights::WeightStore;
@@ -137,9 +137,9 @@ fn row(what: &str, mut samples: Vec<f64>) {
 
 /// One step of one token: host time and dispatch per step of the list.
 fn step(backend: &CpuBackend, s: &mut Session, slot: Slot) -> (f64, f64) {
-    let seqs = [Sequence { slot, tokens: Tokens::Ids(&[17]) }];
+    let seqs = [Sequence { slot, tokens: Tokens::Ids(&[17]), rows: Rows::Last }];
     let start = Instant::now();
-    let logits = s.step(&Batch { seqs: &seqs, rows: Rows::Last }).expect("there is room");
+    let logits = s.step(&Batch { seqs: &seqs }).expect("there is room");
     std::hint::black_box(logits.last(0));
     let end = Instant::now();
     let times = backend.last_run().expect("the backend is traced");
@@ -158,7 +158,7 @@ fn sequences(file: &Gguf) -> Vec<Vec<u8>> {
     let mut s = open(&cpu(threads), file, Reuse::On);
     let at = |s: &mut Session, n: usize| {
         let slot = s.memory_mut().acquire().expect("slots are given back");
-        s.feed(slot, Tokens::Ids(&vec![5; n]), Rows::None).expect("there is room");
+        s.feed(slot, Tokens::Ids(&vec![5; n])).expect("there is room");
         let bytes = s.snapshot(slot).expect("a sequence");
         s.memory_mut().release(slot);
         bytes
@@ -208,8 +208,7 @@ fn measure_entries(file: &Gguf) {
 fn measure_builds(file: &Gguf) {
     let mut s = open(&cpu(1), file, Reuse::Off);
     for (what, n_tokens) in [("one token", 1), ("a prompt of 64", 64)] {
-        let n_kv = u32::try_from(s.memory().n_ctx()).expect("a context");
-        let key = GraphKey { stage: Stage::Tokens, n_seqs: 1, n_tokens, n_kv, rows: Rows::Last };
+        let key = s.key_of(Stage::Tokens, n_tokens, 1).expect("a small call");
         let mut times = Vec::new();
         let mut n_nodes = 0;
         for _ in 0..BUILDS {

@@ -97,7 +97,7 @@ fn graphs_name_backends_fused_ops_weights_and_states() {
         "inputs of layer 0 F32",
         "keys of layer",
         "cpu",
-        "tokens I32[2, 16]",
+        "tokens I32[32]",
         "(act: Silu)",
     ] {
         assert!(text.contains(part), "{part}: {text}");

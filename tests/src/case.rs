@@ -1,9 +1,11 @@
 //! [`OpCase`]: one or a few ops with their operands, and how far a backend may be off.
 
+use std::ops::Range;
+
 use engine::DType;
 use engine::Shape;
 use engine::builder::{BatchInputs, GraphBuilder};
-use engine::key::{GraphKey, Rows, Stage};
+use engine::key::{GraphKey, Stage};
 use engine::state::{KvCache, State, StateLayout, StateOptions, StateSpec, States};
 use engine::tensor::{Input, Tensor};
 use engine::weights::Weight;
@@ -112,13 +114,24 @@ pub struct BatchArg {
     pub n_slots: usize,
     /// Positions per slot.
     pub n_ctx: usize,
-    /// Tokens per sequence, padding included.
+    /// Rows, padding included.
     pub n_tokens: usize,
-    /// The sequences.
+    /// The sequences, whose rows lie in a line.
     pub seqs: Vec<Sequence>,
 }
 
 impl BatchArg {
+    /// The rows of every sequence.
+    pub fn ranges(&self) -> Vec<Range<usize>> {
+        let mut end = 0;
+        let rows = |seq: &Sequence| {
+            let start = end;
+            end += seq.length;
+            start..end
+        };
+        self.seqs.iter().map(rows).collect()
+    }
+
     /// The key of a call of this shape.
     pub fn key(&self, stage: Stage) -> GraphKey {
         let size = |n: usize| u32::try_from(n).expect("cases are small");
@@ -127,7 +140,7 @@ impl BatchArg {
             n_seqs: size(self.seqs.len()),
             n_tokens: size(self.n_tokens),
             n_kv: size(self.n_ctx),
-            rows: Rows::All,
+            n_outputs: size(self.n_tokens),
         }
     }
 }
@@ -142,14 +155,14 @@ pub struct Args {
     pub s: Vec<State>,
     /// Attention caches, in the order of the case.
     pub kv: Vec<KvCache>,
-    /// Positions, slots and lengths; there if the case has a batch.
+    /// Positions, slots and spans; there if the case has a batch.
     pub batch: Option<BatchInputs>,
     /// Raw inputs, in the order of the case.
     pub raw: Vec<Tensor>,
 }
 
 impl Args {
-    /// Positions, slots and lengths.
+    /// Positions, slots and spans.
     pub fn batch(&self) -> &BatchInputs {
         self.batch.as_ref().expect("the case has a batch")
     }
@@ -246,7 +259,7 @@ impl OpCase {
         self
     }
 
-    /// Adds positions, slots and lengths.
+    /// Adds positions, slots and spans.
     #[must_use]
     pub fn batch(mut self, batch: BatchArg) -> Self {
         self.batch = Some(batch);

@@ -9,9 +9,8 @@ use std::sync::Arc;
 use convert::FileType;
 use engine::DType;
 use engine::backend::Backend;
-use engine::batch::{Batch, Features, Sequence, Tokens};
+use engine::batch::{Batch, Features, Rows, Sequence, Tokens};
 use engine::gguf::Gguf;
-use engine::key::Rows;
 use engine::pass::CompileOptions;
 use engine::session::{Session, SessionOptions};
 use models::LoadOptions;
@@ -307,7 +306,7 @@ fn check_clip(s: &mut Session, clip: &Clip, backend: &str) {
     let sum: f64 = features.values.iter().map(|&v| f64::from(v)).sum();
     assert!((sum - clip.mel_sum).abs() <= MEL_TOLERANCE * 100.0 + 1e-6 * clip.mel_sum.abs(), "{at}: mel {sum}");
     let input = Features { n_mels: features.n_mels, n_frames: features.n_frames, values: &features.values };
-    let embeddings = s.encode(&input).unwrap().to_vec();
+    let embeddings = s.encode(&[input]).unwrap().clip(0).to_vec();
     assert_eq!(embeddings.len(), clip.n_tokens * 64, "{at}");
     sums(&at, &embeddings, clip.embeddings, ENCODER_TOLERANCE);
     for (token, want) in std::iter::once(&(0, clip.first_token)).chain(clip.tokens) {
@@ -317,8 +316,7 @@ fn check_clip(s: &mut Session, clip: &Clip, backend: &str) {
     }
     let slot = s.memory_mut().acquire().unwrap();
     let prompt = prompt(clip.n_tokens);
-    let mut logits =
-        s.feed(slot, Tokens::Mixed { ids: &prompt, embeddings: &embeddings }, Rows::Last).unwrap().to_vec();
+    let mut logits = s.feed(slot, Tokens::Mixed { ids: &prompt, embeddings: &embeddings }).unwrap().to_vec();
     for (got, want) in logits.iter().zip(clip.logits) {
         near(&at, *got, want, LOGITS_TOLERANCE);
     }
@@ -326,7 +324,7 @@ fn check_clip(s: &mut Session, clip: &Clip, backend: &str) {
     for _ in 0..10 {
         let next = u32::try_from(greedy(&logits)).unwrap();
         decoded.push(next.cast_signed());
-        logits = s.feed(slot, Tokens::Ids(&[next]), Rows::Last).unwrap().to_vec();
+        logits = s.feed(slot, Tokens::Ids(&[next])).unwrap().to_vec();
     }
     assert_eq!(decoded, clip.decoded, "{at}");
     s.memory_mut().release(slot);
@@ -363,8 +361,9 @@ fn full_attention_differs_as_published() {
     let features = mel(&sound(176_000));
     let input = Features { n_mels: features.n_mels, n_frames: features.n_frames, values: &features.values };
     for backend in backends() {
-        let full = session(&file, &backend, AudioAttention::Full, &[]).encode(&input).unwrap().to_vec();
-        let windowed = session(&file, &backend, AudioAttention::Windowed, &[]).encode(&input).unwrap().to_vec();
+        let full = session(&file, &backend, AudioAttention::Full, &[]).encode(&[input]).unwrap().clip(0).to_vec();
+        let windowed =
+            session(&file, &backend, AudioAttention::Windowed, &[]).encode(&[input]).unwrap().clip(0).to_vec();
         sums("full", &full, (636.10084, 2745.18627), ENCODER_TOLERANCE);
         for (token, want) in [(103, [-0.09678, 0.17012, 0.2062, 0.2222]), (104, [-0.1839, 0.13073, -0.26302, 0.42318])]
         {
@@ -453,7 +452,7 @@ fn every_stage_matches_transformers() {
         ENCODER_STAGES.iter().chain(&DECODER_STAGES).map(|s| s.0).chain(IMAGES.map(|i| i.0)).collect();
     for backend in backends() {
         let mut s = session(&file, &backend, AudioAttention::Windowed, &taps);
-        let embeddings = s.encode(&input).unwrap().to_vec();
+        let embeddings = s.encode(&[input]).unwrap().clip(0).to_vec();
         let tap = |s: &Session, name: &str| s.tap(name).unwrap().unwrap_or_else(|| panic!("no tap {name}")).0;
         for (name, [mel, time], want, samples) in &IMAGES {
             let values = tap(&s, name);
@@ -472,7 +471,7 @@ fn every_stage_matches_transformers() {
         let slot = s.memory_mut().acquire().unwrap();
         let prompt = prompt(47);
         let tokens = Tokens::Mixed { ids: &prompt, embeddings: &embeddings };
-        let logits = s.step(&Batch { seqs: &[Sequence { slot, tokens }], rows: Rows::All }).unwrap();
+        let logits = s.step(&Batch { seqs: &[Sequence { slot, tokens, rows: Rows::All }] }).unwrap();
         for (i, want) in ARGMAX.iter().enumerate() {
             assert_eq!(greedy(logits.row(0, i)), *want, "position {i} on {}", backend.name());
         }

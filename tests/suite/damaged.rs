@@ -5,7 +5,6 @@ use std::path::Path;
 use convert::FileType;
 use engine::DType;
 use engine::gguf::Gguf;
-use engine::key::Rows;
 use models::LoadOptions;
 
 /// Damaged copies of each model that are opened and built.
@@ -20,9 +19,9 @@ fn open_and_build(path: &Path) -> engine::Result<()> {
     models::tokenizer::Tokenizer::from_gguf(&loaded.files[0])?;
     let sizes = engine::state::StateOptions { n_slots: 1, n_ctx: 64, kv_dtype: DType::F16 };
     let memory = loaded.model.states().layout(&sizes)?;
-    let frames = loaded.model.encoder().map(|e| (Stage::Encode, u32::try_from(e.chunk_frames).unwrap()));
+    let frames = loaded.model.encoder().map(|e| (Stage::Encode, u32::try_from(e.line_frames).unwrap()));
     for (stage, n_tokens) in frames.into_iter().chain([(Stage::Embeddings, 8), (Stage::Tokens, 1)]) {
-        let key = GraphKey { stage, n_seqs: 1, n_tokens, n_kv: 64, rows: Rows::Last };
+        let key = GraphKey { stage, n_seqs: 1, n_tokens, n_kv: 64, n_outputs: 1 };
         let builder = engine::builder::GraphBuilder::new(&memory);
         loaded.model.build(&builder, &key);
         builder.finish()?;

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use engine::backend::Backend;
-use engine::batch::{Batch, Sequence, Tokens};
+use engine::batch::{Batch, Rows, Sequence, Tokens};
 use engine::builder::{BatchInputs, GraphBuilder};
 use engine::gguf::GgufWriter;
-use engine::key::{GraphKey, Rows};
+use engine::key::GraphKey;
 use engine::memory::Slot;
 use engine::model::Model;
 use engine::op::{Rope, RopePairs};
@@ -174,8 +174,9 @@ pub fn tokens(seed: u64, n: usize) -> Vec<u32> {
 
 /// Logits of the last token of every sequence.
 pub fn step(s: &mut Session, seqs: &[(Slot, &[u32])]) -> Vec<Vec<f32>> {
-    let seqs: Vec<Sequence<'_>> = seqs.iter().map(|&(slot, ids)| Sequence { slot, tokens: Tokens::Ids(ids) }).collect();
-    let logits = s.step(&Batch { seqs: &seqs, rows: Rows::Last }).unwrap();
+    let last = |&(slot, ids)| Sequence { slot, tokens: Tokens::Ids(ids), rows: Rows::Last };
+    let seqs: Vec<Sequence<'_>> = seqs.iter().map(last).collect();
+    let logits = s.step(&Batch { seqs: &seqs }).unwrap();
     (0..seqs.len()).map(|i| logits.last(i).to_vec()).collect()
 }
 
@@ -218,7 +219,7 @@ fn a_model_that_is_no_function_of_the_key_is_found_out() {
     let mut s = Session::open(Arc::clone(&model) as _, &weights, &[backend], options()).unwrap();
     let slot = s.memory_mut().acquire().unwrap();
     let mut next =
-        || s.step(&Batch { seqs: &[Sequence { slot, tokens: Tokens::Ids(&[1]) }], rows: Rows::Last }).map(|_| ());
+        || s.step(&Batch { seqs: &[Sequence { slot, tokens: Tokens::Ids(&[1]), rows: Rows::Last }] }).map(|_| ());
     next().unwrap();
     next().unwrap();
     model.scale.store(0.4f32.to_bits(), Ordering::Relaxed);
@@ -252,8 +253,8 @@ fn every_build_has_its_reason() {
     step(&mut s, &[(a, &[2])]);
     assert_eq!(reason(&s), None);
     step(&mut s, &[(a, &[2]), (b, &[1])]);
-    assert_eq!(reason(&s), Some(BuildReason::Sequences));
-    s.step(&Batch { seqs: &[Sequence { slot: b, tokens: Tokens::Ids(&[1]) }], rows: Rows::None }).unwrap();
+    assert_eq!(reason(&s), Some(BuildReason::Tokens));
+    s.step(&Batch { seqs: &[Sequence { slot: b, tokens: Tokens::Ids(&[1]), rows: Rows::None }] }).unwrap();
     assert_eq!(reason(&s), Some(BuildReason::Rows));
     // The first graph was the one used longest ago.
     step(&mut s, &[(a, &[1, 2, 3])]);
@@ -264,7 +265,7 @@ fn every_build_has_its_reason() {
     step(&mut s, &[(a, &[1, 2, 3])]);
     assert_eq!(reason(&s), Some(BuildReason::Context));
     let mixed = Tokens::Mixed { ids: &[-1, 3], embeddings: &[0.5; N_EMBD] };
-    s.step(&Batch { seqs: &[Sequence { slot: a, tokens: mixed }], rows: Rows::Last }).unwrap();
+    s.step(&Batch { seqs: &[Sequence { slot: a, tokens: mixed, rows: Rows::Last }] }).unwrap();
     assert_eq!(reason(&s), Some(BuildReason::Stage));
     s.set_reuse(Reuse::Off);
     step(&mut s, &[(a, &[1, 2, 3])]);
@@ -348,7 +349,7 @@ fn a_new_sequence_never_sees_the_slot_s_last_owner() {
         let mut s = open(&backend, Reuse::Verified);
         let slot = s.memory_mut().acquire_at(1).unwrap();
         let tokens = Tokens::Mixed { ids: &[-1; 9], embeddings: &[f32::NAN; 9 * N_EMBD] };
-        s.step(&Batch { seqs: &[Sequence { slot, tokens }], rows: Rows::Last }).unwrap();
+        s.step(&Batch { seqs: &[Sequence { slot, tokens, rows: Rows::Last }] }).unwrap();
         s.memory_mut().release(slot);
         let slot = s.memory_mut().acquire_at(1).unwrap();
         assert_eq!([step(&mut s, &[(slot, &ids)]), step(&mut s, &[(slot, &[7])])], want, "{}", backend.name());
@@ -376,17 +377,21 @@ fn copies_go_on_like_their_original_and_rewinding_is_exact_or_refused() {
 fn calls_that_make_no_sense_are_refused() {
     let mut s = open(&backends()[0], Reuse::Verified);
     let slot = s.memory_mut().acquire().unwrap();
-    let mut refused = |seqs: &[Sequence<'_>]| s.step(&Batch { seqs, rows: Rows::Last }).map(|_| ()).unwrap_err();
-    let ids = |ids| Sequence { slot, tokens: Tokens::Ids(ids) };
+    let mut refused = |seqs: &[Sequence<'_>]| s.step(&Batch { seqs }).map(|_| ()).unwrap_err();
+    let ids = |ids| Sequence { slot, tokens: Tokens::Ids(ids), rows: Rows::Last };
     assert!(matches!(refused(&[]), Error::Batch { .. }));
     assert!(matches!(refused(&[ids(&[])]), Error::Batch { .. }));
     assert!(matches!(refused(&[ids(&[40])]), Error::Batch { .. }));
     assert!(matches!(refused(&[ids(&[1]), ids(&[2])]), Error::Batch { .. }));
     assert!(matches!(refused(&[ids(&[1; 65])]), Error::ContextFull { capacity: 64, wanted: 65 }));
-    let mixed = Sequence { slot, tokens: Tokens::Mixed { ids: &[-1, 3], embeddings: &[0.0; 3] } };
-    assert!(matches!(refused(&[mixed]), Error::Batch { .. }));
+    let tokens = Tokens::Mixed { ids: &[-1, 3], embeddings: &[0.0; 3] };
+    assert!(matches!(refused(&[Sequence { slot, tokens, rows: Rows::Last }]), Error::Batch { .. }));
+    for n in [0, 3] {
+        let two = Sequence { rows: Rows::Tail(n), ..ids(&[1, 2]) };
+        assert!(matches!(refused(&[two]), Error::Batch { .. }), "logits of {n} tokens");
+    }
     s.memory_mut().release(slot);
-    assert!(matches!(s.feed(slot, Tokens::Ids(&[1]), Rows::Last), Err(Error::Batch { .. })));
+    assert!(matches!(s.feed(slot, Tokens::Ids(&[1])), Err(Error::Batch { .. })));
 }
 
 #[test]

@@ -4,6 +4,7 @@ mod appendix;
 mod audio;
 mod boundaries;
 mod checkpoint;
+mod clips;
 mod convert;
 mod convert_lfm2;
 mod corrupted;

@@ -4,8 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use engine::backend::Backend;
-use engine::batch::{Batch, Sequence, Tokens};
-use engine::key::Rows;
+use engine::batch::{Batch, Rows, Sequence, Tokens};
 use engine::memory::Slot;
 use engine::op::Op;
 use engine::session::{Session, SessionOptions};
@@ -140,8 +139,9 @@ fn a_snapshot_needs_room_and_a_slot() {
 }
 
 fn advance(s: &mut Session, slots: &[Slot]) -> Result<(), Error> {
-    let seqs: Vec<Sequence<'_>> = slots.iter().map(|&slot| Sequence { slot, tokens: Tokens::Ids(&[4]) }).collect();
-    s.step(&Batch { seqs: &seqs, rows: Rows::Last }).map(|_| ())
+    let seqs: Vec<Sequence<'_>> =
+        slots.iter().map(|&slot| Sequence { slot, tokens: Tokens::Ids(&[4]), rows: Rows::Last }).collect();
+    s.step(&Batch { seqs: &seqs }).map(|_| ())
 }
 
 #[test]
@@ -269,7 +269,7 @@ fn a_released_slot_never_reaches_the_next_owner() {
             ("step", advance(&mut s, &[other, stale])),
             ("step beside the owner", advance(&mut s, &[owner, stale])),
         ];
-        refused.push(("feed", s.feed(stale, Tokens::Ids(&[1]), Rows::Last).map(|_| ())));
+        refused.push(("feed", s.feed(stale, Tokens::Ids(&[1])).map(|_| ())));
         for (what, result) in refused {
             assert!(matches!(result, Err(Error::Batch { .. })), "{what} on {}: {result:?}", backend.name());
         }

@@ -138,13 +138,13 @@ fn logits(backend: &Arc<dyn Backend>, files: Vec<Gguf>) -> Vec<f32> {
     if has_encoder {
         let mut rng = Rng::named("quirks");
         let mel: Vec<f32> = (0..128 * 61).map(|_| rng.uniform([-2.0, 2.0])).collect();
-        embeddings = s.encode(&Features { n_mels: 128, n_frames: 61, values: &mel }).unwrap().to_vec();
+        embeddings = s.encode(&[Features { n_mels: 128, n_frames: 61, values: &mel }]).unwrap().clip(0).to_vec();
         ids.extend([-1; 8]);
     }
     let tokens = Tokens::Mixed { ids: &ids, embeddings: &embeddings };
-    let mut all = s.feed(slot, tokens, engine::key::Rows::Last).unwrap().to_vec();
+    let mut all = s.feed(slot, tokens).unwrap().to_vec();
     for id in [7, 99] {
-        all.extend_from_slice(s.feed(slot, Tokens::Ids(&[id]), engine::key::Rows::Last).unwrap());
+        all.extend_from_slice(s.feed(slot, Tokens::Ids(&[id])).unwrap());
     }
     assert!(all.iter().all(|x| x.is_finite()));
     all

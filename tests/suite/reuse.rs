@@ -9,7 +9,7 @@ use engine::DType;
 use engine::backend::Backend;
 use engine::batch::Tokens;
 use engine::gguf::Gguf;
-use engine::key::{GraphKey, Rows, Stage};
+use engine::key::{GraphKey, Stage};
 use engine::pass::CompileOptions;
 use engine::session::{Reuse, Session, SessionOptions};
 use models::LoadOptions;
@@ -44,10 +44,10 @@ fn next(logits: &[f32]) -> u32 {
 fn generate(s: &mut Session, prompt: &[u32], n: usize) -> (Vec<u32>, Vec<f32>) {
     s.enter(|s| {
         let slot = s.memory_mut().acquire().unwrap();
-        let mut ids = vec![next(s.feed(slot, Tokens::Ids(prompt), Rows::Last).unwrap())];
+        let mut ids = vec![next(s.feed(slot, Tokens::Ids(prompt)).unwrap())];
         let mut last = Vec::new();
         for _ in 0..n {
-            let logits = s.feed(slot, Tokens::Ids(&[ids[ids.len() - 1]]), Rows::Last).unwrap();
+            let logits = s.feed(slot, Tokens::Ids(&[ids[ids.len() - 1]])).unwrap();
             ids.push(next(logits));
             last = logits.to_vec();
         }
@@ -77,7 +77,7 @@ fn equal_keys_give_equal_graphs() {
     let file = trained(FileType::BF16);
     let fingerprints = |stage, n_tokens| {
         let mut s = open(&file, cpu(1), SessionOptions { reuse: Reuse::Off, ..session_options() });
-        let key = GraphKey { stage, n_seqs: 1, n_tokens, n_kv: 512, rows: Rows::Last };
+        let key = GraphKey { stage, n_seqs: 1, n_tokens, n_kv: 512, n_outputs: 1 };
         [(); 2].map(|()| s.graph(&key).unwrap().0.fingerprint())
     };
     let mut all = Vec::new();
@@ -98,13 +98,13 @@ fn steps_allocate_nothing() {
         let mut s = open(&trained(file_type), cpu(threads), options);
         let calls = s.enter(|s| {
             let slot = s.memory_mut().acquire().unwrap();
-            let mut id = next(s.feed(slot, Tokens::Ids(&PROMPT), Rows::Last).unwrap());
+            let mut id = next(s.feed(slot, Tokens::Ids(&PROMPT)).unwrap());
             for _ in 0..WARM_UP {
-                id = next(s.feed(slot, Tokens::Ids(&[id]), Rows::Last).unwrap());
+                id = next(s.feed(slot, Tokens::Ids(&[id])).unwrap());
             }
             let (_, usage) = measure(|| {
                 for _ in 0..50 {
-                    id = next(s.feed(slot, Tokens::Ids(&[id]), Rows::Last).unwrap());
+                    id = next(s.feed(slot, Tokens::Ids(&[id])).unwrap());
                 }
             });
             usage.calls
@@ -132,7 +132,7 @@ fn fused_and_unfused_graphs_agree() {
         let compile = CompileOptions { fuse, poison: true, ..CompileOptions::default() };
         let options = SessionOptions { kv_dtype: DType::F32, compile, ..session_options() };
         let mut s = open(&file, cpu(2), options);
-        let key = GraphKey { stage: Stage::Tokens, n_seqs: 1, n_tokens: 1, n_kv: 512, rows: Rows::Last };
+        let key = GraphKey { stage: Stage::Tokens, n_seqs: 1, n_tokens: 1, n_kv: 512, n_outputs: 1 };
         let counts = s.graph(&key).unwrap().2.clone();
         (generate(&mut s, &PROMPT, 12), counts)
     };
@@ -143,7 +143,7 @@ fn fused_and_unfused_graphs_agree() {
     assert!(worst < 1e-3, "{worst}");
     assert!(none.is_empty());
     // Three layers: q, k, v together; gate and up together; every norm with the sum before it, but for the first, which
-    // has none, and the last, which reads selected rows.
-    let want = [("add_norm", 5), ("glu_epilogue", 3), ("linear_group", 3)];
+    // has none.
+    let want = [("add_norm", 6), ("glu_epilogue", 3), ("linear_group", 3)];
     assert_eq!(counts.into_iter().collect::<Vec<_>>(), want);
 }

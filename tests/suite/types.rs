@@ -6,9 +6,8 @@ use std::sync::Arc;
 use convert::FileType;
 use engine::DType;
 use engine::backend::Backend;
-use engine::batch::{Batch, Sequence, Tokens};
+use engine::batch::{Batch, Rows, Sequence, Tokens};
 use engine::gguf::Gguf;
-use engine::key::Rows;
 use engine::session::{Session, SessionOptions};
 use models::LoadOptions;
 use tests::compare::nmse;
@@ -43,8 +42,8 @@ fn logits(file: &Gguf, backend: &str) -> Vec<Vec<f32>> {
     let (prompt, rest) = ids.split_at(N_PROMPT);
     let mut out = Vec::new();
     for tokens in std::iter::once(prompt).chain(rest.chunks(1)) {
-        let seqs = [Sequence { slot, tokens: Tokens::Ids(tokens) }];
-        let found = s.step(&Batch { seqs: &seqs, rows: Rows::All }).unwrap();
+        let seqs = [Sequence { slot, tokens: Tokens::Ids(tokens), rows: Rows::All }];
+        let found = s.step(&Batch { seqs: &seqs }).unwrap();
         out.extend((0..tokens.len()).map(|t| found.row(0, t).to_vec()));
     }
     out

@@ -8,35 +8,35 @@ use engine::{DType, Result};
 use super::linear::product;
 use super::operands::{Operands, Rows, decode, encode};
 
-/// `[x, w, state, slots, positions, lengths]`: `y[t] = sum_j w[:, j] * x[t - (d_conv - 1) + j]` over the slot's past.
+/// `[x, w, state, slots, positions, ranges]`: `y[t] = sum_j w[:, j] * x[t - (d_conv - 1) + j]` over the slot's past.
 /// NaN for padding.
 pub fn causal_conv1d(cx: &Operands<'_>, args: &[TensorId]) -> Result<Vec<f64>> {
-    let [n_seqs, n_tokens, width] = cx.dims(args[0])?;
+    let [n_tokens, width] = cx.dims(args[0])?;
     let [n_slots, history, _] = cx.dims(args[2])?;
     let (x, w) = (cx.values(args[0])?, cx.values(args[1])?);
     let slots = cx.indices(args[3], n_slots)?;
     let positions = cx.values(args[4])?;
-    let lengths = cx.lengths(args[5], n_tokens)?;
+    let ranges = cx.ranges(args[5], n_tokens)?;
     let d_conv = history + 1;
     let slot_bytes = DType::F32.row_bytes(history * width);
     let mut state = cx.state(args[2])?.lock();
-    let mut out = vec![f64::NAN; n_seqs * n_tokens * width];
-    for s in (0..n_seqs).filter(|&s| lengths[s] > 0) {
-        let state = &mut state[slots[s] * slot_bytes..][..slot_bytes];
-        // [history + length, width]
-        let mut inputs = if positions[s * n_tokens] == 0.0 {
+    let mut out = vec![f64::NAN; n_tokens * width];
+    for (slot, rows) in slots.into_iter().zip(ranges).filter(|(_, rows)| !rows.is_empty()) {
+        let state = &mut state[slot * slot_bytes..][..slot_bytes];
+        // [history + rows, width]
+        let mut inputs = if positions[rows.start] == 0.0 {
             vec![0.0; history * width]
         } else {
             decode(DType::F32, state, history * width)?
         };
-        inputs.extend_from_slice(&x[s * n_tokens * width..][..lengths[s] * width]);
-        for t in 0..lengths[s] {
-            for c in 0..width {
+        inputs.extend_from_slice(&x[rows.start * width..rows.end * width]);
+        for (t, out) in out[rows.start * width..rows.end * width].chunks_exact_mut(width).enumerate() {
+            for (c, out) in out.iter_mut().enumerate() {
                 let taps = (0..d_conv).map(|j| w[c * d_conv + j] * inputs[(t + j) * width + c]);
-                out[(s * n_tokens + t) * width + c] = taps.sum();
+                *out = taps.sum();
             }
         }
-        encode(DType::F32, &inputs[lengths[s] * width..], state)?;
+        encode(DType::F32, &inputs[rows.len() * width..], state)?;
     }
     Ok(out)
 }
@@ -94,35 +94,35 @@ pub fn depthwise_conv2d(cx: &Operands<'_>, args: &[TensorId], stride: usize, pad
     Ok(out)
 }
 
-/// `[x, w, bias, lengths]`: a centred kernel for every channel over the real tokens. NaN for padding.
+/// `[x, w, bias, sequences, ranges]`: a centred kernel for every channel over the rows of a sequence. NaN for padding.
 pub fn depthwise_conv1d(cx: &Operands<'_>, args: &[TensorId]) -> Result<Vec<f64>> {
-    let [n_seqs, n_tokens, width] = cx.dims(args[0])?;
+    let [n_tokens, width] = cx.dims(args[0])?;
     let [_, d_conv] = cx.dims(args[1])?;
     let (x, w, bias) = (cx.values(args[0])?, cx.values(args[1])?, cx.values(args[2])?);
-    let lengths = cx.lengths(args[3], n_tokens)?;
-    let mut out = vec![f64::NAN; n_seqs * n_tokens * width];
-    for s in 0..n_seqs {
-        for t in 0..lengths[s] {
+    let mut out = vec![f64::NAN; n_tokens * width];
+    for rows in cx.ranges(args[4], n_tokens)? {
+        for t in rows.clone() {
             for c in 0..width {
                 let inputs = (0..d_conv).filter_map(|j| Some((j, (t + j).checked_sub(d_conv / 2)?)));
-                let taps = inputs.filter(|&(_, i)| i < lengths[s]);
-                let products = taps.map(|(j, i)| w[c * d_conv + j] * x[(s * n_tokens + i) * width + c]);
-                out[(s * n_tokens + t) * width + c] = bias[c] + products.sum::<f64>();
+                let taps = inputs.filter(|(_, i)| rows.contains(i));
+                let products = taps.map(|(j, i)| w[c * d_conv + j] * x[i * width + c]);
+                out[t * width + c] = bias[c] + products.sum::<f64>();
             }
         }
     }
     Ok(out)
 }
 
-/// `[x, lengths]`: zeros in the rows behind the end of every sequence.
+/// `[x, ranges]`: zeros in the rows outside of every range; `unit` entries of the ranges make a row.
 pub fn mask_rows(cx: &Operands<'_>, args: &[TensorId], unit: usize) -> Result<Vec<f64>> {
     let mut out = cx.values(args[0])?.into_owned();
-    let shape = cx.desc(args[0]).shape;
-    let (n_seqs, n_rows) = (shape.dim(0), shape.dim(1));
-    let lengths = cx.lengths(args[1], n_rows.saturating_mul(unit))?;
-    let row_len = out.len() / (n_seqs * n_rows);
-    for (rows, length) in out.chunks_exact_mut(n_rows * row_len).zip(lengths) {
-        rows[length.div_ceil(unit) * row_len..].fill(0.0);
+    let n_rows = cx.desc(args[0]).shape.dim(0);
+    let ranges = cx.ranges(args[1], n_rows.saturating_mul(unit))?;
+    let row_len = out.len() / n_rows;
+    for (r, row) in out.chunks_exact_mut(row_len).enumerate() {
+        if !ranges.iter().any(|range| (range.start / unit..range.end.div_ceil(unit)).contains(&r)) {
+            row.fill(0.0);
+        }
     }
     Ok(out)
 }

@@ -298,7 +298,7 @@ fn compute(cx: &Operands<'_>, node: &Node) -> Result<Vec<Vec<f64>>> {
         }
         Op::Rope(rope) => {
             let mut y = x()?.into_owned();
-            let [_, _, n_head, head_dim] = cx.dims(args[0])?;
+            let [_, n_head, head_dim] = cx.dims(args[0])?;
             pointwise::rope(rope, &mut y, &cx.values(args[1])?, n_head, head_dim);
             vec![y]
         }

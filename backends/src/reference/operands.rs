@@ -1,6 +1,7 @@
 //! [`Operands`]: what a node reads, as f64 in the order of its shape, wherever it is stored.
 
 use std::borrow::Cow;
+use std::ops::Range;
 use std::sync::Arc;
 
 use engine::graph::Graph;
@@ -94,9 +95,16 @@ impl<'a> Operands<'a> {
         self.values(id)?.iter().map(|&v| index(v, limit)).collect()
     }
 
-    /// Real tokens of every sequence.
-    pub fn lengths(&self, id: TensorId, n_tokens: usize) -> Result<Vec<usize>> {
-        self.indices(id, n_tokens + 1)
+    /// The sequence of every row, none for padding.
+    pub fn sequences(&self, id: TensorId, n_seqs: usize) -> Result<Vec<Option<usize>>> {
+        let of_row = |&v: &f64| if v < 0.0 { Ok(None) } else { index(v, n_seqs).map(Some) };
+        self.values(id)?.iter().map(of_row).collect()
+    }
+
+    /// The rows of every sequence, of `n_rows` in all.
+    pub fn ranges(&self, id: TensorId, n_rows: usize) -> Result<Vec<Range<usize>>> {
+        let ends = self.indices(id, n_rows + 1)?;
+        Ok(ends.as_chunks().0.iter().map(|&[start, end]| start..end).collect())
     }
 
     /// The memory of the state that a tensor is, directly or as the result of a write.

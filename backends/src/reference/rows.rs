@@ -15,13 +15,16 @@ pub fn get_rows(cx: &Operands<'_>, args: &[TensorId]) -> Result<Vec<f64>> {
     Ok(out)
 }
 
-/// `[table, ids, rows]`: row `ids[..]` of the table, or the row of `rows` at the same place where the id is negative.
+/// `[table, ids, rows]`: row `ids[..]` of the table, or row `-1 - ids[..]` of `rows` where the id is negative.
 pub fn embed(cx: &Operands<'_>, args: &[TensorId]) -> Result<Vec<f64>> {
     let [n_rows, n] = cx.dims(args[0])?;
-    let table = cx.rows(args[0])?;
-    let mut out = cx.values(args[2])?.into_owned();
-    for (&id, row) in cx.values(args[1])?.iter().zip(out.chunks_exact_mut(n)) {
-        if id >= 0.0 {
+    let (table, vectors) = (cx.rows(args[0])?, cx.rows(args[2])?);
+    let ids = cx.values(args[1])?;
+    let mut out = vec![0.0; ids.len() * n];
+    for (&id, row) in ids.iter().zip(out.chunks_exact_mut(n)) {
+        if id < 0.0 {
+            vectors.row(index(-1.0 - id, ids.len())?, row)?;
+        } else {
             table.row(index(id, n_rows)?, row)?;
         }
     }

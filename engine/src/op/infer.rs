@@ -220,8 +220,8 @@ fn binary(op: Binary, args: &[TensorDesc]) -> Outs {
 fn rope_shape(rope: Rope, args: &[TensorDesc]) -> Outs {
     let [x, positions] = arguments(args)?;
     activation("x", x)?;
-    let [n_seqs, n_tokens, _, head_dim] = rank("x", x)?;
-    indices("positions", positions, [n_seqs, n_tokens])?;
+    let [n_tokens, _, head_dim] = rank("x", x)?;
+    indices("positions", positions, [n_tokens])?;
     let n_rot = rope.n_rot as usize;
     ensure(n_rot.is_multiple_of(2) && n_rot <= head_dim && n_rot > 0, || {
         format!("n_rot {n_rot} does not fit head_dim {head_dim}")
@@ -230,58 +230,70 @@ fn rope_shape(rope: Rope, args: &[TensorDesc]) -> Outs {
 }
 
 fn kv_write(args: &[TensorDesc]) -> Outs {
-    let [x, state, slots, positions, lengths] = arguments(args)?;
+    let [x, state, slots, positions, sequences] = arguments(args)?;
     activation("x", x)?;
-    let [n_seqs, n_tokens, n_head_kv, head_dim] = rank("x", x)?;
+    let [n_tokens, n_head_kv, head_dim] = rank("x", x)?;
     let [n_slots, n_ctx, ..] = rank::<4>("state", state)?;
     shaped("state", state, [n_slots, n_ctx, n_head_kv, head_dim])?;
     ensure(matches!(state.dtype, DType::F16 | DType::F32), || format!("state: want F16 or F32, got {}", state.dtype))?;
-    indices("slots", slots, [n_seqs])?;
-    indices("positions", positions, [n_seqs, n_tokens])?;
-    indices("lengths", lengths, [n_seqs])?;
+    rows_of_slots(n_tokens, slots, positions)?;
+    indices("sequences", sequences, [n_tokens])?;
     Ok(smallvec![(state.dtype, state.shape)])
 }
 
 fn cached_attention(args: &[TensorDesc]) -> Outs {
-    let [q, k, v, slots, positions, lengths] = arguments(args)?;
+    let [q, k, v, slots, positions, sequences] = arguments(args)?;
     activation("q", q)?;
-    let [n_seqs, n_tokens, n_head, head_dim] = rank("q", q)?;
+    let [n_tokens, n_head, head_dim] = rank("q", q)?;
     let [_, _, n_head_kv, kv_dim] = rank("k", k)?;
     ensure(kv_dim == head_dim && n_head.is_multiple_of(n_head_kv), || {
         format!("k {} does not fit q {}", k.shape, q.shape)
     })?;
     shaped("v", v, k.shape)?;
     ensure(v.dtype == k.dtype, || format!("v: want {}, got {}", k.dtype, v.dtype))?;
-    indices("slots", slots, [n_seqs])?;
-    indices("positions", positions, [n_seqs, n_tokens])?;
-    indices("lengths", lengths, [n_seqs])?;
+    rows_of_slots(n_tokens, slots, positions)?;
+    indices("sequences", sequences, [n_tokens])?;
     Ok(smallvec![(DType::F32, q.shape)])
 }
 
 fn attention(args: &[TensorDesc]) -> Outs {
-    let [q, k, v, lengths] = arguments(args)?;
+    let [q, k, v, sequences, ranges] = arguments(args)?;
     activation("q", q)?;
-    let [n_seqs, ..] = rank::<4>("q", q)?;
+    let [n_tokens, ..] = rank::<3>("q", q)?;
     same_activation("k", k, q)?;
     same_activation("v", v, q)?;
-    indices("lengths", lengths, [n_seqs])?;
+    indices("sequences", sequences, [n_tokens])?;
+    pairs("ranges", ranges)?;
     Ok(smallvec![(DType::F32, q.shape)])
 }
 
+/// A slot for every sequence, a position for every row.
+fn rows_of_slots(n_tokens: usize, slots: &TensorDesc, positions: &TensorDesc) -> Result<(), OpError> {
+    let [n_seqs] = rank("slots", slots)?;
+    indices("slots", slots, [n_seqs])?;
+    indices("positions", positions, [n_tokens])
+}
+
+/// The beginning and the end of every sequence; their number.
+fn pairs(name: &str, t: &TensorDesc) -> Result<usize, OpError> {
+    let [n, _] = rank(name, t)?;
+    indices(name, t, [n, 2])?;
+    Ok(n)
+}
+
 fn causal_conv1d(args: &[TensorDesc]) -> Outs {
-    let [x, w, state, slots, positions, lengths] = arguments(args)?;
+    let [x, w, state, slots, positions, ranges] = arguments(args)?;
     activation("x", x)?;
     activation("w", w)?;
-    let [n_seqs, n_tokens, width] = rank("x", x)?;
+    let [n_tokens, width] = rank("x", x)?;
     let [_, d_conv] = rank("w", w)?;
     shaped("w", w, [width, d_conv])?;
     let [n_slots, history, _] = rank("state", state)?;
     shaped("state", state, [n_slots, history, width])?;
     ensure(history + 1 == d_conv, || format!("state {} does not fit w {}", state.shape, w.shape))?;
     activation("state", state)?;
-    indices("slots", slots, [n_seqs])?;
-    indices("positions", positions, [n_seqs, n_tokens])?;
-    indices("lengths", lengths, [n_seqs])?;
+    rows_of_slots(n_tokens, slots, positions)?;
+    shaped("slots", slots, [pairs("ranges", ranges)?])?;
     Ok(smallvec![(DType::F32, x.shape)])
 }
 
@@ -324,39 +336,40 @@ fn depthwise_conv2d(stride: usize, pad: usize, args: &[TensorDesc]) -> Outs {
 }
 
 fn depthwise_conv1d(args: &[TensorDesc]) -> Outs {
-    let [x, w, bias, lengths] = arguments(args)?;
+    let [x, w, bias, sequences, ranges] = arguments(args)?;
     activation("x", x)?;
     float_weight("w", w)?;
-    let [n_seqs, _, width] = rank("x", x)?;
+    let [n_tokens, width] = rank("x", x)?;
     let [_, d_conv] = rank("w", w)?;
     shaped("w", w, [width, d_conv])?;
     ensure(d_conv % 2 == 1, || format!("w: want an odd kernel, got {}", w.shape))?;
     activation("bias", bias)?;
     shaped("bias", bias, [width])?;
-    indices("lengths", lengths, [n_seqs])?;
+    indices("sequences", sequences, [n_tokens])?;
+    pairs("ranges", ranges)?;
     Ok(smallvec![(DType::F32, x.shape)])
 }
 
 fn mask_rows(unit: u32, args: &[TensorDesc]) -> Outs {
-    let [x, lengths] = arguments(args)?;
+    let [x, ranges] = arguments(args)?;
     activation("x", x)?;
-    ensure(x.shape.rank() >= 3 && unit > 0, || format!("x {} has no rows of {unit}", x.shape))?;
-    indices("lengths", lengths, [x.shape.dim(0)])?;
+    ensure(x.shape.rank() >= 2 && unit > 0, || format!("x {} has no rows of {unit}", x.shape))?;
+    pairs("ranges", ranges)?;
     Ok(smallvec![(DType::F32, x.shape)])
 }
 
 fn rel_positions(args: &[TensorDesc]) -> Outs {
     let [x] = arguments(args)?;
     activation("x", x)?;
-    let [_, n_tokens, n] = rank("x", x)?;
+    let [n_tokens, n] = rank("x", x)?;
     ensure(n.is_multiple_of(2) && n_tokens > 0, || format!("x: want tokens of even width, got {}", x.shape))?;
     Ok(smallvec![(DType::F32, shape(&[2 * n_tokens - 1, n])?)])
 }
 
 fn rel_pos_attention(args: &[TensorDesc]) -> Outs {
-    let [q, k, v, p, bias_u, bias_v, lengths] = arguments(args)?;
+    let [q, k, v, p, bias_u, bias_v, sequences, ranges] = arguments(args)?;
     activation("q", q)?;
-    let [n_seqs, n_tokens, n_head, head_dim] = rank("q", q)?;
+    let [n_tokens, n_head, head_dim] = rank("q", q)?;
     same_activation("k", k, q)?;
     same_activation("v", v, q)?;
     activation("p", p)?;
@@ -366,7 +379,8 @@ fn rel_pos_attention(args: &[TensorDesc]) -> Outs {
         activation(name, bias)?;
         shaped(name, bias, [n_head, head_dim])?;
     }
-    indices("lengths", lengths, [n_seqs])?;
+    indices("sequences", sequences, [n_tokens])?;
+    pairs("ranges", ranges)?;
     Ok(smallvec![(DType::F32, q.shape)])
 }
 

@@ -1,8 +1,11 @@
 //! [`Op`]: every operation of the engine, what it means and the order of its arguments. Result shapes are in [`infer`].
 //!
 //! Every operand has contiguous innermost rows; `Copy` and `Conv2d` take any strides for their first argument. Activations
-//! are f32. A padding token is one at or past its sequence's length: ops that touch state skip it, and what other ops
-//! compute for it is undefined and never read.
+//! are f32.
+//!
+//! The rows of a call, `n_tokens` of them, lie in a line, those of one sequence (or clip) behind each other. `sequences
+//! [n_tokens]` says to which sequence a row belongs, -1 for padding; `ranges [n_seqs, 2]` where each sequence begins and ends.
+//! Ops that touch state skip padding, and what other ops compute for it is undefined and never read.
 
 pub mod infer;
 
@@ -93,7 +96,8 @@ pub struct Route {
 pub enum Op {
     /// `[table, ids]`: row `ids[..]` of `table [n_rows, n]`, decoded to f32. `ids` i32 `[..]` gives `[.., n]`.
     GetRows,
-    /// `[table, ids, rows]`: row `ids[..]` of `table [n_rows, n]`, or row `..` of `rows [.., n]` where the id is negative.
+    /// `[table, ids, rows]`: row `ids[..]` of `table [n_rows, n]`, or row `-1 - ids[..]` of `rows [.., n]` where the id is
+    /// negative. As many `rows` as `ids`.
     Embed,
     /// `[x, w]` or `[x, w, bias]`: `act(x . w^T + bias)`. `x [.., k]`, `w [n, k]`, `bias [n]` gives `[.., n]`.
     Linear {
@@ -140,27 +144,29 @@ pub enum Op {
     Unary(Unary),
     /// `[gate, up]`: `act(gate) * up`.
     Glu(Unary),
-    /// `[x, positions]`: rotates each head. `x [n_seqs, n_tokens, n_head, head_dim]`, `positions [n_seqs, n_tokens]`.
+    /// `[x, positions]`: rotates each head. `x [n_tokens, n_head, head_dim]`, `positions [n_tokens]`.
     Rope(Rope),
-    /// `[x, state, slots, positions, lengths]`: stores token `t` of sequence `s` at `state[slots[s], positions[s, t]]`.
-    /// `x [n_seqs, n_tokens, n_head_kv, head_dim]`, `state [n_slots, n_ctx, n_head_kv, head_dim]`. The result is the state.
+    /// `[x, state, slots, positions, sequences]`: stores row `t` at `state[slots[sequences[t]], positions[t]]`.
+    /// `x [n_tokens, n_head_kv, head_dim]`, `state [n_slots, n_ctx, n_head_kv, head_dim]`, `slots [n_seqs]`. The result is
+    /// the state.
     KvWrite,
-    /// `[q, k, v, slots, positions, lengths]`: `softmax(scale q . k^T) v` over the slot's rows `0 ..= positions[s, t]`.
-    /// `q [n_seqs, n_tokens, n_head, head_dim]`; `k`, `v` are states as written by [`Op::KvWrite`]; query head `h` reads
-    /// head `h * n_head_kv / n_head`. Result like `q`.
+    /// `[q, k, v, slots, positions, sequences]`: `softmax(scale q . k^T) v` over rows `0 ..= positions[t]` of the slot of row
+    /// `t`'s sequence. `q [n_tokens, n_head, head_dim]`; `k`, `v` are states as written by [`Op::KvWrite`]; query head `h`
+    /// reads head `h * n_head_kv / n_head`. Result like `q`.
     CachedAttention {
         /// Factor of the scores.
         scale: f32,
     },
-    /// `[q, k, v, lengths]`: bidirectional attention inside windows, all `[n_seqs, n_tokens, n_head, head_dim]`.
+    /// `[q, k, v, sequences, ranges]`: bidirectional attention inside windows of a sequence; `q`, `k`, `v` are `[n_tokens,
+    /// n_head, head_dim]`.
     Attention {
         /// Factor of the scores.
         scale: f32,
         /// Which keys a query sees.
         window: Window,
     },
-    /// `[x, w, state, slots, positions, lengths]`: depthwise convolution over a sequence's own past,
-    /// `y[t] = sum_j w[:, j] * x[t - (d_conv - 1) + j]`, newest tap last. `x [n_seqs, n_tokens, width]`, `w [width, d_conv]`,
+    /// `[x, w, state, slots, positions, ranges]`: depthwise convolution over a sequence's own past,
+    /// `y[t] = sum_j w[:, j] * x[t - (d_conv - 1) + j]`, newest tap last. `x [n_tokens, width]`, `w [width, d_conv]`,
     /// `state [n_slots, d_conv - 1, width]` holds the last inputs, oldest first, and is replaced. A sequence whose first
     /// position is 0 starts from zeros without reading its slot.
     CausalConv1d,
@@ -182,14 +188,14 @@ pub enum Op {
         /// Zeros around the image.
         pad: u8,
     },
-    /// `[x, w, bias, lengths]`: every channel convolved with its own centred kernel over the real tokens,
-    /// `y[t] = bias + sum_j w[:, j] * x[t + j - (d_conv - 1) / 2]`. `x [n_seqs, n_tokens, width]`, `w [width, d_conv]` with
-    /// odd `d_conv`, `bias [width]`.
+    /// `[x, w, bias, sequences, ranges]`: every channel convolved with its own centred kernel over the rows of its sequence,
+    /// `y[t] = bias + sum_j w[:, j] * x[t + j - (d_conv - 1) / 2]`. `x [n_tokens, width]`, `w [width, d_conv]` with odd
+    /// `d_conv`, `bias [width]`.
     DepthwiseConv1d,
-    /// `[x, lengths]`: rows `t >= ceil(lengths[s] / unit)` of `x [n_seqs, n_rows, ..]` become zero: the border that
-    /// convolutions see behind the end of a padded sequence.
+    /// `[x, ranges]`: rows of `x [n_rows, ..]` that lie in none of `ranges[s, 0] / unit .. ceil(ranges[s, 1] / unit)` become
+    /// zero: the border that convolutions see around every clip. Ranges begin at multiples of `unit`.
     MaskRows {
-        /// Entries of `lengths` that make a row.
+        /// Entries of `ranges` that make a row.
         unit: u32,
     },
     /// `[a, b]`: `a + scale * b`, of the same shape.
@@ -197,13 +203,12 @@ pub enum Op {
         /// Factor of `b`.
         scale: f32,
     },
-    /// `[x]`: sinusoids of every distance between two of the tokens of `x [n_seqs, n_tokens, n]`, of which only the shape
-    /// counts: row `r` of the result `[2 n_tokens - 1, n]` belongs to distance `p = n_tokens - 1 - r` and holds
+    /// `[x]`: sinusoids of every distance between two of the rows of `x [n_tokens, n]`, of which only the shape counts: row `r` of the result `[2 n_tokens - 1, n]` belongs to distance `p = n_tokens - 1 - r` and holds
     /// `sin(p f_i), cos(p f_i)` in turn, `f_i = 10000^(-2 i / n)`.
     RelPositions,
-    /// `[q, k, v, p, bias_u, bias_v, lengths]`: bidirectional attention with relative positions,
-    /// `softmax_j(scale ((q_i + bias_u) . k_j + (q_i + bias_v) . p[j - i + n_tokens - 1])) v_j` over the real tokens. `q`, `k`,
-    /// `v` are `[n_seqs, n_tokens, n_head, head_dim]`, `p [2 n_tokens - 1, n_head, head_dim]`, biases `[n_head, head_dim]`.
+    /// `[q, k, v, p, bias_u, bias_v, sequences, ranges]`: bidirectional attention with relative positions,
+    /// `softmax_j(scale ((q_i + bias_u) . k_j + (q_i + bias_v) . p[j - i + n_tokens - 1])) v_j` over the rows of a sequence.
+    /// `q`, `k`, `v` are `[n_tokens, n_head, head_dim]`, `p [2 n_tokens - 1, n_head, head_dim]`, biases `[n_head, head_dim]`.
     /// Source: Dai et al. 2019, "Transformer-XL", section 3.3.
     RelPosAttention {
         /// Factor of the scores.

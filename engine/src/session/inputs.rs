@@ -7,44 +7,65 @@ use std::ops::Range;
 
 use super::Session;
 use super::compile::Compiled;
-use crate::batch::{Batch, Sequence, Tokens};
+use crate::batch::{Batch, Features, Rows, Sequence, Tokens};
 use crate::dtype::DType;
 use crate::error::{Result, refuse};
 use crate::key::{GraphKey, Stage};
+use crate::model::EncoderSpec;
 use crate::tensor::Input;
+
+/// A word of a row that belongs to no sequence: -1.
+const NO_SEQUENCE: u32 = u32::MAX;
+
+/// Rows of a batch before they are rounded up.
+#[derive(Default)]
+struct Totals {
+    n_tokens: usize,
+    n_outputs: usize,
+    has_vectors: bool,
+}
 
 impl Session {
     /// The key of a batch, after checking everything that kernels rely on.
     #[inline(never)]
     pub(super) fn key(&self, batch: &Batch<'_>) -> Result<GraphKey> {
-        let Some(first) = batch.seqs.first() else { return refuse(format_args!("an empty batch")) };
-        let stage = stage(&first.tokens);
-        let mut longest = 0;
+        let mut totals = Totals::default();
         for (i, seq) in batch.seqs.iter().enumerate() {
-            self.check(seq, stage)?;
-            longest = longest.max(seq.tokens.len());
+            self.check(seq, &mut totals)?;
             if batch.seqs[..i].iter().any(|s| s.slot == seq.slot) {
                 return refuse(format_args!("slot {} is twice in a batch", seq.slot.index()));
             }
         }
+        let Totals { n_tokens, n_outputs, has_vectors } = totals;
+        let max = self.options.max_tokens;
+        if n_tokens == 0 || n_tokens > max {
+            return refuse(format_args!("want 1 to {max} tokens in a batch, got {n_tokens}"));
+        }
+        let stage = if has_vectors { Stage::Embeddings } else { Stage::Tokens };
+        self.key_of(stage, n_tokens, n_outputs)
+    }
+
+    /// The key of a call of the language model with so many rows, `n_outputs` of which get logits, whatever sequences they
+    /// belong to.
+    ///
+    /// Errors: sizes that no graph counts.
+    pub fn key_of(&self, stage: Stage, n_tokens: usize, n_outputs: usize) -> Result<GraphKey> {
+        let n_rows = self.buckets.tokens(n_tokens);
         Ok(GraphKey {
             stage,
-            n_seqs: size(self.buckets.seqs(batch.seqs.len()))?,
-            n_tokens: size(self.buckets.tokens(longest))?,
+            n_seqs: size(n_rows.min(self.options.n_slots))?,
+            n_tokens: size(n_rows)?,
             n_kv: size(self.memory.n_ctx())?,
-            rows: batch.rows,
+            n_outputs: size(self.buckets.outputs(n_outputs, n_rows))?,
         })
     }
 
-    /// Whether a sequence can be fed with these tokens.
+    /// Whether a sequence can be fed with these tokens; adds them to the totals.
     #[inline(never)]
-    fn check(&self, seq: &Sequence<'_>, of: Stage) -> Result<()> {
-        let (n_tokens, max) = (seq.tokens.len(), self.options.max_tokens);
-        if n_tokens == 0 || n_tokens > max {
-            return refuse(format_args!("want 1 to {max} tokens per sequence, got {n_tokens}"));
-        }
-        if stage(&seq.tokens) != of {
-            return refuse(format_args!("a batch of token ids and embeddings"));
+    fn check(&self, seq: &Sequence<'_>, totals: &mut Totals) -> Result<()> {
+        let n_tokens = seq.tokens.len();
+        if n_tokens == 0 {
+            return refuse(format_args!("a sequence without tokens"));
         }
         match seq.tokens {
             Tokens::Ids(ids) => {
@@ -52,8 +73,13 @@ impl Session {
                     return self.outside(id);
                 }
             }
-            Tokens::Mixed { ids, embeddings } => self.check_mixed(ids, embeddings)?,
+            Tokens::Mixed { ids, embeddings } => {
+                self.check_mixed(ids, embeddings)?;
+                totals.has_vectors |= !embeddings.is_empty();
+            }
         }
+        totals.n_tokens = totals.n_tokens.saturating_add(n_tokens);
+        totals.n_outputs += check_rows(seq.rows, n_tokens)?;
         self.memory.check_room(seq.slot, n_tokens)
     }
 
@@ -75,35 +101,110 @@ impl Session {
         refuse(format_args!("want {want} values for the positions without an id, got {got}"))
     }
 
-    /// Writes the inputs of a batch that was checked, and marks its slots as about to change.
+    /// Writes the inputs of a batch that was checked, and marks its slots as about to change. Remembers where each
+    /// sequence's logits will be.
     #[inline(never)]
     pub(super) fn begin(&mut self, index: usize, batch: &Batch<'_>, key: &GraphKey) {
-        let n_tokens = key.n_tokens as usize;
+        self.parts.clear();
         let mut block = InputBlock::new(&mut self.words, self.cache.peek(index));
-        if batch.seqs.len() != key.n_seqs as usize || batch.seqs.iter().any(|s| s.tokens.len() != n_tokens) {
-            block.clear();
-        }
+        block.clear_unless_full(batch, key);
+        let (mut row, mut out) = (0, 0);
+        let all_rows = key.n_outputs == key.n_tokens;
         for (i, seq) in batch.seqs.iter().enumerate() {
-            let (first, n) = (i * n_tokens, seq.tokens.len());
+            let n = seq.tokens.len();
             let n_past = self.memory.begin(seq.slot);
+            match seq.tokens {
+                Tokens::Ids(ids) => {
+                    for (t, &id) in ids.iter().enumerate() {
+                        block.set(Input::Tokens, row + t, id as usize);
+                    }
+                }
+                Tokens::Mixed { ids, embeddings } => block.set_mixed(row, ids, embeddings, self.n_embd),
+            }
             for t in 0..n {
-                block.set(Input::Tokens, first + t, seq.tokens.id(t) as usize);
-                block.set(Input::Positions, first + t, n_past + t);
+                block.set(Input::Positions, row + t, n_past + t);
+                block.set(Input::Sequences, row + t, i);
             }
             block.set(Input::Slots, i, seq.slot.index());
-            block.set(Input::Lengths, i, n);
-            block.set(Input::OutRows, i, first + n - 1);
-            if let Tokens::Mixed { ids, embeddings } = seq.tokens {
-                block.set_vectors(first, ids, embeddings, self.n_embd);
+            block.set(Input::Ranges, 2 * i, row);
+            block.set(Input::Ranges, 2 * i + 1, row + n);
+            row += n;
+            let n_rows = seq.rows.count(n);
+            for k in 0..n_rows {
+                block.set(Input::OutRows, out + k, row - n_rows + k);
             }
+            let first = if all_rows { row - n_rows } else { out };
+            self.parts.push((first as u32, n_rows as u32));
+            out += n_rows;
         }
+        self.n_words = block.n_words();
+    }
+
+    /// The key of a call of the encoder with clips that end at frame `end` of their line.
+    ///
+    /// Errors: sizes that no graph counts.
+    pub fn key_of_clips(&self, spec: &EncoderSpec, n_clips: usize, end: usize) -> Result<GraphKey> {
+        let n_frames = end.next_multiple_of(spec.line_frames);
+        Ok(GraphKey {
+            stage: Stage::Encode,
+            n_seqs: size(self.buckets.clips(n_clips))?,
+            n_tokens: size(n_frames)?,
+            n_kv: 0,
+            n_outputs: size((spec.tokens)(n_frames))?,
+        })
+    }
+
+    /// The key of some clips in a line. Remembers the first frame of each.
+    pub(super) fn clips_key(&mut self, clips: &[Features<'_>], spec: &EncoderSpec) -> Result<GraphKey> {
+        if clips.is_empty() {
+            return refuse(format_args!("no clip"));
+        }
+        self.parts.clear();
+        let mut end = 0usize;
+        for Features { n_mels, n_frames, values } in clips {
+            let want = spec.n_mels;
+            if *n_mels != want || *n_frames == 0 || values.len() != n_mels * n_frames {
+                return refuse(format_args!("want features [{want}, n_frames], got [{n_mels}, {n_frames}]"));
+            }
+            let gap = if end == 0 { 0 } else { spec.gap_frames };
+            let first = (end + gap).next_multiple_of(spec.clip_frames);
+            end = first + n_frames;
+            self.parts.push((size(first)?, size(*n_frames)?));
+        }
+        self.key_of_clips(spec, clips.len(), end)
+    }
+
+    /// Writes the inputs of the clips whose key [`Self::clips_key`] just made. Remembers where each clip's tokens will be.
+    pub(super) fn begin_clips(&mut self, index: usize, clips: &[Features<'_>], key: &GraphKey, spec: &EncoderSpec) {
+        let n_line = key.n_tokens as usize;
+        let mut block = InputBlock::new(&mut self.words, self.cache.peek(index));
+        block.clear();
+        block.of(Input::Features).fill(0);
+        for (i, (clip, part)) in clips.iter().zip(&mut self.parts).enumerate() {
+            let first = part.0 as usize;
+            let rows = block.of(Input::Features).chunks_exact_mut(n_line);
+            for (row, band) in rows.zip(clip.values.chunks_exact(clip.n_frames)) {
+                row[first..][..clip.n_frames].iter_mut().zip(band).for_each(|(w, v)| *w = v.to_bits());
+            }
+            block.set(Input::Frames, 2 * i, first);
+            block.set(Input::Frames, 2 * i + 1, first + clip.n_frames);
+            let (token, n_tokens) = ((spec.tokens)(first), (spec.tokens)(clip.n_frames));
+            block.set(Input::Ranges, 2 * i, token);
+            block.set(Input::Ranges, 2 * i + 1, token + n_tokens);
+            (token..token + n_tokens).for_each(|t| block.set(Input::Sequences, t, i));
+            *part = (token as u32, n_tokens as u32);
+        }
+        self.n_words = block.words.len();
     }
 }
 
-fn stage(tokens: &Tokens<'_>) -> Stage {
-    match tokens {
-        Tokens::Ids(_) => Stage::Tokens,
-        Tokens::Mixed { .. } => Stage::Embeddings,
+/// How many tokens of a sequence get logits.
+fn check_rows(rows: Rows, n_tokens: usize) -> Result<usize> {
+    match rows {
+        Rows::Tail(n) if n == 0 || n > n_tokens => {
+            refuse(format_args!("want logits of 1 to {n_tokens} tokens at the end, got {n}"))
+        }
+        Rows::None | Rows::Last | Rows::Tail(_) | Rows::All => Ok(rows.count(n_tokens)),
     }
 }
 
@@ -117,54 +218,86 @@ fn resize(words: &mut Vec<u32>, n_words: usize) {
 }
 
 /// The words of a graph's input block, found by input.
-pub(super) struct InputBlock<'a> {
+struct InputBlock<'a> {
     words: &'a mut [u32],
     layout: &'a [(u32, u32); Input::ALL.len()],
+    /// Values of vectors written so far.
+    n_values: usize,
+    n_vectors: usize,
 }
 
 impl<'a> InputBlock<'a> {
     /// The block of a graph, made of `words`. What it holds does not matter yet.
-    pub(super) fn new(words: &'a mut Vec<u32>, compiled: &'a Compiled) -> Self {
+    fn new(words: &'a mut Vec<u32>, compiled: &'a Compiled) -> Self {
         if words.len() != compiled.n_words {
             resize(words, compiled.n_words);
         }
-        Self { words, layout: &compiled.layout }
+        Self { words, layout: &compiled.layout, n_values: 0, n_vectors: 0 }
     }
 
     /// The words of one input; none if the graph does not have it.
-    pub(super) fn of(&mut self, input: Input) -> &mut [u32] {
+    fn of(&mut self, input: Input) -> &mut [u32] {
         let (start, len) = self.layout[input as usize];
         &mut self.words[start as usize..][..len as usize]
     }
 
     /// Sets word number `i` of an input, if the graph has it.
     #[inline(never)]
-    pub(super) fn set(&mut self, input: Input, i: usize, n: usize) {
+    fn set(&mut self, input: Input, i: usize, n: usize) {
         if let Some(w) = self.of(input).get_mut(i) {
-            // What comes here was checked against sizes far below 2^31, or is the id -1.
+            // What comes here was checked against sizes far below 2^31.
             *w = n as u32;
         }
     }
 
-    /// Zeroes the integers, for a batch that does not fill them. Vectors are never read where none was written.
-    #[inline(never)]
-    fn clear(&mut self) {
-        for input in Input::ALL.into_iter().filter(|input| input.dtype() == DType::I32) {
-            self.of(input).fill(0);
+    /// Clears the integers for a batch that does not fill them.
+    fn clear_unless_full(&mut self, batch: &Batch<'_>, key: &GraphKey) {
+        let is_one = key.n_tokens == 1;
+        if !is_one && !is_full(batch, key) {
+            self.clear();
         }
     }
 
-    /// Sets vectors of the tokens from number `first` on: those whose id is -1.
+    /// Makes every row padding. Vectors are never read where none was written.
     #[inline(never)]
-    fn set_vectors(&mut self, first: usize, ids: &[i32], embeddings: &[f32], n_embd: usize) {
-        let rows = self.of(Input::Embeddings)[first * n_embd..].chunks_exact_mut(n_embd);
-        let places = rows.zip(ids).filter(|(_, id)| **id == -1).map(|(row, _)| row);
-        for (row, vector) in places.zip(embeddings.chunks_exact(n_embd)) {
-            for (w, v) in row.iter_mut().zip(vector) {
-                *w = v.to_bits();
-            }
+    fn clear(&mut self) {
+        for input in Input::ALL.into_iter().filter(|input| input.dtype() == DType::I32) {
+            self.of(input).fill(if input == Input::Sequences { NO_SEQUENCE } else { 0 });
         }
     }
+
+    /// Sets ids of the rows from number `row` on, and the vectors of those whose id is -1.
+    #[inline(never)]
+    fn set_mixed(&mut self, row: usize, ids: &[i32], embeddings: &[f32], n_embd: usize) {
+        let mut n_vectors = self.n_vectors;
+        for (word, &id) in self.of(Input::Tokens)[row..].iter_mut().zip(ids) {
+            *word = id.cast_unsigned();
+            if id == -1 {
+                // -1 - n in two's complement.
+                *word = !(n_vectors as u32);
+                n_vectors += 1;
+            }
+        }
+        let first = self.n_vectors * n_embd;
+        if let Some(words) = self.of(Input::Embeddings).get_mut(first..) {
+            words.iter_mut().zip(embeddings).for_each(|(w, v)| *w = v.to_bits());
+        }
+        self.n_vectors = n_vectors;
+        self.n_values += embeddings.len();
+    }
+
+    /// Words up to the last one that the call needs.
+    fn n_words(&self) -> usize {
+        let (start, len) = self.layout[Input::Embeddings as usize];
+        if len == 0 { self.words.len() } else { start as usize + self.n_values }
+    }
+}
+
+/// Whether a batch leaves no row and no sequence of its graph to padding.
+fn is_full(batch: &Batch<'_>, key: &GraphKey) -> bool {
+    let n_tokens: usize = batch.seqs.iter().map(|s| s.tokens.len()).sum();
+    let n_outputs: usize = batch.seqs.iter().map(|s| s.rows.count(s.tokens.len())).sum();
+    [n_tokens, batch.seqs.len(), n_outputs] == [key.n_tokens, key.n_seqs, key.n_outputs].map(|n| n as usize)
 }
 
 /// Some of the tokens, with the vectors that belong to them.

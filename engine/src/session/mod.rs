@@ -14,12 +14,12 @@ use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use crate::backend::{Backend, Buffer};
-use crate::batch::{Batch, Features, Logits, Sequence, Tokens};
+use crate::batch::{Batch, Embeddings, Features, Logits, Rows, Sequence, Tokens};
 use crate::cache::GraphCache;
 use crate::dtype::DType;
 use crate::error::{Result, refuse};
 use crate::graph::Graph;
-use crate::key::{Buckets, GraphKey, Rows, Stage};
+use crate::key::{Buckets, GraphKey};
 use crate::memory::{Memory, Slot};
 use crate::model::Model;
 use crate::pass::{CompileOptions, FuseCounts};
@@ -29,10 +29,9 @@ use crate::shape::Shape;
 use crate::snapshot::model_identity;
 use crate::state::StateOptions;
 use crate::stats::History;
-use crate::tensor::Input;
 use crate::weights::WeightStore;
 use compile::Compiled;
-use inputs::{InputBlock, slice_tokens};
+use inputs::slice_tokens;
 use output::{Arena, output};
 
 pub use crate::stats::Stats;
@@ -66,7 +65,7 @@ pub struct SessionOptions {
     pub n_ctx: usize,
     /// Format of attention keys and values: F16 or F32.
     pub kv_dtype: DType,
-    /// Most tokens of one sequence in one call of [`Session::step`].
+    /// Most tokens in one call of [`Session::step`], those of all its sequences together.
     pub max_tokens: usize,
     /// Compiled graphs kept.
     pub cached_graphs: usize,
@@ -119,6 +118,10 @@ pub struct Session {
     /// The arena whose results are lent to the caller, until the next call.
     lent: Option<usize>,
     words: Vec<u32>,
+    /// How many of them the call needs.
+    n_words: usize,
+    /// Where the results of every sequence or clip of the last call are: first row, number of rows.
+    parts: Vec<(u32, u32)>,
     /// Results of a backend that lends none.
     values: Vec<f32>,
     stats: Stats,
@@ -162,6 +165,8 @@ impl Session {
             last_run: None,
             lent: None,
             words: Vec::new(),
+            n_words: 0,
+            parts: Vec::new(),
             values: Vec::new(),
             stats,
             profile: None,
@@ -275,73 +280,48 @@ impl Session {
         let index = self.compiled(&key)?;
         self.begin(index, batch, &key);
         self.run(&key, index)?;
-        let Self { cache, arenas, backends, values, lent, memory, n_vocab, .. } = self;
-        let stride = match batch.rows {
-            Rows::None => 0,
-            Rows::Last => 1,
-            Rows::All => key.n_tokens as usize,
-        };
-        let values = match batch.rows {
-            Rows::None => &[],
-            Rows::Last | Rows::All => output(&cache.peek(index).first_output()?, arenas, backends, values, lent)?,
+        let Self { cache, arenas, backends, values, lent, memory, n_vocab, parts, .. } = self;
+        let values = match key.n_outputs {
+            0 => &[],
+            _ => output(&cache.peek(index).first_output()?, arenas, backends, values, lent)?,
         };
         for seq in batch.seqs {
             memory.commit(seq.slot, seq.tokens.len());
         }
-        Ok(Logits { values, n_vocab: *n_vocab, stride })
+        Ok(Logits::new(values, *n_vocab, parts))
     }
 
     /// Feeds any number of tokens to one sequence in calls of at most `max_tokens`, and returns the logits of the last
     /// token. After an error the sequence has advanced by the calls before the failed one.
-    pub fn feed(&mut self, slot: Slot, tokens: Tokens<'_>, rows: Rows) -> Result<&[f32]> {
+    pub fn feed(&mut self, slot: Slot, tokens: Tokens<'_>) -> Result<&[f32]> {
         let n_embd = self.n_embd;
         let (total, max) = (tokens.len(), self.options.max_tokens);
         self.memory.check_room(slot, total)?;
         let mut done = 0;
         while total - done > max {
             let part = slice_tokens(tokens, done..done + max, n_embd);
-            self.step(&Batch { seqs: &[Sequence { slot, tokens: part }], rows: Rows::None })?;
+            self.step(&Batch { seqs: &[Sequence { slot, tokens: part, rows: Rows::None }] })?;
             done += max;
         }
         let part = slice_tokens(tokens, done..total, n_embd);
-        let logits = self.step(&Batch { seqs: &[Sequence { slot, tokens: part }], rows })?;
-        Ok(if rows == Rows::Last { logits.last(0) } else { &[] })
+        let logits = self.step(&Batch { seqs: &[Sequence { slot, tokens: part, rows: Rows::Last }] })?;
+        Ok(logits.last(0))
     }
 
-    /// Audio embeddings of one clip, `[n_tokens, n_embd]`, for `n_tokens` as the model's encoder counts them.
-    pub fn encode(&mut self, features: &Features<'_>) -> Result<&[f32]> {
+    /// Audio embeddings of some clips. Each clip's are what it would have by itself.
+    ///
+    /// Errors: a model without an encoder, no clip, features of another number of bands or without a frame.
+    pub fn encode(&mut self, clips: &[Features<'_>]) -> Result<Embeddings<'_>> {
         let Some(encoder) = self.model.encoder() else {
             return refuse(format_args!("the model has no audio encoder"));
         };
-        let Features { n_mels, n_frames, values } = *features;
-        if n_mels != encoder.n_mels || n_frames == 0 || values.len() != n_mels * n_frames {
-            let want = encoder.n_mels;
-            return refuse(format_args!("want features [{want}, n_frames], got [{n_mels}, {n_frames}]"));
-        }
-        let padded = n_frames.next_multiple_of(encoder.chunk_frames);
-        let n_tokens = (encoder.tokens)(n_frames);
-        let key = GraphKey {
-            stage: Stage::Encode,
-            n_seqs: 1,
-            n_tokens: u32::try_from(padded)
-                .or_else(|_| refuse(format_args!("{n_frames} frames are too many for one call")))?,
-            n_kv: 0,
-            rows: Rows::All,
-        };
+        let key = self.clips_key(clips, &encoder)?;
         let index = self.compiled(&key)?;
-        let mut block = InputBlock::new(&mut self.words, self.cache.peek(index));
-        let rows = block.of(Input::Features).chunks_exact_mut(padded);
-        for (row, band) in rows.zip(values.chunks_exact(n_frames)) {
-            let (real, padding) = row.split_at_mut(n_frames);
-            real.iter_mut().zip(band).for_each(|(w, v)| *w = v.to_bits());
-            padding.fill(0);
-        }
-        block.set(Input::Lengths, 0, n_tokens);
-        block.set(Input::Frames, 0, n_frames);
+        self.begin_clips(index, clips, &key, &encoder);
         self.run(&key, index)?;
-        let Self { cache, arenas, backends, values, lent, n_embd, .. } = self;
+        let Self { cache, arenas, backends, values, lent, n_embd, parts, .. } = self;
         let values = output(&cache.peek(index).first_output()?, arenas, backends, values, lent)?;
-        Ok(&values[..n_tokens * *n_embd])
+        Ok(Embeddings::new(values, *n_embd, parts))
     }
 
     /// A named tensor of the last run, as [`CompileOptions::taps`] asked for it: its values, integers too, and its shape.
@@ -375,7 +355,8 @@ impl Session {
         if self.options.timed || self.profile.is_some() {
             return self.run_timed(key, index);
         }
-        let Self { cache, arenas, backends, words, .. } = self;
+        let Self { cache, arenas, backends, words, n_words, .. } = self;
+        let words = &words[..*n_words];
         for stage in &mut cache.get_mut(index).stages {
             stage.transfer(arenas, backends)?;
             stage.executable.run(stage.inputs(words))?;
@@ -386,7 +367,8 @@ impl Session {
     /// As [`Self::run`], with a clock around it, and one at every node where there is a profile.
     #[inline(never)]
     fn run_timed(&mut self, key: &GraphKey, index: usize) -> Result<()> {
-        let Self { cache, arenas, backends, words, profile, stats, .. } = self;
+        let Self { cache, arenas, backends, words, n_words, profile, stats, .. } = self;
+        let words = &words[..*n_words];
         let Compiled { stages, described, .. } = cache.get_mut(index);
         let mut times = profile.as_mut().map(|profile| profile.of(key, &described.graph));
         let start = Instant::now();

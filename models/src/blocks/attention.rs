@@ -81,7 +81,7 @@ impl Attention {
         })
     }
 
-    /// `x` and the result: `[n_seqs, n_tokens, n_embd]`.
+    /// `x` and the result: `[n_tokens, n_embd]`.
     pub fn build(&self, g: &GraphBuilder<'_>, batch: &BatchInputs, x: Tensor) -> Tensor {
         let [q, k, v] = self.project(g, x);
         let QkNorm { q: q_norm, k: k_norm, eps } = self.qk_norm;
@@ -94,7 +94,7 @@ impl Attention {
         g.linear(g.merge_heads(y), self.output)
     }
 
-    /// `[n_seqs, n_tokens, heads, head_dim]` each.
+    /// `[n_tokens, heads, head_dim]` each.
     fn project(&self, g: &GraphBuilder<'_>, x: Tensor) -> [Tensor; 3] {
         let AttentionShape { n_head, n_head_kv, head_dim, .. } = self.shape;
         let heads = [n_head, n_head_kv, n_head_kv];
@@ -103,7 +103,7 @@ impl Attention {
             Projections::Fused(w) => {
                 let y = g.linear(x, w);
                 let starts = [0, n_head, n_head + n_head_kv];
-                std::array::from_fn(|i| g.slice(y, 2, starts[i] * head_dim, heads[i] * head_dim))
+                std::array::from_fn(|i| g.slice(y, 1, starts[i] * head_dim, heads[i] * head_dim))
             }
         };
         std::array::from_fn(|i| g.split_heads(parts[i], heads[i]))

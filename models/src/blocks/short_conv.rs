@@ -27,7 +27,7 @@ impl ShortConv {
         })
     }
 
-    /// `x` and the result: `[n_seqs, n_tokens, n_embd]`.
+    /// `x` and the result: `[n_tokens, n_embd]`.
     pub fn build(&self, g: &GraphBuilder<'_>, batch: &BatchInputs, x: Tensor) -> Tensor {
         let [b, c, u] = g.chunk(g.linear(x, self.in_proj));
         let y = g.causal_conv1d(g.mul(b, u), self.conv, self.state, batch);

@@ -3,12 +3,12 @@
 //! "Fast Conformer with Linearly Scalable Attention"; Gulati et al. 2020, "Conformer".
 
 use engine::Result;
-use engine::builder::GraphBuilder;
+use engine::builder::{ClipInputs, GraphBuilder, Spans};
 use engine::gguf::Gguf;
 use engine::key::GraphKey;
 use engine::model::EncoderSpec;
 use engine::op::Unary;
-use engine::tensor::{Input, Tensor};
+use engine::tensor::Tensor;
 use engine::weights::{Weight, WeightStore};
 
 use crate::blocks::affine::{LayerNorm, Linear};
@@ -18,7 +18,7 @@ use crate::hparams::Hparams;
 
 /// Frames that make an audio token: three convolutions of step 2.
 const FRAMES_PER_TOKEN: usize = 8;
-/// Frames of features are padded to a multiple of this, so that clips of similar length share a graph.
+/// The line of clips is padded to a multiple of this, so that clips of similar length share a graph.
 const FRAME_MULTIPLE: usize = 32;
 /// Kernel extent of the strided convolutions.
 const KERNEL: usize = 3;
@@ -132,38 +132,50 @@ impl Encoder {
         })
     }
 
-    /// Subsampling by 8 in time and in frequency: `[1, n_tokens, d_model]`.
+    /// Subsampling by 8 in time and in frequency: `[n_tokens, d_model]`.
     ///
-    /// Rows behind the last frame are zeroed before every strided convolution, so that it sees the border of the clip and
-    /// not what the layers before made of the padding.
-    fn pre_encode(&self, g: &GraphBuilder<'_>, n_frames: usize) -> Tensor {
-        let frames = g.input(Input::Frames, [1]);
-        let mel = g.input(Input::Features, [1, self.n_mels, n_frames]);
+    /// Rows between two clips are zeroed before every strided convolution, so that it sees the border of a clip and not what
+    /// the layers before made of the padding. A gap of one audio token leaves such a row at every stage.
+    fn pre_encode(&self, g: &GraphBuilder<'_>, clips: &ClipInputs) -> Tensor {
+        let mask = |x, unit| {
+            let [_, time, mel, channels] = dims(g, x);
+            let rows = g.mask_rows(g.reshape(x, [time, mel, channels]), clips.frames, unit);
+            g.reshape(rows, [1, time, mel, channels])
+        };
+        let n_frames = g.shape(clips.features).last();
         let [first, second, third] = &self.conv;
-        let x = g.permute(g.reshape(mel, [1, self.n_mels, n_frames, 1]), [0, 2, 1, 3]); // [1, time, mel, 1]
+        // [1, time, mel, 1]
+        let x = g.permute(g.reshape(clips.features, [1, self.n_mels, n_frames, 1]), [0, 2, 1, 3]);
         let x = g.unary(Unary::Relu, g.conv2d(x, first.weight, first.bias, STRIDE, PAD));
-        let x = g.mask_rows(x, frames, 2);
+        let x = mask(x, 2);
         let x = g.depthwise_conv2d(x, second.weight, second.bias, STRIDE, PAD);
         let x = g.unary(Unary::Relu, self.pointwise[0].build(g, x));
-        let x = g.mask_rows(x, frames, 4);
+        let x = mask(x, 4);
         let x = g.depthwise_conv2d(x, third.weight, third.bias, STRIDE, PAD);
         let x = g.unary(Unary::Relu, self.pointwise[1].build(g, x)); // [1, n_tokens, mel / 8, channels]
-        let x = g.copy(g.permute(x, [0, 1, 3, 2])); // [1, n_tokens, channels, mel / 8]
-        self.pre_encode_out.build(g, g.merge_heads(x))
+        let [_, n_tokens, mel, channels] = dims(g, x);
+        let x = g.permute(g.reshape(x, [n_tokens, mel, channels]), [0, 2, 1]);
+        self.pre_encode_out.build(g, g.merge_heads(g.copy(x)))
     }
 }
 
 impl AudioEncoder for Encoder {
     fn spec(&self) -> EncoderSpec {
-        EncoderSpec { n_mels: self.n_mels, chunk_frames: FRAME_MULTIPLE, tokens: audio_tokens }
+        EncoderSpec {
+            n_mels: self.n_mels,
+            clip_frames: FRAMES_PER_TOKEN,
+            gap_frames: FRAMES_PER_TOKEN,
+            line_frames: FRAME_MULTIPLE,
+            tokens: audio_tokens,
+        }
     }
 
     fn build(&self, g: &GraphBuilder<'_>, key: &GraphKey) {
-        let lengths = g.input(Input::Lengths, [1]);
-        let mut x = g.name(self.pre_encode(g, key.n_tokens as usize), "enc.stem");
+        let clips = ClipInputs::new(g, key, self.n_mels, audio_tokens(key.n_tokens as usize));
+        let mut x = g.name(self.pre_encode(g, &clips), "enc.stem");
         let positions = g.rel_positions(x);
         for (i, layer) in self.layers.iter().enumerate() {
-            x = g.name(layer.build(g, i, x, positions, lengths, self.n_head), ("enc.blk", i, "out"));
+            x = g.name(layer.build(g, i, x, positions, clips.spans, self.n_head), ("enc.blk", i, "out"));
         }
         let x = self.adapter_norm.build(g, x);
         let x = g.unary(Unary::Gelu, self.adapter_linear1.build(g, x));
@@ -213,20 +225,20 @@ impl Layer {
         })
     }
 
-    /// Layer `i`. `x` and the result: `[1, n_tokens, d_model]`; `positions [2 n_tokens - 1, d_model]`.
+    /// Layer `i`. `x` and the result: `[n_tokens, d_model]`; `positions [2 n_tokens - 1, d_model]`.
     fn build(
         &self,
         g: &GraphBuilder<'_>,
         i: usize,
         x: Tensor,
         positions: Tensor,
-        lengths: Tensor,
+        spans: Spans,
         n_head: usize,
     ) -> Tensor {
         let tap = |t: Tensor, part| g.name(t, ("enc.blk", i, part));
         let x = g.add_scaled(x, tap(self.feed_forward1.build(g, x), "ff1"), HALF);
-        let x = g.add(x, tap(self.self_attn.build(g, x, positions, lengths, n_head), "attn"));
-        let x = g.add(x, tap(self.conv.build(g, x, lengths), "conv"));
+        let x = g.add(x, tap(self.self_attn.build(g, x, positions, spans, n_head), "attn"));
+        let x = g.add(x, tap(self.conv.build(g, x, spans), "conv"));
         let x = g.add_scaled(x, tap(self.feed_forward2.build(g, x), "ff2"), HALF);
         self.norm_out.build(g, x)
     }
@@ -240,27 +252,33 @@ impl FeedForward {
 }
 
 impl SelfAttention {
-    fn build(&self, g: &GraphBuilder<'_>, x: Tensor, positions: Tensor, lengths: Tensor, n_head: usize) -> Tensor {
+    fn build(&self, g: &GraphBuilder<'_>, x: Tensor, positions: Tensor, spans: Spans, n_head: usize) -> Tensor {
         let h = self.norm.build(g, x);
         let qkv = [&self.linear_q, &self.linear_k, &self.linear_v].map(|p| g.split_heads(p.build(g, h), n_head));
         let p = g.split_heads(g.linear(positions, self.linear_pos), n_head);
         // Head widths are small integers, exact in f32.
         let scale = 1.0 / (g.shape(p).last() as f32).sqrt();
-        let y = g.rel_pos_attention(qkv, p, [self.pos_bias_u, self.pos_bias_v], lengths, scale);
+        let y = g.rel_pos_attention(qkv, p, [self.pos_bias_u, self.pos_bias_v], spans, scale);
         self.linear_out.build(g, g.merge_heads(y))
     }
 }
 
 impl Convolution {
-    fn build(&self, g: &GraphBuilder<'_>, x: Tensor, lengths: Tensor) -> Tensor {
+    fn build(&self, g: &GraphBuilder<'_>, x: Tensor, spans: Spans) -> Tensor {
         let h = self.norm.build(g, x);
         let [value, gate] = g.chunk(self.pointwise_conv1.build(g, h));
         let y = g.glu(Unary::Sigmoid, gate, value);
-        let y = g.depthwise_conv1d(y, self.depthwise_conv, self.depthwise_bias, lengths);
+        let y = g.depthwise_conv1d(y, self.depthwise_conv, self.depthwise_bias, spans);
         let [scale, shift] = self.batch_norm.map(|w| g.weight(w));
         let y = g.unary(Unary::Silu, g.add(g.mul(y, scale), shift));
         self.pointwise_conv2.build(g, y)
     }
+}
+
+/// The four extents of an image.
+fn dims(g: &GraphBuilder<'_>, x: Tensor) -> [usize; 4] {
+    let shape = g.shape(x);
+    std::array::from_fn(|i| shape.dim(i))
 }
 
 /// Extent 1 of a matrix.

@@ -2,12 +2,12 @@
 //! windows of eight seconds. Source: qwen-asr, `Qwen3ASRAudioEncoder.forward`; transformers,
 //! `models/qwen3_asr/modeling_qwen3_asr.py`.
 
-use engine::builder::GraphBuilder;
+use engine::builder::{ClipInputs, GraphBuilder, Spans};
 use engine::gguf::Gguf;
 use engine::key::GraphKey;
 use engine::model::EncoderSpec;
 use engine::op::{Unary, Window};
-use engine::tensor::{Input, Tensor};
+use engine::tensor::Tensor;
 use engine::weights::{Weight, WeightStore};
 use engine::{Error, Result};
 
@@ -168,12 +168,12 @@ impl Encoder {
         g.add(x, positions)
     }
 
-    fn layer(&self, g: &GraphBuilder<'_>, i: usize, layer: &Layer, x: Tensor, lengths: Tensor) -> Tensor {
+    fn layer(&self, g: &GraphBuilder<'_>, i: usize, layer: &Layer, x: Tensor, spans: Spans) -> Tensor {
         let h = g.name(layer.self_attn_layer_norm.build(g, x), ("enc.blk", i, "ln1"));
         let qkv = [&layer.q_proj, &layer.k_proj, &layer.v_proj].map(|p| g.split_heads(p.build(g, h), self.n_head));
         // Head widths are small integers, exact in f32.
         let scale = 1.0 / (g.shape(qkv[0]).last() as f32).sqrt();
-        let h = g.merge_heads(g.attention(qkv, lengths, scale, self.window));
+        let h = g.merge_heads(g.attention(qkv, spans, scale, self.window));
         let h = g.name(layer.out_proj.build(g, h), ("enc.blk", i, "attn"));
         let x = g.add(x, h);
         let h = layer.final_layer_norm.build(g, x);
@@ -184,21 +184,26 @@ impl Encoder {
 
 impl AudioEncoder for Encoder {
     fn spec(&self) -> EncoderSpec {
-        EncoderSpec { n_mels: self.n_mels, chunk_frames: CHUNK_FRAMES, tokens: audio_tokens }
+        EncoderSpec {
+            n_mels: self.n_mels,
+            clip_frames: CHUNK_FRAMES,
+            gap_frames: 0,
+            line_frames: CHUNK_FRAMES,
+            tokens: audio_tokens,
+        }
     }
 
     fn build(&self, g: &GraphBuilder<'_>, key: &GraphKey) {
         let n_frames = key.n_tokens as usize;
         let n_chunks = n_frames / CHUNK_FRAMES;
-        let lengths = g.input(Input::Lengths, [1]);
-        let mel = g.input(Input::Features, [1, self.n_mels, n_frames]);
+        let clips = ClipInputs::new(g, key, self.n_mels, n_chunks * CHUNK_TOKENS);
         // Cut along time: [n_chunks, n_mels, CHUNK_FRAMES, 1].
-        let chunks = g.permute(g.reshape(mel, [self.n_mels, n_chunks, CHUNK_FRAMES, 1]), [1, 0, 2, 3]);
+        let chunks = g.permute(g.reshape(clips.features, [self.n_mels, n_chunks, CHUNK_FRAMES, 1]), [1, 0, 2, 3]);
         let x = self.stems(g, chunks, 0, n_chunks);
         let width = g.shape(x).last();
-        let mut x = g.name(g.reshape(x, [1, n_chunks * CHUNK_TOKENS, width]), "enc.stem");
+        let mut x = g.name(g.reshape(x, [n_chunks * CHUNK_TOKENS, width]), "enc.stem");
         for (i, layer) in self.layers.iter().enumerate() {
-            x = g.name(self.layer(g, i, layer, x, lengths), ("enc.blk", i, "out"));
+            x = g.name(self.layer(g, i, layer, x, clips.spans), ("enc.blk", i, "out"));
         }
         let x = g.name(self.ln_post.build(g, x), "enc.ln_post");
         let x = g.name(self.proj1.build(g, x), "enc.proj1");

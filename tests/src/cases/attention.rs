@@ -28,7 +28,7 @@ pub fn cached(cases: &mut Vec<OpCase>) {
         for (n_head, n_head_kv, head_dim) in [(1, 1, 1), (2, 2, 16), (4, 2, 64), (6, 1, 7), (8, 2, 128), (3, 3, 33)] {
             for dtype in [DType::F16, DType::F32] {
                 let batch = batch(170, seqs);
-                let (n_seqs, n_tokens) = (batch.seqs.len(), batch.n_tokens);
+                let n_tokens = batch.n_tokens;
                 let name = format!("cached attention {dtype} heads {n_head}/{n_head_kv} of {head_dim}, batch {i}");
                 let scale = 1.5 / (head_dim as f32).sqrt();
                 cases.push(
@@ -38,9 +38,9 @@ pub fn cached(cases: &mut Vec<OpCase>) {
                     })
                     .batch(batch)
                     .kv(dtype, n_head_kv, head_dim)
-                    .input_in([n_seqs, n_tokens, n_head, head_dim], [-2.0, 2.0])
-                    .input_in([n_seqs, n_tokens, n_head_kv, head_dim], [-2.0, 2.0])
-                    .input([n_seqs, n_tokens, n_head_kv, head_dim]),
+                    .input_in([n_tokens, n_head, head_dim], [-2.0, 2.0])
+                    .input_in([n_tokens, n_head_kv, head_dim], [-2.0, 2.0])
+                    .input([n_tokens, n_head_kv, head_dim]),
                 );
             }
         }
@@ -49,13 +49,13 @@ pub fn cached(cases: &mut Vec<OpCase>) {
         cases.push(
             OpCase::new(format!("cached attention {dtype} of parts of rows"), tolerance(16, 20), |g, a| {
                 let parts = [(0, 4), (64, 2), (96, 2)];
-                let [q, k, v] = parts.map(|(start, n)| g.split_heads(g.slice(a.x[0], 2, start, 16 * n), n));
+                let [q, k, v] = parts.map(|(start, n)| g.split_heads(g.slice(a.x[0], 1, start, 16 * n), n));
                 let kv = g.kv_write(a.kv[0], k, v, a.batch());
                 vec![g.cached_attention(q, kv, a.batch(), 0.25)]
             })
             .batch(batch(40, &[(1, 9, 11), (0, 0, 4)]))
             .kv(dtype, 2, 16)
-            .input([2, 11, 128]),
+            .input([18, 128]),
         );
         cases.push(
             // Scores up to 100 in size: the softmax is a maximum.
@@ -65,14 +65,14 @@ pub fn cached(cases: &mut Vec<OpCase>) {
             })
             .batch(batch(200, &[(0, 140, 20)]))
             .kv(dtype, 1, 16)
-            .input_in([1, 20, 2, 16], [-2.0, 2.0])
-            .input_in([1, 20, 1, 16], [-2.0, 2.0])
-            .input([1, 20, 1, 16]),
+            .input_in([20, 2, 16], [-2.0, 2.0])
+            .input_in([20, 1, 16], [-2.0, 2.0])
+            .input([20, 1, 16]),
         );
     }
 }
 
-/// Whole sequences and windows, padded batches.
+/// Whole sequences and windows, batches with padding.
 pub fn windowed(cases: &mut Vec<OpCase>) {
     let windows = [Window::Full, Window::Blocks(1), Window::Blocks(13), Window::Blocks(64), Window::Blocks(1000)];
     for window in windows {
@@ -80,13 +80,13 @@ pub fn windowed(cases: &mut Vec<OpCase>) {
             for seqs in [&[1][..], &[13], &[27, 5], &[130], &[66, 0, 64]] {
                 let seqs: Vec<_> = seqs.iter().map(|&n| (0, 0, n)).collect();
                 let batch = batch(1, &seqs);
-                let shape = [batch.seqs.len(), batch.n_tokens, n_head, head_dim];
+                let shape = [batch.n_tokens, n_head, head_dim];
                 let lengths: Vec<usize> = seqs.iter().map(|s| s.2).collect();
                 let name = format!("attention {window:?} heads {n_head} of {head_dim}, lengths {lengths:?}");
                 let scale = 1.0 / (head_dim as f32).sqrt();
                 cases.push(
                     OpCase::new(name, tolerance(head_dim, batch.n_tokens), move |g, a| {
-                        vec![g.attention([a.x[0], a.x[1], a.x[2]], a.batch().lengths, scale, window)]
+                        vec![g.attention([a.x[0], a.x[1], a.x[2]], a.batch().spans, scale, window)]
                     })
                     .batch(batch)
                     .input_in(shape, [-2.0, 2.0])
@@ -98,10 +98,10 @@ pub fn windowed(cases: &mut Vec<OpCase>) {
         cases.push(
             OpCase::new(format!("attention {window:?} of parts of rows"), tolerance(16, 40), move |g, a| {
                 let parts = g.chunk::<3>(a.x[0]).map(|x| g.split_heads(x, 2));
-                vec![g.attention(parts, a.batch().lengths, 0.25, window)]
+                vec![g.attention(parts, a.batch().spans, 0.25, window)]
             })
             .batch(batch(1, &[(0, 0, 40), (0, 0, 39)]))
-            .input([2, 40, 96]),
+            .input([82, 96]),
         );
     }
 }

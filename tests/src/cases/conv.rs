@@ -21,7 +21,7 @@ pub fn causal_conv1d(cases: &mut Vec<OpCase>) {
         for d_conv in 2..=5 {
             for width in [1, 7, 8, 17, 64, 100] {
                 let batch = batch(128, seqs);
-                let shape = [batch.seqs.len(), batch.n_tokens, width];
+                let shape = [batch.n_tokens, width];
                 cases.push(
                     OpCase::new(format!("causal conv {d_conv} width {width}, batch {i}"), ELEMENTWISE, |g, a| {
                         vec![g.causal_conv1d(a.x[0], a.w[0], a.s[0], a.batch())]
@@ -40,7 +40,7 @@ pub fn causal_conv1d(cases: &mut Vec<OpCase>) {
             vec![g.mul(c, g.causal_conv1d(b, a.w[0], a.s[0], a.batch())), g.mul(b, u)]
         })
         .batch(batch(64, &[(1, 3, 6), (0, 0, 9)]))
-        .input([2, 9, 60])
+        .input([18, 60])
         .weight(DType::F32, [20, 3])
         .conv_state(3, 20),
     );
@@ -102,7 +102,7 @@ pub fn conv2d(cases: &mut Vec<OpCase>) {
     );
 }
 
-/// Kernels of single channels: images of odd sizes, and tokens of padded batches.
+/// Kernels of single channels: images of odd sizes, and rows of batches with padding.
 pub fn depthwise(cases: &mut Vec<OpCase>) {
     let sizes = [
         // n, h, w, c, kh, kw, stride, pad
@@ -138,12 +138,12 @@ pub fn depthwise(cases: &mut Vec<OpCase>) {
         ] {
             let seqs: Vec<_> = lengths.iter().map(|&n| (0, 0, n)).collect();
             let batch = batch(1, &seqs);
-            let shape = [batch.seqs.len(), batch.n_tokens, width];
+            let shape = [batch.n_tokens, width];
             cases.push(
                 OpCase::new(
                     format!("depthwise conv1d {d_conv} width {width}, lengths {lengths:?}"),
                     ELEMENTWISE,
-                    |g, a| vec![g.depthwise_conv1d(a.x[0], a.w[0], a.w[1], a.batch().lengths)],
+                    |g, a| vec![g.depthwise_conv1d(a.x[0], a.w[0], a.w[1], a.batch().spans)],
                 )
                 .batch(batch)
                 .input(shape)
@@ -157,12 +157,12 @@ pub fn depthwise(cases: &mut Vec<OpCase>) {
             let [value, gate] = g.chunk(a.x[0]);
             let x = g.glu(Unary::Sigmoid, gate, value);
             vec![
-                g.depthwise_conv1d(x, a.w[0], a.w[1], a.batch().lengths),
-                g.depthwise_conv1d(gate, a.w[0], a.w[1], a.batch().lengths),
+                g.depthwise_conv1d(x, a.w[0], a.w[1], a.batch().spans),
+                g.depthwise_conv1d(gate, a.w[0], a.w[1], a.batch().spans),
             ]
         })
         .batch(batch(1, &[(0, 0, 6), (0, 0, 9)]))
-        .input([2, 9, 40])
+        .input([18, 40])
         .weight(DType::F32, [20, 9])
         .weight(DType::F32, [20]),
     );

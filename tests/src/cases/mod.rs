@@ -51,10 +51,14 @@ pub fn family(name: &str) -> Vec<OpCase> {
     cases
 }
 
-/// Sequences `(slot, n_past, length)`, as few tokens as the longest needs, one slot more than is used.
+/// Rows of padding behind the sequences of a batch of several.
+const PADDING: usize = 3;
+
+/// Sequences `(slot, n_past, length)` in a line, with padding where there are several; one slot more than is used.
 fn batch(n_ctx: usize, seqs: &[(usize, usize, usize)]) -> BatchArg {
     let seqs: Vec<Sequence> = seqs.iter().map(|&(slot, n_past, length)| Sequence { slot, n_past, length }).collect();
     let n_slots = seqs.iter().map(|s| s.slot).max().unwrap_or(0) + 2;
-    let n_tokens = seqs.iter().map(|s| s.length).max().unwrap_or(1);
+    let padding = if seqs.len() > 1 { PADDING } else { 0 };
+    let n_tokens = seqs.iter().map(|s| s.length).sum::<usize>() + padding;
     BatchArg { n_slots, n_ctx, n_tokens, seqs }
 }

@@ -32,18 +32,20 @@ pub fn rows(cases: &mut Vec<OpCase>) {
         }
         let n = dtype.block().len * 2;
         let name = format!("embed {dtype}");
-        let mut ids = ids(&name, 8, 9);
-        let mut vectors = vec![f32::NAN.to_bits(); 8 * n];
+        let batch = batch(8, &[(0, 0, 4), (1, 0, 4)]);
+        let n_tokens = batch.n_tokens;
+        let mut ids = ids(&name, n_tokens, 9);
+        let mut vectors = vec![f32::NAN.to_bits(); n_tokens * n];
         let mut rng = Rng::named(&name);
-        for at in [0, 4, 5] {
-            ids[at] = (-1i32).cast_unsigned();
-            vectors[at * n..][..n].fill_with(|| rng.uniform([-1.0, 1.0]).to_bits());
+        for (i, at) in (0i32..).zip([4, 0, 5]) {
+            ids[at] = (-1 - i).cast_unsigned();
         }
+        vectors[..3 * n].fill_with(|| rng.uniform([-1.0, 1.0]).to_bits());
         let mut case = OpCase::new(name, EXACT, |g, a| vec![a.batch().embed(g, a.w[0])])
-            .batch(batch(8, &[(0, 0, 4), (1, 0, 4)]))
+            .batch(batch)
             .weight(dtype, [9, n])
-            .raw(Input::Tokens, [2, 4], ids)
-            .raw(Input::Embeddings, [2, 4, n], vectors);
+            .raw(Input::Tokens, [n_tokens], ids)
+            .raw(Input::Embeddings, [n_tokens, n], vectors);
         case.stage = Stage::Embeddings;
         cases.push(case);
     }
@@ -104,14 +106,20 @@ pub fn layout(cases: &mut Vec<OpCase>) {
     cases.push(OpCase::new("concat of vectors", EXACT, |g, a| vec![g.concat(a.x[0], a.x[1])]).input([3]).input([70]));
 }
 
-/// Rows of images and of tokens, lengths in units of one and of several.
+/// Rows of images and of tokens, ranges in units of one and of several.
 pub fn mask_rows(cases: &mut Vec<OpCase>) {
-    for (unit, lengths) in [(1, [3, 7]), (1, [0, 5]), (2, [5, 13]), (4, [1, 28]), (8, [50, 0])] {
-        for shape in [&[2, 7, 5][..], &[2, 7, 3, 4], &[2, 7, 1]] {
+    for (unit, ranges) in [
+        (1, [[0, 3], [7, 14]]),
+        (1, [[0, 0], [2, 7]]),
+        (2, [[0, 5], [14, 27]]),
+        (4, [[0, 1], [28, 56]]),
+        (8, [[0, 50], [0, 0]]),
+    ] {
+        for shape in [&[14, 5][..], &[14, 3, 4], &[14, 1]] {
             let shape = engine::Shape::new(shape).expect("a shape");
-            let name = format!("mask rows of {shape} unit {unit} lengths {lengths:?}");
+            let name = format!("mask rows of {shape} unit {unit} ranges {ranges:?}");
             let case = OpCase::new(name, EXACT, move |g, a| vec![g.mask_rows(a.x[0], a.raw[0], unit)]);
-            cases.push(case.input(shape).raw(Input::Frames, [2], lengths.to_vec()));
+            cases.push(case.input(shape).raw(Input::Frames, [2, 2], ranges.concat()));
         }
     }
 }

@@ -12,8 +12,7 @@ use std::sync::Arc;
 use convert::FileType;
 use engine::DType;
 use engine::backend::Backend;
-use engine::batch::{Batch, Sequence, Tokens};
-use engine::key::Rows;
+use engine::batch::{Batch, Rows, Sequence, Tokens};
 use engine::memory::Slot;
 use engine::pass::CompileOptions;
 use engine::session::{Session, SessionOptions};
@@ -126,7 +125,7 @@ fn tap(session: &Session, name: &str) -> Vec<f32> {
 /// Feeds a prompt and returns the logits of every position.
 fn all_logits(session: &mut Session, slot: Slot, tokens: Tokens<'_>) -> Vec<f32> {
     let n = tokens.len();
-    let logits = session.step(&Batch { seqs: &[Sequence { slot, tokens }], rows: Rows::All }).unwrap();
+    let logits = session.step(&Batch { seqs: &[Sequence { slot, tokens, rows: Rows::All }] }).unwrap();
     (0..n).flat_map(|t| logits.row(0, t).to_vec()).collect()
 }
 
@@ -139,7 +138,7 @@ fn decode(session: &mut Session, slot: Slot, first: &[f32], n: usize) -> (Vec<i3
         ids.push(next.cast_signed());
         rows.extend_from_slice(&logits);
         if ids.len() < n {
-            logits = session.feed(slot, Tokens::Ids(&[next]), Rows::Last).unwrap().to_vec();
+            logits = session.feed(slot, Tokens::Ids(&[next])).unwrap().to_vec();
         }
     }
     (ids, rows)

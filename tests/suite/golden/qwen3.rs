@@ -85,7 +85,7 @@ fn check_clip(gold: &Golden, backend: &Arc<dyn Backend>, clip: usize, from_wavef
         features = mel.compute(&gold.waveform(clip)).unwrap();
     }
     let input = Features { n_mels: features.n_mels, n_frames: features.n_frames, values: &features.values };
-    let embeddings = s.encode(&input).unwrap().to_vec();
+    let embeddings = s.encode(&[input]).unwrap().clip(0).to_vec();
     if !from_waveform {
         for (ours, theirs) in encoder_taps(clip) {
             let want = gold.expected(&name(theirs));
@@ -145,7 +145,7 @@ fn qwen3_asr_full_attention_matches_the_official_package() {
         let mut s = gold.session(&backend, AudioAttention::Full, &["enc.blk.1.out"]);
         let stored = gold.expected("clip.132977.features");
         let input = Features { n_mels: stored.shape[0], n_frames: stored.shape[1], values: &stored.values };
-        let embeddings = s.encode(&input).unwrap().to_vec();
+        let embeddings = s.encode(&[input]).unwrap().clip(0).to_vec();
         let want = gold.expected("clip.132977.full.block.1");
         compare("full.block.1", &*backend, &tap(&s, "enc.blk.1.out")[..want.values.len()], &want);
         compare("full.embeddings", &*backend, &embeddings, &gold.expected("clip.132977.full.embeddings"));
@@ -171,7 +171,7 @@ fn every_clip_length_has_the_published_number_of_audio_tokens() {
     for &n in lengths.iter().step_by(lengths.len() / 60) {
         let features = mel.compute(&vec![0.25; n]).unwrap();
         let input = Features { n_mels: features.n_mels, n_frames: features.n_frames, values: &features.values };
-        let embeddings = s.encode(&input).unwrap().to_vec();
+        let embeddings = s.encode(&[input]).unwrap().clip(0).to_vec();
         assert_eq!(embeddings.len(), published_count(n) * s.model().n_embd(), "{n} samples");
         assert!(embeddings.iter().all(|x| x.is_finite()), "{n} samples");
     }

@@ -201,7 +201,7 @@ fn the_synthetic_encoder_matches_the_official_digits() {
         .collect();
     for backend in backends() {
         let mut s = session(&backend);
-        s.encode(&Features { n_mels: N_MELS, n_frames: N_FRAMES, values: &mel }).unwrap();
+        s.encode(&[Features { n_mels: N_MELS, n_frames: N_FRAMES, values: &mel }]).unwrap();
         let tolerance = tolerance(&*backend, 2e-6);
         for (name, first, last) in want {
             let got = tap(&s, name);

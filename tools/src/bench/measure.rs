@@ -4,9 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use engine::backend::Backend;
-use engine::batch::{Batch, Sequence, Tokens};
+use engine::batch::{Batch, Rows, Sequence, Tokens};
 use engine::gguf::Gguf;
-use engine::key::Rows;
 use engine::memory::Slot;
 use engine::session::{Reuse, Session, SessionOptions};
 use engine::{DType, Result};
@@ -198,7 +197,7 @@ impl Bench {
 
 fn step(session: &mut Session, slot: Slot, ids: &[u32], rows: Rows, steps_ns: &mut Vec<u64>) -> Result<()> {
     let start = Instant::now();
-    session.step(&Batch { seqs: &[Sequence { slot, tokens: Tokens::Ids(ids) }], rows })?;
+    session.step(&Batch { seqs: &[Sequence { slot, tokens: Tokens::Ids(ids), rows }] })?;
     steps_ns.push(nanoseconds(start));
     Ok(())
 }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use engine::backend::Backend;
-use engine::key::{Buckets, GraphKey, Rows, Stage};
+use engine::key::{GraphKey, Stage};
 use engine::session::{Described, MAX_CONTEXT, Session};
 use engine::state::Role;
 use engine::tensor::{Source, TensorId};
@@ -88,30 +88,33 @@ impl Call {
     ///
     /// Errors: the audio encoder of a model that has none.
     pub fn key(self, session: &Session) -> Result<GraphKey, String> {
-        let buckets = Buckets::default();
-        let round = |n: usize| u32::try_from(n).map_err(|_| "too large".to_owned());
-        let n_kv = round(session.memory().n_ctx())?;
-        Ok(match self {
-            Self::Step { n_tokens, n_seqs } => GraphKey {
-                stage: Stage::Tokens,
-                n_seqs: round(buckets.seqs(n_seqs as usize))?,
-                n_tokens: round(buckets.tokens(n_tokens as usize))?,
-                n_kv,
-                rows: Rows::Last,
-            },
-            Self::Prompt { n_tokens } => GraphKey {
-                stage: Stage::Embeddings,
-                n_seqs: 1,
-                n_tokens: round(buckets.tokens(n_tokens as usize))?,
-                n_kv,
-                rows: Rows::Last,
-            },
+        let key = match self {
+            Self::Step { n_tokens, n_seqs } => {
+                let n_seqs = n_seqs as usize;
+                session.key_of(Stage::Tokens, (n_tokens as usize).saturating_mul(n_seqs), n_seqs)
+            }
+            Self::Prompt { n_tokens } => session.key_of(Stage::Embeddings, n_tokens as usize, 1),
             Self::Encode { n_frames } => {
                 let encoder = session.model().encoder().ok_or("the model has no audio encoder")?;
-                let n_tokens = round((n_frames as usize).next_multiple_of(encoder.chunk_frames))?;
-                GraphKey { stage: Stage::Encode, n_seqs: 1, n_tokens, n_kv: 0, rows: Rows::All }
+                session.key_of_clips(&encoder, 1, n_frames as usize)
             }
-        })
+        };
+        key.map_err(|e| e.to_string())
+    }
+
+    /// The call for people. `key` is its key.
+    pub fn words(self, key: &GraphKey) -> String {
+        let n = |n: u32, what: &str| if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") };
+        let step = |n_seqs, n_tokens, of| {
+            let (seqs, tokens) = (n(n_seqs, "sequence"), n(n_tokens, of));
+            let context = n(key.n_kv, "position");
+            format!("{seqs} of {tokens} in {}, context of {context}, logits of the last one", n(key.n_tokens, "row"))
+        };
+        match self {
+            Self::Step { n_tokens, n_seqs } => step(n_seqs, n_tokens, "token"),
+            Self::Prompt { n_tokens } => step(1, n_tokens, "token or embedding"),
+            Self::Encode { .. } => format!("audio encoder, {}", n(key.n_tokens, "frame")),
+        }
     }
 }
 
@@ -125,18 +128,6 @@ impl fmt::Display for Call {
             Self::Encode { n_frames } => write!(f, "encode:{n_frames}"),
         }
     }
-}
-
-/// A key for people.
-pub fn words(key: &GraphKey) -> String {
-    let n = |n: u32, what: &str| if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") };
-    let of = match key.stage {
-        Stage::Encode => return format!("audio encoder, {}", n(key.n_tokens, "frame")),
-        Stage::Tokens => "token",
-        Stage::Embeddings => "token or embedding",
-    };
-    let (seqs, tokens) = (n(key.n_seqs, "sequence"), n(key.n_tokens, of));
-    format!("{seqs} of {tokens}, context of {}, logits of the last one", n(key.n_kv, "position"))
 }
 
 /// A described call, and what its parts are called.

@@ -135,7 +135,7 @@ fn of_model(args: &InspectArgs) -> Outcome<String> {
         session.describe(&key).with_context(|| format!("{}: {call}", model.name)).map_err(Failure::model)?;
     let shown =
         graph::Shown { described: &described, session: &session, weights: &model.loaded.weights, backends: &backends };
-    let mut text = format!("{} ({}), {call}: {}\n\n", model.name, model.loaded.arch.name, graph::words(&key));
+    let mut text = format!("{} ({}), {call}: {}\n\n", model.name, model.loaded.arch.name, call.words(&key));
     if args.graph.is_some() {
         text += &shown.text();
     }

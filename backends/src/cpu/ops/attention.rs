@@ -1,7 +1,8 @@
 //! Attention: over a slot's past (`CachedAttention`) and inside windows of a clip (`Attention`).
 //!
-//! A chunk is a block of tokens of some key-value heads: its queries are gathered, the kernel walks the keys they see, and
-//! the results are scattered. A query's result does not depend on the block it is in.
+//! Rows are cut into blocks, and a chunk is a part of a block: either all its rows for some key-value heads, or some of its
+//! rows for all heads, where most rows are of sequences of their own. The queries of one sequence are gathered, the kernel
+//! walks the keys they see, and the results are scattered. A query's result does not depend on the block it is in.
 
 #![allow(unsafe_code, reason = "writes rows of results")]
 
@@ -17,26 +18,29 @@ use kernels::cpu::{Attention, Kernels, KvRows, QUERY_GROUP};
 use super::super::context::{At, Lowering, Machine, Needs};
 use super::super::mem::{View, ViewMut, WorkerScratch};
 use super::super::region::{Step, Worker, piece};
-use super::rows::{element, index};
+use super::rows::{Sequences, element, index, range};
 
 /// How an attention of one shape is cut.
 #[derive(Clone, Copy)]
 struct Blocks {
-    n_seqs: usize,
     n_tokens: usize,
     n_head: usize,
     n_head_kv: usize,
     head_dim: usize,
-    /// Key-value heads of one chunk.
+    /// Rows of a block.
+    tokens: usize,
+    /// Key-value heads of a chunk that has all rows of its block.
     heads: usize,
+    /// Whether the kernel can take several key-value heads at once.
+    joins: bool,
 }
 
 impl Blocks {
     /// Chunks of one key-value head each.
-    fn new(q: &TensorDesc, k: &TensorDesc) -> Self {
-        let dim = |i| q.shape.dim(i);
-        let (n_head_kv, heads) = (k.shape.dim(2), 1);
-        Self { n_seqs: dim(0), n_tokens: dim(1), n_head: dim(2), n_head_kv, head_dim: dim(3), heads }
+    fn new(q: &TensorDesc, n_head_kv: usize) -> Self {
+        let [n_tokens, n_head, head_dim] = [0, 1, 2].map(|i| q.shape.dim(i));
+        let tokens = (QUERY_GROUP / (n_head / n_head_kv)).clamp(1, n_tokens);
+        Self { n_tokens, n_head, n_head_kv, head_dim, tokens, heads: 1, joins: false }
     }
 
     /// Where there are few queries, chunks of more heads: what a chunk reads is then in longer pieces. As many as leave
@@ -45,10 +49,15 @@ impl Blocks {
         if !k.is_contiguous() {
             return self;
         }
-        let most = QUERY_GROUP / (self.n_tokens * self.group());
-        let most = most.min(self.n_seqs * self.n_head_kv / machine.n_workers);
-        let heads = (1..=most.min(self.n_head_kv)).rev().find(|n| self.n_head_kv.is_multiple_of(*n));
-        Self { heads: heads.unwrap_or(1), ..self }
+        let most = QUERY_GROUP / (self.tokens * self.group());
+        let most = most.min(self.blocks() * self.n_head_kv / machine.n_workers);
+        Self { heads: self.heads_up_to(most), joins: true, ..self }
+    }
+
+    /// The largest number of heads up to `most` that divides their number; at least one.
+    fn heads_up_to(&self, most: usize) -> usize {
+        let mut divisors = (1..=most.min(self.n_head_kv)).rev().filter(|n| self.n_head_kv.is_multiple_of(*n));
+        divisors.next().unwrap_or(1)
     }
 
     /// Query heads that read the same key-value head.
@@ -56,68 +65,64 @@ impl Blocks {
         self.n_head / self.n_head_kv
     }
 
-    /// Tokens of one chunk.
-    fn tokens(&self) -> usize {
-        (QUERY_GROUP / self.group()).clamp(1, self.n_tokens)
+    fn blocks(&self) -> usize {
+        self.n_tokens.div_ceil(self.tokens)
     }
 
-    fn blocks(&self) -> usize {
-        self.n_tokens.div_ceil(self.tokens())
+    /// Chunks of a block.
+    fn parts(&self) -> usize {
+        self.n_head_kv / self.heads
     }
 
     fn chunks(&self) -> usize {
-        self.n_seqs * self.n_head_kv / self.heads * self.blocks()
+        self.blocks() * self.parts()
     }
 
-    /// Sequence, first key-value head and tokens of a chunk.
-    fn chunk(&self, chunk: usize) -> (usize, usize, Range<usize>) {
-        let (rest, block) = (chunk / self.blocks(), chunk % self.blocks());
-        let heads = self.n_head_kv / self.heads;
-        (rest / heads, rest % heads * self.heads, piece(block, self.tokens(), self.n_tokens))
+    /// Queries of one call of the kernel at most.
+    fn queries(&self) -> usize {
+        self.tokens * self.heads * self.group()
     }
 
     /// Queries, results, ranges of keys (two words each), and what the kernel wants.
     fn needs(&self, kernels: Kernels) -> Needs {
-        let n_q = self.heads * self.tokens() * self.group();
+        let n_q = self.queries();
         let kernel = kernels.attention_scratch_len(n_q, self.head_dim);
         Needs { shared: 0, worker: n_q * (2 * self.head_dim + 2) + kernel }
     }
 }
 
-/// Scratch memory of `[q, k, v, slots, positions, lengths]`.
+/// Scratch memory of `[q, k, v, slots, positions, sequences]`.
 pub(in super::super) fn needs_cached(machine: Machine, args: &[&TensorDesc]) -> Needs {
-    Blocks::new(args[0], args[1]).joined(args[1], machine).needs(machine.kernels)
+    Blocks::new(args[0], args[1].shape.dim(2)).joined(args[1], machine).needs(machine.kernels)
 }
 
-/// Scratch memory of `[q, k, v, lengths]`.
+/// Scratch memory of `[q, k, v, sequences, ranges]`.
 pub(in super::super) fn needs_full(machine: Machine, args: &[&TensorDesc]) -> Needs {
-    Blocks::new(args[0], args[1]).needs(machine.kernels)
+    Blocks::new(args[0], args[1].shape.dim(1)).needs(machine.kernels)
 }
 
-/// `[q, k, v, slots, positions, lengths]`.
+/// `[q, k, v, slots, positions, sequences]`.
 pub(in super::super) fn cached(cx: &mut Lowering<'_>, at: At<'_>, scale: f32) -> Result<()> {
-    let keys = Keys::Past {
-        n_ctx: cx.desc(at.arg(1)).shape.dim(1),
-        slots: cx.view(at.arg(3))?,
-        positions: cx.view(at.arg(4))?,
-    };
-    let blocks = Blocks::new(cx.desc(at.arg(0)), cx.desc(at.arg(1))).joined(cx.desc(at.arg(1)), cx.machine);
+    let k = cx.desc(at.arg(1));
+    let keys = Keys::Past { n_ctx: k.shape.dim(1), slots: cx.view(at.arg(3))?, positions: cx.view(at.arg(4))? };
+    let blocks = Blocks::new(cx.desc(at.arg(0)), k.shape.dim(2)).joined(k, cx.machine);
     push(cx, at, scale, keys, at.arg(5), blocks)
 }
 
-/// `[q, k, v, lengths]`.
+/// `[q, k, v, sequences, ranges]`.
 pub(in super::super) fn full(cx: &mut Lowering<'_>, at: At<'_>, scale: f32, window: Window) -> Result<()> {
-    let blocks = Blocks::new(cx.desc(at.arg(0)), cx.desc(at.arg(1)));
-    push(cx, at, scale, Keys::Windows(window), at.arg(3), blocks)
+    let blocks = Blocks::new(cx.desc(at.arg(0)), cx.desc(at.arg(1)).shape.dim(1));
+    let keys = Keys::Windows { window, ranges: cx.view(at.arg(4))? };
+    push(cx, at, scale, keys, at.arg(3), blocks)
 }
 
-fn push(cx: &mut Lowering<'_>, at: At<'_>, scale: f32, keys: Keys, lengths: TensorId, blocks: Blocks) -> Result<()> {
+fn push(cx: &mut Lowering<'_>, at: At<'_>, scale: f32, keys: Keys, sequences: TensorId, blocks: Blocks) -> Result<()> {
     let kernels = cx.machine.kernels;
     let step = Attend {
         q: cx.view(at.arg(0))?,
         k: KvView::new(cx, at.arg(1))?,
         v: KvView::new(cx, at.arg(2))?,
-        lengths: cx.view(lengths)?,
+        sequences: Sequences(cx.view(sequences)?),
         y: cx.result(at.out(0))?,
         worker: cx.scratch(at, blocks.needs(kernels))?.1,
         keys,
@@ -158,40 +163,40 @@ impl KvView {
     }
 }
 
-/// Which keys a token sees.
+/// Which keys a row sees.
 enum Keys {
     /// Rows `0 ..= position` of the sequence's slot.
     Past { n_ctx: usize, slots: View<i32>, positions: View<i32> },
-    /// Tokens of its own window.
-    Windows(Window),
+    /// Rows of its own window of the sequence.
+    Windows { window: Window, ranges: View<i32> },
 }
 
 impl Keys {
-    /// `[start, end)` for token `t` of sequence `s`; nothing for padding.
-    fn range(&self, s: usize, t: usize, n_tokens: usize, length: usize) -> [u32; 2] {
-        if t >= length {
-            return [0, 0];
-        }
-        let word = |n: usize| u32::try_from(n).expect("graphs count elements in 32 bits");
+    /// Where the keys of sequence `s` begin, in rows of the outermost two extents, and for how many they go on.
+    fn of(&self, s: usize) -> Range<usize> {
         match self {
-            Self::Past { n_ctx, positions, .. } => {
-                let position = index(element(positions, s * n_tokens + t));
-                assert!(position < *n_ctx, "position {position} of {n_ctx}");
-                [0, word(position) + 1]
+            Self::Past { n_ctx, slots, .. } => {
+                let first = index(element(slots, s)) * n_ctx;
+                first..first + n_ctx
             }
-            Self::Windows(Window::Full) => [0, word(length)],
-            Self::Windows(Window::Blocks(n)) => {
-                let start = word(t) / n * n;
-                [start, start.saturating_add(*n).min(word(length))]
-            }
+            Self::Windows { ranges, .. } => range(ranges, s),
         }
     }
 
-    /// Where the keys of sequence `s` begin, in rows of the outermost two extents.
-    fn first(&self, s: usize, n_tokens: usize) -> usize {
+    /// `[start, end)` for row `t`, counted from the first of the keys `of` its sequence.
+    fn seen(&self, t: usize, of: &Range<usize>) -> [u32; 2] {
+        let word = |n: usize| u32::try_from(n).expect("graphs count elements in 32 bits");
         match self {
-            Self::Past { n_ctx, slots, .. } => index(element(slots, s)) * n_ctx,
-            Self::Windows(_) => s * n_tokens,
+            Self::Past { n_ctx, positions, .. } => {
+                let position = index(element(positions, t));
+                assert!(position < *n_ctx, "position {position} of {n_ctx}");
+                [0, word(position) + 1]
+            }
+            Self::Windows { window: Window::Full, .. } => [0, word(of.len())],
+            Self::Windows { window: Window::Blocks(n), .. } => {
+                let start = word(t - of.start) / n * n;
+                [start, start.saturating_add(*n).min(word(of.len()))]
+            }
         }
     }
 }
@@ -200,7 +205,7 @@ struct Attend {
     q: View<f32>,
     k: KvView,
     v: KvView,
-    lengths: View<i32>,
+    sequences: Sequences,
     y: ViewMut<f32>,
     worker: WorkerScratch,
     keys: Keys,
@@ -209,43 +214,75 @@ struct Attend {
     kernels: Kernels,
 }
 
+impl Attend {
+    /// Rows and key-value heads of a chunk.
+    fn part(&self, chunk: usize) -> (Range<usize>, Range<usize>) {
+        let Blocks { n_tokens, n_head_kv, tokens, heads, joins, .. } = self.blocks;
+        let n_parts = self.blocks.parts();
+        let (block, part) = (piece(chunk / n_parts, tokens, n_tokens), chunk % n_parts);
+        let n_runs = self.sequences.runs(block.clone()).count();
+        if joins && 2 * n_runs > block.len() {
+            let at = |part: usize| block.start + block.len() * part / n_parts;
+            (at(part)..at(part + 1), 0..n_head_kv)
+        } else {
+            (block, part * heads..(part + 1) * heads)
+        }
+    }
+
+    /// Rows of one sequence.
+    fn attend(&self, s: usize, rows: &Range<usize>, heads: &Range<usize>, scratch: &mut [f32]) {
+        let Blocks { n_head, n_head_kv, head_dim, .. } = self.blocks;
+        let group = self.blocks.group();
+        let n_q = heads.len() * rows.len() * group;
+        let (q, scratch) = scratch.split_at_mut(n_q * head_dim);
+        let (out, scratch) = scratch.split_at_mut(n_q * head_dim);
+        let (ranges, scratch) = scratch.split_at_mut(n_q * 2);
+        let ranges: &mut [[u32; 2]] = bytemuck::cast_slice_mut(ranges);
+
+        let queries = || {
+            let of_head = |h| rows.clone().flat_map(move |t| (0..group).map(move |g| (t, t * n_head + h * group + g)));
+            heads.clone().flat_map(of_head)
+        };
+        let keys = self.keys.of(s);
+        for (((t, r), q), range) in queries().zip(q.chunks_exact_mut(head_dim)).zip(&mut *ranges) {
+            q.copy_from_slice(self.q.row(r));
+            *range = self.keys.seen(t, &keys);
+        }
+        let n_keys = ranges.iter().map(|r| r[1] as usize).max().expect("a run has rows");
+        let first = keys.start * n_head_kv + heads.start;
+        let [k, v] = [&self.k, &self.v].map(|kv| kv.every(first, n_keys, n_head_kv, heads.len()));
+        let attention =
+            Attention { head_dim, n_head: heads.len(), scale: self.scale, q, q_stride: head_dim, k, v, ranges };
+        self.kernels.attention(&attention, out, scratch);
+        for ((_, r), out) in queries().zip(out.chunks_exact(head_dim)) {
+            // SAFETY: row `r` of `y` belongs to this chunk alone.
+            unsafe { self.y.row_mut(r) }.copy_from_slice(out);
+        }
+    }
+}
+
 impl Step for Attend {
     fn chunks(&self) -> usize {
         self.blocks.chunks()
     }
 
     fn run(&self, chunk: usize, worker: &mut Worker) {
-        let Blocks { n_tokens, n_head, n_head_kv, head_dim, heads, .. } = self.blocks;
-        let (s, h, tokens) = self.blocks.chunk(chunk);
         let group = self.blocks.group();
-        let n_q = heads * tokens.len() * group;
-        let (q, scratch) = self.worker.of(worker).split_at_mut(n_q * head_dim);
-        let (out, scratch) = scratch.split_at_mut(n_q * head_dim);
-        let (ranges, scratch) = scratch.split_at_mut(n_q * 2);
-        let ranges: &mut [[u32; 2]] = bytemuck::cast_slice_mut(ranges);
-
-        let length = index(element(&self.lengths, s)).min(n_tokens);
-        let queries = || {
-            let of_head = |h| tokens.clone().flat_map(move |t| (0..group).map(move |g| (t, h * group + g)));
-            (h..h + heads).flat_map(of_head).map(|(t, head)| (t, (s * n_tokens + t) * n_head + head))
-        };
-        for (((t, r), q), range) in queries().zip(q.chunks_exact_mut(head_dim)).zip(&mut *ranges) {
-            q.copy_from_slice(self.q.row(r));
-            *range = self.keys.range(s, t, n_tokens, length);
-        }
-        let n_keys = ranges.iter().map(|r| r[1] as usize).max().unwrap_or(0);
-        if n_keys == 0 {
-            out.fill(0.0);
-        } else {
-            let first = self.keys.first(s, n_tokens) * n_head_kv + h;
-            let (k, v) = (self.k.every(first, n_keys, n_head_kv, heads), self.v.every(first, n_keys, n_head_kv, heads));
-            let attention =
-                Attention { head_dim, n_head: heads, scale: self.scale, q, q_stride: head_dim, k, v, ranges };
-            self.kernels.attention(&attention, out, scratch);
-        }
-        for ((_, r), out) in queries().zip(out.chunks_exact(head_dim)) {
-            // SAFETY: row `r` of `y` belongs to this chunk alone.
-            unsafe { self.y.row_mut(r) }.copy_from_slice(out);
+        let (rows, heads) = self.part(chunk);
+        let scratch = self.worker.of(worker);
+        for (s, rows) in self.sequences.runs(rows) {
+            let Some(s) = s else {
+                for r in rows.flat_map(|t| heads.clone().flat_map(move |h| (0..group).map(move |g| (t, h * group + g))))
+                {
+                    // SAFETY: this row of `y` belongs to this chunk alone.
+                    unsafe { self.y.row_mut(r.0 * self.blocks.n_head + r.1) }.fill(0.0);
+                }
+                continue;
+            };
+            let at_once = self.blocks.heads_up_to(self.blocks.queries() / (group * rows.len())).min(heads.len());
+            for first in heads.clone().step_by(at_once) {
+                self.attend(s, &rows, &(first..first + at_once), scratch);
+            }
         }
     }
 }

@@ -14,7 +14,7 @@ use super::super::context::{At, Lowering, Machine, Needs};
 use super::super::mem::{View, ViewMut, WorkerScratch};
 use super::super::region::{Step, Worker, piece};
 use super::activate;
-use super::rows::{SeqInputs, element};
+use super::rows::{element, index, range};
 
 /// `f32`s of gathered pixels in one chunk. All weights pass by for every chunk, so it should not be small; with too many,
 /// the last chunks keep one thread busy.
@@ -194,7 +194,7 @@ pub(in super::super) fn needs_causal(args: &[&TensorDesc]) -> Needs {
     Needs { shared: 0, worker: width.min(CHANNELS) * (2 * d_conv - 1) }
 }
 
-/// `[x, w, state, slots, positions, lengths]`.
+/// `[x, w, state, slots, positions, ranges]`.
 pub(in super::super) fn causal_conv1d(cx: &mut Lowering<'_>, at: At<'_>) -> Result<()> {
     let descs = cx.descs(at);
     let step = CausalConv1d {
@@ -203,10 +203,9 @@ pub(in super::super) fn causal_conv1d(cx: &mut Lowering<'_>, at: At<'_>) -> Resu
         state: cx.result(at.arg(2))?,
         slots: cx.view(at.arg(3))?,
         positions: cx.view(at.arg(4))?,
-        lengths: cx.view(at.arg(5))?,
+        ranges: cx.view(at.arg(5))?,
         y: cx.result(at.out(0))?,
-        n_seqs: descs[0].shape.dim(0),
-        n_tokens: descs[0].shape.dim(1),
+        n_seqs: descs[5].shape.dim(0),
         worker: cx.scratch(at, needs_causal(&descs))?.1,
         kernels: cx.machine.kernels,
     };
@@ -221,18 +220,17 @@ struct CausalConv1d {
     state: ViewMut<f32>,
     slots: View<i32>,
     positions: View<i32>,
-    lengths: View<i32>,
+    ranges: View<i32>,
     y: ViewMut<f32>,
     n_seqs: usize,
-    n_tokens: usize,
     worker: WorkerScratch,
     kernels: Kernels,
 }
 
 impl CausalConv1d {
-    /// Past inputs of the channels, oldest first: the slot's, or zeros for a sequence that begins.
-    fn load_history(&self, s: usize, slot: usize, channels: &Range<usize>, history: &mut [f32]) {
-        let begins = element(&self.positions, s * self.n_tokens) == 0;
+    /// Past inputs of the channels, oldest first: the slot's, or zeros for a sequence that begins. `first` is its first row.
+    fn load_history(&self, first: usize, slot: usize, channels: &Range<usize>, history: &mut [f32]) {
+        let begins = element(&self.positions, first) == 0;
         let n = history.len() / channels.len();
         for (i, row) in history.chunks_exact_mut(channels.len()).enumerate() {
             if begins {
@@ -243,12 +241,12 @@ impl CausalConv1d {
         }
     }
 
-    /// Input `i` counted from the oldest one in the history.
-    fn input<'a>(&'a self, s: usize, i: usize, channels: &Range<usize>, history: &'a [f32]) -> &'a [f32] {
+    /// Input `i` of a sequence, whose first row is `first`, counted from the oldest one in the history.
+    fn input<'a>(&'a self, first: usize, i: usize, channels: &Range<usize>, history: &'a [f32]) -> &'a [f32] {
         let n = history.len() / channels.len();
         match i.checked_sub(n) {
             None => &history[i * channels.len()..][..channels.len()],
-            Some(t) => &self.x.row(s * self.n_tokens + t)[channels.clone()],
+            Some(t) => &self.x.row(first + t)[channels.clone()],
         }
     }
 }
@@ -268,24 +266,24 @@ impl Step for CausalConv1d {
             }
         }
         for s in 0..self.n_seqs {
-            let SeqInputs { slot, length } = SeqInputs::read(&self.slots, &self.lengths, s);
-            let length = length.min(self.n_tokens);
-            if length == 0 {
+            let Range { start: first, end } = range(&self.ranges, s);
+            if first == end {
                 continue;
             }
-            self.load_history(s, slot, &channels, history);
-            for t in 0..length {
+            let slot = index(element(&self.slots, s));
+            self.load_history(first, slot, &channels, history);
+            for t in 0..end - first {
                 // SAFETY: these channels of `y` belong to this chunk alone.
-                let y = unsafe { self.y.part_mut(s * self.n_tokens + t, channels.clone()) };
+                let y = unsafe { self.y.part_mut(first + t, channels.clone()) };
                 y.fill(0.0);
                 for (j, taps) in taps.chunks_exact(n).enumerate() {
-                    self.kernels.add_product(y, taps, self.input(s, t + j, &channels, history));
+                    self.kernels.add_product(y, taps, self.input(first, t + j, &channels, history));
                 }
             }
             for i in 0..d_conv - 1 {
                 // SAFETY: these channels of the state belong to this chunk alone, and the history is a copy.
                 let state = unsafe { self.state.part_mut(slot * (d_conv - 1) + i, channels.clone()) };
-                state.copy_from_slice(self.input(s, length + i, &channels, history));
+                state.copy_from_slice(self.input(first, end - first + i, &channels, history));
             }
         }
     }

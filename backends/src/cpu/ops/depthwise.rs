@@ -1,5 +1,5 @@
 //! Convolutions of every channel with its own kernel, channels innermost: `DepthwiseConv2d` over images and
-//! `DepthwiseConv1d` over the real tokens of a sequence.
+//! `DepthwiseConv1d` over the rows of a sequence.
 
 #![allow(unsafe_code, reason = "writes rows of results")]
 
@@ -11,7 +11,7 @@ use kernels::quant::Format;
 use super::super::context::{At, Lowering, Needs};
 use super::super::mem::{View, ViewMut, WorkerScratch};
 use super::super::region::{Step, Worker, piece};
-use super::rows::{element, index};
+use super::rows::{Sequences, range};
 use super::rows_per_chunk;
 use crate::format::format_of;
 
@@ -118,14 +118,14 @@ impl Step for DepthwiseConv2d {
     }
 }
 
-/// `[x, w, bias, lengths]`.
+/// `[x, w, bias, sequences, ranges]`.
 pub(in super::super) fn conv1d(cx: &mut Lowering<'_>, at: At<'_>) -> Result<()> {
     let step = DepthwiseConv1d {
-        n_tokens: cx.desc(at.arg(0)).shape.dim(1),
         x: cx.view(at.arg(0))?,
         taps: Taps::new(cx, at)?,
         bias: cx.view(at.arg(2))?,
-        lengths: cx.view(at.arg(3))?,
+        sequences: Sequences(cx.view(at.arg(3))?),
+        ranges: cx.view(at.arg(4))?,
         y: cx.result(at.out(0))?,
     };
     cx.push(step);
@@ -136,9 +136,9 @@ struct DepthwiseConv1d {
     x: View<f32>,
     taps: Taps,
     bias: View<f32>,
-    lengths: View<i32>,
+    sequences: Sequences,
+    ranges: View<i32>,
     y: ViewMut<f32>,
-    n_tokens: usize,
 }
 
 impl Step for DepthwiseConv1d {
@@ -149,14 +149,13 @@ impl Step for DepthwiseConv1d {
     fn run(&self, chunk: usize, worker: &mut Worker) {
         let taps = self.taps.transposed(worker);
         for r in piece(chunk, rows_per_chunk(self.y.row_len()), self.y.n_rows()) {
-            let (s, t) = (r / self.n_tokens, r % self.n_tokens);
-            let length = index(element(&self.lengths, s)).min(self.n_tokens);
+            let rows = self.sequences.of(r).map_or(0..0, |s| range(&self.ranges, s));
             // SAFETY: row `r` of `y` belongs to this chunk alone.
             let y = unsafe { self.y.row_mut(r) };
             y.copy_from_slice(self.bias.row(0));
             for (j, w) in taps.chunks_exact(self.taps.width).enumerate() {
-                if let Some(i) = (t + j).checked_sub(self.taps.n_taps / 2).filter(|&i| i < length) {
-                    self.taps.kernels.add_product(y, w, self.x.row(s * self.n_tokens + i));
+                if let Some(i) = (r + j).checked_sub(self.taps.n_taps / 2).filter(|i| rows.contains(i)) {
+                    self.taps.kernels.add_product(y, w, self.x.row(i));
                 }
             }
         }

@@ -12,7 +12,7 @@ use kernels::cpu::Kernels;
 use super::super::context::{At, Lowering, Needs};
 use super::super::mem::{View, ViewMut, WorkerScratch};
 use super::super::region::{Step, Worker, piece};
-use super::rows::{element, index};
+use super::rows::{Sequences, range};
 use super::rows_per_chunk;
 
 /// Base of the frequencies.
@@ -25,7 +25,7 @@ pub(in super::super) fn positions(cx: &mut Lowering<'_>, at: At<'_>) -> Result<(
     let shape = cx.desc(at.arg(0)).shape;
     let n = shape.last();
     let frequencies = (0..n / 2).map(|i| BASE.powf(-2.0 * i as f64 / n as f64)).collect();
-    let step = RelPositions { n_tokens: shape.dim(1), frequencies, y: cx.result(at.out(0))? };
+    let step = RelPositions { n_tokens: shape.dim(0), frequencies, y: cx.result(at.out(0))? };
     cx.push(step);
     Ok(())
 }
@@ -61,26 +61,26 @@ impl Step for RelPositions {
     }
 }
 
-/// Scratch memory of `[q, k, v, p, bias_u, bias_v, lengths]`: a query with each bias, and its scores.
+/// Scratch memory of `[q, k, v, p, bias_u, bias_v, sequences, ranges]`: a query with each bias, and its scores.
 pub(in super::super) fn needs(args: &[&TensorDesc]) -> Needs {
     let q = args[0].shape;
-    Needs { shared: 0, worker: 2 * q.dim(3) + q.dim(1) }
+    Needs { shared: 0, worker: 2 * q.dim(2) + q.dim(0) }
 }
 
-/// `[q, k, v, p, bias_u, bias_v, lengths]`.
+/// `[q, k, v, p, bias_u, bias_v, sequences, ranges]`.
 pub(in super::super) fn attention(cx: &mut Lowering<'_>, at: At<'_>, scale: f32) -> Result<()> {
     let q = *cx.desc(at.arg(0));
     let step = RelPosAttention {
-        n_seqs: q.shape.dim(0),
-        n_tokens: q.shape.dim(1),
-        n_head: q.shape.dim(2),
+        n_tokens: q.shape.dim(0),
+        n_head: q.shape.dim(1),
         q: cx.view(at.arg(0))?,
         k: cx.view(at.arg(1))?,
         v: cx.view(at.arg(2))?,
         p: cx.view(at.arg(3))?,
         bias_u: cx.view(at.arg(4))?,
         bias_v: cx.view(at.arg(5))?,
-        lengths: cx.view(at.arg(6))?,
+        sequences: Sequences(cx.view(at.arg(6))?),
+        ranges: cx.view(at.arg(7))?,
         y: cx.result(at.out(0))?,
         scale,
         worker: cx.scratch(at, needs(&[&q]))?.1,
@@ -91,7 +91,6 @@ pub(in super::super) fn attention(cx: &mut Lowering<'_>, at: At<'_>, scale: f32)
 }
 
 struct RelPosAttention {
-    n_seqs: usize,
     n_tokens: usize,
     n_head: usize,
     q: View<f32>,
@@ -100,7 +99,8 @@ struct RelPosAttention {
     p: View<f32>,
     bias_u: View<f32>,
     bias_v: View<f32>,
-    lengths: View<i32>,
+    sequences: Sequences,
+    ranges: View<i32>,
     y: ViewMut<f32>,
     scale: f32,
     worker: WorkerScratch,
@@ -109,37 +109,34 @@ struct RelPosAttention {
 
 impl Step for RelPosAttention {
     fn chunks(&self) -> usize {
-        self.n_seqs * self.n_head * self.n_tokens.div_ceil(QUERIES)
+        self.n_head * self.n_tokens.div_ceil(QUERIES)
     }
 
     fn run(&self, chunk: usize, worker: &mut Worker) {
         let blocks = self.n_tokens.div_ceil(QUERIES);
-        let (rest, block) = (chunk / blocks, chunk % blocks);
-        let (s, h) = (rest / self.n_head, rest % self.n_head);
-        let length = index(element(&self.lengths, s)).min(self.n_tokens);
+        let (h, block) = (chunk / blocks, chunk % blocks);
         let head_dim = self.y.row_len();
         let (content, scratch) = self.worker.of(worker).split_at_mut(head_dim);
         let (position, scratch) = scratch.split_at_mut(head_dim);
-        let row = |t: usize| (s * self.n_tokens + t) * self.n_head + h;
+        let row = |t: usize| t * self.n_head + h;
         for i in piece(block, QUERIES, self.n_tokens) {
             // SAFETY: row `row(i)` of `y` belongs to this chunk alone.
             let y = unsafe { self.y.row_mut(row(i)) };
             y.fill(0.0);
-            if i >= length {
-                continue;
-            }
+            let Some(s) = self.sequences.of(i) else { continue };
+            let keys = range(&self.ranges, s);
             for (with, bias) in [(&mut *content, &self.bias_u), (&mut *position, &self.bias_v)] {
                 with.copy_from_slice(self.q.row(row(i)));
                 self.kernels.add(with, bias.row(h));
             }
-            let scores = &mut scratch[..length];
-            for (j, score) in scores.iter_mut().enumerate() {
+            let scores = &mut scratch[..keys.len()];
+            for (j, score) in keys.clone().zip(&mut *scores) {
                 let distance = self.p.row((j + self.n_tokens - 1 - i) * self.n_head + h);
                 let sum = self.kernels.dot_f32(content, self.k.row(row(j))) + self.kernels.dot_f32(position, distance);
                 *score = self.scale * sum;
             }
             self.kernels.softmax(scores);
-            for (j, weight) in scores.iter().enumerate() {
+            for (j, weight) in keys.zip(&*scores) {
                 self.kernels.axpy_f32(y, *weight, self.v.row(row(j)));
             }
         }

@@ -2,6 +2,8 @@
 
 #![allow(unsafe_code, reason = "writes rows of results")]
 
+use std::ops::Range;
+
 use engine::DType;
 use engine::error::Result;
 use engine::tensor::TensorDesc;
@@ -23,7 +25,7 @@ pub(in super::super) fn has_whole_blocks(t: &TensorDesc) -> bool {
         && outer.into_iter().all(|(&n, step)| n == 1 || (step as usize).is_multiple_of(len))
 }
 
-/// `[table, ids]`, or `[table, ids, rows]` with rows for negative ids.
+/// `[table, ids]`, or `[table, ids, rows]` with row `-1 - id` for a negative id.
 pub(in super::super) fn get_rows(cx: &mut Lowering<'_>, at: At<'_>) -> Result<()> {
     let format = format_of(cx.desc(at.arg(0)).dtype).ok_or_else(|| cx.fail("a table of integers"))?;
     let step = GetRows {
@@ -57,7 +59,7 @@ impl Step for GetRows {
             // SAFETY: row `r` of `y` belongs to this chunk alone.
             let y = unsafe { self.y.row_mut(r) };
             match (element(&self.ids, r), &self.rows) {
-                (..0, Some(rows)) => y.copy_from_slice(rows.row(r)),
+                (id @ ..0, Some(rows)) => y.copy_from_slice(rows.row(index(-1 - id))),
                 (id, _) => self.kernels.decode_row(self.format, self.table.row(index(id)), y),
             }
         }
@@ -69,7 +71,7 @@ pub(super) fn index(i: i32) -> usize {
     usize::try_from(i).expect("the session refuses negative indices")
 }
 
-/// `[x, state, slots, positions, lengths]`.
+/// `[x, state, slots, positions, sequences]`.
 pub(in super::super) fn kv_write(cx: &mut Lowering<'_>, at: At<'_>) -> Result<()> {
     let state = match cx.desc(at.arg(1)).dtype {
         DType::F16 => KvState::F16(cx.result(at.arg(1))?),
@@ -81,10 +83,9 @@ pub(in super::super) fn kv_write(cx: &mut Lowering<'_>, at: At<'_>) -> Result<()
         state,
         slots: cx.view(at.arg(2))?,
         positions: cx.view(at.arg(3))?,
-        lengths: cx.view(at.arg(4))?,
-        n_seqs: shape.dim(0),
-        n_tokens: shape.dim(1),
-        n_head: shape.dim(2),
+        sequences: Sequences(cx.view(at.arg(4))?),
+        n_tokens: shape.dim(0),
+        n_head: shape.dim(1),
         n_ctx: cx.desc(at.arg(1)).shape.dim(1),
         kernels: cx.machine.kernels,
     };
@@ -102,8 +103,7 @@ struct KvWrite {
     state: KvState,
     slots: View<i32>,
     positions: View<i32>,
-    lengths: View<i32>,
-    n_seqs: usize,
+    sequences: Sequences,
     n_tokens: usize,
     n_head: usize,
     n_ctx: usize,
@@ -134,15 +134,12 @@ impl Step for KvWrite {
 
     fn run(&self, chunk: usize, _worker: &mut Worker) {
         let heads = if self.is_small() { 0..self.n_head } else { chunk..chunk + 1 };
-        for s in 0..self.n_seqs {
-            let seq = SeqInputs::read(&self.slots, &self.lengths, s);
-            for t in 0..seq.length.min(self.n_tokens) {
-                let position = index(element(&self.positions, s * self.n_tokens + t));
-                assert!(position < self.n_ctx, "position {position} of {}", self.n_ctx);
-                for h in heads.clone() {
-                    let x = self.x.row((s * self.n_tokens + t) * self.n_head + h);
-                    self.store((seq.slot * self.n_ctx + position) * self.n_head + h, x);
-                }
+        for t in 0..self.n_tokens {
+            let Some(s) = self.sequences.of(t) else { continue };
+            let (slot, position) = (index(element(&self.slots, s)), index(element(&self.positions, t)));
+            assert!(position < self.n_ctx, "position {position} of {}", self.n_ctx);
+            for h in heads.clone() {
+                self.store((slot * self.n_ctx + position) * self.n_head + h, self.x.row(t * self.n_head + h));
             }
         }
     }
@@ -153,16 +150,32 @@ pub(super) fn element(x: &View<i32>, i: usize) -> i32 {
     x.row(i / x.row_len())[i % x.row_len()]
 }
 
-/// Where a sequence's memory is and how many of its tokens are real.
-pub(super) struct SeqInputs {
-    pub(super) slot: usize,
-    pub(super) length: usize,
+/// The sequence of every row.
+pub(super) struct Sequences(pub(super) View<i32>);
+
+impl Sequences {
+    /// The sequence of a row; none for padding.
+    pub(super) fn of(&self, row: usize) -> Option<usize> {
+        usize::try_from(element(&self.0, row)).ok()
+    }
+
+    /// Neighbouring rows of one sequence each.
+    pub(super) fn runs(&self, rows: Range<usize>) -> impl Iterator<Item = (Option<usize>, Range<usize>)> {
+        let mut next = rows.start;
+        std::iter::from_fn(move || {
+            let first = next;
+            let s = (first < rows.end).then(|| self.of(first))?;
+            while next < rows.end && self.of(next) == s {
+                next += 1;
+            }
+            Some((s, first..next))
+        })
+    }
 }
 
-impl SeqInputs {
-    pub(super) fn read(slots: &View<i32>, lengths: &View<i32>, i_seq: usize) -> Self {
-        Self { slot: index(element(slots, i_seq)), length: index(element(lengths, i_seq)) }
-    }
+/// Range number `i` of a list of beginnings and ends.
+pub(super) fn range(ranges: &View<i32>, i: usize) -> Range<usize> {
+    index(element(ranges, 2 * i))..index(element(ranges, 2 * i + 1))
 }
 
 /// `[x]`.
@@ -172,17 +185,17 @@ pub(in super::super) fn copy(cx: &mut Lowering<'_>, at: At<'_>) -> Result<()> {
     Ok(())
 }
 
-/// `[x, lengths]`: zeros behind the end of every sequence; `unit` entries of `lengths` make a row.
+/// `[x, ranges]`: zeros outside of every range; `unit` entries of `ranges` make a row.
 pub(in super::super) fn mask(cx: &mut Lowering<'_>, at: At<'_>, unit: usize) -> Result<()> {
     let shape = cx.desc(at.arg(0)).shape;
-    let (y, n_rows) = (cx.result(at.out(0))?, shape.dim(1));
+    let y = cx.result(at.out(0))?;
     let step = MaskRows {
         x: cx.unless_in_place(at.arg(0), at.out(0))?,
-        lengths: cx.view(at.arg(1))?,
+        n_ranges: cx.desc(at.arg(1)).shape.dim(0),
+        ranges: cx.view(at.arg(1))?,
         unit,
-        n_rows,
-        // A row of the op is several rows of the view where there are more than three extents.
-        views_per_row: y.n_rows() / (shape.dim(0) * n_rows).max(1),
+        // A row of the op is several rows of the view where there are more than two extents.
+        views_per_row: y.n_rows() / shape.dim(0),
         y,
     };
     cx.push(step);
@@ -192,11 +205,22 @@ pub(in super::super) fn mask(cx: &mut Lowering<'_>, at: At<'_>, unit: usize) -> 
 struct MaskRows {
     /// `None`: planned in place, `y` already holds x.
     x: Option<View<f32>>,
-    lengths: View<i32>,
+    ranges: View<i32>,
+    n_ranges: usize,
     unit: usize,
-    n_rows: usize,
     views_per_row: usize,
     y: ViewMut<f32>,
+}
+
+impl MaskRows {
+    /// Whether a row of the op lies in a range.
+    fn is_real(&self, row: usize) -> bool {
+        let rows = |i| {
+            let Range { start, end } = range(&self.ranges, i);
+            start / self.unit..end.div_ceil(self.unit)
+        };
+        (0..self.n_ranges).any(|i| rows(i).contains(&row))
+    }
 }
 
 impl Step for MaskRows {
@@ -206,9 +230,7 @@ impl Step for MaskRows {
 
     fn run(&self, chunk: usize, _worker: &mut Worker) {
         for r in piece(chunk, rows_per_chunk(self.y.row_len()), self.y.n_rows()) {
-            let row = r / self.views_per_row;
-            let length = index(element(&self.lengths, row / self.n_rows)).div_ceil(self.unit);
-            let is_real = row % self.n_rows < length;
+            let is_real = self.is_real(r / self.views_per_row);
             if is_real && self.x.is_none() {
                 continue;
             }
