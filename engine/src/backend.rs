@@ -98,11 +98,40 @@ pub struct Segment<'a> {
     pub inputs: Vec<TensorId>,
     /// Tensors written here that are read after the segment ends.
     pub outputs: Vec<TensorId>,
+    /// What [`Backend::prepare`] gave for each of the nodes, in their order.
+    pub prepared: Vec<Prepared>,
     /// Whether to fill bytes with NaN as soon as they are dead.
     pub poison: bool,
-    /// Whether products of many rows keep the precision of their activations. So they do in audio encoders: what is lost
-    /// there is lost for every word.
-    pub precise: bool,
+}
+
+/// What a backend decided about a node when it was asked whether it takes it: how much scratch memory its kernels want, and
+/// whatever the backend itself needs to know again when it binds the node to memory.
+pub struct Prepared {
+    scratch_bytes: usize,
+    inside: Box<dyn Any + Send>,
+}
+
+impl Prepared {
+    /// A node whose kernels want `scratch_bytes` bytes while it runs. `inside` is the backend's own business.
+    pub fn new<T: Any + Send>(scratch_bytes: usize, inside: T) -> Self {
+        Self { scratch_bytes, inside: Box::new(inside) }
+    }
+
+    /// Bytes of scratch memory that the node's kernels want while it runs.
+    pub fn scratch_bytes(&self) -> usize {
+        self.scratch_bytes
+    }
+
+    /// The backend's own business, if it is a `T`.
+    pub fn into_inside<T: Any>(self) -> Option<T> {
+        self.inside.downcast().ok().map(|inside| *inside)
+    }
+}
+
+impl std::fmt::Debug for Prepared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Prepared({} bytes of scratch memory)", self.scratch_bytes)
+    }
 }
 
 /// The buffers that a compiled segment is bound to. Slices are indexed by weight and by state; weights that the segment
@@ -135,11 +164,9 @@ pub trait Backend: Send + Sync {
     /// What the engine plans with.
     fn caps(&self) -> Caps;
 
-    /// Whether [`Backend::compile`] accepts this op on these operands.
-    fn supports(&self, op: &Op, args: &[&TensorDesc]) -> bool;
-
-    /// Bytes of scratch memory that the op's kernels want while the node runs. `precise` is that of the segment.
-    fn scratch_bytes(&self, op: &Op, args: &[&TensorDesc], precise: bool) -> usize;
+    /// Decides how this op runs on these operands, which fit it; `None` if the backend cannot do it. What it gives goes to
+    /// [`Backend::compile`] with the node.
+    fn prepare(&self, op: &Op, args: &[&TensorDesc]) -> Option<Prepared>;
 
     /// Zeroed memory.
     fn alloc(&self, bytes: usize, usage: Usage) -> Result<Buffer>;
@@ -165,8 +192,11 @@ pub trait Backend: Send + Sync {
     /// Fills a range with zero bytes.
     fn zero(&self, buf: &Buffer, range: Range<usize>) -> Result<()>;
 
+    /// Bytes that an imported weight holds besides the mapped file: copies, and layouts made when graphs were compiled.
+    fn weight_bytes(&self, weight: &Buffer) -> usize;
+
     /// Lowers nodes to steps with every address bound.
-    fn compile(&self, segment: &Segment<'_>, plan: &MemoryPlan, bind: &Bindings<'_>) -> Result<Box<dyn Executable>>;
+    fn compile(&self, segment: Segment<'_>, plan: &MemoryPlan, bind: &Bindings<'_>) -> Result<Box<dyn Executable>>;
 
     /// Runs a whole request where [`Executable::run`] starts cheapest, such as inside the backend's thread pool.
     fn enter(&self, request: &mut (dyn FnMut() + Send)) {
@@ -185,4 +215,7 @@ pub trait Executable: Send {
         let _ = node_ns;
         self.run(inputs)
     }
+
+    /// Bytes of memory that belong to this segment alone and lie outside of the arena.
+    fn own_bytes(&self) -> usize;
 }

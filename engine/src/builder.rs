@@ -1,14 +1,14 @@
 //! [`GraphBuilder`]: one method per op. Shape errors do not interrupt model code: the first one is kept with its
 //! caller's line and returned by [`GraphBuilder::finish`]; until then every method returns a tensor that can be passed on.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::panic::Location;
 
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Name, Node, TensorIds};
 use crate::key::{GraphKey, Stage};
-use crate::op::{Binary, Op, Rope, Route, Unary, Window};
+use crate::op::{Binary, Op, Precision, Rope, Route, Unary, Window};
 use crate::shape::{MAX_RANK, Shape};
 use crate::state::{KvCache, State, StateLayout};
 use crate::tensor::{Input, NodeId, Source, StateId, Tensor, TensorDesc, TensorId};
@@ -21,6 +21,7 @@ const USUAL_NODES: usize = 320;
 /// Builds one [`Graph`]. Methods take `&self`, so calls nest.
 pub struct GraphBuilder<'a> {
     memory: &'a StateLayout,
+    precision: Cell<Precision>,
     inner: RefCell<Inner>,
 }
 
@@ -62,7 +63,12 @@ impl<'a> GraphBuilder<'a> {
         inner.graph.tensors.reserve(USUAL_TENSORS);
         inner.graph.nodes.reserve(USUAL_NODES);
         inner.weights.0.reserve(USUAL_NODES);
-        Self { memory, inner: RefCell::new(inner) }
+        Self { memory, precision: Cell::default(), inner: RefCell::new(inner) }
+    }
+
+    /// From here on products keep the precision of their activations: see [`Precision::Kept`].
+    pub fn precise_products(&self) {
+        self.precision.set(Precision::Kept);
     }
 
     /// The finished graph, or the first error with the line of the caller that made it.
@@ -184,13 +190,14 @@ impl<'a> GraphBuilder<'a> {
     /// `x . w^T`.
     #[track_caller]
     pub fn linear(&self, x: Tensor, w: Weight) -> Tensor {
-        self.push1(Op::Linear { bias: false, act: None }, &[x, self.weight(w)])
+        self.push1(Op::Linear { bias: false, act: None, precision: self.precision.get() }, &[x, self.weight(w)])
     }
 
     /// `x . w^T + bias`.
     #[track_caller]
     pub fn linear_bias(&self, x: Tensor, w: Weight, bias: Weight) -> Tensor {
-        self.push1(Op::Linear { bias: true, act: None }, &[x, self.weight(w), self.weight(bias)])
+        let op = Op::Linear { bias: true, act: None, precision: self.precision.get() };
+        self.push1(op, &[x, self.weight(w), self.weight(bias)])
     }
 
     /// RMS norm over the innermost extent.
@@ -266,7 +273,8 @@ impl<'a> GraphBuilder<'a> {
     /// Two-dimensional convolution, channels innermost.
     #[track_caller]
     pub fn conv2d(&self, x: Tensor, w: Weight, bias: Weight, stride: u8, pad: u8) -> Tensor {
-        self.push1(Op::Conv2d { stride, pad, act: None }, &[x, self.weight(w), self.weight(bias)])
+        let op = Op::Conv2d { stride, pad, act: None, precision: self.precision.get() };
+        self.push1(op, &[x, self.weight(w), self.weight(bias)])
     }
 
     /// [`Op::DepthwiseConv2d`].

@@ -69,6 +69,11 @@ impl<T> GraphCache<T> {
         &self.graphs[index]
     }
 
+    /// Every graph that is held.
+    pub fn iter(&self) -> impl Iterator<Item = &T> {
+        self.graphs.iter()
+    }
+
     /// Drops every graph.
     pub fn clear(&mut self) {
         self.entries.clear();

@@ -71,6 +71,10 @@ pub struct Stats {
     pub arena_bytes: usize,
     /// Bytes of states of all slots.
     pub state_bytes: usize,
+    /// Bytes that compiled graphs hold besides arenas, such as tables of rotary angles.
+    pub graph_bytes: usize,
+    /// Bytes that imported weights hold besides the mapped files.
+    pub weight_bytes: usize,
     pub(crate) by_reason: [u64; BuildReason::ALL.len()],
 }
 

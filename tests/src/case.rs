@@ -6,6 +6,7 @@ use engine::DType;
 use engine::Shape;
 use engine::builder::{BatchInputs, GraphBuilder};
 use engine::key::{GraphKey, Stage};
+use engine::op::Precision;
 use engine::state::{KvCache, State, StateLayout, StateOptions, StateSpec, States};
 use engine::tensor::{Input, Tensor};
 use engine::weights::Weight;
@@ -35,6 +36,8 @@ pub enum Tolerance {
         k: usize,
         /// Factor: products that are multiplied add their errors.
         factor: f64,
+        /// What the case asks for.
+        precision: Precision,
     },
 }
 
@@ -50,10 +53,11 @@ impl Tolerance {
         let Some(kernels) = kernels else { return REFERENCE };
         match self {
             Self::Nmse(nmse) => nmse,
-            Self::Product { dtype, m, k, factor } => {
+            Self::Product { dtype, m, k, factor, precision } => {
                 let format = dtype.format().expect("every weight has a format");
                 let quantized = match kernels.operand(format, m) {
                     Operand::Rows | Operand::Panels => 0.0,
+                    Operand::Q8 | Operand::Q8K if precision == Precision::Kept && m > FEW => 0.0,
                     Operand::Q8 | Operand::Q8K => QUANTIZED_TO_8_BITS,
                 };
                 factor * (sums(k) + quantized)
@@ -61,6 +65,9 @@ impl Tolerance {
         }
     }
 }
+
+/// Most rows that backends may round where precision is asked for.
+const FEW: usize = 8;
 
 fn sums(n: usize) -> f64 {
     8.0 * (n + 8) as f64 * EPS_SQUARED
@@ -190,6 +197,8 @@ pub struct OpCase {
     pub batch: Option<BatchArg>,
     /// Whether the batch is fed with vectors and ids together.
     pub stage: Stage,
+    /// Whether products keep the precision of their activations.
+    pub precision: Precision,
     /// Inputs with given words.
     pub raw: Vec<(Input, Shape, Vec<u32>)>,
     /// The fusion rule that must apply once or more; without, none may.
@@ -217,6 +226,7 @@ impl OpCase {
             kv_dtype: DType::F32,
             batch: None,
             stage: Stage::Tokens,
+            precision: Precision::Fast,
             raw: Vec::new(),
             rule: None,
             tolerance,
@@ -270,6 +280,17 @@ impl OpCase {
     #[must_use]
     pub fn raw(mut self, input: Input, shape: impl Into<Shape>, words: Vec<u32>) -> Self {
         self.raw.push((input, shape.into(), words));
+        self
+    }
+
+    /// Lets products keep the precision of their activations.
+    #[must_use]
+    pub fn precise(mut self) -> Self {
+        self.precision = Precision::Kept;
+        if let Tolerance::Product { precision, .. } = &mut self.tolerance {
+            *precision = Precision::Kept;
+        }
+        self.name.push_str(", precise");
         self
     }
 

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use engine::backend::{Backend, Bindings, Buffer, Caps, Executable, Segment, Usage, WeightData};
+use engine::backend::{Backend, Bindings, Buffer, Caps, Executable, Prepared, Segment, Usage, WeightData};
 use engine::op::Op;
 use engine::plan::MemoryPlan;
 use engine::tensor::TensorDesc;
@@ -70,12 +70,8 @@ impl Backend for Faulty {
         self.inner.caps()
     }
 
-    fn supports(&self, op: &Op, args: &[&TensorDesc]) -> bool {
-        !self.refuses(op) && self.inner.supports(op, args)
-    }
-
-    fn scratch_bytes(&self, op: &Op, args: &[&TensorDesc], precise: bool) -> usize {
-        self.inner.scratch_bytes(op, args, precise)
+    fn prepare(&self, op: &Op, args: &[&TensorDesc]) -> Option<Prepared> {
+        if self.refuses(op) { None } else { self.inner.prepare(op, args) }
     }
 
     fn alloc(&self, bytes: usize, usage: Usage) -> Result<Buffer> {
@@ -102,7 +98,11 @@ impl Backend for Faulty {
         self.inner.zero(buf, range)
     }
 
-    fn compile(&self, segment: &Segment<'_>, plan: &MemoryPlan, bind: &Bindings<'_>) -> Result<Box<dyn Executable>> {
+    fn weight_bytes(&self, weight: &Buffer) -> usize {
+        self.inner.weight_bytes(weight)
+    }
+
+    fn compile(&self, segment: Segment<'_>, plan: &MemoryPlan, bind: &Bindings<'_>) -> Result<Box<dyn Executable>> {
         let ops = segment.graph.nodes[segment.nodes.clone()].iter().map(|n| n.op.spec().name);
         self.compiled.lock().unwrap_or_else(PoisonError::into_inner).extend(ops);
         let inner = self.inner.compile(segment, plan, bind)?;
@@ -127,5 +127,9 @@ impl Executable for FaultyRun {
         self.inner.run(inputs)?;
         assert!(!takes(&self.next, Fault::Panic), "told to fail");
         if takes(&self.next, Fault::AfterRun) { Err(error()) } else { Ok(()) }
+    }
+
+    fn own_bytes(&self) -> usize {
+        self.inner.own_bytes()
     }
 }

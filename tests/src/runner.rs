@@ -1,7 +1,7 @@
 //! Runs op cases: every one on every backend and instruction set, fused and unfused, with operands that can and that
 //! cannot be overwritten, with poison, and with guard bytes wherever nothing lies.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::num::NonZeroUsize;
 use std::sync::{Arc, OnceLock};
 
@@ -11,6 +11,7 @@ use engine::Result;
 use engine::backend::{Backend, Bindings, Buffer, Segment, Usage, WeightData};
 use engine::builder::{BatchInputs, GraphBuilder};
 use engine::graph::Graph;
+use engine::op::Precision;
 use engine::pass::FuseCounts;
 use engine::pass::assign::assign;
 use engine::pass::fuse::fuse;
@@ -26,8 +27,6 @@ use crate::files::{self, WeightBytes};
 
 /// Bytes of an input word.
 const WORD: usize = 4;
-/// Cases are of the precision that decoders have.
-const PRECISE: bool = false;
 /// What guard bytes hold: no number that arithmetic makes by chance.
 const GUARD: u8 = 0xa5;
 /// Guard bytes behind every buffer.
@@ -150,6 +149,28 @@ impl<'a> Table<'a> {
         Ok(())
     }
 
+    /// Names of the ops that the graphs of all cases have, fused or not.
+    ///
+    /// Errors: a case whose graph is wrong.
+    pub fn ops(&self) -> Result<BTreeSet<&'static str>> {
+        let mut names = BTreeSet::new();
+        for (i, case) in self.cases.iter().enumerate() {
+            let mut graph = build(case, self.weights(i), true)?;
+            for fused in [false, true] {
+                if fused {
+                    fuse(&mut graph, &|_, _| true);
+                }
+                names.extend(graph.nodes.iter().map(|node| node.op.spec().name));
+            }
+        }
+        Ok(names)
+    }
+
+    fn weights(&self, i: usize) -> Vec<Weight> {
+        let weights = self.cases[i].weights.iter().enumerate();
+        weights.map(|(k, arg)| files::weight(&self.store, &weight_name(i, k), arg.shape)).collect()
+    }
+
     /// Compiles a case, runs it, and checks everything that it must not touch.
     pub fn run(&self, i: usize, tested: &Tested, variation: Variation) -> Result<Outcome, String> {
         let compiled = Compiled::new(self, i, tested, variation).map_err(|e| e.to_string());
@@ -192,26 +213,17 @@ impl<'a> Compiled<'a> {
     /// Compiles a case.
     pub fn new(table: &'a Table<'_>, i: usize, tested: &'a Tested, variation: Variation) -> Result<Self> {
         let (case, backend) = (&table.cases[i], &tested.backend);
-        let weights: Vec<Weight> = case
-            .weights
-            .iter()
-            .enumerate()
-            .map(|(k, arg)| files::weight(&table.store, &weight_name(i, k), arg.shape))
-            .collect();
-        let mut graph = build(case, weights, variation.copied)?;
+        let mut graph = build(case, table.weights(i), variation.copied)?;
         prune(&mut graph);
         let mut fused = FuseCounts::new();
         if variation.fuse {
-            fused = fuse(&mut graph, &|op, args| backend.supports(op, args));
+            fused = fuse(&mut graph, &|op, args| backend.prepare(op, args).is_some());
         }
         let backends = [Arc::clone(backend)];
-        let mut cuts = assign(&graph, &backends)?;
+        let (mut cuts, prepared) = assign(&graph, &backends)?;
         let cut = cuts.pop().filter(|_| cuts.is_empty()).expect("one backend makes one cut");
         assert!(backend.caps().alignment <= ALIGNMENT);
-        let plan = plan(&graph, ALIGNMENT, &|id| {
-            let node = graph.node(id);
-            backend.scratch_bytes(&node.op, &graph.descs(&node.args), PRECISE)
-        });
+        let plan = plan(&graph, ALIGNMENT, &|id| prepared[id.index()].scratch_bytes());
         verify(&graph, &plan).expect("plans are sound");
         let arena = backend.alloc(plan.arena_bytes + GUARD_BYTES, Usage::Arena)?;
         let state_buffer = |bytes: &Vec<u8>| backend.alloc(bytes.len() + GUARD_BYTES, Usage::State);
@@ -229,11 +241,11 @@ impl<'a> Compiled<'a> {
             nodes: cut.nodes,
             inputs: cut.inputs,
             outputs: cut.outputs,
+            prepared,
             poison: variation.poison,
-            precise: PRECISE,
         };
         let bind = Bindings { arena: &arena, weights: &imported, states: &states };
-        let executable = backend.compile(&segment, &plan, &bind)?;
+        let executable = backend.compile(segment, &plan, &bind)?;
         let words = input_words(case, &graph, &plan);
         let guarded = !variation.poison;
         Ok(Self { case, backend: &**backend, words, fused, arena, states, executable, guarded, graph, plan })
@@ -329,6 +341,10 @@ fn layout(case: &OpCase) -> (Vec<usize>, usize) {
 fn build(case: &OpCase, weights: Vec<Weight>, copied: bool) -> Result<Graph> {
     let memory = case.layout();
     let g = GraphBuilder::new(&memory);
+    match case.precision {
+        Precision::Fast => {}
+        Precision::Kept => g.precise_products(),
+    }
     let (starts, total) = layout(case);
     let mut x = Vec::new();
     for (input, start) in case.inputs.iter().zip(starts) {

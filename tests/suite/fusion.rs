@@ -7,6 +7,7 @@ use convert::FileType;
 use engine::DType;
 use engine::batch::{Features, Tokens};
 use engine::key::{GraphKey, Stage};
+use engine::op::Op;
 use engine::pass::CompileOptions;
 use engine::session::{Session, SessionOptions};
 use models::LoadOptions;
@@ -59,4 +60,27 @@ fn fused_and_unfused_graphs_of_lfm2_audio_agree() {
     let want = [("add_norm", 8), ("conv_act", 1), ("linear_epilogue", 11), ("linear_group", 5)];
     assert_eq!(counts(&encode), want);
     assert!(plain.graph(&step).unwrap().2.is_empty());
+}
+
+#[test]
+fn memory_outside_of_the_plan_is_counted() {
+    let mut s = open(true);
+    assert_eq!((s.stats().graph_bytes, s.stats().weight_bytes), (0, 0));
+    let encode = GraphKey { stage: Stage::Encode, n_seqs: 1, n_tokens: N_FRAMES[1] as u32, n_kv: 0, n_outputs: 1 };
+    let graph = s.graph(&encode).unwrap().0;
+    let kernels = graph.nodes.iter().filter(|n| matches!(n.op, Op::Conv2d { .. }));
+    let want: usize = kernels.map(|n| graph.tensor(n.args[1]).shape.elements() * size_of::<f32>()).sum();
+    assert!(want > 0);
+    assert_eq!((s.stats().graph_bytes, s.stats().weight_bytes), (0, want), "kernels with channels innermost");
+
+    // Cosines and sines of half of the rotated elements at every position, one table for all layers.
+    let mut tables = 0;
+    for n_tokens in [1, 8] {
+        let key = GraphKey { stage: Stage::Tokens, n_tokens, n_kv: 64, n_outputs: 1, ..encode };
+        let graph = s.graph(&key).unwrap().0;
+        let rotated = |op: &Op| if let Op::Rope(rope) = op { Some(rope.n_rot as usize) } else { None };
+        let n_rot = graph.nodes.iter().find_map(|n| rotated(&n.op)).unwrap();
+        tables += n_tokens as usize * n_rot * size_of::<f32>();
+        assert_eq!((s.stats().graph_bytes, s.stats().weight_bytes), (tables, want));
+    }
 }

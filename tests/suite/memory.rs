@@ -6,7 +6,7 @@ use std::sync::Arc;
 use engine::backend::Backend;
 use engine::batch::{Batch, Rows, Sequence, Tokens};
 use engine::memory::Slot;
-use engine::op::Op;
+use engine::op::{Op, Precision};
 use engine::session::{Session, SessionOptions};
 use engine::{DType, Error};
 use tests::faulty::{Fault, Faulty};
@@ -224,7 +224,11 @@ fn two_backends_give_the_logits_of_one() {
             let slot = s.memory_mut().acquire().unwrap();
             let got = [step(&mut s, &[(slot, &tokens(1, 9))]), step(&mut s, &[(slot, &[5])])].concat();
             assert!(first.compiled().len() > 4 && second.compiled().len() > 2);
-            assert!(second.compiled().contains(&if first.refuses(&Op::Linear { bias: false, act: None }) {
+            assert!(second.compiled().contains(&if first.refuses(&Op::Linear {
+                bias: false,
+                act: None,
+                precision: Precision::Fast
+            }) {
                 "linear"
             } else {
                 "rope"

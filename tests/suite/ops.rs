@@ -1,7 +1,9 @@
 //! The op table on every backend and instruction set.
 
+use std::collections::BTreeSet;
+
 use tests::cases::{FAMILIES, family};
-use tests::runner::run_table;
+use tests::runner::{Table, run_table};
 
 macro_rules! families {
     ($($name:ident),* $(,)?) => {
@@ -31,6 +33,7 @@ families!(
     linear_floats,
     linear_layouts,
     linear_fused,
+    precise,
     rope,
     cached_attention,
     attention,
@@ -43,3 +46,13 @@ families!(
     layout,
     mask_rows,
 );
+
+#[test]
+fn every_op_has_a_case() {
+    let source = include_str!("../../engine/src/op/mod.rs");
+    let named = source.split("OpSpec::new(\"").skip(1).filter_map(|rest| rest.split_once('"')).map(|(name, _)| name);
+    let ops: BTreeSet<&str> = named.collect();
+    assert!(ops.contains("linear") && ops.contains("concat"));
+    let cases: Vec<_> = FAMILIES.iter().flat_map(|(name, _)| family(name)).collect();
+    assert_eq!(Table::new(&cases).ops().unwrap(), ops);
+}

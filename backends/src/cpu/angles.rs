@@ -31,6 +31,11 @@ impl RopeTable {
         })
     }
 
+    /// Bytes of cosines and sines.
+    pub(super) fn bytes(&self) -> usize {
+        2 * self.cos.n_rows() * self.cos.row_len() * size_of::<f32>()
+    }
+
     /// The step that fills the table.
     pub(super) fn filled_by(&self, positions: View<i32>, rope: &Rope) -> impl Step + use<> {
         let base = f64::from(rope.theta_base);

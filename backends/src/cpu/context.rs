@@ -4,30 +4,21 @@ use std::sync::Arc;
 
 use bytemuck::Pod;
 use engine::Error;
-use engine::backend::{Bindings, Segment};
+use engine::backend::Bindings;
 use engine::error::Result;
-use engine::graph::{Graph, Node, Operands};
+use engine::graph::{Graph, Node};
 use engine::op::Rope;
 use engine::plan::{MemoryPlan, Place};
 use engine::tensor::{NodeId, Source, TensorDesc, TensorId};
 use engine::weights::WeightId;
-use kernels::cpu::Kernels;
 
 use super::NAME;
 use super::angles::RopeTable;
+use super::machine::Machine;
 use super::mem::{ALIGNMENT, OUTER, Storage, View, ViewMut, Window, WorkerScratch};
 use super::pool::Pool;
 use super::region::{Step, Worker};
 use super::weights::CpuBuffer;
-
-/// What decides how an op is cut into chunks and how much scratch memory it wants.
-#[derive(Clone, Copy)]
-pub(super) struct Machine {
-    pub(super) kernels: Kernels,
-    pub(super) n_workers: usize,
-    /// Whether products of many rows keep the precision of their activations.
-    pub(super) precise: bool,
-}
 
 /// Scratch memory of a node, in f32s.
 #[derive(Clone, Copy, Default)]
@@ -57,11 +48,36 @@ impl Needs {
     }
 }
 
-/// A node and its number.
+/// Appends a node's steps.
+type Bind = Box<dyn FnOnce(&mut Lowering<'_>, At<'_>) -> Result<()> + Send>;
+
+/// How a node becomes steps: decided from its op and operands alone, before memory is planned.
+pub(super) struct Prepared {
+    pub(super) needs: Needs,
+    pub(super) bind: Bind,
+}
+
+impl Prepared {
+    /// A node that wants scratch memory, and what appends its steps.
+    pub(super) fn new(
+        needs: Needs,
+        bind: impl FnOnce(&mut Lowering<'_>, At<'_>) -> Result<()> + Send + 'static,
+    ) -> Self {
+        Self { needs, bind: Box::new(bind) }
+    }
+
+    /// A node that wants none.
+    pub(super) fn without_scratch(bind: impl FnOnce(&mut Lowering<'_>, At<'_>) -> Result<()> + Send + 'static) -> Self {
+        Self::new(Needs::default(), bind)
+    }
+}
+
+/// A node, its number, and the scratch memory that was planned for it.
 #[derive(Clone, Copy)]
 pub(super) struct At<'a> {
     pub(super) id: NodeId,
     pub(super) node: &'a Node,
+    pub(super) needs: Needs,
 }
 
 impl At<'_> {
@@ -93,18 +109,22 @@ impl<'a> Lowering<'a> {
     pub(super) fn new(
         machine: Machine,
         pool: &'a Arc<Pool>,
-        segment: &Segment<'a>,
+        graph: &'a Graph,
         plan: &'a MemoryPlan,
         bind: &'a Bindings<'a>,
     ) -> Result<Self> {
         let arena = Arc::clone(&CpuBuffer::of(bind.arena, pool)?.storage);
-        let machine = Machine { precise: segment.precise, ..machine };
-        Ok(Self { machine, graph: segment.graph, plan, pool, bind, arena, tables: Vec::new(), steps: Vec::new() })
+        Ok(Self { machine, graph, plan, pool, bind, arena, tables: Vec::new(), steps: Vec::new() })
     }
 
     /// Steps so far.
     pub(super) fn n_steps(&self) -> usize {
         self.steps.len()
+    }
+
+    /// Bytes of the memory that belongs to the steps so far and is not planned: tables of rotary angles.
+    pub(super) fn own_bytes(&self) -> usize {
+        self.tables.iter().map(|(.., table)| table.bytes()).sum()
     }
 
     /// All steps, in order.
@@ -120,11 +140,6 @@ impl<'a> Lowering<'a> {
     /// The tensor's description.
     pub(super) fn desc(&self, id: TensorId) -> &'a TensorDesc {
         self.graph.tensor(id)
-    }
-
-    /// Descriptions of a node's operands.
-    pub(super) fn descs(&self, at: At<'_>) -> Operands<'a> {
-        self.graph.descs(&at.node.args)
     }
 
     /// A weight's buffer.
@@ -223,9 +238,9 @@ impl<'a> Lowering<'a> {
         if self.plan.share(self.graph.root(arg), out) { Ok(None) } else { self.view(arg).map(Some) }
     }
 
-    /// The node's scratch memory, of the size that [`needs`] gave for it.
-    pub(super) fn scratch(&self, at: At<'_>, needs: Needs) -> Result<(ViewMut<f32>, WorkerScratch)> {
-        let range = self.plan.scratch(at.id);
+    /// The node's scratch memory.
+    pub(super) fn scratch(&self, At { id, needs, .. }: At<'_>) -> Result<(ViewMut<f32>, WorkerScratch)> {
+        let range = self.plan.scratch(id);
         if needs.bytes(self.machine.n_workers) > range.len() {
             return Err(self.fail("less scratch memory than was asked for"));
         }

@@ -5,6 +5,7 @@ mod angles;
 mod context;
 mod loan;
 mod lower;
+mod machine;
 mod mem;
 mod ops;
 mod pool;
@@ -20,21 +21,21 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use engine::Error;
-use engine::backend::{Backend, Bindings, Buffer, Caps, Executable, Loan, Segment, Usage, WeightData};
+use engine::backend::{Backend, Bindings, Buffer, Caps, Executable, Loan, Prepared, Segment, Usage, WeightData};
 use engine::error::Result;
 use engine::op::Op;
 use engine::plan::MemoryPlan;
 use engine::tensor::TensorDesc;
 use kernels::cpu::{Isa, Kernels};
 
-use self::context::Machine;
 use self::loan::CpuLoan;
 use self::lower::Lowered;
+use self::machine::Machine;
 use self::mem::Storage;
 use self::pool::Pool;
 use self::region::Region;
 use self::trace::Trace;
-use self::weights::CpuBuffer;
+use self::weights::{CpuBuffer, Kind};
 
 /// The name by which users choose this backend.
 pub const NAME: &str = "cpu";
@@ -73,11 +74,7 @@ impl CpuBackend {
         let kernels = kernels.expect("scalar kernels run everywhere");
         let threads = options.threads.or_else(|| std::thread::available_parallelism().ok());
         let n_workers = threads.map_or(1, NonZeroUsize::get).min(MAX_THREADS);
-        Ok(Self {
-            machine: Machine { kernels, n_workers, precise: false },
-            pool: Arc::new(Pool::new(n_workers)?),
-            trace: None,
-        })
+        Ok(Self { machine: Machine { kernels, n_workers }, pool: Arc::new(Pool::new(n_workers)?), trace: None })
     }
 
     /// The backend with a clock in every graph that it compiles from now on: two readings per step.
@@ -120,20 +117,17 @@ impl Backend for CpuBackend {
         Caps { alignment: mem::ALIGNMENT, free_bytes: None, kv_buckets: false }
     }
 
-    fn supports(&self, op: &Op, args: &[&TensorDesc]) -> bool {
-        ops::supports(self.machine, op, args)
-    }
-
-    fn scratch_bytes(&self, op: &Op, args: &[&TensorDesc], precise: bool) -> usize {
-        lower::needs(Machine { precise, ..self.machine }, op, args).bytes(self.machine.n_workers)
+    fn prepare(&self, op: &Op, args: &[&TensorDesc]) -> Option<Prepared> {
+        let prepared = ops::prepare(self.machine, op, args)?;
+        Some(Prepared::new(prepared.needs.bytes(self.machine.n_workers), prepared))
     }
 
     fn alloc(&self, bytes: usize, usage: Usage) -> Result<Buffer> {
-        let storage = match usage {
-            Usage::Arena => Storage::zeroed(bytes, "activations")?.in_large_pages(),
-            Usage::State => Storage::zeroed(bytes, "states")?,
+        let (storage, kind) = match usage {
+            Usage::Arena => (Storage::zeroed(bytes, "activations")?.in_large_pages(), Kind::Arena),
+            Usage::State => (Storage::zeroed(bytes, "states")?, Kind::State),
         };
-        Ok(CpuBuffer::wrap(bytes, storage, usage == Usage::Arena, &self.pool))
+        Ok(CpuBuffer::wrap(bytes, storage, kind, &self.pool))
     }
 
     fn import_weight(&self, w: &WeightData<'_>) -> Result<Buffer> {
@@ -191,12 +185,17 @@ impl Backend for CpuBackend {
         })?
     }
 
-    fn compile(&self, segment: &Segment<'_>, plan: &MemoryPlan, bind: &Bindings<'_>) -> Result<Box<dyn Executable>> {
-        let Lowered { steps, nodes } = lower::lower(self.machine, &self.pool, segment, plan, bind)?;
+    fn weight_bytes(&self, weight: &Buffer) -> usize {
+        CpuBuffer::of(weight, &self.pool).map_or(0, CpuBuffer::derived_bytes)
+    }
+
+    fn compile(&self, segment: Segment<'_>, plan: &MemoryPlan, bind: &Bindings<'_>) -> Result<Box<dyn Executable>> {
+        let Lowered { steps, nodes, own_bytes } = lower::lower(self.machine, &self.pool, segment, plan, bind)?;
         let region = Arc::new(Region::new(steps, self.pool.n_threads(), self.trace.clone()));
         Ok(Box::new(CpuExecutable {
             region,
             nodes,
+            own_bytes,
             timed: None,
             arena: CpuBuffer::shared(bind.arena, &self.pool)?,
             pool: Arc::clone(&self.pool),
@@ -213,6 +212,7 @@ struct CpuExecutable {
     region: Arc<Region>,
     /// The node of every step that the region was made of.
     nodes: Vec<usize>,
+    own_bytes: usize,
     /// The same steps with a clock, once somebody asked for times.
     timed: Option<(Arc<Region>, Arc<Trace>)>,
     /// What the steps write, besides states.
@@ -253,5 +253,9 @@ impl Executable for CpuExecutable {
         }
         self.timed = Some((timed, trace));
         result
+    }
+
+    fn own_bytes(&self) -> usize {
+        self.own_bytes
     }
 }

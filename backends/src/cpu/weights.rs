@@ -4,16 +4,15 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use engine::Error;
 use engine::backend::{Buffer, WeightData};
 use engine::error::Result;
-use engine::{DType, Error};
 use kernels::cpu::Kernels;
 use kernels::quant::Format;
 
 use super::NAME;
 use super::mem::{Storage, View, ViewMut};
 use super::pool::Pool;
-use crate::format::format_of;
 
 /// Extents of a convolution's weight, `[c_out, c_in, kh, kw]`.
 pub(super) type ConvDims = [usize; 4];
@@ -22,10 +21,20 @@ pub(super) type ConvDims = [usize; 4];
 pub(super) struct CpuBuffer {
     pub(super) storage: Arc<Storage>,
     pool: Arc<Pool>,
-    is_arena: bool,
-    conv: Mutex<Vec<(ConvDims, Arc<Storage>)>>,
+    kind: Kind,
     /// How often it is lent, or [`WRITING`].
     users: AtomicUsize,
+}
+
+/// What a buffer holds.
+pub(super) enum Kind {
+    Arena,
+    State,
+    /// A weight, with its convolution kernels in the order of pixels, for every view of it that a graph convolves with. All
+    /// graphs share them.
+    Weight {
+        conv: Mutex<Vec<(ConvDims, Arc<Storage>)>>,
+    },
 }
 
 /// Something writes the buffer.
@@ -42,20 +51,23 @@ impl Drop for Writing<'_> {
 
 impl CpuBuffer {
     /// Wraps memory for the engine.
-    pub(super) fn wrap(bytes: usize, storage: Storage, is_arena: bool, pool: &Arc<Pool>) -> Buffer {
+    pub(super) fn wrap(bytes: usize, storage: Storage, kind: Kind, pool: &Arc<Pool>) -> Buffer {
         let (storage, pool) = (Arc::new(storage), Arc::clone(pool));
-        let inner = Self { storage, pool, is_arena, conv: Mutex::default(), users: AtomicUsize::new(0) };
+        let inner = Self { storage, pool, kind, users: AtomicUsize::new(0) };
         Buffer::new(bytes, Arc::new(inner))
     }
 
     /// Whether it holds activations.
     pub(super) fn is_arena(&self) -> bool {
-        self.is_arena
+        match self.kind {
+            Kind::Arena => true,
+            Kind::State | Kind::Weight { .. } => false,
+        }
     }
 
     /// A weight in the mapping.
     pub(super) fn borrow(w: &WeightData<'_>, pool: &Arc<Pool>) -> Buffer {
-        Self::wrap(w.bytes().len(), Storage::mapped(w.store, w.id), false, pool)
+        Self::wrap(w.bytes().len(), Storage::mapped(w.store, w.id), Kind::Weight { conv: Mutex::default() }, pool)
     }
 
     /// The inside of a buffer. Errors: `Device` if another backend made it.
@@ -94,14 +106,23 @@ impl CpuBuffer {
     }
 
     /// A convolution's weight as `[c_out, kh, kw, c_in]` in f32: the order of pixels with channels innermost.
-    pub(super) fn conv_weight(&self, dtype: DType, dims: ConvDims, kernels: Kernels) -> Result<Arc<Storage>> {
-        let mut made = self.conv.lock().unwrap_or_else(PoisonError::into_inner);
+    pub(super) fn conv_weight(&self, format: Format, dims: ConvDims, kernels: Kernels) -> Result<Arc<Storage>> {
+        let Kind::Weight { conv } = &self.kind else {
+            return Err(refused("a convolution with a buffer that is no weight"));
+        };
+        let mut made = conv.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, storage)) = made.iter().find(|(d, _)| *d == dims) {
             return Ok(Arc::clone(storage));
         }
-        let storage = pack_conv(&self.storage, dtype, dims, kernels)?;
+        let storage = pack_conv(&self.storage, format, dims, kernels)?;
         made.push((dims, Arc::clone(&storage)));
         Ok(storage)
+    }
+
+    /// Bytes of layouts that were derived from it.
+    pub(super) fn derived_bytes(&self) -> usize {
+        let Kind::Weight { conv } = &self.kind else { return 0 };
+        conv.lock().unwrap_or_else(PoisonError::into_inner).iter().map(|(_, storage)| storage.len()).sum()
     }
 }
 
@@ -117,9 +138,8 @@ fn refused(msg: &str) -> Error {
 
 /// Rows `[c_in, kh, kw]` of any float format as rows `[kh, kw, c_in]` of f32.
 #[allow(unsafe_code, reason = "fills memory that nobody else knows yet")]
-pub(super) fn pack_conv(from: &Arc<Storage>, dtype: DType, dims: ConvDims, kernels: Kernels) -> Result<Arc<Storage>> {
+pub(super) fn pack_conv(from: &Arc<Storage>, format: Format, dims: ConvDims, kernels: Kernels) -> Result<Arc<Storage>> {
     let [c_out, c_in, kh, kw] = dims;
-    let format = format_of(dtype).unwrap_or(Format::F32);
     let (taps, k) = (kh * kw, c_in * kh * kw);
     let rows = View::<u8>::dense(from, 0, c_out, format.row_bytes(k))?;
     let packed = Arc::new(Storage::zeroed(c_out * k * size_of::<f32>(), "a convolution's weight")?.in_large_pages());

@@ -17,7 +17,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use engine::backend::{Backend, Bindings, Buffer, Caps, Executable, Segment, Usage, WeightData};
+use engine::backend::{Backend, Bindings, Buffer, Caps, Executable, Prepared, Segment, Usage, WeightData};
 use engine::graph::{Graph, Node};
 use engine::op::{Binary, Op};
 use engine::plan::MemoryPlan;
@@ -73,12 +73,8 @@ impl Backend for ReferenceBackend {
         Caps { alignment: ALIGNMENT, free_bytes: None, kv_buckets: false }
     }
 
-    fn supports(&self, _op: &Op, _args: &[&TensorDesc]) -> bool {
-        true
-    }
-
-    fn scratch_bytes(&self, _op: &Op, _args: &[&TensorDesc], _precise: bool) -> usize {
-        0
+    fn prepare(&self, _op: &Op, _args: &[&TensorDesc]) -> Option<Prepared> {
+        Some(Prepared::new(0, ()))
     }
 
     fn alloc(&self, bytes: usize, usage: Usage) -> Result<Buffer> {
@@ -133,7 +129,11 @@ impl Backend for ReferenceBackend {
         Ok(())
     }
 
-    fn compile(&self, segment: &Segment<'_>, plan: &MemoryPlan, bind: &Bindings<'_>) -> Result<Box<dyn Executable>> {
+    fn weight_bytes(&self, _weight: &Buffer) -> usize {
+        0
+    }
+
+    fn compile(&self, segment: Segment<'_>, plan: &MemoryPlan, bind: &Bindings<'_>) -> Result<Box<dyn Executable>> {
         let place = |&id: &TensorId| (id, plan.offset(id));
         let mut last_read = vec![0; segment.graph.tensors.len()];
         for i in segment.nodes.clone() {
@@ -227,6 +227,10 @@ impl Executable for Interpreter {
             start = now;
         })
     }
+
+    fn own_bytes(&self) -> usize {
+        0
+    }
 }
 
 /// Every result of a node; nothing for [`Op::KvWrite`], whose result is the state.
@@ -237,19 +241,19 @@ fn compute(cx: &Operands<'_>, node: &Node) -> Result<Vec<Vec<f64>>> {
     Ok(match node.op {
         Op::GetRows => vec![rows::get_rows(cx, args)?],
         Op::Embed => vec![rows::embed(cx, args)?],
-        Op::Linear { bias, act } => {
+        Op::Linear { bias, act, .. } => {
             let mut y = linear::linear(cx, args[0], args[1], bias.then(|| args[2]))?;
             if let Some(act) = act {
                 pointwise::unary(act, &mut y);
             }
             vec![y]
         }
-        Op::LinearGroup { n, bias } => {
+        Op::LinearGroup { n, bias, .. } => {
             let n = usize::from(n);
             let product = |i: usize| linear::linear(cx, args[0], args[1 + i], bias.then(|| args[1 + n + i]));
             (0..n).map(product).collect::<Result<_>>()?
         }
-        Op::LinearGlu { act } => {
+        Op::LinearGlu { act, .. } => {
             let mut gate = linear::linear(cx, args[0], args[1], None)?;
             let up = linear::linear(cx, args[0], args[2], None)?;
             pointwise::unary(act, &mut gate);
@@ -309,7 +313,7 @@ fn compute(cx: &Operands<'_>, node: &Node) -> Result<Vec<Vec<f64>>> {
         Op::CachedAttention { scale } => vec![attention::cached(cx, args, scale)?],
         Op::Attention { scale, window } => vec![attention::windowed(cx, args, scale, window)?],
         Op::CausalConv1d => vec![conv::causal_conv1d(cx, args)?],
-        Op::Conv2d { stride, pad, act } => {
+        Op::Conv2d { stride, pad, act, .. } => {
             let mut y = conv::conv2d(cx, args, usize::from(stride), usize::from(pad))?;
             if let Some(act) = act {
                 pointwise::unary(act, &mut y);

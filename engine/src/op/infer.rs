@@ -2,7 +2,7 @@
 
 use smallvec::{SmallVec, smallvec};
 
-use super::{Binary, Op, Rope, Route};
+use super::{Binary, Op, OpSpec, Rope, Route};
 use crate::dtype::DType;
 use crate::shape::Shape;
 use crate::tensor::TensorDesc;
@@ -20,41 +20,12 @@ impl Op {
     /// Format and shape of every result, or why the arguments do not fit.
     #[deny(clippy::wildcard_enum_match_arm)]
     pub fn infer(&self, args: &[TensorDesc]) -> Result<Results, OpError> {
-        match *self {
-            Self::Copy | Self::Conv2d { .. } => check_rows(args.get(1..).unwrap_or_default())?,
-            Self::GetRows
-            | Self::Embed
-            | Self::Linear { .. }
-            | Self::LinearGroup { .. }
-            | Self::LinearGlu { .. }
-            | Self::RmsNorm { .. }
-            | Self::AddRmsNorm { .. }
-            | Self::LayerNorm { .. }
-            | Self::AddLayerNorm { .. }
-            | Self::Binary(_)
-            | Self::Unary(_)
-            | Self::Glu(_)
-            | Self::Rope(_)
-            | Self::KvWrite
-            | Self::CachedAttention { .. }
-            | Self::Attention { .. }
-            | Self::CausalConv1d
-            | Self::DepthwiseConv2d { .. }
-            | Self::DepthwiseConv1d
-            | Self::MaskRows { .. }
-            | Self::AddScaled { .. }
-            | Self::RelPositions
-            | Self::RelPosAttention { .. }
-            | Self::Route(_)
-            | Self::ExpertLinear
-            | Self::ExpertSum
-            | Self::Concat => check_rows(args)?,
-        }
+        check_layout(&self.spec(), args)?;
         match *self {
             Self::GetRows => get_rows(args),
             Self::Embed => embed(args),
             Self::Linear { bias, .. } => linear(args, 1, bias),
-            Self::LinearGroup { n, bias } => linear(args, usize::from(n), bias),
+            Self::LinearGroup { n, bias, .. } => linear(args, usize::from(n), bias),
             Self::LinearGlu { .. } => {
                 let outs = linear(args, 2, false)?;
                 ensure(outs[0] == outs[1], || format!("gate {} and up {} differ", outs[0].1, outs[1].1))?;
@@ -114,9 +85,15 @@ fn arguments<const N: usize>(args: &[TensorDesc]) -> Result<&[TensorDesc; N], Op
     args.try_into().map_err(|_| OpError(format!("want {N} arguments, got {}", args.len())))
 }
 
-fn check_rows(args: &[TensorDesc]) -> Result<(), OpError> {
-    let strided = args.iter().position(|a| !a.has_contiguous_rows());
-    ensure(strided.is_none(), || format!("argument {} has strided rows", strided.unwrap_or_default()))
+/// What [`OpSpec`] says about the strides and extents of arguments.
+fn check_layout(spec: &OpSpec, args: &[TensorDesc]) -> Result<(), OpError> {
+    let strided = (0..).zip(args).find(|(i, a)| spec.any_strides != Some(*i) && !a.has_contiguous_rows());
+    ensure(strided.is_none(), || format!("argument {} has strided rows", strided.map_or(0, |(i, _)| i)))?;
+    let few = args.first().filter(|a| a.shape.rank() < spec.min_rank);
+    ensure(few.is_none(), || {
+        let found = few.map_or(String::new(), |a| a.shape.to_string());
+        format!("argument 0: want at least {} extents, got {found}", spec.min_rank)
+    })
 }
 
 fn activation(name: &str, t: &TensorDesc) -> Result<(), OpError> {
@@ -176,7 +153,6 @@ fn linear(args: &[TensorDesc], n: usize, bias: bool) -> Outs {
     ensure(args.len() == want, || format!("want {want} arguments, got {}", args.len()))?;
     let x = &args[0];
     activation("x", x)?;
-    ensure(x.shape.rank() >= 1, || "x: want at least one extent".into())?;
     let mut outs = Results::new();
     for (i, w) in args[1..=n].iter().enumerate() {
         let [n_out, k] = rank("w", w)?;
@@ -353,7 +329,7 @@ fn depthwise_conv1d(args: &[TensorDesc]) -> Outs {
 fn mask_rows(unit: u32, args: &[TensorDesc]) -> Outs {
     let [x, ranges] = arguments(args)?;
     activation("x", x)?;
-    ensure(x.shape.rank() >= 2 && unit > 0, || format!("x {} has no rows of {unit}", x.shape))?;
+    ensure(unit > 0, || format!("x {} has no rows of {unit}", x.shape))?;
     pairs("ranges", ranges)?;
     Ok(smallvec![(DType::F32, x.shape)])
 }
@@ -402,7 +378,6 @@ fn route_shapes(route: Route, args: &[TensorDesc]) -> Outs {
     ensure(args.len() == want, || format!("want {want} arguments, got {}", args.len()))?;
     let logits = &args[0];
     activation("logits", logits)?;
-    ensure(logits.shape.rank() >= 1, || "logits: want at least one extent".into())?;
     let (n_expert, n_used) = (logits.shape.last(), route.n_used as usize);
     ensure((1..=n_expert).contains(&n_used), || format!("{n_used} of {n_expert} experts"))?;
     for bias in &args[1..] {
@@ -429,7 +404,7 @@ fn expert_sum(args: &[TensorDesc]) -> Outs {
     let [x, weights] = arguments(args)?;
     activation("x", x)?;
     activation("weights", weights)?;
-    ensure(x.shape.rank() >= 2 && weights.shape.rank() >= 1, || format!("x {} has no experts", x.shape))?;
+    ensure(weights.shape.rank() >= 1, || format!("x {} has no experts", x.shape))?;
     let n = x.shape.last();
     shaped("x", x, with_last_two(weights, [weights.shape.last(), n])?)?;
     Ok(smallvec![(DType::F32, with_last(weights, n)?)])
@@ -440,7 +415,7 @@ fn concat(args: &[TensorDesc]) -> Outs {
     activation("a", a)?;
     activation("b", b)?;
     let (da, db) = (a.shape.dims(), b.shape.dims());
-    ensure(!da.is_empty() && da.len() == db.len() && da[1..] == db[1..], || {
+    ensure(da.len() == db.len() && da[1..] == db[1..], || {
         format!("a {} and b {} differ in more than the outermost extent", a.shape, b.shape)
     })?;
     let mut dims = a.shape.extents();

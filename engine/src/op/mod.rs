@@ -1,7 +1,6 @@
 //! [`Op`]: every operation of the engine, what it means and the order of its arguments. Result shapes are in [`infer`].
 //!
-//! Every operand has contiguous innermost rows; `Copy` and `Conv2d` take any strides for their first argument. Activations
-//! are f32.
+//! Every operand has contiguous innermost rows, but for the one that [`OpSpec::any_strides`] names. Activations are f32.
 //!
 //! The rows of a call, `n_tokens` of them, lie in a line, those of one sequence (or clip) behind each other. `sequences
 //! [n_tokens]` says to which sequence a row belongs, -1 for padding; `ranges [n_seqs, 2]` where each sequence begins and ends.
@@ -91,6 +90,19 @@ pub struct Route {
     pub scale: f32,
 }
 
+/// How exact the products of an op are: what a model asks for with
+/// [`crate::builder::GraphBuilder::precise_products`].
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Debug)]
+pub enum Precision {
+    /// Activations may be rounded to what multiplies fastest with these weights.
+    #[default]
+    Fast,
+    /// Activations keep their precision where there are many rows of them. Audio encoders ask for it: what is lost there is
+    /// lost for every word. With a few rows a backend may round as always, if the time is that of reading the weights anyway
+    /// and its rule is the same for every call; each backend says where its few end.
+    Kept,
+}
+
 /// Every operation. The variant documents its arguments in order; shapes are outermost first.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub enum Op {
@@ -105,6 +117,8 @@ pub enum Op {
         bias: bool,
         /// Applied last.
         act: Option<Unary>,
+        /// How exact the product is.
+        precision: Precision,
     },
     /// `[x, w_0, .., w_(n-1)]` or `[x, w_0, .., bias_0, ..]`: `n` products of the same `x`, each with its own result.
     LinearGroup {
@@ -112,11 +126,15 @@ pub enum Op {
         n: u8,
         /// Whether every product has a bias.
         bias: bool,
+        /// How exact the products are.
+        precision: Precision,
     },
     /// `[x, gate, up]`: `act(x . gate^T) * (x . up^T)`.
     LinearGlu {
         /// The gate's function.
         act: Unary,
+        /// How exact the products are.
+        precision: Precision,
     },
     /// `[x, w]`: `x / sqrt(mean(x^2) + eps) * w` over the innermost extent.
     RmsNorm {
@@ -179,6 +197,8 @@ pub enum Op {
         pad: u8,
         /// Applied last.
         act: Option<Unary>,
+        /// How exact the products with the kernel are.
+        precision: Precision,
     },
     /// `[x, w, bias]`: every channel convolved with its own kernel, with zero border. `x [n, h, w, c]`, `w [c, 1, kh, kw]`,
     /// `bias [c]` gives `[n, h', w', c]` as [`Op::Conv2d`].
@@ -241,24 +261,28 @@ pub struct OpSpec {
     pub mutates: Option<usize>,
     /// The argument whose storage is the first result.
     pub aliases: Option<usize>,
+    /// The argument whose elements may lie at any strides; rows of all others are contiguous.
+    pub any_strides: Option<usize>,
+    /// Fewest extents of the first argument.
+    pub min_rank: usize,
 }
 
 impl OpSpec {
     const fn new(name: &'static str) -> Self {
-        Self { name, outputs: 1, inplace: None, mutates: None, aliases: None }
+        Self { name, outputs: 1, inplace: None, mutates: None, aliases: None, any_strides: None, min_rank: 0 }
     }
 }
 
 impl Op {
-    /// Name, number of results and effects.
+    /// Name, number of results, effects, and rules for strides and extents.
     #[deny(clippy::wildcard_enum_match_arm)]
     pub const fn spec(&self) -> OpSpec {
         match self {
             Self::GetRows => OpSpec::new("get_rows"),
             Self::Embed => OpSpec::new("embed"),
-            Self::Linear { .. } => OpSpec::new("linear"),
-            Self::LinearGroup { n, .. } => OpSpec { outputs: *n as usize, ..OpSpec::new("linear_group") },
-            Self::LinearGlu { .. } => OpSpec::new("linear_glu"),
+            Self::Linear { .. } => OpSpec { min_rank: 1, ..OpSpec::new("linear") },
+            Self::LinearGroup { n, .. } => OpSpec { outputs: *n as usize, min_rank: 1, ..OpSpec::new("linear_group") },
+            Self::LinearGlu { .. } => OpSpec { min_rank: 1, ..OpSpec::new("linear_glu") },
             Self::RmsNorm { .. } => OpSpec { inplace: Some(0), ..OpSpec::new("rms_norm") },
             Self::AddRmsNorm { .. } => OpSpec { outputs: 2, inplace: Some(0), ..OpSpec::new("add_rms_norm") },
             Self::LayerNorm { .. } => OpSpec { inplace: Some(0), ..OpSpec::new("layer_norm") },
@@ -272,18 +296,18 @@ impl Op {
             Self::CachedAttention { .. } => OpSpec::new("cached_attention"),
             Self::Attention { .. } => OpSpec::new("attention"),
             Self::CausalConv1d => OpSpec { mutates: Some(2), ..OpSpec::new("causal_conv1d") },
-            Self::Conv2d { .. } => OpSpec::new("conv2d"),
+            Self::Conv2d { .. } => OpSpec { any_strides: Some(0), ..OpSpec::new("conv2d") },
             Self::DepthwiseConv2d { .. } => OpSpec::new("depthwise_conv2d"),
             Self::DepthwiseConv1d => OpSpec::new("depthwise_conv1d"),
-            Self::MaskRows { .. } => OpSpec { inplace: Some(0), ..OpSpec::new("mask_rows") },
+            Self::MaskRows { .. } => OpSpec { inplace: Some(0), min_rank: 2, ..OpSpec::new("mask_rows") },
             Self::AddScaled { .. } => OpSpec { inplace: Some(0), ..OpSpec::new("add_scaled") },
             Self::RelPositions => OpSpec::new("rel_positions"),
             Self::RelPosAttention { .. } => OpSpec::new("rel_pos_attention"),
-            Self::Route(_) => OpSpec { outputs: 2, ..OpSpec::new("route") },
+            Self::Route(_) => OpSpec { outputs: 2, min_rank: 1, ..OpSpec::new("route") },
             Self::ExpertLinear => OpSpec::new("expert_linear"),
-            Self::ExpertSum => OpSpec::new("expert_sum"),
-            Self::Copy => OpSpec::new("copy"),
-            Self::Concat => OpSpec::new("concat"),
+            Self::ExpertSum => OpSpec { min_rank: 2, ..OpSpec::new("expert_sum") },
+            Self::Copy => OpSpec { any_strides: Some(0), ..OpSpec::new("copy") },
+            Self::Concat => OpSpec { min_rank: 1, ..OpSpec::new("concat") },
         }
     }
 }

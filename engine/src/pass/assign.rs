@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use crate::backend::Backend;
+use crate::backend::{Backend, Prepared};
 use crate::error::{Error, Result};
 use crate::graph::Graph;
 use crate::tensor::{Source, TensorId};
@@ -25,22 +25,26 @@ pub struct Cut {
     pub copies: Vec<(TensorId, usize)>,
 }
 
-/// The cuts of a graph in execution order. States live on the first backend: a node that touches one must run there.
-pub fn assign(graph: &Graph, backends: &[std::sync::Arc<dyn Backend>]) -> Result<Vec<Cut>> {
+/// The cuts of a graph in execution order, and for every node what its backend decided about it. States live on the first
+/// backend: a node that touches one must run there.
+pub fn assign(graph: &Graph, backends: &[std::sync::Arc<dyn Backend>]) -> Result<(Vec<Cut>, Vec<Prepared>)> {
     let mut owner: Vec<usize> = Vec::with_capacity(graph.nodes.len());
+    let mut prepared = Vec::with_capacity(graph.nodes.len());
     for node in &graph.nodes {
         let args = graph.descs(&node.args);
         let bound = backends.len() > 1 && node.args.iter().any(|&a| is_state(graph, a));
         let candidates = if bound { &backends[..1] } else { backends };
-        let found = candidates.iter().position(|b| b.supports(&node.op, &args));
-        owner.push(found.ok_or_else(|| Error::Unsupported {
+        let found = candidates.iter().enumerate().find_map(|(i, b)| b.prepare(&node.op, &args).map(|p| (i, p)));
+        let (backend, node) = found.ok_or_else(|| Error::Unsupported {
             op: node.op.spec().name,
             backend: candidates.iter().map(|b| b.name()).collect::<Vec<_>>().join(", "),
             why: format!(
                 "operands {}",
                 args.iter().map(|a| format!("{}{}", a.dtype, a.shape)).collect::<Vec<_>>().join(" ")
             ),
-        })?);
+        })?;
+        owner.push(backend);
+        prepared.push(node);
     }
     let mut cuts = Vec::new();
     let mut start = 0;
@@ -49,7 +53,7 @@ pub fn assign(graph: &Graph, backends: &[std::sync::Arc<dyn Backend>]) -> Result
         cuts.push(cut(graph, &owner, start..start + len));
         start += len;
     }
-    Ok(cuts)
+    Ok((cuts, prepared))
 }
 
 fn is_state(graph: &Graph, t: TensorId) -> bool {

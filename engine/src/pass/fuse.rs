@@ -119,12 +119,12 @@ fn maker(graph: &Graph, t: TensorId) -> Option<(NodeId, &Node)> {
 fn glu_epilogue(Fusing { graph, .. }: &Fusing<'_>, at: NodeId) -> Option<Rewrite> {
     let glu = graph.node(at);
     let Op::Glu(act) = glu.op else { return None };
-    let plain = Op::Linear { bias: false, act: None };
-    let (gate_id, gate) = maker(graph, glu.args[0]).filter(|(_, n)| n.op == plain)?;
-    let (up_id, up) = maker(graph, glu.args[1]).filter(|(_, n)| n.op == plain && n.args[0] == gate.args[0])?;
+    let (gate_id, gate) = maker(graph, glu.args[0])?;
+    let Op::Linear { bias: false, act: None, precision } = gate.op else { return None };
+    let (up_id, up) = maker(graph, glu.args[1]).filter(|(_, n)| n.op == gate.op && n.args[0] == gate.args[0])?;
     Some(Rewrite {
         remove: smallvec![gate_id, up_id, at],
-        op: Op::LinearGlu { act },
+        op: Op::LinearGlu { act, precision },
         args: smallvec![gate.args[0], gate.args[1], up.args[1]],
         outs: glu.outs.clone(),
     })
@@ -135,10 +135,10 @@ fn linear_epilogue(Fusing { graph, .. }: &Fusing<'_>, at: NodeId) -> Option<Rewr
     let unary = graph.node(at);
     let Op::Unary(act) = unary.op else { return None };
     let (id, linear) = maker(graph, unary.args[0])?;
-    let Op::Linear { bias, act: None } = linear.op else { return None };
+    let Op::Linear { bias, act: None, precision } = linear.op else { return None };
     Some(Rewrite {
         remove: smallvec![id, at],
-        op: Op::Linear { bias, act: Some(act) },
+        op: Op::Linear { bias, act: Some(act), precision },
         args: linear.args.clone(),
         outs: unary.outs.clone(),
     })
@@ -149,10 +149,10 @@ fn conv_act(Fusing { graph, .. }: &Fusing<'_>, at: NodeId) -> Option<Rewrite> {
     let unary = graph.node(at);
     let Op::Unary(act) = unary.op else { return None };
     let (id, conv) = maker(graph, unary.args[0])?;
-    let Op::Conv2d { stride, pad, act: None } = conv.op else { return None };
+    let Op::Conv2d { stride, pad, act: None, precision } = conv.op else { return None };
     Some(Rewrite {
         remove: smallvec![id, at],
-        op: Op::Conv2d { stride, pad, act: Some(act) },
+        op: Op::Conv2d { stride, pad, act: Some(act), precision },
         args: conv.args.clone(),
         outs: unary.outs.clone(),
     })
@@ -161,7 +161,7 @@ fn conv_act(Fusing { graph, .. }: &Fusing<'_>, at: NodeId) -> Option<Rewrite> {
 /// Products of the same `x`: it is converted once, and their rows are one step. Matches at the first of them.
 fn linear_group(Fusing { graph, readers }: &Fusing<'_>, at: NodeId) -> Option<Rewrite> {
     let first = graph.node(at);
-    let Op::Linear { bias, act: None } = first.op else { return None };
+    let Op::Linear { bias, act: None, precision } = first.op else { return None };
     let x = first.args[0];
     // Readers come soon after each other: the search ends with the last of them, or with the graph if some came before.
     let mut unseen = readers[graph.root(x).index()];
@@ -188,7 +188,7 @@ fn linear_group(Fusing { graph, readers }: &Fusing<'_>, at: NodeId) -> Option<Re
     }
     Some(Rewrite {
         remove: members.iter().map(|(id, _)| *id).collect(),
-        op: Op::LinearGroup { n, bias },
+        op: Op::LinearGroup { n, bias, precision },
         args,
         outs: members.iter().map(|(_, m)| m.outs[0]).collect(),
     })

@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use super::output::{Arena, Place};
 use super::{Reuse, Session, WORD};
-use crate::backend::{Backend, Bindings, Executable, Segment, Usage, WeightData};
+use crate::backend::{Backend, Bindings, Buffer, Executable, Prepared, Segment, Usage, WeightData};
 use crate::builder::GraphBuilder;
 use crate::error::{Error, Result};
 use crate::graph::Graph;
-use crate::key::{GraphKey, Stage};
+use crate::key::GraphKey;
 use crate::pass::FuseCounts;
 use crate::pass::assign::{Cut, assign};
 use crate::pass::fuse::fuse;
@@ -127,6 +127,7 @@ impl Session {
         self.stats.count_build(off.unwrap_or_else(|| self.history.reason(key)));
         let (index, evicted) = self.cache.insert(*key, compiled);
         self.stats.evictions += u64::from(evicted);
+        self.count_bytes();
         Ok(index)
     }
 
@@ -151,6 +152,11 @@ impl Session {
     ///
     /// Errors: a shape that the model or the backends cannot do.
     pub fn describe(&self, key: &GraphKey) -> Result<Described> {
+        self.prepare(key).map(|(described, _)| described)
+    }
+
+    /// As [`Self::describe`], with what the backends decided about every node.
+    fn prepare(&self, key: &GraphKey) -> Result<(Described, Vec<Prepared>)> {
         let builder = GraphBuilder::new(self.memory.layout());
         self.model.build(&builder, key);
         let mut graph = builder.finish()?;
@@ -165,20 +171,17 @@ impl Session {
         let mut fused = FuseCounts::new();
         if self.options.compile.fuse {
             let preferred = Arc::clone(&self.backends[0]);
-            fused = fuse(&mut graph, &|op, args| preferred.supports(op, args));
+            fused = fuse(&mut graph, &|op, args| preferred.prepare(op, args).is_some());
         }
-        let cuts = assign(&graph, &self.backends)?;
+        let (cuts, prepared) = assign(&graph, &self.backends)?;
         let alignment = self.backends.iter().map(|b| b.caps().alignment).max().unwrap_or(WORD);
-        let precise = is_precise(key.stage);
-        let plan = plan(&graph, alignment, &|id| {
-            let node = graph.node(id);
-            self.backends[owner(&cuts, id.index())].scratch_bytes(&node.op, &graph.descs(&node.args), precise)
-        });
-        Ok(Described { graph, fused, cuts, plan })
+        let plan = plan(&graph, alignment, &|id| prepared[id.index()].scratch_bytes());
+        Ok((Described { graph, fused, cuts, plan }, prepared))
     }
 
     fn compile(&mut self, key: &GraphKey) -> Result<Compiled> {
-        let described = self.describe(key)?;
+        let (described, prepared) = self.prepare(key)?;
+        let mut prepared = prepared.into_iter();
         let Described { graph, plan, cuts, .. } = &described;
         if cfg!(debug_assertions) || self.options.compile.poison {
             verify(graph, plan).map_err(|e| Error::Graph { at: "plan".into(), op: "verify", msg: e.0 })?;
@@ -187,7 +190,8 @@ impl Session {
         let mut stages = Vec::with_capacity(cuts.len());
         for (i, cut) in cuts.iter().enumerate() {
             let is_first = cuts[..i].iter().all(|before| before.backend != cut.backend);
-            let (executable, transfers) = self.lower(key.stage, graph, plan, cut, &arenas)?;
+            let (executable, transfers) =
+                self.lower(graph, plan, cut, prepared.by_ref().take(cut.nodes.len()).collect(), &arenas)?;
             stages.push(CompiledStage { executable, is_first, transfers });
         }
         let maker = |&o: &TensorId| graph.producer(o).map_or(0, |n| owner(cuts, n.index()));
@@ -205,10 +209,10 @@ impl Session {
 
     fn lower(
         &mut self,
-        stage: Stage,
         graph: &Graph,
         plan: &MemoryPlan,
         cut: &Cut,
+        prepared: Vec<Prepared>,
         arenas: &[Option<usize>],
     ) -> Result<(Box<dyn Executable>, Vec<Transfer>)> {
         let backend = Arc::clone(&self.backends[cut.backend]);
@@ -224,13 +228,13 @@ impl Session {
             nodes: cut.nodes.clone(),
             inputs: cut.inputs.clone(),
             outputs: cut.outputs.clone(),
+            prepared,
             poison: self.options.compile.poison,
-            precise: is_precise(stage),
         };
         let arena_of = |backend: usize| arenas[backend].expect("every cut has an arena");
         let arena = &self.arenas[arena_of(cut.backend)].buffer;
         let bind = Bindings { arena, weights: &self.imported[cut.backend], states: self.memory.buffers() };
-        let executable = backend.compile(&segment, plan, &bind)?;
+        let executable = backend.compile(segment, plan, &bind)?;
         let transfer = |&(id, from): &(TensorId, usize)| Transfer {
             from: arena_of(from),
             to: arena_of(cut.backend),
@@ -281,12 +285,18 @@ impl Session {
         newest.iter_mut().filter_map(|a| a.loan.as_mut()).for_each(|loan| loan.end());
         self.stats.arena_bytes = newest.iter().map(|a| a.buffer.bytes()).sum();
         self.arenas = newest;
+        self.count_bytes();
     }
-}
 
-/// Whether a stage keeps the precision of its activations: encoders do, as [`Segment::precise`] says.
-fn is_precise(stage: Stage) -> bool {
-    stage == Stage::Encode
+    /// Counts what graphs and weights hold outside of arenas. To be called when either changed.
+    fn count_bytes(&mut self) {
+        let executables = self.cache.iter().flat_map(|c| &c.stages).map(|stage| stage.executable.own_bytes());
+        self.stats.graph_bytes = executables.sum();
+        let held = |(backend, weights): (&Arc<dyn Backend>, &Vec<Option<Buffer>>)| -> usize {
+            weights.iter().flatten().map(|w| backend.weight_bytes(w)).sum()
+        };
+        self.stats.weight_bytes = self.backends.iter().zip(&self.imported).map(held).sum();
+    }
 }
 
 /// Backend of a node.

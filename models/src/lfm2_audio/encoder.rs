@@ -171,6 +171,7 @@ impl AudioEncoder for Encoder {
     }
 
     fn build(&self, g: &GraphBuilder<'_>, key: &GraphKey) {
+        g.precise_products();
         let clips = ClipInputs::new(g, key, self.n_mels, audio_tokens(key.n_tokens as usize));
         let mut x = g.name(self.pre_encode(g, &clips), "enc.stem");
         let positions = g.rel_positions(x);

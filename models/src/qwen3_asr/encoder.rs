@@ -194,6 +194,7 @@ impl AudioEncoder for Encoder {
     }
 
     fn build(&self, g: &GraphBuilder<'_>, key: &GraphKey) {
+        g.precise_products();
         let n_frames = key.n_tokens as usize;
         let n_chunks = n_frames / CHUNK_FRAMES;
         let clips = ClipInputs::new(g, key, self.n_mels, n_chunks * CHUNK_TOKENS);

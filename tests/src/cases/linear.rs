@@ -1,7 +1,7 @@
 //! Matrix products: every format, row counts around the blocks of kernels, fused forms.
 
 use engine::DType;
-use engine::op::Unary;
+use engine::op::{Precision, Unary};
 
 use crate::case::{OpCase, PRODUCT_RANGE, Tolerance};
 
@@ -14,7 +14,7 @@ fn formats_of_weights() -> impl Iterator<Item = DType> {
 }
 
 fn one(dtype: DType, m: usize, k: usize) -> Tolerance {
-    Tolerance::Product { dtype, m, k, factor: 1.0 }
+    Tolerance::Product { dtype, m, k, factor: 1.0, precision: Precision::Fast }
 }
 
 fn linear(dtype: DType, m: usize, n: usize, k: usize) -> OpCase {
@@ -62,6 +62,20 @@ pub fn floats(cases: &mut Vec<OpCase>) {
     }
 }
 
+/// Products and convolutions that keep the precision of their activations, alone and fused, around the number of rows from
+/// which on backends must.
+pub fn precise(cases: &mut Vec<OpCase>) {
+    let mut all = Vec::new();
+    for dtype in formats_of_weights() {
+        for m in [1, 8, 9, 40] {
+            all.push(linear(dtype, m, 24, 2 * dtype.block().len.max(32)));
+            fused_of(&mut all, dtype, m);
+        }
+    }
+    super::conv::conv2d(&mut all);
+    cases.extend(all.into_iter().map(OpCase::precise));
+}
+
 /// Operands of every rank, strided rows, results of more than one chunk.
 pub fn layouts(cases: &mut Vec<OpCase>) {
     for dtype in [DType::F32, DType::F16, DType::Q8_0, DType::Q4_K] {
@@ -100,60 +114,64 @@ pub fn layouts(cases: &mut Vec<OpCase>) {
 
 /// Bias and function, gates, and groups of products.
 pub fn fused(cases: &mut Vec<OpCase>) {
-    let two = |dtype, m, k| Tolerance::Product { dtype, m, k, factor: 3.0 };
     for dtype in formats_of_weights() {
         for m in [1, 4, 21] {
-            for act in [Unary::Gelu, Unary::Silu, Unary::GeluTanh, Unary::Relu, Unary::Sigmoid] {
-                // A function with a slope of 1.13 at most, and a result that is smaller than its argument.
-                let tolerance = Tolerance::Product { dtype, m, k: 256, factor: 4.0 };
-                cases.push(
-                    OpCase::new(format!("linear {dtype} bias {act:?} m={m}"), tolerance, move |g, a| {
-                        vec![g.unary(act, g.linear_bias(a.x[0], a.w[0], a.w[1]))]
-                    })
-                    .input_in([m, 256], PRODUCT_RANGE.map(|x| x * ACTIVATED))
-                    .weight(dtype, [35, 256])
-                    .weight(DType::F32, [35])
-                    .fuses("linear_epilogue"),
-                );
-            }
-            cases.push(
-                OpCase::new(format!("linear {dtype} bias m={m}"), one(dtype, m, 256), |g, a| {
-                    vec![g.linear_bias(a.x[0], a.w[0], a.w[1])]
-                })
-                .input_in([m, 256], PRODUCT_RANGE)
-                .weight(dtype, [35, 256])
-                .weight(DType::F32, [35]),
-            );
-            cases.push(
-                OpCase::new(format!("gate and up {dtype} m={m}"), two(dtype, m, 256), |g, a| {
-                    vec![g.glu(Unary::Silu, g.linear(a.x[0], a.w[0]), g.linear(a.x[0], a.w[1]))]
-                })
-                .input_in([m, 256], PRODUCT_RANGE)
-                .weight(dtype, [70, 256])
-                .weight(dtype, [70, 256])
-                .fuses("glu_epilogue"),
-            );
-            cases.push(
-                OpCase::new(format!("three products {dtype} m={m}"), one(dtype, m, 256), |g, a| {
-                    a.w.iter().map(|&w| g.linear(a.x[0], w)).collect()
-                })
-                .input_in([m, 256], PRODUCT_RANGE)
-                .weight(dtype, [70, 256])
-                .weight(dtype, [19, 256])
-                .weight(dtype, [19, 256])
-                .fuses("linear_group"),
-            );
-            cases.push(
-                OpCase::new(format!("two products with bias {dtype} m={m}"), one(dtype, m, 256), |g, a| {
-                    vec![g.linear_bias(a.x[0], a.w[0], a.w[1]), g.linear_bias(a.x[0], a.w[2], a.w[3])]
-                })
-                .input_in([m, 256], PRODUCT_RANGE)
-                .weight(dtype, [33, 256])
-                .weight(DType::F32, [33])
-                .weight(dtype, [18, 256])
-                .weight(DType::F32, [18])
-                .fuses("linear_group"),
-            );
+            fused_of(cases, dtype, m);
         }
     }
+}
+
+fn fused_of(cases: &mut Vec<OpCase>, dtype: DType, m: usize) {
+    let two = |dtype, m, k| Tolerance::Product { dtype, m, k, factor: 3.0, precision: Precision::Fast };
+    for act in [Unary::Gelu, Unary::Silu, Unary::GeluTanh, Unary::Relu, Unary::Sigmoid] {
+        // A function with a slope of 1.13 at most, and a result that is smaller than its argument.
+        let tolerance = Tolerance::Product { dtype, m, k: 256, factor: 4.0, precision: Precision::Fast };
+        cases.push(
+            OpCase::new(format!("linear {dtype} bias {act:?} m={m}"), tolerance, move |g, a| {
+                vec![g.unary(act, g.linear_bias(a.x[0], a.w[0], a.w[1]))]
+            })
+            .input_in([m, 256], PRODUCT_RANGE.map(|x| x * ACTIVATED))
+            .weight(dtype, [35, 256])
+            .weight(DType::F32, [35])
+            .fuses("linear_epilogue"),
+        );
+    }
+    cases.push(
+        OpCase::new(format!("linear {dtype} bias m={m}"), one(dtype, m, 256), |g, a| {
+            vec![g.linear_bias(a.x[0], a.w[0], a.w[1])]
+        })
+        .input_in([m, 256], PRODUCT_RANGE)
+        .weight(dtype, [35, 256])
+        .weight(DType::F32, [35]),
+    );
+    cases.push(
+        OpCase::new(format!("gate and up {dtype} m={m}"), two(dtype, m, 256), |g, a| {
+            vec![g.glu(Unary::Silu, g.linear(a.x[0], a.w[0]), g.linear(a.x[0], a.w[1]))]
+        })
+        .input_in([m, 256], PRODUCT_RANGE)
+        .weight(dtype, [70, 256])
+        .weight(dtype, [70, 256])
+        .fuses("glu_epilogue"),
+    );
+    cases.push(
+        OpCase::new(format!("three products {dtype} m={m}"), one(dtype, m, 256), |g, a| {
+            a.w.iter().map(|&w| g.linear(a.x[0], w)).collect()
+        })
+        .input_in([m, 256], PRODUCT_RANGE)
+        .weight(dtype, [70, 256])
+        .weight(dtype, [19, 256])
+        .weight(dtype, [19, 256])
+        .fuses("linear_group"),
+    );
+    cases.push(
+        OpCase::new(format!("two products with bias {dtype} m={m}"), one(dtype, m, 256), |g, a| {
+            vec![g.linear_bias(a.x[0], a.w[0], a.w[1]), g.linear_bias(a.x[0], a.w[2], a.w[3])]
+        })
+        .input_in([m, 256], PRODUCT_RANGE)
+        .weight(dtype, [33, 256])
+        .weight(DType::F32, [33])
+        .weight(dtype, [18, 256])
+        .weight(DType::F32, [18])
+        .fuses("linear_group"),
+    );
 }

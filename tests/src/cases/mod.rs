@@ -19,7 +19,7 @@ const LENGTHS: [usize; 14] = [1, 2, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 65, 100
 pub type Family = (&'static str, fn(&mut Vec<OpCase>));
 
 /// Every family.
-pub const FAMILIES: [Family; 21] = [
+pub const FAMILIES: [Family; 22] = [
     ("unary", pointwise::unary),
     ("binary", pointwise::binary),
     ("glu", pointwise::glu),
@@ -30,6 +30,7 @@ pub const FAMILIES: [Family; 21] = [
     ("linear_floats", linear::floats),
     ("linear_layouts", linear::layouts),
     ("linear_fused", linear::fused),
+    ("precise", linear::precise),
     ("rope", rope::rope),
     ("cached_attention", attention::cached),
     ("attention", attention::windowed),

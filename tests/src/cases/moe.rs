@@ -1,7 +1,7 @@
 //! Mixtures of experts.
 
 use engine::DType;
-use engine::op::{Gating, Route};
+use engine::op::{Gating, Precision, Route};
 
 use crate::case::{ELEMENTWISE, OpCase, PRODUCT_RANGE, Tolerance};
 
@@ -33,7 +33,7 @@ pub fn moe(cases: &mut Vec<OpCase>) {
         let k = dtype.block().len.max(32);
         for (n_tokens, n_expert, n_used, n) in [(1, 6, 2, 24), (3, 4, 4, 67), (150, 3, 2, 130)] {
             let route = Route { n_used, ..ROUTE };
-            let product = Tolerance::Product { dtype, m: 1, k, factor: 1.0 };
+            let product = Tolerance::Product { dtype, m: 1, k, factor: 1.0, precision: Precision::Fast };
             let name = format!("experts {dtype} {n_used} of {n_expert}, {n_tokens} tokens");
             cases.push(
                 OpCase::new(name.clone(), product, move |g, a| {

@@ -15,7 +15,8 @@ use engine::tensor::{TensorDesc, TensorId};
 use half::f16;
 use kernels::cpu::{Attention, Kernels, KvRows, QUERY_GROUP};
 
-use super::super::context::{At, Lowering, Machine, Needs};
+use super::super::context::{At, Lowering, Needs, Prepared};
+use super::super::machine::Machine;
 use super::super::mem::{View, ViewMut, WorkerScratch};
 use super::super::region::{Step, Worker, piece};
 use super::rows::{Sequences, element, index, range};
@@ -91,44 +92,37 @@ impl Blocks {
     }
 }
 
-/// Scratch memory of `[q, k, v, slots, positions, sequences]`.
-pub(in super::super) fn needs_cached(machine: Machine, args: &[&TensorDesc]) -> Needs {
-    Blocks::new(args[0], args[1].shape.dim(2)).joined(args[1], machine).needs(machine.kernels)
-}
-
-/// Scratch memory of `[q, k, v, sequences, ranges]`.
-pub(in super::super) fn needs_full(machine: Machine, args: &[&TensorDesc]) -> Needs {
-    Blocks::new(args[0], args[1].shape.dim(1)).needs(machine.kernels)
-}
-
 /// `[q, k, v, slots, positions, sequences]`.
-pub(in super::super) fn cached(cx: &mut Lowering<'_>, at: At<'_>, scale: f32) -> Result<()> {
-    let k = cx.desc(at.arg(1));
-    let keys = Keys::Past { n_ctx: k.shape.dim(1), slots: cx.view(at.arg(3))?, positions: cx.view(at.arg(4))? };
-    let blocks = Blocks::new(cx.desc(at.arg(0)), k.shape.dim(2)).joined(k, cx.machine);
-    push(cx, at, scale, keys, at.arg(5), blocks)
+pub(super) fn cached(machine: Machine, args: &[&TensorDesc], scale: f32) -> Prepared {
+    let [n_ctx, n_head_kv] = [1, 2].map(|i| args[1].shape.dim(i));
+    let blocks = Blocks::new(args[0], n_head_kv).joined(args[1], machine);
+    Prepared::new(blocks.needs(machine.kernels), move |cx, at| {
+        let keys = Keys::Past { n_ctx, slots: cx.view(at.arg(3))?, positions: cx.view(at.arg(4))? };
+        push(cx, at, scale, keys, at.arg(5), blocks)
+    })
 }
 
 /// `[q, k, v, sequences, ranges]`.
-pub(in super::super) fn full(cx: &mut Lowering<'_>, at: At<'_>, scale: f32, window: Window) -> Result<()> {
-    let blocks = Blocks::new(cx.desc(at.arg(0)), cx.desc(at.arg(1)).shape.dim(1));
-    let keys = Keys::Windows { window, ranges: cx.view(at.arg(4))? };
-    push(cx, at, scale, keys, at.arg(3), blocks)
+pub(super) fn full(machine: Machine, args: &[&TensorDesc], scale: f32, window: Window) -> Prepared {
+    let blocks = Blocks::new(args[0], args[1].shape.dim(1));
+    Prepared::new(blocks.needs(machine.kernels), move |cx, at| {
+        let keys = Keys::Windows { window, ranges: cx.view(at.arg(4))? };
+        push(cx, at, scale, keys, at.arg(3), blocks)
+    })
 }
 
 fn push(cx: &mut Lowering<'_>, at: At<'_>, scale: f32, keys: Keys, sequences: TensorId, blocks: Blocks) -> Result<()> {
-    let kernels = cx.machine.kernels;
     let step = Attend {
         q: cx.view(at.arg(0))?,
         k: KvView::new(cx, at.arg(1))?,
         v: KvView::new(cx, at.arg(2))?,
         sequences: Sequences(cx.view(sequences)?),
         y: cx.result(at.out(0))?,
-        worker: cx.scratch(at, blocks.needs(kernels))?.1,
+        worker: cx.scratch(at)?.1,
         keys,
         scale,
         blocks,
-        kernels,
+        kernels: cx.machine.kernels,
     };
     cx.push(step);
     Ok(())

@@ -4,17 +4,18 @@
 
 use std::ops::Range;
 
-use engine::error::Result;
-use engine::op::Unary;
+use engine::op::{Precision, Unary};
 use engine::tensor::TensorDesc;
 use kernels::cpu::{Kernels, Operand, Product};
 use kernels::quant::Format;
 
-use super::super::context::{At, Lowering, Machine, Needs};
+use super::super::context::{Needs, Prepared};
+use super::super::machine::Machine;
 use super::super::mem::{View, ViewMut, WorkerScratch};
 use super::super::region::{Step, Worker, piece};
 use super::activate;
 use super::rows::{element, index, range};
+use crate::format::format_of;
 
 /// `f32`s of gathered pixels in one chunk. All weights pass by for every chunk, so it should not be small; with too many,
 /// the last chunks keep one thread busy.
@@ -55,64 +56,63 @@ impl Geometry {
         (self.height + 2 * self.pad - self.kh) / self.stride + 1
     }
 
-    fn operand(&self, kernels: Kernels) -> Operand {
-        kernels.operand(Format::F32, CHUNK_RESULTS)
+    fn operand(&self, machine: Machine) -> Operand {
+        machine.operand(Format::F32, CHUNK_RESULTS, Precision::Kept)
     }
 
     /// Output pixels of one chunk: whole panels.
-    fn pixels(&self, kernels: Kernels) -> usize {
-        let operand = self.operand(kernels);
+    fn pixels(&self, machine: Machine) -> usize {
+        let operand = self.operand(machine);
         let limit = (CHUNK_PIXEL_VALUES / self.k()).min(CHUNK_RESULTS / self.c_out);
         (limit / operand.panel_rows()).max(1) * operand.panel_rows()
     }
 
-    fn product_scratch(&self, kernels: Kernels) -> usize {
-        kernels.product_scratch_len(Format::F32, self.operand(kernels), self.c_out, self.k(), self.pixels(kernels))
+    fn product_scratch(&self, machine: Machine) -> usize {
+        machine.kernels.product_scratch_len(
+            Format::F32,
+            self.operand(machine),
+            self.c_out,
+            self.k(),
+            self.pixels(machine),
+        )
     }
 
     /// Gathered rows of one panel, panels of a chunk, and what the kernel wants.
-    fn needs(&self, kernels: Kernels) -> Needs {
-        let operand = self.operand(kernels);
+    fn needs(&self, machine: Machine) -> Needs {
+        let operand = self.operand(machine);
         let gathered = operand.panel_rows() * self.k();
         Needs {
             shared: 0,
-            worker: gathered + operand.len(self.pixels(kernels), self.k()) + self.product_scratch(kernels),
+            worker: gathered + operand.len(self.pixels(machine), self.k()) + self.product_scratch(machine),
         }
     }
 }
 
-/// Scratch memory of `[x, w, bias]`.
-pub(in super::super) fn needs_2d(machine: Machine, args: &[&TensorDesc]) -> Needs {
-    // Stride and border do not change a chunk.
-    Geometry::new(args[0], args[1], 1, 0).needs(machine.kernels)
-}
-
 /// `[x, w, bias]`.
-pub(in super::super) fn conv2d(
-    cx: &mut Lowering<'_>,
-    at: At<'_>,
+pub(super) fn conv2d(
+    machine: Machine,
+    args: &[&TensorDesc],
     stride: usize,
     pad: usize,
     act: Option<Unary>,
-) -> Result<()> {
-    let kernels = cx.machine.kernels;
-    let w = *cx.desc(at.arg(1));
-    let geometry = Geometry::new(cx.desc(at.arg(0)), &w, stride, pad);
-    let dims = [0, 1, 2, 3].map(|i| w.shape.dim(i));
-    let packed = cx.weight(at.arg(1))?.conv_weight(w.dtype, dims, kernels)?;
-    let row_bytes = geometry.k() * size_of::<f32>();
-    let step = Conv2d {
-        x: cx.view(at.arg(0))?,
-        w: View::dense(&packed, 0, geometry.c_out, row_bytes)?,
-        bias: cx.view(at.arg(2))?,
-        act,
-        y: cx.result(at.out(0))?,
-        worker: cx.scratch(at, geometry.needs(kernels))?.1,
-        geometry,
-        kernels,
-    };
-    cx.push(step);
-    Ok(())
+) -> Option<Prepared> {
+    let (geometry, dims) = (Geometry::new(args[0], args[1], stride, pad), [0, 1, 2, 3].map(|i| args[1].shape.dim(i)));
+    let format = format_of(args[1].dtype)?;
+    Some(Prepared::new(geometry.needs(machine), move |cx, at| {
+        let packed = cx.weight(at.arg(1))?.conv_weight(format, dims, machine.kernels)?;
+        let step = Conv2d {
+            x: cx.view(at.arg(0))?,
+            w: View::dense(&packed, 0, geometry.c_out, geometry.k() * size_of::<f32>())?,
+            bias: cx.view(at.arg(2))?,
+            act,
+            y: cx.result(at.out(0))?,
+            worker: cx.scratch(at)?.1,
+            geometry,
+            machine,
+        };
+        cx.push(step);
+        Ok(())
+    }))
 }
 
 /// A chunk gathers what lies under the kernel for a block of output pixels and multiplies it with all weights.
@@ -125,7 +125,7 @@ struct Conv2d {
     y: ViewMut<f32>,
     worker: WorkerScratch,
     geometry: Geometry,
-    kernels: Kernels,
+    machine: Machine,
 }
 
 impl Conv2d {
@@ -157,13 +157,13 @@ impl Conv2d {
 
 impl Step for Conv2d {
     fn chunks(&self) -> usize {
-        self.y.n_rows().div_ceil(self.geometry.pixels(self.kernels))
+        self.y.n_rows().div_ceil(self.geometry.pixels(self.machine))
     }
 
     fn run(&self, chunk: usize, worker: &mut Worker) {
-        let operand = self.geometry.operand(self.kernels);
+        let operand = self.geometry.operand(self.machine);
         let (k, n, rows_each) = (self.geometry.k(), self.geometry.c_out, operand.panel_rows());
-        let pixels = piece(chunk, self.geometry.pixels(self.kernels), self.y.n_rows());
+        let pixels = piece(chunk, self.geometry.pixels(self.machine), self.y.n_rows());
         let m = pixels.len();
         let (gathered, scratch) = self.worker.of(worker).split_at_mut(rows_each * k);
         let (panels, scratch) = scratch.split_at_mut(operand.len(m, k));
@@ -172,15 +172,15 @@ impl Step for Conv2d {
             for (p, row) in rows.clone().zip(gathered.chunks_exact_mut(k)) {
                 self.gather(pixels.start + p, row);
             }
-            self.kernels.prepare(operand, gathered, k, rows.len(), k, panel);
+            self.machine.kernels.prepare(operand, gathered, k, rows.len(), k, panel);
         }
         // SAFETY: these pixels belong to this chunk alone.
         let y = unsafe { self.y.rows_mut(pixels) };
         let product = Product { format: Format::F32, w: self.w.rows(0..n), n_rows: n, k, operand, x: panels, m };
-        self.kernels.product(&product, y, scratch);
+        self.machine.kernels.product(&product, y, scratch);
         for y in y.chunks_exact_mut(n) {
-            self.kernels.add(y, self.bias.row(0));
-            activate(self.kernels, self.act, y);
+            self.machine.kernels.add(y, self.bias.row(0));
+            activate(self.machine.kernels, self.act, y);
         }
     }
 }
@@ -188,29 +188,28 @@ impl Step for Conv2d {
 /// Channels of one chunk.
 const CHANNELS: usize = 256;
 
-/// Scratch memory of `[x, w, state, slots, positions, lengths]`: taps and history of the channels of a chunk.
-pub(in super::super) fn needs_causal(args: &[&TensorDesc]) -> Needs {
-    let [width, d_conv] = [args[1].shape.dim(0), args[1].shape.dim(1)];
-    Needs { shared: 0, worker: width.min(CHANNELS) * (2 * d_conv - 1) }
-}
-
 /// `[x, w, state, slots, positions, ranges]`.
-pub(in super::super) fn causal_conv1d(cx: &mut Lowering<'_>, at: At<'_>) -> Result<()> {
-    let descs = cx.descs(at);
-    let step = CausalConv1d {
-        x: cx.view(at.arg(0))?,
-        w: cx.view(at.arg(1))?,
-        state: cx.result(at.arg(2))?,
-        slots: cx.view(at.arg(3))?,
-        positions: cx.view(at.arg(4))?,
-        ranges: cx.view(at.arg(5))?,
-        y: cx.result(at.out(0))?,
-        n_seqs: descs[5].shape.dim(0),
-        worker: cx.scratch(at, needs_causal(&descs))?.1,
-        kernels: cx.machine.kernels,
-    };
-    cx.push(step);
-    Ok(())
+pub(super) fn causal_conv1d(args: &[&TensorDesc]) -> Prepared {
+    let n_seqs = args[5].shape.dim(0);
+    let [width, d_conv] = [0, 1].map(|i| args[1].shape.dim(i));
+    // Taps and history of the channels of a chunk.
+    let needs = Needs { shared: 0, worker: width.min(CHANNELS) * (2 * d_conv - 1) };
+    Prepared::new(needs, move |cx, at| {
+        let step = CausalConv1d {
+            x: cx.view(at.arg(0))?,
+            w: cx.view(at.arg(1))?,
+            state: cx.result(at.arg(2))?,
+            slots: cx.view(at.arg(3))?,
+            positions: cx.view(at.arg(4))?,
+            ranges: cx.view(at.arg(5))?,
+            y: cx.result(at.out(0))?,
+            n_seqs,
+            worker: cx.scratch(at)?.1,
+            kernels: cx.machine.kernels,
+        };
+        cx.push(step);
+        Ok(())
+    })
 }
 
 /// A chunk is a block of channels of all sequences, so that no two chunks touch the same state whatever the slots are.
@@ -364,10 +363,11 @@ mod tests {
             stored(&(0..x.len()).map(|j| x[at(j)]).collect::<Vec<_>>())
         };
         let dims = [g.c_out, g.c_in, g.kh, g.kw];
-        let packed = pack_conv(&stored(&w), engine::DType::F32, dims, kernels).unwrap();
+        let packed = pack_conv(&stored(&w), Format::F32, dims, kernels).unwrap();
         let n_pixels = n * g.height_out() * g.width_out();
         let y_storage = Arc::new(Storage::zeroed(n_pixels * g.c_out * 4, "test").unwrap());
-        let needs = g.needs(kernels);
+        let machine = Machine { kernels, n_workers: N_WORKERS };
+        let needs = g.needs(machine);
         let scratch = Arc::new(Storage::zeroed(WorkerScratch::bytes(N_WORKERS, needs.worker), "test").unwrap());
         let y = ViewMut::dense(&y_storage, 0, n_pixels, g.c_out).unwrap();
         let step = Conv2d {
@@ -378,7 +378,7 @@ mod tests {
             y: y.clone(),
             worker: WorkerScratch::new(&scratch, 0, N_WORKERS, needs.worker).unwrap(),
             geometry: g,
-            kernels,
+            machine,
         };
         let region = Arc::new(Region::new(vec![Box::new(step)], n_threads, None));
         Team::new(n_threads - 1).unwrap().run(&region);

@@ -9,12 +9,14 @@
 use std::ops::Range;
 
 use engine::error::Result;
-use engine::op::Unary;
+use engine::op::{Precision, Unary};
 use engine::tensor::{TensorDesc, TensorId};
 use kernels::cpu::{Kernels, Operand, Product};
 use kernels::quant::Format;
+use smallvec::SmallVec;
 
-use super::super::context::{At, Lowering, Machine, Needs};
+use super::super::context::{At, Lowering, Needs, Prepared};
+use super::super::machine::Machine;
 use super::super::mem::{View, ViewMut, WorkerScratch};
 use super::super::region::{Step, Worker, piece};
 use super::rows::has_whole_blocks;
@@ -34,10 +36,6 @@ const TILE_ACTIVATIONS: usize = 256 * 1024;
 /// Rows of weights in a tile are a multiple of this, since kernels take several at a time.
 const ROW_MULTIPLE: usize = 16;
 
-/// Most rows of activations that are rounded to 8 bits where precision is asked for: with so few, time is that of reading
-/// the weights.
-const FEW: usize = 8;
-
 /// How a product of one shape is cut. Depends on the operands alone.
 #[derive(Clone, Copy)]
 struct Tiling {
@@ -53,13 +51,11 @@ struct Tiling {
 }
 
 impl Tiling {
-    fn new(machine: Machine, x: &TensorDesc, w: &TensorDesc) -> Self {
+    /// None if kernels do not read these weights.
+    fn new(machine: Machine, x: &TensorDesc, w: &TensorDesc, precision: Precision) -> Option<Self> {
         let (m, k) = (x.shape.rows(), x.shape.last());
-        let format = format_of(w.dtype).unwrap_or(Format::F32);
-        let operand = match machine.kernels.operand(format, m) {
-            Operand::Q8 | Operand::Q8K if machine.precise && m > FEW => Operand::Panels,
-            operand => operand,
-        };
+        let format = format_of(w.dtype).filter(|_| has_whole_blocks(w))?;
+        let operand = machine.operand(format, m, precision);
         let (tile_m, tile_n) = match operand {
             Operand::Q8 | Operand::Q8K if m >= MANY => (m.min(TILE_QUANTIZED), TILE_ROWS),
             Operand::Rows | Operand::Q8 | Operand::Q8K => {
@@ -71,7 +67,7 @@ impl Tiling {
                 (m.min(panels * operand.panel_rows()), TILE_ROWS)
             }
         };
-        Self { format, operand, m, k, tile_m, tile_n }
+        Some(Self { format, operand, m, k, tile_m, tile_n })
     }
 
     /// Whether the kernel reads rows of activations where they are.
@@ -87,9 +83,9 @@ impl Tiling {
         kernels.product_scratch_len(self.format, self.operand, self.tile_n, self.k, self.tile_m)
     }
 
-    /// A tile for each of two products, the kernel's scratch memory, and rows gathered for one panel.
-    fn needs(&self, machine: Machine, x: &TensorDesc, glu: bool) -> Needs {
-        let tiles = self.tile_len() * if glu { 2 } else { 1 };
+    /// `n_tiles` tiles, the kernel's scratch memory, and rows gathered for one panel.
+    fn needs(&self, machine: Machine, x: &TensorDesc, n_tiles: usize) -> Needs {
+        let tiles = self.tile_len() * n_tiles;
         let gathered = self.operand.panel_rows() * self.k;
         Needs {
             shared: if self.takes_rows(x) { 0 } else { self.operand.len(self.m, self.k) },
@@ -98,52 +94,77 @@ impl Tiling {
     }
 }
 
-/// Whether kernels read these weights, and all of them with the same layout of activations.
-pub(in super::super) fn supports(machine: Machine, args: &[&TensorDesc], n: usize) -> bool {
-    let (Some(x), Some(weights)) = (args.first(), args.get(1..=n)) else { return false };
-    let operand = |w: &&TensorDesc| Tiling::new(machine, x, w).operand;
-    weights.iter().all(|w| format_of(w.dtype).is_some() && has_whole_blocks(w))
-        && weights.windows(2).all(|w| operand(&w[0]) == operand(&w[1]))
+/// What is decided about products of the same activations.
+struct Plan {
+    tilings: SmallVec<[Tiling; 3]>,
+    needs: Needs,
+    /// Whether the kernel reads rows of activations where they are.
+    takes_rows: bool,
 }
 
-/// Scratch memory of products of `args[0]` with `args[1]` and weights like it.
-pub(in super::super) fn needs(machine: Machine, args: &[&TensorDesc], glu: bool) -> Needs {
-    let [x, weights @ ..] = args else { return Needs::default() };
-    let matrices = weights.iter().take_while(|w| w.shape.rank() == 2);
-    matrices.map(|w| Tiling::new(machine, x, w).needs(machine, x, glu)).fold(Needs::default(), Needs::max)
+impl Plan {
+    /// Of products of `x` with `weights`, `n_tiles` of which a chunk computes. None unless kernels read these weights, and all
+    /// of them with the same layout of activations.
+    fn new(
+        machine: Machine,
+        x: &TensorDesc,
+        weights: &[&TensorDesc],
+        n_tiles: usize,
+        precision: Precision,
+    ) -> Option<Self> {
+        let tilings: SmallVec<[Tiling; 3]> =
+            weights.iter().map(|w| Tiling::new(machine, x, w, precision)).collect::<Option<_>>()?;
+        let first = tilings.first()?;
+        let takes_rows = first.takes_rows(x);
+        let needs = tilings.iter().map(|t| t.needs(machine, x, n_tiles)).fold(Needs::default(), Needs::max);
+        tilings.iter().all(|t| t.operand == first.operand).then_some(Self { tilings, needs, takes_rows })
+    }
 }
 
 /// `[x, w]` or `[x, w, bias]`.
-pub(in super::super) fn linear(cx: &mut Lowering<'_>, at: At<'_>, bias: bool, act: Option<Unary>) -> Result<()> {
-    let bias = if bias { Some(cx.view(at.arg(2))?) } else { None };
-    let part = Part { bias, act, ..Part::new(cx, at.arg(0), at.arg(1), at.out(0))? };
-    products(cx, at, vec![part], false)
+pub(super) fn linear(
+    machine: Machine,
+    args: &[&TensorDesc],
+    act: Option<Unary>,
+    precision: Precision,
+) -> Option<Prepared> {
+    let plan = Plan::new(machine, args[0], &args[1..2], 1, precision)?;
+    Some(Prepared::new(plan.needs, move |cx, at| {
+        let bias = at.node.args.get(2).map(|&bias| cx.view(bias)).transpose()?;
+        let part = Part { bias, act, ..Part::new(cx, plan.tilings[0], at.arg(1), at.out(0))? };
+        products(cx, at, vec![part], plan.takes_rows)
+    }))
 }
 
 /// `[x, w_0, .., bias_0, ..]`.
-pub(in super::super) fn group(cx: &mut Lowering<'_>, at: At<'_>, n: usize, bias: bool) -> Result<()> {
-    let part = |i| {
-        let bias = if bias { Some(cx.view(at.arg(1 + n + i))?) } else { None };
-        Ok(Part { bias, ..Part::new(cx, at.arg(0), at.arg(1 + i), at.out(i))? })
-    };
-    let parts = (0..n).map(part).collect::<Result<_>>()?;
-    products(cx, at, parts, false)
+pub(super) fn group(machine: Machine, args: &[&TensorDesc], n: usize, precision: Precision) -> Option<Prepared> {
+    let plan = Plan::new(machine, args[0], &args[1..=n], 1, precision)?;
+    Some(Prepared::new(plan.needs, move |cx, at| {
+        let part = |(i, tiling): (usize, &Tiling)| {
+            let bias = at.node.args.get(1 + n + i).map(|&bias| cx.view(bias)).transpose()?;
+            Ok(Part { bias, ..Part::new(cx, *tiling, at.arg(1 + i), at.out(i))? })
+        };
+        let parts = plan.tilings.iter().enumerate().map(part).collect::<Result<_>>()?;
+        products(cx, at, parts, plan.takes_rows)
+    }))
 }
 
 /// `[x, gate, up]`.
-pub(in super::super) fn glu(cx: &mut Lowering<'_>, at: At<'_>, act: Unary) -> Result<()> {
-    let up = Some((cx.bytes(at.arg(2))?, format_of(cx.desc(at.arg(2)).dtype).unwrap_or(Format::F32)));
-    let part = Part { up, act: Some(act), ..Part::new(cx, at.arg(0), at.arg(1), at.out(0))? };
-    products(cx, at, vec![part], true)
+pub(super) fn glu(machine: Machine, args: &[&TensorDesc], act: Unary, precision: Precision) -> Option<Prepared> {
+    let plan = Plan::new(machine, args[0], &args[1..3], 2, precision)?;
+    Some(Prepared::new(plan.needs, move |cx, at| {
+        let up = Some((cx.bytes(at.arg(2))?, plan.tilings[1].format));
+        let part = Part { up, act: Some(act), ..Part::new(cx, plan.tilings[0], at.arg(1), at.out(0))? };
+        products(cx, at, vec![part], plan.takes_rows)
+    }))
 }
 
-fn products(cx: &mut Lowering<'_>, at: At<'_>, mut parts: Vec<Part>, glu: bool) -> Result<()> {
-    let (kernels, desc) = (cx.machine.kernels, cx.desc(at.arg(0)));
-    let needs = parts.iter().map(|p| p.tiling.needs(cx.machine, desc, glu)).fold(Needs::default(), Needs::max);
-    let (shared, worker) = cx.scratch(at, needs)?;
+fn products(cx: &mut Lowering<'_>, at: At<'_>, mut parts: Vec<Part>, takes_rows: bool) -> Result<()> {
+    let kernels = cx.machine.kernels;
+    let (shared, worker) = cx.scratch(at)?;
     let x = cx.view::<f32>(at.arg(0))?;
     let Tiling { operand, m, k, .. } = parts[0].tiling;
-    let x = if parts[0].tiling.takes_rows(desc) {
+    let x = if takes_rows {
         x
     } else {
         let prepared = shared.clone();
@@ -214,16 +235,8 @@ struct Part {
 }
 
 impl Part {
-    fn new(cx: &Lowering<'_>, x: TensorId, w: TensorId, y: TensorId) -> Result<Self> {
-        Ok(Self {
-            tiling: Tiling::new(cx.machine, cx.desc(x), cx.desc(w)),
-            w: cx.bytes(w)?,
-            up: None,
-            bias: None,
-            act: None,
-            y: cx.result(y)?,
-            first_chunk: 0,
-        })
+    fn new(cx: &Lowering<'_>, tiling: Tiling, w: TensorId, y: TensorId) -> Result<Self> {
+        Ok(Self { tiling, w: cx.bytes(w)?, up: None, bias: None, act: None, y: cx.result(y)?, first_chunk: 0 })
     }
 
     fn chunks(&self) -> usize {

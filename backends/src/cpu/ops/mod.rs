@@ -1,24 +1,24 @@
-//! The steps, by family of ops. What they share is here: how rows are cut into chunks, and pointwise functions.
+//! The steps, by family of ops. [`prepare`] has a line for each op. What families share is here and in `by_row`: how rows
+//! are cut into chunks, and pointwise functions.
 
-pub(super) mod attention;
-pub(super) mod conv;
-pub(super) mod depthwise;
-pub(super) mod elementwise;
-pub(super) mod linear;
-pub(super) mod moe;
-pub(super) mod norm;
-pub(super) mod rel_pos;
-pub(super) mod rope;
-pub(super) mod rows;
+mod attention;
+mod by_row;
+mod conv;
+mod depthwise;
+mod elementwise;
+mod linear;
+mod moe;
+mod norm;
+mod rel_pos;
+mod rope;
+mod rows;
 
-use engine::error::Result;
-use engine::op::{Op, Unary};
+use engine::op::{Op, Precision, Unary};
 use engine::tensor::TensorDesc;
 use kernels::cpu::Kernels;
 
-use super::context::{At, Lowering, Machine};
-use super::mem::{View, ViewMut};
-use super::region::{Step, Worker, piece};
+use super::context::Prepared;
+use super::machine::Machine;
 
 /// Activations of one chunk: some microseconds of work, so that claiming it costs little.
 const CHUNK_ELEMENTS: usize = 16 * 1024;
@@ -49,70 +49,39 @@ fn gated(kernels: Kernels, act: Option<Unary>, gate: &mut [f32], up: &[f32]) {
     kernels.mul(gate, up);
 }
 
-/// Whether every operand has a format and a layout that the op's steps can read. What `Op::infer` refuses is not asked.
+/// How an op runs on these operands, which `Op::infer` accepts; `None` if their formats or layouts are not what its steps
+/// read. One line per op.
 #[deny(clippy::wildcard_enum_match_arm)]
-pub(super) fn supports(machine: Machine, op: &Op, args: &[&TensorDesc]) -> bool {
+pub(super) fn prepare(machine: Machine, op: &Op, args: &[&TensorDesc]) -> Option<Prepared> {
     match *op {
-        Op::Linear { .. } => linear::supports(machine, args, 1),
-        Op::LinearGroup { n, .. } => linear::supports(machine, args, usize::from(n)),
-        Op::LinearGlu { .. } => linear::supports(machine, args, 2),
-        Op::ExpertLinear => moe::supports(args),
-        Op::GetRows | Op::Embed => args.first().is_some_and(|table| rows::has_whole_blocks(table)),
-        Op::RmsNorm { .. }
-        | Op::AddRmsNorm { .. }
-        | Op::LayerNorm { .. }
-        | Op::AddLayerNorm { .. }
-        | Op::Binary(_)
-        | Op::Unary(_)
-        | Op::Glu(_)
-        | Op::Rope(_)
-        | Op::KvWrite
-        | Op::CachedAttention { .. }
-        | Op::Attention { .. }
-        | Op::CausalConv1d
-        | Op::Conv2d { .. }
-        | Op::DepthwiseConv2d { .. }
-        | Op::DepthwiseConv1d
-        | Op::MaskRows { .. }
-        | Op::AddScaled { .. }
-        | Op::RelPositions
-        | Op::RelPosAttention { .. }
-        | Op::Route(_)
-        | Op::ExpertSum
-        | Op::Copy
-        | Op::Concat => true,
-    }
-}
-
-/// A step that makes every row of its first result from the same row of its first operand, in place.
-struct ByRow<F> {
-    /// `None`: planned in place, `y` already holds x.
-    x: Option<View<f32>>,
-    y: ViewMut<f32>,
-    /// What is done to a row, which is given with its number.
-    f: F,
-}
-
-impl<F: Fn(usize, &mut [f32]) + Send + Sync> ByRow<F> {
-    fn new(cx: &Lowering<'_>, at: At<'_>, f: F) -> Result<Self> {
-        Ok(Self { x: cx.unless_in_place(at.arg(0), at.out(0))?, y: cx.result(at.out(0))?, f })
-    }
-}
-
-#[allow(unsafe_code, reason = "writes rows of results")]
-impl<F: Fn(usize, &mut [f32]) + Send + Sync> Step for ByRow<F> {
-    fn chunks(&self) -> usize {
-        self.y.n_rows().div_ceil(rows_per_chunk(self.y.row_len()))
-    }
-
-    fn run(&self, chunk: usize, _worker: &mut Worker) {
-        for r in piece(chunk, rows_per_chunk(self.y.row_len()), self.y.n_rows()) {
-            // SAFETY: row `r` of `y` belongs to this chunk alone.
-            let y = unsafe { self.y.row_mut(r) };
-            if let Some(x) = &self.x {
-                y.copy_from_slice(x.row(r));
-            }
-            (self.f)(r, y);
+        Op::GetRows | Op::Embed => rows::get_rows(args),
+        Op::Linear { act, precision, .. } => linear::linear(machine, args, act, precision),
+        Op::LinearGroup { n, precision, .. } => linear::group(machine, args, usize::from(n), precision),
+        Op::LinearGlu { act, precision } => linear::glu(machine, args, act, precision),
+        Op::RmsNorm { eps } | Op::LayerNorm { eps } => Some(norm::norm(eps)),
+        Op::AddRmsNorm { eps } | Op::AddLayerNorm { eps } => Some(norm::add_norm(eps)),
+        Op::Binary(op) => Some(elementwise::binary(args, op)),
+        Op::Unary(act) => Some(elementwise::unary(act)),
+        Op::Glu(act) => Some(elementwise::glu(act)),
+        Op::Rope(rope) => Some(rope::rope(args, rope)),
+        Op::KvWrite => Some(rows::kv_write(args)),
+        Op::CachedAttention { scale } => Some(attention::cached(machine, args, scale)),
+        Op::Attention { scale, window } => Some(attention::full(machine, args, scale, window)),
+        Op::CausalConv1d => Some(conv::causal_conv1d(args)),
+        // In f32 whatever the precision.
+        Op::Conv2d { stride, pad, act, precision: Precision::Fast | Precision::Kept } => {
+            conv::conv2d(machine, args, usize::from(stride), usize::from(pad), act)
         }
+        Op::DepthwiseConv2d { stride, pad } => depthwise::conv2d(args, usize::from(stride), usize::from(pad)),
+        Op::DepthwiseConv1d => depthwise::conv1d(args),
+        Op::MaskRows { unit } => Some(rows::mask(args, unit as usize)),
+        Op::AddScaled { scale } => Some(elementwise::add_scaled(scale)),
+        Op::RelPositions => Some(rel_pos::positions(args)),
+        Op::RelPosAttention { scale } => Some(rel_pos::attention(args, scale)),
+        Op::Route(route) => Some(moe::route(args, route)),
+        Op::ExpertLinear => moe::linear(machine, args),
+        Op::ExpertSum => Some(moe::sum()),
+        Op::Copy => Some(rows::copy()),
+        Op::Concat => Some(rows::concat()),
     }
 }

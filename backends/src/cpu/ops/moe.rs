@@ -4,17 +4,17 @@
 
 use std::ops::Range;
 
-use engine::error::Result;
-use engine::op::{Gating, Route};
+use engine::op::{Gating, Precision, Route};
 use engine::tensor::TensorDesc;
 use kernels::cpu::{Kernels, Operand, Product};
 use kernels::quant::Format;
 
-use super::super::context::{At, Lowering, Machine, Needs};
+use super::super::context::{Needs, Prepared};
+use super::super::machine::Machine;
 use super::super::mem::{View, ViewMut, WorkerScratch};
 use super::super::region::{Step, Worker, piece};
+use super::by_row::ByRow;
 use super::rows::{element, has_whole_blocks, index};
-use super::rows_per_chunk;
 use crate::format::format_of;
 
 /// Rows of an expert's weights in one chunk.
@@ -22,70 +22,41 @@ const TILE_ROWS: usize = 64;
 /// Tokens that a chunk multiplies together.
 const TILE_TOKENS: usize = 64;
 
-/// Scratch memory of `[logits]` or `[logits, bias]`: scores, and scores with bias.
-pub(in super::super) fn needs_route(args: &[&TensorDesc]) -> Needs {
-    Needs { shared: 0, worker: 2 * args[0].shape.last() }
-}
-
 /// `[logits]` or `[logits, bias]`.
-pub(in super::super) fn route(cx: &mut Lowering<'_>, at: At<'_>, route: Route) -> Result<()> {
-    let logits = *cx.desc(at.arg(0));
-    let step = Choose {
-        logits: cx.view(at.arg(0))?,
-        bias: at.node.args.get(1).map(|&b| cx.view(b)).transpose()?,
-        ids: cx.result(at.out(0))?,
-        weights: cx.result(at.out(1))?,
-        route,
-        worker: cx.scratch(at, needs_route(&[&logits]))?.1,
-        kernels: cx.machine.kernels,
-    };
-    cx.push(step);
-    Ok(())
-}
-
-struct Choose {
-    logits: View<f32>,
-    bias: Option<View<f32>>,
-    ids: ViewMut<i32>,
-    weights: ViewMut<f32>,
-    route: Route,
-    worker: WorkerScratch,
-    kernels: Kernels,
-}
-
-impl Step for Choose {
-    fn chunks(&self) -> usize {
-        self.logits.n_rows().div_ceil(rows_per_chunk(self.logits.row_len()))
-    }
-
-    fn run(&self, chunk: usize, worker: &mut Worker) {
-        let n_expert = self.logits.row_len();
-        let (scores, selection) = self.worker.of(worker).split_at_mut(n_expert);
-        for r in piece(chunk, rows_per_chunk(n_expert), self.logits.n_rows()) {
-            scores.copy_from_slice(self.logits.row(r));
-            match self.route.gating {
-                Gating::Sigmoid => self.kernels.sigmoid(scores),
-                Gating::Softmax => self.kernels.softmax(scores),
+pub(super) fn route(args: &[&TensorDesc], route: Route) -> Prepared {
+    let n_expert = args[0].shape.last();
+    // Scores, and scores with bias.
+    let needs = Needs { shared: 0, worker: 2 * n_expert };
+    Prepared::new(needs, move |cx, at| {
+        let (logits, kernels) = (cx.view::<f32>(at.arg(0))?, cx.machine.kernels);
+        let bias = at.node.args.get(1).map(|&b| cx.view::<f32>(b)).transpose()?;
+        let scratch = cx.scratch(at)?.1;
+        let results = (cx.result::<i32>(at.out(0))?, cx.result::<f32>(at.out(1))?);
+        cx.push(ByRow::of_width(results, n_expert, move |rows, worker| {
+            let (scores, selection) = scratch.of(worker)[..2 * n_expert].split_at_mut(n_expert);
+            for (r, (ids, weights)) in rows {
+                scores.copy_from_slice(logits.row(r));
+                match route.gating {
+                    Gating::Sigmoid => kernels.sigmoid(scores),
+                    Gating::Softmax => kernels.softmax(scores),
+                }
+                selection.copy_from_slice(scores);
+                if let Some(bias) = &bias {
+                    kernels.add(selection, bias.row(0));
+                }
+                for (id, weight) in ids.iter_mut().zip(&mut *weights) {
+                    let best = largest(selection);
+                    *id = i32::try_from(best).expect("models have far fewer experts");
+                    *weight = scores[best];
+                    selection[best] = f32::NAN;
+                }
+                let sum: f32 = weights.iter().sum();
+                let norm = if route.normalize { sum + route.norm_eps } else { 1.0 };
+                kernels.scale(weights, route.scale / norm);
             }
-            selection.copy_from_slice(scores);
-            if let Some(bias) = &self.bias {
-                self.kernels.add(selection, bias.row(0));
-            }
-            // SAFETY: row `r` of `ids` belongs to this chunk alone.
-            let ids = unsafe { self.ids.row_mut(r) };
-            // SAFETY: row `r` of `weights` belongs to this chunk alone.
-            let weights = unsafe { self.weights.row_mut(r) };
-            for (id, weight) in ids.iter_mut().zip(&mut *weights) {
-                let best = largest(selection);
-                *id = i32::try_from(best).expect("models have far fewer experts");
-                *weight = scores[best];
-                selection[best] = f32::NAN;
-            }
-            let sum: f32 = weights.iter().sum();
-            let norm = if self.route.normalize { sum + self.route.norm_eps } else { 1.0 };
-            self.kernels.scale(weights, self.route.scale / norm);
-        }
-    }
+        }));
+        Ok(())
+    })
 }
 
 /// Index of the largest element, the first of equal ones. NaN counts as taken; of nothing but NaN the first.
@@ -97,11 +68,6 @@ fn largest(x: &[f32]) -> usize {
         }
     }
     best.unwrap_or(0)
-}
-
-/// Whether kernels read these weights.
-pub(in super::super) fn supports(args: &[&TensorDesc]) -> bool {
-    args.get(1).is_some_and(|w| format_of(w.dtype).is_some() && has_whole_blocks(w))
 }
 
 /// How a chunk multiplies: some tokens of one expert with some rows of its matrix.
@@ -116,10 +82,10 @@ struct Tile {
 }
 
 impl Tile {
-    fn new(machine: Machine, w: &TensorDesc) -> Self {
-        let format = format_of(w.dtype).unwrap_or(Format::F32);
+    fn new(machine: Machine, w: &TensorDesc) -> Option<Self> {
+        let format = format_of(w.dtype).filter(|_| has_whole_blocks(w))?;
         let [n_expert, n, k] = [0, 1, 2].map(|i| w.shape.dim(i));
-        Self { format, operand: machine.kernels.operand(format, 1), n, k, n_expert }
+        Some(Self { format, operand: machine.operand(format, 1, Precision::Fast), n, k, n_expert })
     }
 
     fn tiles(&self) -> usize {
@@ -137,29 +103,26 @@ impl Tile {
     }
 }
 
-/// Scratch memory of `[x, w, ids]`.
-pub(in super::super) fn needs_linear(machine: Machine, args: &[&TensorDesc]) -> Needs {
-    Tile::new(machine, args[1]).needs(machine)
-}
-
 /// `[x, w, ids]`.
-pub(in super::super) fn linear(cx: &mut Lowering<'_>, at: At<'_>) -> Result<()> {
-    let tile = Tile::new(cx.machine, cx.desc(at.arg(1)));
-    let (x, ids) = (cx.desc(at.arg(0)).shape, cx.desc(at.arg(2)).shape);
-    let step = ExpertLinear {
-        // A token has one row for all of its experts, or one for each.
-        sharing: ids.elements() / x.rows(),
-        x: cx.view(at.arg(0))?,
-        w: cx.bytes(at.arg(1))?,
-        ids: cx.view(at.arg(2))?,
-        n_ids: ids.elements(),
-        y: cx.result(at.out(0))?,
-        worker: cx.scratch(at, tile.needs(cx.machine))?.1,
-        tile,
-        kernels: cx.machine.kernels,
-    };
-    cx.push(step);
-    Ok(())
+pub(super) fn linear(machine: Machine, args: &[&TensorDesc]) -> Option<Prepared> {
+    let tile = Tile::new(machine, args[1])?;
+    let (x, ids) = (args[0].shape, args[2].shape);
+    Some(Prepared::new(tile.needs(machine), move |cx, at| {
+        let step = ExpertLinear {
+            // A token has one row for all of its experts, or one for each.
+            sharing: ids.elements() / x.rows(),
+            x: cx.view(at.arg(0))?,
+            w: cx.bytes(at.arg(1))?,
+            ids: cx.view(at.arg(2))?,
+            n_ids: ids.elements(),
+            y: cx.result(at.out(0))?,
+            worker: cx.scratch(at)?.1,
+            tile,
+            kernels: cx.machine.kernels,
+        };
+        cx.push(step);
+        Ok(())
+    }))
 }
 
 /// A chunk is a tile of one expert's rows: the expert's weights are read once for all tokens sent to it.
@@ -219,38 +182,18 @@ impl Step for ExpertLinear {
 }
 
 /// `[x, weights]`.
-pub(in super::super) fn sum(cx: &mut Lowering<'_>, at: At<'_>) -> Result<()> {
-    let step = ExpertSum {
-        x: cx.view(at.arg(0))?,
-        weights: cx.view(at.arg(1))?,
-        y: cx.result(at.out(0))?,
-        kernels: cx.machine.kernels,
-    };
-    cx.push(step);
-    Ok(())
-}
-
-struct ExpertSum {
-    x: View<f32>,
-    weights: View<f32>,
-    y: ViewMut<f32>,
-    kernels: Kernels,
-}
-
-impl Step for ExpertSum {
-    fn chunks(&self) -> usize {
-        self.y.n_rows().div_ceil(rows_per_chunk(self.y.row_len()))
-    }
-
-    fn run(&self, chunk: usize, _worker: &mut Worker) {
-        for r in piece(chunk, rows_per_chunk(self.y.row_len()), self.y.n_rows()) {
-            let weights = self.weights.row(r);
-            // SAFETY: row `r` of `y` belongs to this chunk alone.
-            let y = unsafe { self.y.row_mut(r) };
-            y.fill(0.0);
-            for (u, weight) in weights.iter().enumerate() {
-                self.kernels.axpy_f32(y, *weight, self.x.row(r * weights.len() + u));
+pub(super) fn sum() -> Prepared {
+    Prepared::without_scratch(|cx, at| {
+        let (x, weights, kernels) = (cx.view::<f32>(at.arg(0))?, cx.view::<f32>(at.arg(1))?, cx.machine.kernels);
+        cx.push(ByRow::new(cx.result::<f32>(at.out(0))?, move |rows, _| {
+            for (r, y) in rows {
+                let weights = weights.row(r);
+                y.fill(0.0);
+                for (u, weight) in weights.iter().enumerate() {
+                    kernels.axpy_f32(y, *weight, x.row(r * weights.len() + u));
+                }
             }
-        }
-    }
+        }));
+        Ok(())
+    })
 }

@@ -1,30 +1,42 @@
 //! RMS and layer norm, alone and after a residual sum.
 
-#![allow(unsafe_code, reason = "writes rows of results")]
-
 use engine::error::Result;
 use kernels::cpu::Kernels;
 
-use super::super::context::{At, Lowering};
-use super::super::mem::{View, ViewMut};
-use super::super::region::{Step, Worker, piece};
-use super::{ByRow, rows_per_chunk};
+use super::super::context::{At, Lowering, Prepared};
+use super::super::mem::View;
+use super::by_row::{ByRow, in_place};
 
 /// `[x, w]` for RMS norm, `[x, w, b]` for layer norm.
-pub(in super::super) fn norm(cx: &mut Lowering<'_>, at: At<'_>, eps: f32) -> Result<()> {
-    let (affine, kernels) = (Affine::new(cx, at, 1)?, cx.machine.kernels);
-    let step = ByRow::new(cx, at, move |_, y| affine.apply(kernels, y, eps))?;
-    cx.push(step);
-    Ok(())
+pub(super) fn norm(eps: f32) -> Prepared {
+    Prepared::without_scratch(move |cx, at| {
+        let (affine, kernels) = (Affine::new(cx, at, 1)?, cx.machine.kernels);
+        let step = in_place(cx, at, move |_, y| affine.apply(kernels, y, eps))?;
+        cx.push(step);
+        Ok(())
+    })
 }
 
 /// `[x, residual, w]` or `[x, residual, w, b]`; results are the sum and its norm.
-pub(in super::super) fn add_norm(cx: &mut Lowering<'_>, at: At<'_>, eps: f32) -> Result<()> {
-    let x = cx.unless_in_place(at.arg(0), at.out(0))?;
-    let (residual, sum) = (cx.view(at.arg(1))?, cx.result(at.out(0))?);
-    let (affine, y) = (Affine::new(cx, at, 2)?, cx.result(at.out(1))?);
-    cx.push(AddNorm { x, residual, sum, affine, y, eps, kernels: cx.machine.kernels });
-    Ok(())
+pub(super) fn add_norm(eps: f32) -> Prepared {
+    Prepared::without_scratch(move |cx, at| {
+        // `None`: planned in place, the sum already holds x.
+        let x = cx.unless_in_place(at.arg(0), at.out(0))?;
+        let residual = cx.view::<f32>(at.arg(1))?;
+        let (affine, kernels) = (Affine::new(cx, at, 2)?, cx.machine.kernels);
+        let results = (cx.result::<f32>(at.out(0))?, cx.result::<f32>(at.out(1))?);
+        cx.push(ByRow::new(results, move |rows, _| {
+            for (r, (sum, y)) in rows {
+                if let Some(x) = &x {
+                    sum.copy_from_slice(x.row(r));
+                }
+                kernels.add(sum, residual.row(r));
+                y.copy_from_slice(sum);
+                affine.apply(kernels, y, eps);
+            }
+        }));
+        Ok(())
+    })
 }
 
 /// What a normalised row is multiplied with, and for layer norm what is added.
@@ -45,38 +57,6 @@ impl Affine {
         match &self.b {
             Some(b) => kernels.layer_norm(y, self.w.row(0), b.row(0), eps),
             None => kernels.rms_norm(y, self.w.row(0), eps),
-        }
-    }
-}
-
-struct AddNorm {
-    /// `None`: planned in place, `sum` already holds x.
-    x: Option<View<f32>>,
-    residual: View<f32>,
-    sum: ViewMut<f32>,
-    affine: Affine,
-    y: ViewMut<f32>,
-    eps: f32,
-    kernels: Kernels,
-}
-
-impl Step for AddNorm {
-    fn chunks(&self) -> usize {
-        self.y.n_rows().div_ceil(rows_per_chunk(self.y.row_len()))
-    }
-
-    fn run(&self, chunk: usize, _worker: &mut Worker) {
-        for r in piece(chunk, rows_per_chunk(self.y.row_len()), self.y.n_rows()) {
-            // SAFETY: row `r` of `sum` belongs to this chunk alone.
-            let sum = unsafe { self.sum.row_mut(r) };
-            if let Some(x) = &self.x {
-                sum.copy_from_slice(x.row(r));
-            }
-            self.kernels.add(sum, self.residual.row(r));
-            // SAFETY: row `r` of `y` belongs to this chunk alone.
-            let y = unsafe { self.y.row_mut(r) };
-            y.copy_from_slice(sum);
-            self.affine.apply(self.kernels, y, self.eps);
         }
     }
 }

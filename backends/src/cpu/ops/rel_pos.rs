@@ -5,11 +5,10 @@
 
 #![allow(unsafe_code, reason = "writes rows of results")]
 
-use engine::error::Result;
 use engine::tensor::TensorDesc;
 use kernels::cpu::Kernels;
 
-use super::super::context::{At, Lowering, Needs};
+use super::super::context::{Needs, Prepared};
 use super::super::mem::{View, ViewMut, WorkerScratch};
 use super::super::region::{Step, Worker, piece};
 use super::rows::{Sequences, range};
@@ -21,13 +20,14 @@ const BASE: f64 = 10_000.0;
 const QUERIES: usize = 16;
 
 /// `[x]`, of which only the shape counts.
-pub(in super::super) fn positions(cx: &mut Lowering<'_>, at: At<'_>) -> Result<()> {
-    let shape = cx.desc(at.arg(0)).shape;
-    let n = shape.last();
-    let frequencies = (0..n / 2).map(|i| BASE.powf(-2.0 * i as f64 / n as f64)).collect();
-    let step = RelPositions { n_tokens: shape.dim(0), frequencies, y: cx.result(at.out(0))? };
-    cx.push(step);
-    Ok(())
+pub(super) fn positions(args: &[&TensorDesc]) -> Prepared {
+    let (n_tokens, n) = (args[0].shape.dim(0), args[0].shape.last());
+    Prepared::without_scratch(move |cx, at| {
+        let frequencies = (0..n / 2).map(|i| BASE.powf(-2.0 * i as f64 / n as f64)).collect();
+        let step = RelPositions { n_tokens, frequencies, y: cx.result(at.out(0))? };
+        cx.push(step);
+        Ok(())
+    })
 }
 
 struct RelPositions {
@@ -61,33 +61,31 @@ impl Step for RelPositions {
     }
 }
 
-/// Scratch memory of `[q, k, v, p, bias_u, bias_v, sequences, ranges]`: a query with each bias, and its scores.
-pub(in super::super) fn needs(args: &[&TensorDesc]) -> Needs {
-    let q = args[0].shape;
-    Needs { shared: 0, worker: 2 * q.dim(2) + q.dim(0) }
-}
-
 /// `[q, k, v, p, bias_u, bias_v, sequences, ranges]`.
-pub(in super::super) fn attention(cx: &mut Lowering<'_>, at: At<'_>, scale: f32) -> Result<()> {
-    let q = *cx.desc(at.arg(0));
-    let step = RelPosAttention {
-        n_tokens: q.shape.dim(0),
-        n_head: q.shape.dim(1),
-        q: cx.view(at.arg(0))?,
-        k: cx.view(at.arg(1))?,
-        v: cx.view(at.arg(2))?,
-        p: cx.view(at.arg(3))?,
-        bias_u: cx.view(at.arg(4))?,
-        bias_v: cx.view(at.arg(5))?,
-        sequences: Sequences(cx.view(at.arg(6))?),
-        ranges: cx.view(at.arg(7))?,
-        y: cx.result(at.out(0))?,
-        scale,
-        worker: cx.scratch(at, needs(&[&q]))?.1,
-        kernels: cx.machine.kernels,
-    };
-    cx.push(step);
-    Ok(())
+pub(super) fn attention(args: &[&TensorDesc], scale: f32) -> Prepared {
+    let [n_tokens, n_head, head_dim] = [0, 1, 2].map(|i| args[0].shape.dim(i));
+    // A query with each bias, and its scores.
+    let needs = Needs { shared: 0, worker: 2 * head_dim + n_tokens };
+    Prepared::new(needs, move |cx, at| {
+        let step = RelPosAttention {
+            n_tokens,
+            n_head,
+            q: cx.view(at.arg(0))?,
+            k: cx.view(at.arg(1))?,
+            v: cx.view(at.arg(2))?,
+            p: cx.view(at.arg(3))?,
+            bias_u: cx.view(at.arg(4))?,
+            bias_v: cx.view(at.arg(5))?,
+            sequences: Sequences(cx.view(at.arg(6))?),
+            ranges: cx.view(at.arg(7))?,
+            y: cx.result(at.out(0))?,
+            scale,
+            worker: cx.scratch(at)?.1,
+            kernels: cx.machine.kernels,
+        };
+        cx.push(step);
+        Ok(())
+    })
 }
 
 struct RelPosAttention {

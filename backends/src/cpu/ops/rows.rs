@@ -1,24 +1,23 @@
-//! Ops that move rows: `GetRows`, `KvWrite`, `Copy`, `Concat`.
+//! Ops that move rows: `GetRows`, `Embed`, `KvWrite`, `Copy`, `Concat`, `MaskRows`.
 
 #![allow(unsafe_code, reason = "writes rows of results")]
 
 use std::ops::Range;
 
 use engine::DType;
-use engine::error::Result;
 use engine::tensor::TensorDesc;
 use half::f16;
 use kernels::cpu::Kernels;
-use kernels::quant::Format;
 
-use super::super::context::{At, Lowering};
+use super::super::context::Prepared;
 use super::super::mem::{View, ViewMut};
-use super::super::region::{Step, Worker, piece};
-use super::{CHUNK_ELEMENTS, rows_per_chunk};
+use super::super::region::{Step, Worker};
+use super::CHUNK_ELEMENTS;
+use super::by_row::ByRow;
 use crate::format::format_of;
 
 /// Whether every row begins with a block.
-pub(in super::super) fn has_whole_blocks(t: &TensorDesc) -> bool {
+pub(super) fn has_whole_blocks(t: &TensorDesc) -> bool {
     let (len, dims) = (t.dtype.block().len, t.shape.dims());
     let outer = dims.iter().zip(t.strides).take(dims.len().saturating_sub(1));
     t.shape.last().is_multiple_of(len)
@@ -26,44 +25,22 @@ pub(in super::super) fn has_whole_blocks(t: &TensorDesc) -> bool {
 }
 
 /// `[table, ids]`, or `[table, ids, rows]` with row `-1 - id` for a negative id.
-pub(in super::super) fn get_rows(cx: &mut Lowering<'_>, at: At<'_>) -> Result<()> {
-    let format = format_of(cx.desc(at.arg(0)).dtype).ok_or_else(|| cx.fail("a table of integers"))?;
-    let step = GetRows {
-        table: cx.bytes(at.arg(0))?,
-        format,
-        ids: cx.view(at.arg(1))?,
-        rows: at.node.args.get(2).map(|&rows| cx.view(rows)).transpose()?,
-        y: cx.result(at.out(0))?,
-        kernels: cx.machine.kernels,
-    };
-    cx.push(step);
-    Ok(())
-}
-
-struct GetRows {
-    table: View<u8>,
-    format: Format,
-    ids: View<i32>,
-    rows: Option<View<f32>>,
-    y: ViewMut<f32>,
-    kernels: Kernels,
-}
-
-impl Step for GetRows {
-    fn chunks(&self) -> usize {
-        self.y.n_rows().div_ceil(rows_per_chunk(self.y.row_len()))
-    }
-
-    fn run(&self, chunk: usize, _worker: &mut Worker) {
-        for r in piece(chunk, rows_per_chunk(self.y.row_len()), self.y.n_rows()) {
-            // SAFETY: row `r` of `y` belongs to this chunk alone.
-            let y = unsafe { self.y.row_mut(r) };
-            match (element(&self.ids, r), &self.rows) {
-                (id @ ..0, Some(rows)) => y.copy_from_slice(rows.row(index(-1 - id))),
-                (id, _) => self.kernels.decode_row(self.format, self.table.row(index(id)), y),
+pub(super) fn get_rows(args: &[&TensorDesc]) -> Option<Prepared> {
+    let format = format_of(args[0].dtype).filter(|_| has_whole_blocks(args[0]))?;
+    Some(Prepared::without_scratch(move |cx, at| {
+        let (table, ids) = (cx.bytes(at.arg(0))?, cx.view::<i32>(at.arg(1))?);
+        let given = at.node.args.get(2).map(|&rows| cx.view::<f32>(rows)).transpose()?;
+        let kernels = cx.machine.kernels;
+        cx.push(ByRow::new(cx.result::<f32>(at.out(0))?, move |rows, _| {
+            for (r, y) in rows {
+                match (element(&ids, r), &given) {
+                    (id @ ..0, Some(given)) => y.copy_from_slice(given.row(index(-1 - id))),
+                    (id, _) => kernels.decode_row(format, table.row(index(id)), y),
+                }
             }
-        }
-    }
+        }));
+        Ok(())
+    }))
 }
 
 /// An id, a slot, a position or a length. The session checks what callers pass; panics on what it would refuse.
@@ -72,25 +49,28 @@ pub(super) fn index(i: i32) -> usize {
 }
 
 /// `[x, state, slots, positions, sequences]`.
-pub(in super::super) fn kv_write(cx: &mut Lowering<'_>, at: At<'_>) -> Result<()> {
-    let state = match cx.desc(at.arg(1)).dtype {
-        DType::F16 => KvState::F16(cx.result(at.arg(1))?),
-        _ => KvState::F32(cx.result(at.arg(1))?),
-    };
-    let shape = cx.desc(at.arg(0)).shape;
-    let step = KvWrite {
-        x: cx.view(at.arg(0))?,
-        state,
-        slots: cx.view(at.arg(2))?,
-        positions: cx.view(at.arg(3))?,
-        sequences: Sequences(cx.view(at.arg(4))?),
-        n_tokens: shape.dim(0),
-        n_head: shape.dim(1),
-        n_ctx: cx.desc(at.arg(1)).shape.dim(1),
-        kernels: cx.machine.kernels,
-    };
-    cx.push(step);
-    Ok(())
+pub(super) fn kv_write(args: &[&TensorDesc]) -> Prepared {
+    let [n_tokens, n_head] = [0, 1].map(|i| args[0].shape.dim(i));
+    let (n_ctx, dtype) = (args[1].shape.dim(1), args[1].dtype);
+    Prepared::without_scratch(move |cx, at| {
+        let state = match dtype {
+            DType::F16 => KvState::F16(cx.result(at.arg(1))?),
+            _ => KvState::F32(cx.result(at.arg(1))?),
+        };
+        let step = KvWrite {
+            x: cx.view(at.arg(0))?,
+            state,
+            slots: cx.view(at.arg(2))?,
+            positions: cx.view(at.arg(3))?,
+            sequences: Sequences(cx.view(at.arg(4))?),
+            n_tokens,
+            n_head,
+            n_ctx,
+            kernels: cx.machine.kernels,
+        };
+        cx.push(step);
+        Ok(())
+    })
 }
 
 enum KvState {
@@ -179,104 +159,68 @@ pub(super) fn range(ranges: &View<i32>, i: usize) -> Range<usize> {
 }
 
 /// `[x]`.
-pub(in super::super) fn copy(cx: &mut Lowering<'_>, at: At<'_>) -> Result<()> {
-    let step = Copy { x: cx.view(at.arg(0))?, y: cx.result(at.out(0))? };
-    cx.push(step);
-    Ok(())
-}
-
-/// `[x, ranges]`: zeros outside of every range; `unit` entries of `ranges` make a row.
-pub(in super::super) fn mask(cx: &mut Lowering<'_>, at: At<'_>, unit: usize) -> Result<()> {
-    let shape = cx.desc(at.arg(0)).shape;
-    let y = cx.result(at.out(0))?;
-    let step = MaskRows {
-        x: cx.unless_in_place(at.arg(0), at.out(0))?,
-        n_ranges: cx.desc(at.arg(1)).shape.dim(0),
-        ranges: cx.view(at.arg(1))?,
-        unit,
-        // A row of the op is several rows of the view where there are more than two extents.
-        views_per_row: y.n_rows() / shape.dim(0),
-        y,
-    };
-    cx.push(step);
-    Ok(())
-}
-
-struct MaskRows {
-    /// `None`: planned in place, `y` already holds x.
-    x: Option<View<f32>>,
-    ranges: View<i32>,
-    n_ranges: usize,
-    unit: usize,
-    views_per_row: usize,
-    y: ViewMut<f32>,
-}
-
-impl MaskRows {
-    /// Whether a row of the op lies in a range.
-    fn is_real(&self, row: usize) -> bool {
-        let rows = |i| {
-            let Range { start, end } = range(&self.ranges, i);
-            start / self.unit..end.div_ceil(self.unit)
-        };
-        (0..self.n_ranges).any(|i| rows(i).contains(&row))
-    }
-}
-
-impl Step for MaskRows {
-    fn chunks(&self) -> usize {
-        self.y.n_rows().div_ceil(rows_per_chunk(self.y.row_len()))
-    }
-
-    fn run(&self, chunk: usize, _worker: &mut Worker) {
-        for r in piece(chunk, rows_per_chunk(self.y.row_len()), self.y.n_rows()) {
-            let is_real = self.is_real(r / self.views_per_row);
-            if is_real && self.x.is_none() {
-                continue;
-            }
-            // SAFETY: row `r` of `y` belongs to this chunk alone.
-            let y = unsafe { self.y.row_mut(r) };
-            match &self.x {
-                Some(x) if is_real => y.copy_from_slice(x.row(r)),
-                _ => y.fill(0.0),
-            }
-        }
-    }
+pub(super) fn copy() -> Prepared {
+    Prepared::without_scratch(|cx, at| {
+        let step = copied(cx.view(at.arg(0))?, cx.result(at.out(0))?);
+        cx.push(step);
+        Ok(())
+    })
 }
 
 /// `[a, b]`.
-pub(in super::super) fn concat(cx: &mut Lowering<'_>, at: At<'_>) -> Result<()> {
-    let mut first = 0;
-    for &arg in &at.node.args {
-        let x = cx.view(arg)?;
-        let y = cx.result_part(at.out(0), first, &x)?;
-        first += x.n_rows() * x.row_len();
-        cx.push(Copy { x, y });
-    }
-    Ok(())
+pub(super) fn concat() -> Prepared {
+    Prepared::without_scratch(|cx, at| {
+        let mut first = 0;
+        for &arg in &at.node.args {
+            let x = cx.view(arg)?;
+            let y = cx.result_part(at.out(0), first, &x)?;
+            first += x.n_rows() * x.row_len();
+            cx.push(copied(x, y));
+        }
+        Ok(())
+    })
 }
 
-struct Copy {
-    x: View<f32>,
-    y: ViewMut<f32>,
-}
-
-impl Step for Copy {
-    fn chunks(&self) -> usize {
-        self.y.n_rows().div_ceil(rows_per_chunk(self.y.row_len()))
-    }
-
-    fn run(&self, chunk: usize, _worker: &mut Worker) {
-        for r in piece(chunk, rows_per_chunk(self.y.row_len()), self.y.n_rows()) {
-            // SAFETY: row `r` of `y` belongs to this chunk alone.
-            let y = unsafe { self.y.row_mut(r) };
-            if self.x.inner() == 1 {
-                y.copy_from_slice(self.x.row(r));
+/// The step that copies rows of any strides.
+fn copied(x: View<f32>, y: ViewMut<f32>) -> impl Step {
+    ByRow::new(y, move |rows, _| {
+        for (r, y) in rows {
+            if x.inner() == 1 {
+                y.copy_from_slice(x.row(r));
             } else {
-                for (y, x) in y.iter_mut().zip(self.x.strided_row(r).iter().step_by(self.x.inner())) {
+                for (y, x) in y.iter_mut().zip(x.strided_row(r).iter().step_by(x.inner())) {
                     *y = *x;
                 }
             }
         }
-    }
+    })
+}
+
+/// `[x, ranges]`: zeros outside of every range; `unit` entries of `ranges` make a row.
+pub(super) fn mask(args: &[&TensorDesc], unit: usize) -> Prepared {
+    let (n_rows, n_ranges) = (args[0].shape.dim(0), args[1].shape.dim(0));
+    Prepared::without_scratch(move |cx, at| {
+        // `None`: planned in place, `y` already holds x.
+        let x = cx.unless_in_place(at.arg(0), at.out(0))?;
+        let (ranges, y) = (cx.view::<i32>(at.arg(1))?, cx.result::<f32>(at.out(0))?);
+        // A row of the op is several rows of the view where there are more than two extents.
+        let views_per_row = y.n_rows() / n_rows;
+        let is_real = move |row: usize| {
+            let rows = |i| {
+                let Range { start, end } = range(&ranges, i);
+                start / unit..end.div_ceil(unit)
+            };
+            (0..n_ranges).any(|i| rows(i).contains(&row))
+        };
+        cx.push(ByRow::new(y, move |rows, _| {
+            for (r, y) in rows {
+                match &x {
+                    _ if !is_real(r / views_per_row) => y.fill(0.0),
+                    Some(x) => y.copy_from_slice(x.row(r)),
+                    None => {}
+                }
+            }
+        }));
+        Ok(())
+    })
 }
