@@ -30,36 +30,62 @@ pub struct GraphKey {
 
 /// Sizes are exact up to this value.
 const EXACT: usize = 8;
+/// Above it, sizes are multiples of this.
+const MULTIPLE: usize = 8;
+/// Rows of padding cost less than another pass over the weights as long as they are at most this part of a call.
+const CHEAP_PADDING: usize = 8;
 
 /// How call sizes are rounded up so that few keys exist. Rows that pad a call belong to no sequence: they neither read nor
 /// change memory.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Buckets {
-    /// Above 8, rows are rounded up to a multiple of this.
-    pub token_multiple: usize,
-}
-
-impl Default for Buckets {
-    /// Multiples of 8: on a CPU a miss costs microseconds and a padded row costs a row.
-    fn default() -> Self {
-        Self { token_multiple: 8 }
-    }
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub enum Buckets {
+    /// Exact to 8, then multiples of 8: for one sequence at a time, whose prompts are fed whole. On a CPU a miss costs
+    /// microseconds and a padded row costs a row.
+    #[default]
+    Fine,
+    /// Exact to 8, then two sizes an octave: 16, 24, 32, 48, 64, 96 and so on. For many sequences, whose calls are of all
+    /// sizes and whose prompts can be cut so that calls are full.
+    Coarse,
 }
 
 impl Buckets {
     /// Number of clips in the key of an encoder: exact to 8, then powers of two.
-    pub fn clips(&self, n: usize) -> usize {
+    pub fn clips(self, n: usize) -> usize {
         if n <= EXACT { n } else { n.next_power_of_two() }
     }
 
-    /// Number of rows in the key: exact to 8, then multiples of `token_multiple`.
-    pub fn tokens(&self, n: usize) -> usize {
-        if n <= EXACT { n } else { n.next_multiple_of(self.token_multiple) }
+    /// Number of rows in the key.
+    pub fn tokens(self, n: usize) -> usize {
+        match self {
+            _ if n <= EXACT => n,
+            Self::Fine => n.next_multiple_of(MULTIPLE),
+            Self::Coarse => {
+                let octave = n.next_power_of_two();
+                let between = octave / 4 * 3;
+                if n <= between && between.is_multiple_of(MULTIPLE) { between } else { octave }
+            }
+        }
     }
 
-    /// Number of output rows in the key of a call of so many rows, padding included: powers of two, or all rows.
-    pub fn outputs(&self, n: usize, n_tokens: usize) -> usize {
-        if n == 0 { 0 } else { n.next_power_of_two().min(n_tokens) }
+    /// Number of output rows in the key of a call of so many rows, padding included: powers of two, or all rows. Where calls
+    /// are of all sizes, more than one are 8 at least: beside the rows of a prompt they cost little.
+    pub fn outputs(self, n: usize, n_tokens: usize) -> usize {
+        match self {
+            _ if n <= 1 => n,
+            Self::Fine => n.next_power_of_two().min(n_tokens),
+            Self::Coarse => n.next_power_of_two().max(EXACT).min(n_tokens),
+        }
+    }
+
+    /// How many of `n` rows that could be fed are worth feeding in one call: all of them, or as many as fill the largest
+    /// size below, where what is left costs less in a call of its own than the padding that it saves.
+    pub fn fill(self, n: usize) -> usize {
+        let size = self.tokens(n);
+        if self == Self::Fine || (size - n) * CHEAP_PADDING <= size {
+            return n;
+        }
+        // Sizes are at most an octave apart.
+        (n / 2..n).rev().find(|&below| self.tokens(below) == below).unwrap_or(n)
     }
 }
 
@@ -71,7 +97,7 @@ mod tests {
     fn small_calls_are_exact() {
         let b = Buckets::default();
         for n in 1..=8 {
-            assert_eq!((b.clips(n), b.tokens(n)), (n, n));
+            assert_eq!((b.clips(n), b.tokens(n), Buckets::Coarse.tokens(n)), (n, n, n));
         }
         assert_eq!((b.clips(9), b.tokens(9), b.tokens(143)), (16, 16, 144));
     }
@@ -83,5 +109,19 @@ mod tests {
         for (n, n_tokens, want) in cases {
             assert_eq!(b.outputs(n, n_tokens), want, "{n} of {n_tokens}");
         }
+        for (n, n_tokens, want) in [(0, 64, 0), (1, 64, 1), (2, 64, 8), (2, 5, 5), (9, 64, 16)] {
+            assert_eq!(Buckets::Coarse.outputs(n, n_tokens), want, "{n} of {n_tokens}");
+        }
+    }
+
+    #[test]
+    fn coarse_sizes_are_few_and_filled() {
+        let b = Buckets::Coarse;
+        let sizes: std::collections::BTreeSet<usize> = (9..=512).map(|n| b.tokens(n)).collect();
+        assert!(sizes.into_iter().eq([16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512]));
+        for (n, want) in [(5, 5), (14, 14), (17, 16), (21, 21), (143, 128), (170, 170), (300, 256), (500, 500)] {
+            assert_eq!((b.fill(n), Buckets::Fine.fill(n)), (want, n));
+        }
+        assert!((1..2000).all(|n| (1..=n).contains(&b.fill(n))));
     }
 }

@@ -100,6 +100,11 @@ impl Memory {
         self.buffers.iter().map(Buffer::bytes).sum()
     }
 
+    /// Number of slots without a sequence.
+    pub fn n_free(&self) -> usize {
+        self.places.iter().filter(|place| place.held.is_none()).count()
+    }
+
     /// The lowest free slot, for a sequence that starts from zeros.
     pub fn acquire(&mut self) -> Result<Slot> {
         let free = self.places.iter().position(|place| place.held.is_none());

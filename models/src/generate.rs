@@ -6,17 +6,17 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use engine::backend::Backend;
-use engine::batch::{Batch, Rows, Sequence, Tokens};
-use engine::memory::Slot;
 use engine::session::{MAX_CONTEXT, Reuse, Session, SessionOptions, Stats};
 use engine::{DType, Error, Result};
 
 use crate::Loaded;
-use crate::sample::{Sampler, Sampling};
+use crate::decoding::{Decoding, Finish, Prompt, Rules};
+use crate::sample::Sampling;
+use crate::scheduler::Scheduler;
 use crate::tokenizer::{Special, TokenKind, Tokenizer};
 
-/// Slots grow in steps of this many positions, so that prompts of similar length share compiled graphs.
-const CONTEXT_STEP: usize = 256;
+/// Positions of a slot before the first request says how many it needs.
+const FIRST_CONTEXT: usize = 256;
 
 /// Control tokens that end a turn or a text in the vocabularies of the published models.
 const STOP: [&str; 5] = ["<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end_of_text|>", "</s>"];
@@ -61,10 +61,12 @@ pub type Observer<'a> = dyn FnMut(u32, &str) -> ControlFlow<()> + Send + 'a;
 
 /// A language model ready to continue prompt after prompt.
 pub struct Generator {
-    session: Session,
+    scheduler: Scheduler,
     tokenizer: Tokenizer,
     stop: Vec<u32>,
     n_ctx: usize,
+    /// Rows of the head that belong to a token; the others pad it.
+    n_usable: usize,
 }
 
 impl Generator {
@@ -88,19 +90,20 @@ impl Generator {
         let is_control = |id: &u32| tokenizer.kind(*id) == Some(TokenKind::Control);
         let by_text = STOP.iter().filter_map(|text| tokenizer.id_of(text)).filter(is_control);
         let stop = tokenizer.eos().into_iter().chain(end_of_turn).chain(by_text).collect();
-        let options = SessionOptions { n_ctx: CONTEXT_STEP.min(n_ctx), kv_dtype, ..SessionOptions::default() };
+        let options = SessionOptions { n_ctx: FIRST_CONTEXT.min(n_ctx), kv_dtype, ..SessionOptions::default() };
         let session = Session::open(Arc::clone(&loaded.model), &loaded.weights, backends, options)?;
-        Ok(Self { session, tokenizer, stop, n_ctx })
+        let n_usable = tokenizer.n_used(loaded.model.n_vocab());
+        Ok(Self { scheduler: Scheduler::new(session), tokenizer, stop, n_ctx, n_usable })
     }
 
     /// Switches the reuse of compiled graphs.
     pub fn set_reuse(&mut self, reuse: Reuse) {
-        self.session.set_reuse(reuse);
+        self.scheduler.session_mut().set_reuse(reuse);
     }
 
     /// Counters of the session.
     pub fn stats(&self) -> Stats {
-        self.session.stats()
+        self.scheduler.session().stats()
     }
 
     /// The vocabulary.
@@ -131,7 +134,7 @@ impl Generator {
     /// memory holds; `ContextFull`.
     pub fn check(&self, request: &Request<'_>) -> Result<()> {
         let bad = |key: &str, what: String| Err(Error::BadValue { key: key.into(), what });
-        let n_vocab = self.session.model().n_vocab();
+        let n_vocab = self.scheduler.session().model().n_vocab();
         if request.prompt.is_empty() {
             return bad("prompt", "want at least one token, got none".into());
         }
@@ -155,74 +158,44 @@ impl Generator {
     /// Continues a prompt. `observer` sees every new token, with the text so far as it is complete, and ends the run early by
     /// breaking.
     ///
-    /// Errors: as [`Generator::check`].
+    /// Errors: as [`Generator::check`]; logits that no token can be chosen from.
     pub fn generate(&mut self, request: &Request<'_>, observer: &mut Observer<'_>) -> Result<Generated> {
         self.check(request)?;
-        let n_ctx = (request.prompt.len() + request.max_tokens).next_multiple_of(CONTEXT_STEP).min(self.n_ctx);
-        self.session.reserve_context(n_ctx)?;
-        let slot = self.session.memory_mut().acquire()?;
-        let Self { session, tokenizer, stop, .. } = self;
-        let generated = session.enter(|session| Run { session, slot, tokenizer, stop }.generate(request, observer));
-        self.session.memory_mut().release(slot);
-        generated
-    }
-}
-
-/// One request in its slot.
-struct Run<'a> {
-    session: &'a mut Session,
-    slot: Slot,
-    tokenizer: &'a Tokenizer,
-    stop: &'a [u32],
-}
-
-impl Run<'_> {
-    fn generate(&mut self, request: &Request<'_>, observer: &mut Observer<'_>) -> Result<Generated> {
-        let mut generated = Generated::default();
-        let mut sampler = Sampler::new(request.sampling);
-        let mut decoder = self.tokenizer.decoder(true);
-        let start = Instant::now();
-        let mut next = if request.prompt_logits {
-            generated.prompt_logits = self.all_logits(request.prompt)?;
-            let first_of_last = generated.prompt_logits.len() - self.session.model().n_vocab();
-            sampler.choose(&generated.prompt_logits[first_of_last..])
-        } else {
-            self.choose(&mut sampler, request.prompt)?
+        let rules = Rules {
+            sampling: request.sampling,
+            stop: self.stop.clone(),
+            ignore_stop: request.ignore_stop,
+            max_tokens: request.max_tokens,
+            n_usable: self.n_usable,
+            prompt_logits: request.prompt_logits,
         };
-        generated.prefill = start.elapsed();
-        let start = Instant::now();
-        loop {
-            let id = u32::try_from(next).expect("vocabularies have far fewer rows");
-            if !request.ignore_stop && self.stop.contains(&id) {
-                generated.stopped = true;
-                break;
+        let Self { scheduler, tokenizer, .. } = self;
+        let n_embd = scheduler.session().model().n_embd();
+        let mut generated = Generated::default();
+        let mut decoder = tokenizer.decoder(true);
+        let mut prompt_left = request.prompt.len();
+        let mut start = Instant::now();
+        scheduler.run(Decoding::new(Prompt::of_ids(request.prompt), n_embd, rules), &mut |event, logits| {
+            if prompt_left > 0 {
+                prompt_left -= event.accepted;
+                if request.prompt_logits {
+                    generated.prompt_logits.extend_from_slice(logits);
+                }
+                if prompt_left == 0 {
+                    generated.prefill = start.elapsed();
+                    start = Instant::now();
+                }
             }
-            generated.ids.push(id);
-            decoder.push(id, &mut generated.text);
-            if observer(id, &generated.text).is_break() || generated.ids.len() == request.max_tokens {
-                break;
+            for &id in &event.tokens {
+                generated.ids.push(id);
+                decoder.push(id, &mut generated.text);
+                observer(id, &generated.text)?;
             }
-            next = self.choose(&mut sampler, &[id])?;
-        }
+            generated.stopped = matches!(event.finish, Some(Finish::Stop(_)));
+            ControlFlow::Continue(())
+        })?;
         decoder.finish(&mut generated.text);
         generated.decode = start.elapsed();
         Ok(generated)
-    }
-
-    /// Feeds tokens, in pieces where they are many, and chooses the one that follows.
-    fn choose(&mut self, sampler: &mut Sampler, ids: &[u32]) -> Result<usize> {
-        Ok(sampler.choose(self.session.feed(self.slot, Tokens::Ids(ids))?))
-    }
-
-    /// Feeds tokens and returns the logits of each, `[n_tokens, n_vocab]`.
-    fn all_logits(&mut self, ids: &[u32]) -> Result<Vec<f32>> {
-        let mut all = Vec::with_capacity(ids.len() * self.session.model().n_vocab());
-        let max = self.session.options().max_tokens;
-        for piece in ids.chunks(max) {
-            let sequence = Sequence { slot: self.slot, tokens: Tokens::Ids(piece), rows: Rows::All };
-            let logits = self.session.step(&Batch { seqs: &[sequence] })?;
-            all.extend_from_slice(logits.rows(0));
-        }
-        Ok(all)
     }
 }

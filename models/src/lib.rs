@@ -5,6 +5,7 @@
 pub mod audio;
 pub mod blocks;
 mod chat;
+pub mod decoding;
 pub mod encoder_decoder;
 pub mod generate;
 pub mod hparams;
@@ -15,6 +16,7 @@ pub mod qwen3;
 pub mod qwen3_asr;
 pub mod registry;
 pub mod sample;
+pub mod scheduler;
 pub mod speech;
 pub mod tokenizer;
 pub mod transcribe;

@@ -2,16 +2,33 @@
 
 use std::cmp::Ordering;
 
-/// The index of the largest logit, the first of equals. NaN is never chosen while a number is there.
-pub fn greedy(logits: &[f32]) -> usize {
+/// Logits with a NaN or with +infinity among them: what computed them is broken, and no choice among them means anything.
+/// -infinity is a logit like any other: that of what is never to be chosen.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct NotFinite;
+
+impl std::fmt::Display for NotFinite {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("logits that are not finite")
+    }
+}
+
+impl std::error::Error for NotFinite {}
+
+/// The index of the largest logit, the first of equals.
+///
+/// Errors: [`NotFinite`].
+pub fn greedy(logits: &[f32]) -> Result<usize, NotFinite> {
     let mut best = 0;
     let mut largest = f32::NEG_INFINITY;
+    let mut are_finite = true;
     for (i, &x) in logits.iter().enumerate() {
+        are_finite &= x < f32::INFINITY;
         if x > largest {
             (best, largest) = (i, x);
         }
     }
-    best
+    if are_finite { Ok(best) } else { Err(NotFinite) }
 }
 
 /// How tokens are drawn. The default is greedy.
@@ -49,21 +66,24 @@ impl Sampler {
     }
 
     /// The index of the chosen logit. In this order: temperature, the largest `top_k`, softmax, the most likely that reach
-    /// `top_p`, one of them drawn with its share of what is left. NaN is never chosen while a number is there.
+    /// `top_p`, one of them drawn with its share of what is left.
+    ///
+    /// Errors: [`NotFinite`].
     ///
     /// Source: transformers, `TemperatureLogitsWarper`, `TopKLogitsWarper`, `TopPLogitsWarper` in the order in which
     /// `GenerationMixin` applies them.
-    pub fn choose(&mut self, logits: &[f32]) -> usize {
+    pub fn choose(&mut self, logits: &[f32]) -> Result<usize, NotFinite> {
         let Sampling { temperature, top_k, top_p, .. } = self.sampling;
-        let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        // Infinite logits have no softmax: the first of the largest is as likely as can be.
-        if temperature <= 0.0 || !largest.is_finite() {
-            return greedy(logits);
+        let best = greedy(logits)?;
+        let largest = logits.get(best).copied().unwrap_or(f32::NEG_INFINITY);
+        // Where all are -infinity there is no softmax.
+        if temperature <= 0.0 || largest == f32::NEG_INFINITY {
+            return Ok(best);
         }
         let candidates = &mut self.candidates;
         candidates.clear();
         let scaled = |x: f32| (f64::from(x) - f64::from(largest)) / f64::from(temperature);
-        candidates.extend(logits.iter().enumerate().filter(|(_, x)| !x.is_nan()).map(|(i, &x)| (i, scaled(x))));
+        candidates.extend(logits.iter().enumerate().map(|(i, &x)| (i, scaled(x))));
         let descending = |a: &(usize, f64), b: &(usize, f64)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
         if top_k > 0 && top_k < candidates.len() {
             let (_, &mut (_, least), _) = candidates.select_nth_unstable_by(top_k - 1, descending);
@@ -87,11 +107,11 @@ impl Sampler {
         for &(i, p) in &candidates[..n_kept] {
             left -= p;
             if left < 0.0 {
-                return i;
+                return Ok(i);
             }
         }
         // Rounding may leave a little more than all candidates have together.
-        candidates[n_kept - 1].0
+        Ok(candidates[n_kept - 1].0)
     }
 }
 
@@ -120,9 +140,9 @@ mod tests {
 
     #[test]
     fn the_first_of_the_largest_wins() {
-        assert_eq!(greedy(&[0.0, 3.0, 3.0, -1.0]), 1);
-        assert_eq!(greedy(&[f32::NAN, -5.0, f32::NAN, -4.0]), 3);
-        assert_eq!(greedy(&[f32::NEG_INFINITY; 3]), 0);
+        assert_eq!(greedy(&[0.0, 3.0, 3.0, -1.0]), Ok(1));
+        assert_eq!(greedy(&[f32::NEG_INFINITY, -5.0, f32::NEG_INFINITY, -4.0]), Ok(3));
+        assert_eq!(greedy(&[f32::NEG_INFINITY; 3]), Ok(0));
     }
 
     #[test]
@@ -138,7 +158,7 @@ mod tests {
         assert_eq!(want.map(|_| random.next()), want);
     }
 
-    const LOGITS: [f32; 6] = [1.0, f32::NAN, 2.5, -1.0, 2.5, 0.0];
+    const LOGITS: [f32; 6] = [1.0, f32::NEG_INFINITY, 2.5, -1.0, 2.5, 0.0];
 
     /// How often each index is drawn.
     fn shares(sampling: Sampling, logits: &[f32]) -> Vec<f64> {
@@ -146,7 +166,7 @@ mod tests {
         let mut sampler = Sampler::new(sampling);
         let mut counts = vec![0; logits.len()];
         for _ in 0..N {
-            counts[sampler.choose(logits)] += 1;
+            counts[sampler.choose(logits).unwrap()] += 1;
         }
         counts.into_iter().map(|n| f64::from(n) / N as f64).collect()
     }
@@ -193,7 +213,7 @@ mod tests {
     fn the_seed_decides() {
         let draws = |seed| {
             let mut sampler = Sampler::new(Sampling { temperature: 1.0, seed, ..Sampling::default() });
-            (0..100).map(|_| sampler.choose(&LOGITS)).collect::<Vec<_>>()
+            (0..100).map(|_| sampler.choose(&LOGITS).unwrap()).collect::<Vec<_>>()
         };
         assert_eq!(draws(1), draws(1));
         assert_ne!(draws(1), draws(2));
@@ -202,16 +222,19 @@ mod tests {
     #[test]
     fn temperature_zero_is_greedy() {
         let mut sampler = Sampler::new(Sampling { top_k: 3, top_p: 0.5, seed: 3, ..Sampling::default() });
-        assert!((0..100).all(|_| sampler.choose(&LOGITS) == 2));
+        assert!((0..100).all(|_| sampler.choose(&LOGITS) == Ok(2)));
     }
 
     #[test]
-    fn infinite_logits_are_no_trouble() {
-        let mut sampler = Sampler::new(Sampling { temperature: 1.0, ..Sampling::default() });
-        assert_eq!(sampler.choose(&[0.0, f32::INFINITY, f32::INFINITY]), 1);
-        assert_eq!(sampler.choose(&[f32::NEG_INFINITY; 2]), 0);
-        assert_eq!(sampler.choose(&[f32::NAN, f32::NEG_INFINITY, 1.0]), 2);
+    fn what_is_no_number_is_an_error_and_what_is_never_to_be_chosen_is_not() {
+        for temperature in [0.0, 1.0] {
+            let mut sampler = Sampler::new(Sampling { temperature, ..Sampling::default() });
+            assert_eq!(sampler.choose(&[0.0, f32::INFINITY, f32::INFINITY]), Err(NotFinite));
+            assert_eq!(sampler.choose(&[f32::NAN, f32::NEG_INFINITY, 1.0]), Err(NotFinite));
+            assert_eq!(sampler.choose(&[f32::NEG_INFINITY; 2]), Ok(0));
+            assert_eq!(sampler.choose(&[f32::NEG_INFINITY, 0.0]), Ok(1));
+        }
         let cold = Sampling { temperature: f32::MIN_POSITIVE, ..Sampling::default() };
-        assert_eq!(Sampler::new(cold).choose(&[1.0, 1.5]), 1);
+        assert_eq!(Sampler::new(cold).choose(&[1.0, 1.5]), Ok(1));
     }
 }

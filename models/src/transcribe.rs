@@ -1,19 +1,22 @@
 //! [`Transcriber`]: audio to text. What users see is decided here: how long audio is cut, the prompt, when decoding ends,
 //! how the answer is read. The command line only parses arguments and prints.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use engine::backend::Backend;
-use engine::batch::{Features, Tokens};
+use engine::batch::Features;
 use engine::session::{Session, SessionOptions};
 use engine::{DType, Result};
 
 use crate::Loaded;
 use crate::audio::{MelSpectrogram, split};
-use crate::sample::greedy;
-use crate::speech::{Prompt, SpeechFormat, join_texts, merge_languages};
-use crate::tokenizer::{Decoder, Tokenizer};
+use crate::decoding::{Decoding, Finish, Prompt, Rules};
+use crate::sample::Sampling;
+use crate::scheduler::Scheduler;
+use crate::speech::{self, SpeechFormat, join_texts, merge_languages};
+use crate::tokenizer::Tokenizer;
 
 /// Rate of the samples that [`Transcriber::transcribe`] takes.
 pub const RATE_HZ: u32 = 16_000;
@@ -25,8 +28,8 @@ const EXTRA_TOKENS: usize = 32;
 /// Short clips get at least this many.
 const MIN_TOKENS: usize = 64;
 
-/// Slots grow in steps of this many positions, so that clips of similar length share compiled graphs.
-const CONTEXT_STEP: usize = 256;
+/// Positions of a slot before the first clip says how many it needs.
+const FIRST_CONTEXT: usize = 256;
 
 /// How a clip is to be transcribed.
 #[derive(Clone, Default, Debug)]
@@ -149,12 +152,12 @@ pub struct Tensors<'a> {
 
 /// A speech model ready to transcribe clip after clip.
 pub struct Transcriber {
-    session: Session,
+    scheduler: Scheduler,
     tokenizer: Tokenizer,
     mel: MelSpectrogram,
     format: Box<dyn SpeechFormat>,
     /// Rows of the head that stand for a token; what follows is padding and never chosen.
-    n_used: usize,
+    n_usable: usize,
 }
 
 impl Transcriber {
@@ -170,10 +173,10 @@ impl Transcriber {
             what: format!("only the language model of {} was loaded", loaded.arch.name),
         })?;
         let mel = MelSpectrogram::new(format.mel(encoder.n_mels))?;
-        let options = SessionOptions { n_slots: 1, n_ctx: CONTEXT_STEP, kv_dtype, ..SessionOptions::default() };
+        let options = SessionOptions { n_slots: 1, n_ctx: FIRST_CONTEXT, kv_dtype, ..SessionOptions::default() };
         let session = Session::open(Arc::clone(&loaded.model), &loaded.weights, backends, options)?;
-        let n_used = tokenizer.n_used(loaded.model.n_vocab());
-        Ok(Self { session, tokenizer, mel, format, n_used })
+        let n_usable = tokenizer.n_used(loaded.model.n_vocab());
+        Ok(Self { scheduler: Scheduler::new(session), tokenizer, mel, format, n_usable })
     }
 
     /// What the model can be asked for.
@@ -183,22 +186,22 @@ impl Transcriber {
 
     /// Switches the reuse of compiled graphs.
     pub fn set_reuse(&mut self, reuse: engine::session::Reuse) {
-        self.session.set_reuse(reuse);
+        self.scheduler.session_mut().set_reuse(reuse);
     }
 
     /// Switches timing of every node on or off. Switching it on where it is on sets all times to 0.
     pub fn set_profiling(&mut self, on: bool) {
-        self.session.set_profiling(on);
+        self.scheduler.session_mut().set_profiling(on);
     }
 
     /// Times of every node since profiling was switched on.
     pub fn profile(&self) -> Option<&engine::profile::Profile> {
-        self.session.profile()
+        self.scheduler.session().profile()
     }
 
     /// Counters of the session.
     pub fn stats(&self) -> engine::session::Stats {
-        self.session.stats()
+        self.scheduler.session().stats()
     }
 
     /// Transcribes mono samples at [`RATE_HZ`], at least one.
@@ -250,63 +253,70 @@ impl Transcriber {
         timings: &mut Timings,
         observer: &mut (dyn Observer + Send),
     ) -> Result<(Vec<u32>, String, bool)> {
-        let Self { session, tokenizer, mel, format, n_used } = self;
+        let Self { scheduler, tokenizer, mel, format, n_usable } = self;
         let format: &dyn SpeechFormat = &**format;
-        let n_embd = session.model().n_embd();
-        let tokenizer: &Tokenizer = tokenizer;
+        let n_embd = scheduler.session().model().n_embd();
 
         let start = Instant::now();
         let features = mel.compute(job.samples)?;
         timings.mel += start.elapsed();
 
-        let encode = Instant::now();
+        let start = Instant::now();
         let input = Features { n_mels: features.n_mels, n_frames: features.n_frames, values: &features.values };
-        let embeddings = session.enter(|s| s.encode(&[input]).map(|e| e.clip(0).to_vec()))?;
-        timings.encode += encode.elapsed();
+        let embeddings = scheduler.session_mut().encode(&[input])?.clip(0).to_vec();
+        timings.encode += start.elapsed();
 
-        let prefill = Instant::now();
+        let mut start = Instant::now();
         let n_audio = embeddings.len() / n_embd;
         let ids = prompt_ids(job.prompt, n_audio);
-        let max_tokens = job.max_tokens();
-        session.reserve_context((ids.len() + max_tokens).next_multiple_of(CONTEXT_STEP))?;
-        let slot = session.memory_mut().acquire()?;
-        let mut answer = Answer { text: String::new(), ids: Vec::new(), decoder: tokenizer.decoder(true) };
-        let mut decode = Instant::now();
-        let result = session.enter(|s| {
-            let logits = s.feed(slot, Tokens::Mixed { ids: &ids, embeddings: &embeddings })?;
-            timings.prefill += prefill.elapsed();
-            decode = Instant::now();
-            let tensors = Tensors {
-                mel: &features,
-                audio_embeddings: &embeddings,
-                n_embd,
-                prompt_ids: &ids,
-                first_logits: logits,
-            };
-            observer.tensors(job.index, job.n_segments, &tensors);
-            let mut next = choose(&logits[..*n_used]);
-            loop {
-                answer.ids.push(next);
-                if !job.request.ignore_stop && format.stop().contains(&next) {
-                    return Ok(false);
+        let rules = Rules {
+            sampling: Sampling::default(),
+            stop: format.stop().to_vec(),
+            ignore_stop: job.request.ignore_stop,
+            max_tokens: job.max_tokens(),
+            n_usable: *n_usable,
+            prompt_logits: false,
+        };
+        let prompt = Prompt { ids: ids.clone(), embeddings: embeddings.clone() };
+        let mut decoder = tokenizer.decoder(true);
+        let mut answer = Answer::default();
+        let mut prompt_left = ids.len();
+        scheduler.run(Decoding::new(prompt, n_embd, rules), &mut |event, logits| {
+            if prompt_left > 0 {
+                prompt_left -= event.accepted;
+                if prompt_left > 0 {
+                    return ControlFlow::Continue(());
                 }
-                answer.decoder.push(next, &mut answer.text);
+                timings.prefill += start.elapsed();
+                start = Instant::now();
+                let tensors = Tensors {
+                    mel: &features,
+                    audio_embeddings: &embeddings,
+                    n_embd,
+                    prompt_ids: &ids,
+                    first_logits: logits,
+                };
+                observer.tensors(job.index, job.n_segments, &tensors);
+            }
+            for &id in &event.tokens {
+                answer.ids.push(id);
+                decoder.push(id, &mut answer.text);
                 let partial = Partial { format, raw: &answer.text, language: job.request.language };
                 observer.answer(job.index, &partial);
-                if answer.ids.len() == max_tokens {
-                    return Ok(true);
-                }
-                next = choose(&s.feed(slot, Tokens::Ids(&[next]))?[..*n_used]);
             }
-        });
-        session.memory_mut().release(slot);
-        let truncated = result?;
-        answer.decoder.finish(&mut answer.text);
-        timings.decode += decode.elapsed();
+            match event.finish {
+                Some(Finish::Stop(id)) => answer.ids.push(id),
+                Some(Finish::Limit) => answer.truncated = true,
+                None => {}
+            }
+            ControlFlow::Continue(())
+        })?;
+        decoder.finish(&mut answer.text);
+        timings.decode += start.elapsed();
         timings.audio_tokens += n_audio;
         timings.prompt_tokens += ids.len();
         timings.generated_tokens += answer.ids.len();
-        Ok((answer.ids, answer.text, truncated))
+        Ok((answer.ids, answer.text, answer.truncated))
     }
 }
 
@@ -315,7 +325,7 @@ struct Job<'a> {
     index: usize,
     n_segments: usize,
     samples: &'a [f32],
-    prompt: &'a Prompt,
+    prompt: &'a speech::Prompt,
     request: &'a Request<'a>,
 }
 
@@ -326,14 +336,15 @@ impl Job<'_> {
 }
 
 /// What was generated so far.
-struct Answer<'t> {
+#[derive(Default)]
+struct Answer {
     text: String,
     ids: Vec<u32>,
-    decoder: Decoder<'t>,
+    truncated: bool,
 }
 
 /// The prompt with -1 at every audio position.
-fn prompt_ids(prompt: &Prompt, n_audio: usize) -> Vec<i32> {
+fn prompt_ids(prompt: &speech::Prompt, n_audio: usize) -> Vec<i32> {
     let ids = |ids: &[u32]| ids.iter().map(|id| id.cast_signed()).collect::<Vec<_>>();
     [ids(&prompt.before), vec![-1; n_audio], ids(&prompt.after)].concat()
 }
@@ -342,10 +353,6 @@ fn prompt_ids(prompt: &Prompt, n_audio: usize) -> Vec<i32> {
 fn default_max_tokens(n_samples: usize) -> usize {
     let by_length = (TOKENS_PER_SECOND * seconds(n_samples)).ceil() as usize;
     MIN_TOKENS.max(by_length + EXTRA_TOKENS)
-}
-
-fn choose(logits: &[f32]) -> u32 {
-    u32::try_from(greedy(logits)).expect("vocabularies have far fewer rows")
 }
 
 fn seconds(n_samples: usize) -> f64 {

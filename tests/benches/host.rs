@@ -43,6 +43,10 @@ const STEPS: usize = 400;
 const WARM_UP: usize = 50;
 /// Times a graph is built.
 const BUILDS: usize = 300;
+/// Tokens of the sequences of a ragged step.
+const RAGGED: [usize; 8] = [1, 2, 1, 1, 3, 1, 1, 2];
+/// Most tokens that a sequence is fed with in a step.
+const MAX_NEXT: usize = 3;
 /// Requests from outside the pool.
 const ENTRIES: usize = 1000;
 
@@ -106,7 +110,7 @@ fn open(backend: &Arc<CpuBackend>, file: &Gguf, reuse: Reuse) -> Session {
     let weights = WeightStore::new([file.clone()]).expect("one file");
     let model = Lfm2::load(std::slice::from_ref(file), &weights).expect("the file is complete");
     let n_ctx = CONTEXTS[CONTEXTS.len() - 1] + WARM_UP + STEPS;
-    let options = SessionOptions { n_slots: CONTEXTS.len(), n_ctx, reuse, ..SessionOptions::default() };
+    let options = SessionOptions { n_slots: RAGGED.len(), n_ctx, reuse, ..SessionOptions::default() };
     Session::open(Arc::new(model), &weights, &[Arc::clone(backend) as _], options).expect("memory suffices")
 }
 
@@ -135,11 +139,15 @@ fn row(what: &str, mut samples: Vec<f64>) {
     println!("| {what} | {} |", Spread::of(&mut samples));
 }
 
-/// One step of one token: host time and dispatch per step of the list.
-fn step(backend: &CpuBackend, s: &mut Session, slot: Slot) -> (f64, f64) {
-    let seqs = [Sequence { slot, tokens: Tokens::Ids(&[17]), rows: Rows::Last }];
+/// The next tokens of a sequence.
+fn next(slot: Slot, n: usize) -> Sequence<'static> {
+    Sequence { slot, tokens: Tokens::Ids(&[17; MAX_NEXT][..n]), rows: Rows::Last }
+}
+
+/// One step: host time and dispatch per step of the list.
+fn step(backend: &CpuBackend, s: &mut Session, seqs: &[Sequence<'_>]) -> (f64, f64) {
     let start = Instant::now();
-    let logits = s.step(&Batch { seqs: &seqs }).expect("there is room");
+    let logits = s.step(&Batch { seqs }).expect("there is room");
     std::hint::black_box(logits.last(0));
     let end = Instant::now();
     let times = backend.last_run().expect("the backend is traced");
@@ -181,7 +189,7 @@ fn measure_steps(file: &Gguf, sequences: &[Vec<u8>], name: &str, threads: usize)
     s.enter(|s| {
         for i in 0..WARM_UP + STEPS {
             for (host, slot) in host.iter_mut().zip(&slots) {
-                let (h, d) = step(&backend, s, *slot);
+                let (h, d) = step(&backend, s, &[next(*slot, 1)]);
                 if i >= WARM_UP {
                     host.push(h);
                     dispatch.push(d);
@@ -193,6 +201,20 @@ fn measure_steps(file: &Gguf, sequences: &[Vec<u8>], name: &str, threads: usize)
         row(&format!("host: {name}, context {context}"), host);
     }
     row(&format!("dispatch: {name}, all contexts"), dispatch);
+}
+
+/// Steps of sequences of unequal length, each with a context of its own.
+fn measure_ragged(file: &Gguf, name: &str, threads: usize) {
+    let backend = cpu(threads);
+    let mut s = open(&backend, file, Reuse::On);
+    let slots = RAGGED.map(|n| {
+        let slot = s.memory_mut().acquire().expect("a slot each");
+        s.feed(slot, Tokens::Ids(&vec![5; CONTEXTS[0] * n])).expect("there is room");
+        slot
+    });
+    let seqs: Vec<Sequence<'_>> = slots.into_iter().zip(RAGGED).map(|(slot, n)| next(slot, n)).collect();
+    let host = s.enter(|s| (0..WARM_UP + STEPS).map(|_| step(&backend, s, &seqs).0).collect::<Vec<_>>());
+    row(&format!("host: {name}, {} ragged sequences", RAGGED.len()), host[WARM_UP..].to_vec());
 }
 
 fn measure_entries(file: &Gguf) {
@@ -230,7 +252,9 @@ fn main() {
         let file = model_file(n_vocab);
         let sequences = sequences(&file);
         for threads in [1, 2] {
-            measure_steps(&file, &sequences, &format!("vocabulary {n_vocab}, {threads} threads"), threads);
+            let name = format!("vocabulary {n_vocab}, {threads} threads");
+            measure_steps(&file, &sequences, &name, threads);
+            measure_ragged(&file, &name, threads);
         }
         if n_vocab == VOCABULARIES[0] {
             measure_entries(&file);

@@ -67,7 +67,7 @@ impl Speech {
         let signed = |ids: &[u32]| ids.iter().map(|id| id.cast_signed()).collect::<Vec<_>>();
         let prompt = [signed(&self.prompt.before), vec![-1; n_audio], signed(&self.prompt.after)].concat();
         let slot = s.memory_mut().acquire().unwrap();
-        let pick = |logits: &[f32]| u32::try_from(greedy(logits)).unwrap();
+        let pick = |logits: &[f32]| u32::try_from(greedy(logits).unwrap()).unwrap();
         let mut ids = vec![pick(s.feed(slot, Tokens::Mixed { ids: &prompt, embeddings }).unwrap())];
         while ids.len() < N_IDS {
             ids.push(pick(s.feed(slot, Tokens::Ids(&ids[ids.len() - 1..])).unwrap()));

@@ -22,6 +22,7 @@ mod quirks;
 mod registry;
 mod reuse;
 mod safetensors;
+mod scheduler;
 mod schedules;
 mod tokenizer;
 mod types;

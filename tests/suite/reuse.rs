@@ -37,7 +37,7 @@ fn open(file: &Gguf, backend: Arc<dyn Backend>, options: SessionOptions) -> Sess
 }
 
 fn next(logits: &[f32]) -> u32 {
-    u32::try_from(greedy(logits)).unwrap()
+    u32::try_from(greedy(logits).unwrap()).unwrap()
 }
 
 /// Feeds a prompt and generates; returns ids and the logits of the last step.

@@ -609,7 +609,7 @@ fn alone(prompt: &[u32], n: usize) -> Vec<u32> {
 }
 
 fn pick(logits: &[f32]) -> u32 {
-    u32::try_from(greedy(logits)).unwrap()
+    u32::try_from(greedy(logits).unwrap()).unwrap()
 }
 
 #[test]

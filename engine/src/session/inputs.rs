@@ -50,13 +50,13 @@ impl Session {
     ///
     /// Errors: sizes that no graph counts.
     pub fn key_of(&self, stage: Stage, n_tokens: usize, n_outputs: usize) -> Result<GraphKey> {
-        let n_rows = self.buckets.tokens(n_tokens);
+        let n_rows = self.options.buckets.tokens(n_tokens);
         Ok(GraphKey {
             stage,
             n_seqs: size(n_rows.min(self.options.n_slots))?,
             n_tokens: size(n_rows)?,
             n_kv: size(self.memory.n_ctx())?,
-            n_outputs: size(self.buckets.outputs(n_outputs, n_rows))?,
+            n_outputs: size(self.options.buckets.outputs(n_outputs, n_rows))?,
         })
     }
 
@@ -147,7 +147,7 @@ impl Session {
         let n_frames = end.next_multiple_of(spec.line_frames);
         Ok(GraphKey {
             stage: Stage::Encode,
-            n_seqs: size(self.buckets.clips(n_clips))?,
+            n_seqs: size(self.options.buckets.clips(n_clips))?,
             n_tokens: size(n_frames)?,
             n_kv: 0,
             n_outputs: size((spec.tokens)(n_frames))?,

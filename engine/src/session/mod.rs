@@ -67,6 +67,8 @@ pub struct SessionOptions {
     pub kv_dtype: DType,
     /// Most tokens in one call of [`Session::step`], those of all its sequences together.
     pub max_tokens: usize,
+    /// How sizes of calls are rounded up.
+    pub buckets: Buckets,
     /// Compiled graphs kept.
     pub cached_graphs: usize,
     /// Whether compiled graphs are used again.
@@ -84,6 +86,7 @@ impl Default for SessionOptions {
             n_ctx: 1024,
             kv_dtype: DType::F16,
             max_tokens: 512,
+            buckets: Buckets::default(),
             cached_graphs: 32,
             reuse: Reuse::default(),
             compile: CompileOptions::default(),
@@ -107,7 +110,6 @@ pub struct Session {
     /// Of the model, as `n_embd` is: a call asks for them more than once.
     n_vocab: usize,
     n_embd: usize,
-    buckets: Buckets,
     memory: Memory,
     /// Imported weights of each backend.
     imported: Vec<Vec<Option<Buffer>>>,
@@ -156,7 +158,6 @@ impl Session {
             model,
             weights: weights.clone(),
             backends: backends.to_vec(),
-            buckets: Buckets::default(),
             memory,
             imported: vec![vec![None; n_weights]; backends.len()],
             arenas: Vec::new(),

@@ -134,7 +134,7 @@ fn decode(session: &mut Session, slot: Slot, first: &[f32], n: usize) -> (Vec<i3
     let mut logits = first.to_vec();
     let (mut ids, mut rows) = (Vec::new(), Vec::new());
     for _ in 0..n {
-        let next = u32::try_from(greedy(&logits)).unwrap();
+        let next = u32::try_from(greedy(&logits).unwrap()).unwrap();
         ids.push(next.cast_signed());
         rows.extend_from_slice(&logits);
         if ids.len() < n {

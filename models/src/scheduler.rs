@@ -1,0 +1,245 @@
+//! [`Scheduler`]: many sequences on one session. It owns the slots, makes one batch after the other from what the sequences
+//! want to be fed with, and hands every sequence the logits that are its own. What fails, fails for its sequence alone.
+
+use std::ops::ControlFlow;
+
+use engine::batch::{Batch, Logits, Sequence};
+use engine::key::Buckets;
+use engine::memory::Slot;
+use engine::session::{MAX_CONTEXT, Session};
+
+use crate::decoding::{Decoding, Event};
+use engine::{Error, Result};
+
+/// Slots grow in steps of this many positions, so that sequences of similar length share compiled graphs.
+const CONTEXT_STEP: usize = 256;
+
+/// A sequence of a scheduler; no number is given twice.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct SequenceId(u64);
+
+/// What became of a sequence in a call.
+#[derive(Debug)]
+pub struct Progress<'a> {
+    /// The sequence.
+    pub id: SequenceId,
+    /// What happened, or why the sequence cannot go on. After an error or a finish its slot is free.
+    pub result: Result<&'a Event>,
+    /// The rows of logits that the sequence asked for, `[n_rows, n_vocab]`.
+    pub logits: &'a [f32],
+}
+
+/// A sequence that has a slot.
+struct Running {
+    id: SequenceId,
+    slot: Slot,
+    decoding: Decoding,
+    /// Tokens of the call that is being made; 0 where it has no part in it.
+    n_feeding: usize,
+    /// Tokens in its memory.
+    n_past: usize,
+    error: Option<Error>,
+    is_over: bool,
+}
+
+/// Sequences that share a session.
+pub struct Scheduler {
+    session: Session,
+    running: Vec<Running>,
+    n_submitted: u64,
+}
+
+impl Scheduler {
+    /// A scheduler without sequences. The session's slots are its own from now on.
+    pub fn new(session: Session) -> Self {
+        Self { session, running: Vec::new(), n_submitted: 0 }
+    }
+
+    /// The session, for what is not a sequence: the encoder, counters, switches.
+    pub fn session(&self) -> &Session {
+        &self.session
+    }
+
+    /// As [`Self::session`].
+    pub fn session_mut(&mut self) -> &mut Session {
+        &mut self.session
+    }
+
+    /// Number of sequences that are not at their end.
+    pub fn n_running(&self) -> usize {
+        self.running.iter().filter(|r| !r.is_over).count()
+    }
+
+    /// Gives a sequence a slot. It takes part in the calls that follow, behind those that came before.
+    ///
+    /// Errors: no slot is free; more tokens than a slot can hold.
+    pub fn submit(&mut self, decoding: Decoding) -> Result<SequenceId> {
+        self.sweep();
+        let n_ctx = decoding.n_most().next_multiple_of(CONTEXT_STEP).min(MAX_CONTEXT);
+        self.session.reserve_context(n_ctx.max(decoding.n_most()))?;
+        let slot = self.session.memory_mut().acquire()?;
+        let id = SequenceId(self.n_submitted);
+        self.n_submitted += 1;
+        self.running.push(Running { id, slot, decoding, n_feeding: 0, n_past: 0, error: None, is_over: false });
+        Ok(id)
+    }
+
+    /// Ends a sequence and frees its slot. Nothing happens where it is at its end already.
+    pub fn cancel(&mut self, id: SequenceId) {
+        self.running.iter_mut().filter(|r| r.id == id).for_each(|r| r.is_over = true);
+        self.sweep();
+    }
+
+    /// A sequence that is not at its end, to give it drafts.
+    pub fn sequence(&mut self, id: SequenceId) -> Option<&mut Decoding> {
+        self.running.iter_mut().find(|r| r.id == id && !r.is_over).map(|r| &mut r.decoding)
+    }
+
+    /// Makes one call with tokens of every sequence that has some to feed, and tells `observer` what became of each.
+    /// Without sequences nothing happens.
+    ///
+    /// Should `observer` panic, every sequence is as if it had been told: the caller may go on, or cancel some.
+    ///
+    /// Errors: a call that failed for all of its sequences, which are over then.
+    pub fn step(&mut self, observer: &mut dyn FnMut(Progress<'_>)) -> Result<()> {
+        self.sweep();
+        self.plan();
+        let Self { session, running, .. } = self;
+        let feeding = |r: &&Running| r.n_feeding > 0;
+        let seqs: Vec<Sequence<'_>> = running.iter().filter(feeding).map(Running::feed).collect();
+        if seqs.is_empty() {
+            return Ok(());
+        }
+        let n_vocab = session.model().n_vocab();
+        let logits = match session.step(&Batch { seqs: &seqs }) {
+            Ok(logits) => logits,
+            Err(error) => {
+                drop(seqs);
+                running.iter_mut().filter(|r| r.n_feeding > 0).for_each(|r| r.is_over = true);
+                self.sweep();
+                return Err(error);
+            }
+        };
+        drop(seqs);
+        // All sequences advance before anybody is told: a panic of the observer leaves none of them behind its memory.
+        for (i, r) in running.iter_mut().filter(|r| r.n_feeding > 0).enumerate() {
+            r.advance(logits.rows(i), n_vocab);
+        }
+        tell(running, &logits, observer);
+        self.sweep();
+        Ok(())
+    }
+
+    /// Runs one sequence from its prompt to its end, or until `observer` breaks; it sees every event of this sequence, with
+    /// the logits that the sequence asked for. Other sequences go on beside it. However this ends, by a panic of the
+    /// observer too, the slot is free afterwards.
+    ///
+    /// Errors: those of [`Self::submit`] and [`Self::step`], and what ended the sequence.
+    pub fn run(
+        &mut self,
+        decoding: Decoding,
+        observer: &mut dyn FnMut(&Event, &[f32]) -> ControlFlow<()>,
+    ) -> Result<()> {
+        let id = self.submit(decoding)?;
+        let guard = Cancelled { scheduler: self, id };
+        let mut outcome = None;
+        while outcome.is_none() {
+            guard.scheduler.step(&mut |progress| {
+                if progress.id == id {
+                    outcome = match progress.result {
+                        Ok(event) => {
+                            let is_over = observer(event, progress.logits).is_break() || event.finish.is_some();
+                            is_over.then_some(Ok(()))
+                        }
+                        Err(error) => Some(Err(error)),
+                    };
+                }
+            })?;
+        }
+        outcome.unwrap_or(Ok(()))
+    }
+
+    /// Frees the slots of sequences that are over, and takes back from memory what was a wrong guess.
+    fn sweep(&mut self) {
+        let memory = self.session.memory_mut();
+        for r in &mut self.running {
+            r.n_feeding = 0;
+            if !r.is_over && memory.n_past(r.slot).is_ok_and(|n| n > r.n_past) {
+                r.is_over = memory.rewind(r.slot, r.n_past).is_err();
+            }
+            if r.is_over {
+                memory.release(r.slot);
+            }
+        }
+        self.running.retain(|r| !r.is_over);
+    }
+
+    /// Decides how many tokens every sequence feeds in the next call: all that decode their next ones, and behind them
+    /// prompts in the order in which they came, in pieces that fill a graph.
+    fn plan(&mut self) {
+        let options = self.session.options();
+        let (max, buckets) = (options.max_tokens, options.buckets);
+        let mut n_tokens = 0;
+        for r in self.running.iter_mut().filter(|r| r.decoding.prompt_left() == 0) {
+            let n = r.decoding.n_waiting();
+            if n_tokens + n <= max {
+                r.n_feeding = n;
+                n_tokens += n;
+            }
+        }
+        let prompts = self.running.iter_mut().filter(|r| r.decoding.prompt_left() > 0);
+        let left: usize = prompts.map(|r| r.decoding.prompt_left()).sum();
+        let mut room = piece(buckets, n_tokens, left.min(max - n_tokens));
+        for r in self.running.iter_mut().filter(|r| r.decoding.prompt_left() > 0) {
+            r.n_feeding = r.decoding.prompt_left().min(room);
+            room -= r.n_feeding;
+        }
+    }
+}
+
+impl Running {
+    fn feed(&self) -> Sequence<'_> {
+        let (tokens, rows) = self.decoding.next(self.n_feeding);
+        Sequence { slot: self.slot, tokens, rows }
+    }
+
+    fn advance(&mut self, logits: &[f32], n_vocab: usize) {
+        let step = self.decoding.n_generated();
+        match self.decoding.advance(self.n_feeding, logits, n_vocab) {
+            Ok(event) => {
+                self.n_past += event.accepted;
+                self.is_over = event.finish.is_some();
+            }
+            Err(error) => {
+                self.error = Some(Error::Batch { what: format!("sequence {}, step {step}: {error}", self.id.0) });
+                self.is_over = true;
+            }
+        }
+    }
+}
+
+/// A sequence that is cancelled when this is dropped.
+struct Cancelled<'a> {
+    scheduler: &'a mut Scheduler,
+    id: SequenceId,
+}
+
+impl Drop for Cancelled<'_> {
+    fn drop(&mut self) {
+        self.scheduler.cancel(self.id);
+    }
+}
+
+/// Tells what became of the sequences of a call.
+fn tell(running: &mut [Running], logits: &Logits<'_>, observer: &mut dyn FnMut(Progress<'_>)) {
+    for (i, r) in running.iter_mut().filter(|r| r.n_feeding > 0).enumerate() {
+        let result = r.error.take().map_or(Ok(r.decoding.event()), Err);
+        observer(Progress { id: r.id, result, logits: logits.rows(i) });
+    }
+}
+
+/// How many of `n` tokens of prompts go into a call that has `n_others` already.
+fn piece(buckets: Buckets, n_others: usize, n: usize) -> usize {
+    let full = buckets.fill(n_others + n);
+    if full > n_others { full - n_others } else { n }
+}
