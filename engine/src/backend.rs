@@ -7,18 +7,10 @@ use std::sync::Arc;
 use crate::error::Result;
 use crate::graph::Graph;
 use crate::op::Op;
+use crate::pass::assign::Cut;
 use crate::plan::MemoryPlan;
 use crate::tensor::{TensorDesc, TensorId};
 use crate::weights::{WeightDesc, WeightId, WeightStore};
-
-/// What a buffer is for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Usage {
-    /// Activations of one graph at a time.
-    Arena,
-    /// State rows of all slots.
-    State,
-}
 
 /// Device memory. Clones share it.
 #[derive(Clone)]
@@ -91,6 +83,10 @@ impl<'a> WeightData<'a> {
 pub struct Segment<'a> {
     /// The whole graph.
     pub graph: &'a Graph,
+    /// The cuts of the graph, and the index of this backend there.
+    pub cuts: &'a [Cut],
+    /// See `cuts`.
+    pub backend: usize,
     /// Indices of the nodes of this segment.
     pub nodes: Range<usize>,
     /// Tensors read here that lie in the arena and are written elsewhere: inputs of the graph and results of earlier
@@ -145,17 +141,6 @@ pub struct Bindings<'a> {
     pub states: &'a [Buffer],
 }
 
-/// The right to read a buffer in place. While its bytes are lent, the backend refuses to write them and to run what might.
-pub trait Loan: Send + Sync {
-    /// Lends a range of the buffer, until [`Loan::end`].
-    ///
-    /// Errors: a range that does not fit; a backend that is busy with another thread of the same request.
-    fn bytes(&self, range: Range<usize>) -> Result<&[u8]>;
-
-    /// Takes back what was lent. The exclusive borrow proves that nobody looks at it any more.
-    fn end(&mut self);
-}
-
 /// A device: memory, weights and compiled graphs.
 pub trait Backend: Send + Sync {
     /// The name by which users choose it: `cpu`, `cuda:0`.
@@ -168,8 +153,23 @@ pub trait Backend: Send + Sync {
     /// [`Backend::compile`] with the node.
     fn prepare(&self, op: &Op, args: &[&TensorDesc]) -> Option<Prepared>;
 
-    /// Zeroed memory.
-    fn alloc(&self, bytes: usize, usage: Usage) -> Result<Buffer>;
+    /// Zeroed memory for the activations of one graph at a time.
+    fn alloc(&self, bytes: usize) -> Result<Buffer>;
+
+    /// Addresses for states, which never change. Nothing may touch a byte of them before [`Backend::commit`].
+    ///
+    /// Errors: `OutOfMemory` also where the system cannot reserve addresses without memory; callers then ask for what they
+    /// need at once.
+    fn reserve(&self, bytes: usize) -> Result<Buffer>;
+
+    /// Gives memory to a range of a reserved buffer; bytes that had some keep what they hold, others hold anything.
+    fn commit(&self, _buf: &Buffer, _range: Range<usize>) -> Result<()> {
+        Ok(())
+    }
+
+    /// Takes memory back from a range of a reserved buffer, as far as no byte outside of the range loses its own. What the
+    /// range held is lost.
+    fn decommit(&self, _buf: &Buffer, _range: Range<usize>) {}
 
     /// Makes a weight ready for kernels: borrows the mapping, changes the layout or uploads. The layout is the backend's
     /// private business.
@@ -180,11 +180,6 @@ pub trait Backend: Send + Sync {
 
     /// Copies a buffer's bytes to the host.
     fn read(&self, src: &Buffer, offset: usize, dst: &mut [u8]) -> Result<()>;
-
-    /// A loan of a buffer of [`Usage::Arena`], where the host can read it in place.
-    fn loan(&self, _buf: &Buffer) -> Option<Box<dyn Loan>> {
-        None
-    }
 
     /// Copies inside a buffer; the ranges do not overlap.
     fn copy(&self, buf: &Buffer, from: Range<usize>, to: usize) -> Result<()>;
@@ -208,6 +203,16 @@ pub trait Backend: Send + Sync {
 pub trait Executable: Send {
     /// Copies `inputs` to the start of the arena, then runs every node once.
     fn run(&mut self, inputs: &[u8]) -> Result<()>;
+
+    /// Bytes of the arena as the last run left them, which lie where the plan says: in place where the host can read them
+    /// there, or else in memory that the executable makes once. They are aligned as f32s are, and stay as they are until
+    /// [`Executable::end_results`], before which nothing may run in the arena.
+    ///
+    /// Errors: bytes outside of the arena; a backend that is busy with another thread of the same request.
+    fn results(&mut self, bytes: Range<usize>) -> Result<&[u8]>;
+
+    /// Nobody looks at results any more.
+    fn end_results(&mut self) {}
 
     /// As [`Executable::run`], and adds the nanoseconds of node `i` of the graph to `node_ns[i]`; what lies between two nodes
     /// belongs to the later one. A backend that cannot tell its nodes apart adds nothing.

@@ -22,6 +22,7 @@ const USUAL_NODES: usize = 320;
 pub struct GraphBuilder<'a> {
     memory: &'a StateLayout,
     precision: Cell<Precision>,
+    layer: Cell<Option<u32>>,
     inner: RefCell<Inner>,
 }
 
@@ -63,12 +64,17 @@ impl<'a> GraphBuilder<'a> {
         inner.graph.tensors.reserve(USUAL_TENSORS);
         inner.graph.nodes.reserve(USUAL_NODES);
         inner.weights.0.reserve(USUAL_NODES);
-        Self { memory, precision: Cell::default(), inner: RefCell::new(inner) }
+        Self { memory, precision: Cell::default(), layer: Cell::default(), inner: RefCell::new(inner) }
     }
 
     /// From here on products keep the precision of their activations: see [`Precision::Kept`].
     pub fn precise_products(&self) {
         self.precision.set(Precision::Kept);
+    }
+
+    /// From here on nodes belong to this layer, or to none: a session can be told which backend has which layer.
+    pub fn layer(&self, layer: impl Into<Option<usize>>) {
+        self.layer.set(layer.into().map(|i| u32::try_from(i).expect("models have far fewer layers")));
     }
 
     /// The finished graph, or the first error with the line of the caller that made it.
@@ -124,9 +130,7 @@ impl<'a> GraphBuilder<'a> {
             return Tensor(graph.push(TensorDesc::contiguous(DType::F32, Shape::from([1]), source)));
         };
         let make = || {
-            let mut extents = spec.shape.extents();
-            extents.insert(0, self.memory.n_slots());
-            let shape = Shape::new(&extents).expect("the layout checked the state's size");
+            let shape = spec.shape.stacked(self.memory.n_slots()).expect("the layout checked the state's rank");
             graph.push(TensorDesc::contiguous(spec.dtype, shape, source))
         };
         Tensor(*states.of(s.id.index()).get_or_insert_with(make))
@@ -154,7 +158,7 @@ impl<'a> GraphBuilder<'a> {
             outs.push(graph.push(TensorDesc::contiguous(dtype, shape, Source::Node(node, i))));
         }
         let tensors = std::array::from_fn(|i| Tensor(outs[i]));
-        graph.nodes.push(Node { op, args: ids, outs });
+        graph.nodes.push(Node { op, args: ids, outs, layer: self.layer.get() });
         tensors
     }
 

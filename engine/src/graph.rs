@@ -24,6 +24,8 @@ pub struct Node {
     pub args: TensorIds,
     /// Results, in the order the op documents.
     pub outs: TensorIds,
+    /// The layer that it belongs to, for whoever places layers.
+    pub layer: Option<u32>,
 }
 
 /// A computation: what is computed from which tensors, without where anything lies.

@@ -6,9 +6,10 @@
 //! Model::build(&GraphBuilder, &GraphKey)      model, builder, key    what to compute; pure
 //!   -> check      shapes                      op::infer
 //!   -> prune      unused nodes go             pass::prune
+//!   -> assign     node -> backend             pass::assign
 //!   -> fuse       rules the backend supports  pass::fuse
-//!   -> assign     node -> backend; cuts       pass::assign
-//!   -> plan       lifetimes, in-place, offsets plan
+//!   -> cut        runs of one backend         pass::assign
+//!   -> plan       lifetimes, in-place, offsets plan, one for each backend
 //!   -> lower      Backend::compile            backend
 //!   => Executable, kept under its key         cache
 //! per call: write the input block -> run -> read outputs             session, batch, memory
@@ -22,7 +23,9 @@
 //!
 //! **Memory.** [`memory`] has one slot per sequence, the same in every layer, for attention caches and recurrent states
 //! alike. Sequences can be copied, rewound where that is exact, taken out as bytes and put back; a new one starts from
-//! zeros without anything being cleared.
+//! zeros without anything being cleared. Every slot has addresses for the largest context from the beginning and memory for
+//! what it holds, so a sequence grows without a graph being built and without anything moving. A layer's states lie on the
+//! backend of the layer.
 //!
 //! Model files are read by [`gguf`]; [`weights`] holds their tensors by name.
 

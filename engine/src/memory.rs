@@ -6,13 +6,23 @@
 //! A call that fails after it began to run may have changed recurrent states of its sequences. Their slots are *torn*:
 //! only [`Memory::release`] and rewinding to 0 are accepted for them. Attention rows past a sequence's length are never
 //! read, so a sequence without recurrent state, or without a past, is what it was before the call.
+//!
+//! **Growth.** Every slot has addresses for the largest context from the beginning, and memory for what its sequence needs:
+//! it is committed as the sequence grows and given back when the slot is released. Nothing moves, so graphs stay bound.
+//! Where the system reserves no addresses without memory, buffers are as large as the context that was asked for, and
+//! are replaced by larger ones, with a copy, when a larger one is; [`Memory::n_moves`] counts that.
 
+use std::ops::Range;
 use std::sync::Arc;
 
-use crate::backend::{Backend, Buffer, Usage};
+use crate::backend::{Backend, Buffer};
 use crate::error::{Error, Result, refuse};
 use crate::snapshot;
 use crate::state::{StateLayout, StateOptions, StateSpec, States};
+
+/// Positions for which memory is committed at once: few enough that it is little more than what sequences need, enough that
+/// most steps need not ask for any.
+const COMMIT_POSITIONS: usize = 16;
 
 /// The place of one sequence in memory, until it is released.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -45,44 +55,151 @@ struct Held {
     n_past: usize,
     /// Whether a call began to change recurrent states and has not ended well.
     torn: bool,
+    /// Positions that have memory; with the first ones, states without positions have theirs.
+    committed: usize,
+}
+
+/// State buffers with addresses for so many positions per slot.
+struct Buffers {
+    layout: StateLayout,
+    buffers: Vec<Buffer>,
+}
+
+impl Buffers {
+    fn reserve(homes: &Homes, states: &States, options: &StateOptions) -> Result<Self> {
+        let layout = states.layout(options)?;
+        let buffer = |(i, spec): (usize, &StateSpec)| homes.of(i).reserve(spec.bytes() * options.n_slots);
+        let buffers = layout.specs().iter().enumerate().map(buffer).collect::<Result<_>>()?;
+        Ok(Self { layout, buffers })
+    }
+
+    /// Every state with its buffer and backend.
+    fn iter<'a>(&'a self, homes: &'a Homes) -> impl Iterator<Item = (&'a StateSpec, &'a Buffer, &'a dyn Backend)> {
+        let states = self.layout.specs().iter().zip(&self.buffers).enumerate();
+        states.map(|(i, (spec, buffer))| (spec, buffer, homes.of(i)))
+    }
+
+    /// Gives a slot that has memory for `from` positions memory for `to`, in all states or in none.
+    fn commit(&self, homes: &Homes, slot: Slot, from: usize, to: usize) -> Result<()> {
+        for (i, (spec, buffer, backend)) in self.iter(homes).enumerate() {
+            let result = backend.commit(buffer, positions(spec, slot, from, to));
+            if result.is_err() {
+                for (spec, buffer, backend) in self.iter(homes).take(i) {
+                    backend.decommit(buffer, positions(spec, slot, from, to));
+                }
+                return result;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Where states lie.
+struct Homes {
+    backends: Vec<Arc<dyn Backend>>,
+    /// The backend of every state.
+    of_states: Vec<usize>,
+}
+
+impl Homes {
+    fn of(&self, state: usize) -> &dyn Backend {
+        &*self.backends[self.of_states[state]]
+    }
+}
+
+/// Bytes that a slot needs for `to` positions and not for `from` of them.
+fn positions(spec: &StateSpec, slot: Slot, from: usize, to: usize) -> Range<usize> {
+    let start = slot.index() * spec.bytes();
+    start + spec.used_bytes(from)..start + spec.used_bytes(to)
 }
 
 /// State buffers of all slots, and which slots hold a sequence of what length.
 pub struct Memory {
-    backend: Arc<dyn Backend>,
-    layout: StateLayout,
-    buffers: Vec<Buffer>,
+    homes: Homes,
+    states: Buffers,
     places: Vec<Place>,
+    /// Positions that a sequence may have.
     n_ctx: usize,
+    /// Sizes of the buffers: positions that a slot has addresses for.
+    reserved: StateOptions,
+    committed_bytes: usize,
+    n_moves: u64,
     has_recurrent: bool,
 }
 
 impl Memory {
-    /// Buffers for slots of these states and sizes.
+    /// Slots of these states and sizes; `homes` has the backend of every state.
     ///
     /// Errors: as for [`States::layout`], and those of the backend.
-    pub fn new(backend: Arc<dyn Backend>, states: &States, options: &StateOptions) -> Result<Self> {
-        let (layout, n_slots) = (states.layout(options)?, options.n_slots);
-        let buffer = |spec: &StateSpec| backend.alloc(spec.bytes() * n_slots, Usage::State);
-        let buffers = layout.specs().iter().map(buffer).collect::<Result<_>>()?;
-        let has_recurrent = layout.specs().iter().any(|s| s.role.is_recurrent());
-        let places = vec![Place::default(); n_slots];
-        Ok(Self { backend, layout, buffers, places, n_ctx: options.n_ctx, has_recurrent })
+    pub fn new(
+        backends: &[Arc<dyn Backend>],
+        homes: Vec<usize>,
+        states: &States,
+        options: &StateOptions,
+    ) -> Result<Self> {
+        let homes = Homes { backends: backends.to_vec(), of_states: homes };
+        let largest = StateOptions { n_ctx: states.largest_context().max(options.n_ctx), ..*options };
+        let (buffers, reserved) = match Buffers::reserve(&homes, states, &largest) {
+            Err(Error::OutOfMemory { .. }) => (Buffers::reserve(&homes, states, options)?, *options),
+            buffers => (buffers?, largest),
+        };
+        let has_recurrent = buffers.layout.specs().iter().any(|s| s.role.is_recurrent());
+        Ok(Self {
+            homes,
+            states: buffers,
+            places: vec![Place::default(); options.n_slots],
+            n_ctx: options.n_ctx,
+            reserved,
+            committed_bytes: 0,
+            n_moves: 0,
+            has_recurrent,
+        })
+    }
+
+    /// Lets sequences have `n_ctx` positions. Returns whether buffers had to move, and graphs are bound to old ones.
+    ///
+    /// Errors: those of [`Self::new`]; nothing has changed then.
+    pub(crate) fn raise_context(&mut self, states: &States, n_ctx: usize) -> Result<bool> {
+        let moves = n_ctx > self.reserved.n_ctx;
+        if moves {
+            let reserved = StateOptions { n_ctx, ..self.reserved };
+            let larger = Buffers::reserve(&self.homes, states, &reserved)?;
+            for (index, place) in (0..).zip(&self.places) {
+                let Some(held) = place.held else { continue };
+                let slot = Slot { index, generation: place.generation };
+                larger.commit(&self.homes, slot, 0, held.committed)?;
+                let both = self.states.iter(&self.homes).zip(larger.iter(&self.homes));
+                for ((from, old, backend), (to, new, _)) in both {
+                    let mut bytes = vec![0; from.used_bytes(held.committed)];
+                    backend.read(old, slot.index() * from.bytes(), &mut bytes)?;
+                    backend.write(new, slot.index() * to.bytes(), &bytes)?;
+                }
+            }
+            (self.states, self.reserved) = (larger, reserved);
+            self.n_moves += 1;
+        }
+        self.n_ctx = n_ctx;
+        Ok(moves)
     }
 
     /// The states as graphs see them.
     pub fn layout(&self) -> &StateLayout {
-        &self.layout
+        &self.states.layout
     }
 
-    /// What every slot holds.
+    /// What every slot has addresses for.
     pub fn specs(&self) -> &[StateSpec] {
-        self.layout.specs()
+        self.states.layout.specs()
     }
 
     /// State buffers, in the order of the specs.
     pub fn buffers(&self) -> &[Buffer] {
-        &self.buffers
+        &self.states.buffers
+    }
+
+    /// The backend of every state, by index into the session's list.
+    pub fn homes(&self) -> &[usize] {
+        &self.homes.of_states
     }
 
     /// Number of slots.
@@ -90,14 +207,24 @@ impl Memory {
         self.places.len()
     }
 
-    /// Positions per slot.
+    /// Positions that a sequence may have.
     pub fn n_ctx(&self) -> usize {
         self.n_ctx
     }
 
-    /// Bytes of all buffers.
+    /// Positions that every slot has addresses for: what graphs are made for.
+    pub fn reserved_context(&self) -> usize {
+        self.reserved.n_ctx
+    }
+
+    /// Bytes of committed memory.
     pub fn bytes(&self) -> usize {
-        self.buffers.iter().map(Buffer::bytes).sum()
+        self.committed_bytes
+    }
+
+    /// How often all states moved to larger buffers, because the system reserves no addresses without memory.
+    pub fn n_moves(&self) -> u64 {
+        self.n_moves
     }
 
     /// Number of slots without a sequence.
@@ -115,7 +242,7 @@ impl Memory {
     pub fn acquire_at(&mut self, index: usize) -> Result<Slot> {
         match self.places.get_mut(index) {
             Some(Place { generation, held: held @ None }) => {
-                *held = Some(Held { n_past: 0, torn: false });
+                *held = Some(Held { n_past: 0, torn: false, committed: 0 });
                 let index = u32::try_from(index).expect("layouts have far fewer slots");
                 Ok(Slot { index, generation: *generation })
             }
@@ -123,13 +250,17 @@ impl Memory {
         }
     }
 
-    /// Frees a slot; one that was released before stays so. What it held is overwritten by the place's next owner, never
-    /// read.
+    /// Frees a slot and gives its memory back; one that was released before stays so. What it held is overwritten by the
+    /// place's next owner, never read.
     pub fn release(&mut self, slot: Slot) {
-        if self.held(slot).is_ok() {
-            let Place { generation, held } = &mut self.places[slot.index()];
-            (*generation, *held) = (generation.wrapping_add(1), None);
+        let Ok(&Held { committed, .. }) = self.held(slot) else { return };
+        for (spec, buffer, backend) in self.states.iter(&self.homes).filter(|_| committed > 0) {
+            let start = slot.index() * spec.bytes();
+            backend.decommit(buffer, start..start + spec.bytes());
+            self.committed_bytes -= spec.used_bytes(committed);
         }
+        let Place { generation, held } = &mut self.places[slot.index()];
+        (*generation, *held) = (generation.wrapping_add(1), None);
     }
 
     /// The sequence of a slot. Errors: `Batch` for a slot that was released, or is of a larger memory.
@@ -151,7 +282,7 @@ impl Memory {
     /// Errors: `Batch` for a slot that was released, `TornSlot` after a call that failed half-way.
     pub fn n_past(&self, slot: Slot) -> Result<usize> {
         match *self.held(slot)? {
-            Held { n_past, torn: false } => Ok(n_past),
+            Held { n_past, torn: false, .. } => Ok(n_past),
             Held { torn: true, .. } => Err(Error::TornSlot { slot: slot.index() }),
         }
     }
@@ -160,6 +291,31 @@ impl Memory {
     pub(crate) fn check_room(&self, slot: Slot, n_tokens: usize) -> Result<()> {
         let wanted = self.n_past(slot)?.saturating_add(n_tokens);
         if wanted > self.n_ctx { Err(Error::ContextFull { capacity: self.n_ctx, wanted }) } else { Ok(()) }
+    }
+
+    /// Memory for `n_tokens` more tokens of a sequence, where it has none yet. A step sees to it for its whole batch; asked
+    /// for before that, a failure concerns this sequence alone.
+    ///
+    /// Errors: as [`Self::n_past`]; `ContextFull`; those of the backend, after which the slot is as before.
+    #[inline]
+    pub fn grow(&mut self, slot: Slot, n_tokens: usize) -> Result<()> {
+        self.check_room(slot, n_tokens)?;
+        let &Held { n_past, committed, .. } = self.held(slot)?;
+        if n_past + n_tokens > committed { self.commit_to(slot, n_past + n_tokens) } else { Ok(()) }
+    }
+
+    /// Memory for so many positions of a slot and some more.
+    #[cold]
+    fn commit_to(&mut self, slot: Slot, n_positions: usize) -> Result<()> {
+        let held = *self.held(slot)?;
+        let committed = n_positions.next_multiple_of(COMMIT_POSITIONS).min(self.reserved.n_ctx);
+        if committed > held.committed {
+            self.states.commit(&self.homes, slot, held.committed, committed)?;
+            let added = |spec: &StateSpec| positions(spec, slot, held.committed, committed).len();
+            self.committed_bytes += self.specs().iter().map(added).sum::<usize>();
+            self.set(slot, Held { committed, ..held });
+        }
+        Ok(())
     }
 
     /// A call, which was checked, is about to change this slot's states; until [`Self::commit`] the slot counts as torn
@@ -173,26 +329,29 @@ impl Memory {
     /// The call has ended well and the sequence is `n_tokens` longer.
     pub(crate) fn commit(&mut self, slot: Slot, n_tokens: usize) {
         if let Some(held) = &mut self.places[slot.index()].held {
-            *held = Held { n_past: held.n_past + n_tokens, torn: false };
+            held.n_past += n_tokens;
+            held.torn = false;
         }
     }
 
     /// Makes `to` a copy of the sequence in `from`.
     ///
-    /// Errors: either slot released or torn. If the backend fails, `to` is torn.
+    /// Errors: either slot released or torn. If the backend fails to copy, `to` is torn.
     pub fn copy(&mut self, from: Slot, to: Slot) -> Result<()> {
         let n_past = self.n_past(from)?;
         self.n_past(to)?;
         if from == to {
             return Ok(());
         }
-        self.set(to, Held { n_past, torn: true });
-        for (spec, buffer) in self.layout.specs().iter().zip(&self.buffers) {
+        self.commit_to(to, n_past)?;
+        let held = Held { n_past, ..*self.held(to)? };
+        self.set(to, Held { torn: true, ..held });
+        for (spec, buffer, backend) in self.states.iter(&self.homes) {
             let start = from.index() * spec.bytes();
             let bytes = spec.used_bytes(n_past);
-            self.backend.copy(buffer, start..start + bytes, to.index() * spec.bytes())?;
+            backend.copy(buffer, start..start + bytes, to.index() * spec.bytes())?;
         }
-        self.set(to, Held { n_past, torn: false });
+        self.set(to, held);
         Ok(())
     }
 
@@ -207,20 +366,19 @@ impl Memory {
             if n_past < now && self.has_recurrent {
                 return Err(Error::NotRewindable);
             }
-        } else {
-            self.held(slot)?;
         }
-        self.set(slot, Held { n_past, torn: false });
+        let held = *self.held(slot)?;
+        self.set(slot, Held { n_past, torn: false, ..held });
         Ok(())
     }
 
-    /// The bytes of one state of one slot, torn or not.
+    /// What one state of one slot has memory for, torn or not.
     ///
     /// Errors: `Batch` for a slot that was released, or a state that the model does not have.
     pub fn read_state(&self, slot: Slot, state: usize) -> Result<Vec<u8>> {
-        self.held(slot)?;
+        let &Held { committed, .. } = self.held(slot)?;
         match self.specs().get(state) {
-            Some(spec) => self.read_part(slot, state, spec.bytes()),
+            Some(spec) => self.read_part(slot, state, spec.used_bytes(committed)),
             None => refuse(format_args!("state {state} of a model of {} states", self.specs().len())),
         }
     }
@@ -228,7 +386,7 @@ impl Memory {
     /// The first `bytes` bytes of one state of one slot.
     fn read_part(&self, slot: Slot, state: usize, bytes: usize) -> Result<Vec<u8>> {
         let mut out = vec![0; bytes];
-        self.backend.read(&self.buffers[state], slot.index() * self.specs()[state].bytes(), &mut out)?;
+        self.homes.of(state).read(&self.states.buffers[state], slot.index() * self.specs()[state].bytes(), &mut out)?;
         Ok(out)
     }
 
@@ -242,8 +400,8 @@ impl Memory {
         Ok(writer.finish())
     }
 
-    /// Makes the slot hold the sequence of a snapshot of the same model. The slot is as before after every error but one
-    /// of the backend, which leaves it torn.
+    /// Makes the slot hold the sequence of a snapshot of the same model. The slot is as before after every error but that
+    /// of a backend which fails to write, which leaves it torn.
     pub(crate) fn restore(&mut self, slot: Slot, bytes: &[u8], model: u64) -> Result<()> {
         self.n_past(slot)?;
         let snapshot = snapshot::read(bytes, model)?;
@@ -252,11 +410,13 @@ impl Memory {
             return Err(Error::ContextFull { capacity: self.n_ctx, wanted: n_past });
         }
         let sections = snapshot.sections(self.specs().iter().map(|s| s.used_bytes(n_past)))?;
-        self.set(slot, Held { n_past, torn: true });
-        for ((spec, buffer), section) in self.layout.specs().iter().zip(&self.buffers).zip(sections) {
-            self.backend.write(buffer, slot.index() * spec.bytes(), section)?;
+        self.commit_to(slot, n_past)?;
+        let held = Held { n_past, ..*self.held(slot)? };
+        self.set(slot, Held { torn: true, ..held });
+        for ((spec, buffer, backend), section) in self.states.iter(&self.homes).zip(sections) {
+            backend.write(buffer, slot.index() * spec.bytes(), section)?;
         }
-        self.set(slot, Held { n_past, torn: false });
+        self.set(slot, held);
         Ok(())
     }
 }

@@ -1,10 +1,14 @@
-//! [`MemoryPlan`]: where every activation lies, fixed before the first run. [`verify`] checks a plan without using
-//! anything that made it.
+//! [`MemoryPlan`]: where every activation lies that a backend makes or reads, fixed before the first run. [`verify`] checks a
+//! plan without using anything that made it.
+//!
+//! A graph that is cut has a plan for each backend. What a backend reads of another's results arrives before the first cut
+//! that reads it and has a place of its own from then on; where it was made, its place is kept until it has left.
 
 use std::cmp::Reverse;
 use std::ops::Range;
 
-use crate::graph::Graph;
+use crate::graph::{Graph, Node};
+use crate::pass::assign::Cut;
 use crate::tensor::{NodeId, Source, TensorDesc, TensorId};
 
 /// Where a tensor's bytes are.
@@ -19,11 +23,11 @@ pub enum Place {
     },
     /// In a weight's or a state's buffer, or in what the tensor is a view of.
     Elsewhere,
-    /// Nowhere: no node makes or reads it.
+    /// Nowhere: no node of the backend makes or reads it.
     Unused,
 }
 
-/// Offsets of all activations, inputs and scratch regions of one graph.
+/// Offsets of all activations, inputs and scratch regions of one graph on one backend.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct MemoryPlan {
     /// Size of the arena.
@@ -81,11 +85,18 @@ struct Interval {
     scratch: Option<usize>,
 }
 
-/// Plans a graph: lifetimes, in-place reuse, offsets. Inputs come first, in the order of the input block, and are never
-/// reused; the rest is sorted by size and each interval placed at the lowest offset that is free over its lifetime.
+/// Plans a graph's cuts on one backend: lifetimes, in-place reuse, offsets. Inputs come first, in the order of the input
+/// block, and are never reused; the rest is sorted by size and each interval placed at the lowest offset that is free over
+/// its lifetime.
 ///
 /// `scratch` gives the bytes that a node's kernels want; `alignment` is in bytes.
-pub fn plan(graph: &Graph, alignment: usize, scratch: &dyn Fn(NodeId) -> usize) -> MemoryPlan {
+pub fn plan(
+    graph: &Graph,
+    cuts: &[Cut],
+    backend: usize,
+    alignment: usize,
+    scratch: &dyn Fn(NodeId) -> usize,
+) -> MemoryPlan {
     let mut places = vec![Place::Unused; graph.tensors.len()];
     let mut input_bytes = 0;
     for (_, id) in graph.inputs() {
@@ -102,7 +113,7 @@ pub fn plan(graph: &Graph, alignment: usize, scratch: &dyn Fn(NodeId) -> usize) 
             Source::Node(..) | Source::Input(_) => {}
         }
     }
-    let (intervals, interval_of) = lifetimes(graph, scratch);
+    let (intervals, interval_of) = lifetimes(graph, cuts, backend, scratch);
     let offsets = place(&intervals, input_bytes, alignment);
     let mut arena_bytes = input_bytes;
     for (place, interval) in places.iter_mut().zip(interval_of) {
@@ -144,15 +155,31 @@ fn ids(graph: &Graph) -> impl Iterator<Item = (TensorId, &TensorDesc)> {
     (0..).map(TensorId).zip(&graph.tensors)
 }
 
-/// One interval per group of node results that share bytes and per scratch region, in execution order, and the interval of
-/// every tensor.
-fn lifetimes(graph: &Graph, scratch: &dyn Fn(NodeId) -> usize) -> (Vec<Interval>, Vec<Option<usize>>) {
+/// The last node of the backend that reads each tensor, or the first node of the cut before which it leaves.
+fn last_reads(graph: &Graph, cuts: &[Cut], backend: usize) -> Vec<usize> {
     let mut last_read = vec![0; graph.tensors.len()];
-    for (id, node) in graph.walk() {
-        for &arg in &node.args {
-            last_read[graph.root(arg).index()] = id.index();
+    for cut in cuts {
+        if cut.backend == backend {
+            for (node, at) in graph.nodes[cut.nodes.clone()].iter().zip(cut.nodes.clone()) {
+                node.args.iter().for_each(|&arg| last_read[graph.root(arg).index()] = at);
+            }
+        } else {
+            let leaving = cut.copies.iter().filter(|(_, from)| *from == backend);
+            leaving.for_each(|(t, _)| last_read[t.index()] = cut.nodes.start);
         }
     }
+    last_read
+}
+
+/// One interval per group of tensors that share bytes and per scratch region, in execution order, and the interval of every
+/// tensor.
+fn lifetimes(
+    graph: &Graph,
+    cuts: &[Cut],
+    backend: usize,
+    scratch: &dyn Fn(NodeId) -> usize,
+) -> (Vec<Interval>, Vec<Option<usize>>) {
+    let mut last_read = last_reads(graph, cuts, backend);
     let mut is_output = vec![false; graph.tensors.len()];
     for &out in &graph.outputs {
         let root = graph.root(out).index();
@@ -161,8 +188,15 @@ fn lifetimes(graph: &Graph, scratch: &dyn Fn(NodeId) -> usize) -> (Vec<Interval>
     }
     let mut intervals: Vec<Interval> = Vec::new();
     let mut interval_of = vec![None; graph.tensors.len()];
-    for (id, node) in graph.walk() {
+    let mut is_foreign = vec![false; graph.tensors.len()];
+    for (arrives, id, node) in walk(graph, cuts, backend) {
         let at = id.index();
+        for &(t, _) in arrives {
+            is_foreign[t.index()] = true;
+            interval_of[t.index()] = Some(intervals.len());
+            let last = last_read[t.index()].max(at);
+            intervals.push(Interval { first: at, last, bytes: graph.tensor(t).bytes(), scratch: None });
+        }
         let spec = node.op.spec();
         for (k, &out) in node.outs.iter().enumerate() {
             if k == 0 && spec.aliases.is_some() {
@@ -172,7 +206,7 @@ fn lifetimes(graph: &Graph, scratch: &dyn Fn(NodeId) -> usize) -> (Vec<Interval>
             let bytes = graph.tensor(out).bytes();
             let taken = spec.inplace.filter(|_| k == 0).map(|i| node.args[i]).filter(|&arg| {
                 let (root, desc) = (graph.root(arg), graph.tensor(arg));
-                let dies = last_read[root.index()] == at && !is_output[root.index()];
+                let dies = last_read[root.index()] == at && !is_output[root.index()] && !is_foreign[root.index()];
                 dies && desc.bytes() == bytes
                     && graph.tensor(root).bytes() == bytes
                     && desc.is_contiguous()
@@ -192,6 +226,19 @@ fn lifetimes(graph: &Graph, scratch: &dyn Fn(NodeId) -> usize) -> (Vec<Interval>
         }
     }
     (intervals, interval_of)
+}
+
+/// The nodes of a backend, each with what arrives before it.
+fn walk<'a>(
+    graph: &'a Graph,
+    cuts: &'a [Cut],
+    backend: usize,
+) -> impl Iterator<Item = (&'a [(TensorId, usize)], NodeId, &'a Node)> {
+    cuts.iter().filter(move |cut| cut.backend == backend).flat_map(|cut| {
+        let arrives = std::iter::once(&cut.copies[..]).chain(std::iter::repeat(&[][..]));
+        let nodes = graph.walk().skip(cut.nodes.start).take(cut.nodes.len());
+        arrives.zip(nodes).map(|(arrives, (id, node))| (arrives, id, node))
+    })
 }
 
 /// The offset of every interval, above `floor`.
@@ -265,34 +312,64 @@ impl std::fmt::Display for PlanError {
 
 impl std::error::Error for PlanError {}
 
-/// Checks a plan by replaying the graph: every byte remembers who wrote it last, and every read must find its own.
-pub fn verify(graph: &Graph, plan: &MemoryPlan) -> Result<(), PlanError> {
+/// Checks the plan of a backend by replaying the graph: every byte remembers who wrote it last, and every read must find its
+/// own, also that of a copy to another backend.
+pub fn verify(graph: &Graph, cuts: &[Cut], backend: usize, plan: &MemoryPlan) -> Result<(), PlanError> {
+    let n_nodes = graph.nodes.len();
+    if plan.places.len() != graph.tensors.len() || plan.scratch.len() != n_nodes || plan.dead_ends.len() != n_nodes {
+        return Err(PlanError("it is of another graph".into()));
+    }
     let mut writers = Writers::default();
     for (_, id) in graph.inputs() {
-        writers.write(plan, id, "input")?;
+        writers.write(graph, plan, id, "input")?;
     }
+    let mut cut = 0;
+    let mut is_own = vec![false; graph.tensors.len()];
     for (id, node) in graph.walk() {
+        if cuts.get(cut).is_some_and(|cut| cut.nodes.end == id.index()) {
+            cut += 1;
+        }
+        let Some(cut) = cuts.get(cut) else { return Err(PlanError(format!("node {} is in no cut", id.0))) };
+        if cut.nodes.start == id.index() {
+            for &(t, from) in &cut.copies {
+                if cut.backend == backend {
+                    writers.write(graph, plan, t, "a copy")?;
+                } else if from == backend {
+                    writers.check(graph, plan, t, Some((id, "copy")))?;
+                }
+            }
+        }
+        if cut.backend != backend {
+            continue;
+        }
         for &arg in &node.args {
-            writers.check(graph, plan, arg, &format!("node {} ({})", id.0, node.op.spec().name))?;
+            writers.check(graph, plan, arg, Some((id, node.op.spec().name)))?;
+        }
+        node.outs.iter().for_each(|out| is_own[out.index()] = true);
+        let scratch = plan.scratch(id);
+        if scratch.end > plan.arena_bytes {
+            return Err(PlanError(format!("scratch of node {} ends at {} of {}", id.0, scratch.end, plan.arena_bytes)));
         }
         // An operand that is read element by element in the order it is written, and by nothing else of the node.
         let takes_over = node.op.spec().inplace.map(|i| node.args[i]).filter(|&arg| {
             let root = graph.root(arg);
-            graph.tensor(arg).is_contiguous() && node.args.iter().filter(|&&a| graph.root(a) == root).count() == 1
+            is_own[root.index()]
+                && graph.tensor(arg).is_contiguous()
+                && node.args.iter().filter(|&&a| graph.root(a) == root).count() == 1
         });
         let takes_over = takes_over.map(|arg| graph.root(arg));
         for &arg in &node.args {
             let root = graph.root(arg);
             let Place::Arena { offset, bytes } = plan.place(root) else { continue };
-            let mut written = vec![plan.scratch(id)];
-            written.extend(node.outs.iter().enumerate().filter_map(|(k, &out)| match plan.place(out) {
+            let operand = offset..offset + bytes;
+            let is_written = node.outs.iter().enumerate().any(|(k, &out)| match plan.place(out) {
                 Place::Arena { offset: o, bytes: b } => {
                     let allowed = k == 0 && takes_over == Some(root) && o == offset && b == bytes;
-                    (!allowed).then_some(o..o + b)
+                    !allowed && overlap(&(o..o + b), &operand)
                 }
-                Place::Elsewhere | Place::Unused => None,
-            }));
-            if written.iter().any(|w| overlap(w, &(offset..offset + bytes))) {
+                Place::Elsewhere | Place::Unused => false,
+            });
+            if is_written || overlap(&scratch, &operand) {
                 return Err(PlanError(format!("node {} writes over its operand {}", id.0, root.0)));
             }
         }
@@ -308,11 +385,14 @@ pub fn verify(graph: &Graph, plan: &MemoryPlan) -> Result<(), PlanError> {
         }
         writers.clear(&plan.scratch(id));
         for &out in &node.outs {
-            writers.write(plan, out, node.op.spec().name)?;
+            writers.write(graph, plan, out, node.op.spec().name)?;
         }
     }
     for &out in &graph.outputs {
-        writers.check(graph, plan, out, "the caller")?;
+        let root = graph.root(out);
+        if is_own[root.index()] || graph.producer(root).is_none() {
+            writers.check(graph, plan, out, None)?;
+        }
     }
     Ok(())
 }
@@ -327,6 +407,9 @@ struct Writers(Vec<(Range<usize>, TensorId)>);
 
 impl Writers {
     fn clear(&mut self, range: &Range<usize>) {
+        if !self.0.iter().any(|(r, _)| overlap(r, range)) {
+            return;
+        }
         let mut rest = Vec::new();
         for (r, owner) in self.0.drain(..) {
             if !overlap(&r, range) {
@@ -343,8 +426,12 @@ impl Writers {
         self.0 = rest;
     }
 
-    fn write(&mut self, plan: &MemoryPlan, id: TensorId, by: &str) -> Result<(), PlanError> {
+    fn write(&mut self, graph: &Graph, plan: &MemoryPlan, id: TensorId, by: &str) -> Result<(), PlanError> {
         let Place::Arena { offset, bytes } = plan.place(id) else { return Ok(()) };
+        let wanted = graph.tensor(id).bytes();
+        if bytes < wanted {
+            return Err(PlanError(format!("result of {by} has {bytes} bytes, {wanted} are needed")));
+        }
         if offset + bytes > plan.arena_bytes {
             return Err(PlanError(format!("result of {by} ends at {} of {}", offset + bytes, plan.arena_bytes)));
         }
@@ -354,18 +441,25 @@ impl Writers {
         Ok(())
     }
 
-    fn check(&self, graph: &Graph, plan: &MemoryPlan, id: TensorId, reader: &str) -> Result<(), PlanError> {
+    /// A read by a node, with its op's name, or by the caller.
+    fn check(
+        &self,
+        graph: &Graph,
+        plan: &MemoryPlan,
+        id: TensorId,
+        by: Option<(NodeId, &str)>,
+    ) -> Result<(), PlanError> {
         let root = graph.root(id);
+        let wrong = |why: &str| {
+            let reader = by.map_or("the caller".into(), |(id, name)| format!("node {} ({name})", id.0));
+            Err(PlanError(format!("{reader} reads tensor {} {why}", root.0)))
+        };
         match plan.place(root) {
             Place::Elsewhere => Ok(()),
-            Place::Unused => Err(PlanError(format!("{reader} reads tensor {} that has no place", root.0))),
+            Place::Unused => wrong("that has no place"),
             Place::Arena { offset, bytes } => {
                 let whole = self.0.iter().any(|(r, o)| *o == root && r.start == offset && r.end == offset + bytes);
-                if whole {
-                    Ok(())
-                } else {
-                    Err(PlanError(format!("{reader} reads tensor {} after it was overwritten", root.0)))
-                }
+                if whole { Ok(()) } else { wrong("after it was overwritten") }
             }
         }
     }
@@ -376,10 +470,20 @@ mod tests {
     use super::*;
     use crate::builder::GraphBuilder;
     use crate::op::Unary;
+    use crate::pass::assign::cuts;
     use crate::state::NO_STATES;
     use crate::tensor::Input;
 
     const ALIGNMENT: usize = 32;
+
+    /// One cut with all nodes.
+    fn alone(graph: &Graph) -> Vec<Cut> {
+        cuts(graph, &vec![0; graph.nodes.len()])
+    }
+
+    fn planned_alone(graph: &Graph) -> MemoryPlan {
+        plan(graph, &alone(graph), 0, ALIGNMENT, &|_| 0)
+    }
 
     /// `silu(a) * b + b` with `a`, `b` functions of the input, and its plan.
     fn planned() -> (Graph, MemoryPlan) {
@@ -390,7 +494,7 @@ mod tests {
         let product = g.mul(g.unary(Unary::Silu, a), b);
         g.output(g.add(product, b));
         let graph = g.finish().unwrap();
-        let plan = plan(&graph, ALIGNMENT, &|_| 0);
+        let plan = planned_alone(&graph);
         (graph, plan)
     }
 
@@ -399,13 +503,13 @@ mod tests {
     }
 
     fn refused(graph: &Graph, plan: &MemoryPlan) -> String {
-        verify(graph, plan).unwrap_err().0
+        verify(graph, &alone(graph), 0, plan).unwrap_err().0
     }
 
     #[test]
     fn a_dying_operand_is_taken_over() {
         let (graph, plan) = planned();
-        verify(&graph, &plan).unwrap();
+        verify(&graph, &alone(&graph), 0, &plan).unwrap();
         let place = |node| plan.places[result(&graph, node)];
         assert_eq!(place(0), place(2), "silu in place of relu");
         assert_eq!(place(2), place(3), "product in place of silu");
@@ -457,7 +561,7 @@ mod tests {
         let (graph, mut plan) = planned();
         let Place::Arena { offset, .. } = plan.places[result(&graph, 4)] else { panic!("the sum is in the arena") };
         plan.scratch[4] = offset + 4..offset + 8;
-        assert!(verify(&graph, &plan).is_err());
+        assert!(verify(&graph, &alone(&graph), 0, &plan).is_err());
     }
 
     #[test]
@@ -483,8 +587,8 @@ mod tests {
         let row = g.reshape(g.slice(x, 0, 0, 1), [8]);
         g.output(g.add(x, row));
         let graph = g.finish().unwrap();
-        let mut plan = plan(&graph, ALIGNMENT, &|_| 0);
-        verify(&graph, &plan).unwrap();
+        let mut plan = planned_alone(&graph);
+        verify(&graph, &alone(&graph), 0, &plan).unwrap();
         assert!(!plan.share(graph.nodes[0].outs[0], graph.nodes[1].outs[0]));
         plan.places[result(&graph, 1)] = plan.places[result(&graph, 0)];
         assert_eq!(refused(&graph, &plan), "node 1 writes over its operand 1");
@@ -496,10 +600,64 @@ mod tests {
         let x = g.unary(Unary::Relu, g.input(Input::Features, [8, 8, 1]));
         g.output(g.unary(Unary::Silu, g.permute(x, [1, 0, 2])));
         let graph = g.finish().unwrap();
-        let mut plan = plan(&graph, ALIGNMENT, &|_| 0);
-        verify(&graph, &plan).unwrap();
+        let mut plan = planned_alone(&graph);
+        verify(&graph, &alone(&graph), 0, &plan).unwrap();
         assert!(!plan.share(graph.nodes[0].outs[0], graph.nodes[1].outs[0]));
         plan.places[result(&graph, 1)] = plan.places[result(&graph, 0)];
         assert!(refused(&graph, &plan).contains("writes over its operand"));
+    }
+
+    /// A chain whose nodes change the backend: `relu` on 0, `silu` and a sum with it on 1, `sigmoid` on 0, which reads the
+    /// `relu` too.
+    fn planned_apart() -> (Graph, Vec<Cut>, [MemoryPlan; 2]) {
+        let g = GraphBuilder::new(&NO_STATES);
+        let x = g.input(Input::Features, [4, 8]);
+        let a = g.unary(Unary::Relu, x);
+        let b = g.unary(Unary::Silu, a);
+        let c = g.add(b, a);
+        let d = g.unary(Unary::Sigmoid, c);
+        g.output(g.mul(d, a));
+        let graph = g.finish().unwrap();
+        let cuts = cuts(&graph, &[0, 1, 1, 0, 0]);
+        let plans = [0, 1].map(|backend| plan(&graph, &cuts, backend, ALIGNMENT, &|_| 0));
+        (graph, cuts, plans)
+    }
+
+    #[test]
+    fn every_backend_has_a_plan_of_its_own_nodes() {
+        let (graph, cuts, plans) = planned_apart();
+        assert_eq!(cuts.len(), 3);
+        let [a, b, c, d, product] = [0, 1, 2, 3, 4].map(|node| graph.nodes[node].outs[0]);
+        assert_eq!(cuts[1].copies, [(a, 0)]);
+        assert_eq!(cuts[2].copies, [(c, 1)]);
+        for (backend, plan) in plans.iter().enumerate() {
+            verify(&graph, &cuts, backend, plan).unwrap();
+        }
+        let is_placed = |plan: &MemoryPlan| [a, b, c, d, product].map(|t| plan.place(t) != Place::Unused);
+        assert_eq!(is_placed(&plans[0]), [true, false, true, true, true]);
+        assert_eq!(is_placed(&plans[1]), [true, true, true, false, false]);
+        // What came from elsewhere is not taken over, what was made here is.
+        assert!(!plans[0].share(c, d) && plans[0].share(d, product) && plans[1].share(b, c));
+        // Each of two tensors, and three, instead of the five of the whole.
+        assert_eq!(plans.map(|p| (p.arena_bytes - p.input_bytes) / graph.tensor(a).bytes()), [3, 2]);
+    }
+
+    #[test]
+    fn verify_finds_a_tensor_that_is_overwritten_before_it_leaves_or_after_it_arrived() {
+        let (graph, cuts, [mut first, mut second]) = planned_apart();
+        let [a, b, c, d] = [0, 1, 2, 3].map(|node| graph.nodes[node].outs[0]);
+        second.places[b.index()] = second.places[a.index()];
+        let message = verify(&graph, &cuts, 1, &second).unwrap_err().0;
+        assert!(message.starts_with("node 1 writes over its operand"), "{message}");
+        first.places[d.index()] = first.places[c.index()];
+        let message = verify(&graph, &cuts, 0, &first).unwrap_err().0;
+        assert!(message.starts_with("node 3 writes over its operand"), "{message}");
+        first.places[c.index()] = first.places[a.index()];
+        let message = verify(&graph, &cuts, 0, &first).unwrap_err().0;
+        assert!(message.contains("reads tensor"), "{message}");
+        let (.., [_, mut second]) = planned_apart();
+        second.places[c.index()] = Place::Unused;
+        let message = verify(&graph, &cuts, 1, &second).unwrap_err().0;
+        assert_eq!(message, format!("node 3 (copy) reads tensor {} that has no place", c.index()));
     }
 }

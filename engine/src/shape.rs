@@ -28,6 +28,15 @@ impl Shape {
         Some(Self { dims: out, rank: u8::try_from(dims.len()).ok()? })
     }
 
+    /// `n` of these behind each other, which together may have more than `u32::MAX` elements: strides count those of one.
+    /// `None` for 0 and where the rank is used up.
+    pub fn stacked(self, n: usize) -> Option<Self> {
+        let mut dims = [1; MAX_RANK];
+        dims[0] = u32::try_from(n).ok().filter(|&n| n > 0)?;
+        dims.get_mut(1..=self.rank())?.copy_from_slice(self.dims());
+        Some(Self { dims, rank: self.rank + 1 })
+    }
+
     /// Extents, outermost first.
     pub fn dims(&self) -> &[u32] {
         &self.dims[..usize::from(self.rank)]
@@ -78,10 +87,11 @@ impl Shape {
     /// Element strides of a contiguous tensor of this shape; unused places are 0.
     pub fn strides(&self) -> [u32; MAX_RANK] {
         let mut strides = [0; MAX_RANK];
-        let mut step = 1;
+        let mut step = 1u32;
         for i in (0..self.rank()).rev() {
             strides[i] = step;
-            step *= self.dims[i];
+            // Past the outermost extent it may not fit, and is not needed.
+            step = step.wrapping_mul(self.dims[i]);
         }
         strides
     }
@@ -115,6 +125,16 @@ mod tests {
         let s = Shape::from([2, 3, 5]);
         assert_eq!(s.strides(), [15, 5, 1, 0]);
         assert_eq!((s.elements(), s.rows(), s.last()), (30, 6, 5));
+    }
+
+    #[test]
+    fn a_stack_may_be_larger_than_a_shape() {
+        let one = Shape::from([1 << 10, 1 << 8, 1 << 12]);
+        let stack = one.stacked(9).unwrap();
+        assert_eq!(stack.dims(), [9, 1 << 10, 1 << 8, 1 << 12]);
+        assert_eq!(stack.strides(), [1 << 30, 1 << 20, 1 << 12, 1]);
+        assert_eq!(stack.elements(), 9 << 30);
+        assert!(one.stacked(0).is_none() && stack.stacked(1).is_none());
     }
 
     #[test]

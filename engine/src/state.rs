@@ -11,6 +11,9 @@ use crate::tensor::StateId;
 /// Most slots of one memory.
 const MAX_SLOTS: usize = 4096;
 
+/// Most positions of a slot.
+pub const MAX_CONTEXT: usize = 1 << 17;
+
 /// What a state is, which decides how it can be taken back.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Role {
@@ -119,6 +122,18 @@ impl States {
         &self.declarations
     }
 
+    /// Most positions that a slot can have: shapes count the elements of a slot in 32 bits.
+    pub fn largest_context(&self) -> usize {
+        let positions = |d: &Declaration| match &d.extent {
+            Extent::Positions(row) => {
+                let row_len = row.iter().fold(1usize, |n, d| n.saturating_mul(*d));
+                (u32::MAX as usize / row_len.max(1)).max(1)
+            }
+            Extent::Fixed(_) => MAX_CONTEXT,
+        };
+        self.declarations.iter().map(positions).fold(MAX_CONTEXT, usize::min)
+    }
+
     /// What slots of these sizes hold.
     ///
     /// Errors: `Batch` for no slots or too many, `OutOfMemory` for more elements than can be counted.
@@ -137,24 +152,23 @@ impl States {
 pub struct StateOptions {
     /// Sequences that can be held at once.
     pub n_slots: usize,
-    /// Positions per slot.
+    /// Positions per slot: as many as there is address space for.
     pub n_ctx: usize,
     /// Format of attention keys and values: F16 or F32.
     pub kv_dtype: DType,
 }
 
 impl Declaration {
-    /// The state as one slot holds it. Errors: `OutOfMemory` for more elements than all slots together can count.
+    /// The state as one slot holds it. Errors: `OutOfMemory` for more elements than a shape can count.
     fn in_slot(&self, options: &StateOptions) -> Result<StateSpec> {
         let (dims, dtype) = match &self.extent {
             Extent::Positions(row) => ([&[options.n_ctx], &row[..]].concat(), options.kv_dtype),
             Extent::Fixed(dims) => (dims.clone(), DType::F32),
         };
-        let stacked = [&[options.n_slots], &dims[..]].concat();
-        match (Shape::new(&dims), Shape::new(&stacked)) {
-            (Some(shape), Some(_)) => Ok(StateSpec { layer: self.layer, role: self.role, shape, dtype }),
-            _ => {
-                let elements = stacked.iter().fold(1usize, |n, d| n.saturating_mul(*d));
+        match Shape::new(&dims).filter(|shape| shape.stacked(options.n_slots).is_some()) {
+            Some(shape) => Ok(StateSpec { layer: self.layer, role: self.role, shape, dtype }),
+            None => {
+                let elements = dims.iter().fold(options.n_slots, |n, d| n.saturating_mul(*d));
                 let wanted = elements.saturating_mul(dtype.row_bytes(dtype.block().len));
                 let what = format!("{:?} state of layer {}", self.role, self.layer);
                 Err(Error::OutOfMemory { what, wanted, free: None })
@@ -251,5 +265,11 @@ mod tests {
         assert!(matches!(refused(0, 1), Error::Batch { .. }));
         assert!(matches!(refused(MAX_SLOTS + 1, 1), Error::Batch { .. }));
         assert!(matches!(refused(1, 1 << 10), Error::OutOfMemory { .. }));
+        let most = states.largest_context();
+        assert_eq!(most, (1 << 8) - 1);
+        let layout = |n_ctx| states.layout(&StateOptions { n_slots: MAX_SLOTS, n_ctx, kv_dtype: DType::F16 });
+        assert_eq!(layout(most).unwrap().specs()[0].bytes(), most << 25);
+        assert!(matches!(layout(most + 1), Err(Error::OutOfMemory { .. })));
+        assert_eq!(States::new().largest_context(), MAX_CONTEXT);
     }
 }

@@ -12,7 +12,7 @@ pub enum BuildReason {
     ReuseOff,
     /// It is the session's first graph.
     First,
-    /// It was compiled before and dropped: to make room, or with all others when the memory grew.
+    /// It was compiled before and dropped: to make room, or with all others when states moved.
     Dropped,
     /// No graph of its stage was built before.
     Stage,
@@ -69,8 +69,11 @@ pub struct Stats {
     pub run_ns: u64,
     /// Bytes of the arenas in use, largest first call included.
     pub arena_bytes: usize,
-    /// Bytes of states of all slots.
+    /// Bytes of memory that states have: what sequences need, not what they have addresses for.
     pub state_bytes: usize,
+    /// How often states moved to larger buffers, because the system reserves no addresses without memory. Every move drops
+    /// all graphs.
+    pub state_moves: u64,
     /// Bytes that compiled graphs hold besides arenas, such as tables of rotary angles.
     pub graph_bytes: usize,
     /// Bytes that imported weights hold besides the mapped files.

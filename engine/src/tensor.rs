@@ -143,10 +143,11 @@ impl TensorDesc {
 
     /// Whether the elements lie in one piece in the order of the shape.
     pub fn is_contiguous(&self) -> bool {
-        let mut step = 1;
+        let mut step = 1u32;
         self.shape.dims().iter().zip(&self.strides).rev().all(|(&extent, &stride)| {
             let is_dense = extent == 1 || stride == step;
-            step *= extent;
+            // As in [`Shape::strides`].
+            step = step.wrapping_mul(extent);
             is_dense
         })
     }

@@ -263,6 +263,7 @@ impl Model for Lfm2 {
         let batch = BatchInputs::new(g, key);
         let mut x: Tensor = g.name(batch.embed(g, self.embed_tokens), "embed");
         for (i, layer) in self.layers.iter().enumerate() {
+            g.layer(i);
             let h = g.rms_norm(x, layer.operator_norm, self.hp.eps);
             let h = match &layer.mixer {
                 Mixer::Conv(conv) => conv.build(g, &batch, h),
@@ -276,6 +277,7 @@ impl Model for Lfm2 {
             };
             x = g.name(g.add(x, g.name(h, ("blk", i, "ffn"))), ("blk", i, "out"));
         }
+        g.layer(None);
         let Some(x) = batch.output_rows(g, x) else { return };
         let x = g.name(g.rms_norm(x, self.embedding_norm, self.hp.eps), "norm");
         g.output(g.linear(x, self.lm_head));

@@ -146,6 +146,7 @@ impl Model for Qwen3 {
         let batch = BatchInputs::new(g, key);
         let mut x: Tensor = g.name(batch.embed(g, self.embed_tokens), "embed");
         for (i, layer) in self.layers.iter().enumerate() {
+            g.layer(i);
             let h = g.rms_norm(x, layer.input_layernorm, self.hp.eps);
             let h = g.name(layer.self_attn.build(g, &batch, h), ("blk", i, "mixer"));
             x = g.add(x, h);
@@ -153,6 +154,7 @@ impl Model for Qwen3 {
             let h = g.name(layer.mlp.build(g, h), ("blk", i, "ffn"));
             x = g.name(g.add(x, h), ("blk", i, "out"));
         }
+        g.layer(None);
         let Some(x) = batch.output_rows(g, x) else { return };
         let x = g.name(g.rms_norm(x, self.norm, self.hp.eps), "norm");
         g.output(g.linear(x, self.lm_head));

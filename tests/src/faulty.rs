@@ -1,10 +1,10 @@
 //! [`Faulty`]: a backend that leaves some ops to others and fails when it is told to.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use engine::backend::{Backend, Bindings, Buffer, Caps, Executable, Prepared, Segment, Usage, WeightData};
+use engine::backend::{Backend, Bindings, Buffer, Caps, Executable, Prepared, Segment, WeightData};
 use engine::op::Op;
 use engine::plan::MemoryPlan;
 use engine::tensor::TensorDesc;
@@ -19,6 +19,8 @@ pub enum Fault {
     AfterRun = 2,
     /// Everything is computed, then a panic.
     Panic = 3,
+    /// No memory is committed.
+    Commit = 4,
 }
 
 /// Another backend with faults.
@@ -26,6 +28,8 @@ pub struct Faulty {
     inner: Arc<dyn Backend>,
     refuses: fn(&Op) -> bool,
     next: Arc<AtomicU8>,
+    /// Commits that succeed before one fails.
+    skip: AtomicUsize,
     /// Names of the ops that were compiled for this backend.
     compiled: Mutex<Vec<&'static str>>,
 }
@@ -33,12 +37,18 @@ pub struct Faulty {
 impl Faulty {
     /// `inner` without the ops that `refuses` names.
     pub fn new(inner: Arc<dyn Backend>, refuses: fn(&Op) -> bool) -> Arc<Self> {
-        Arc::new(Self { inner, refuses, next: Arc::default(), compiled: Mutex::default() })
+        Arc::new(Self { inner, refuses, next: Arc::default(), skip: AtomicUsize::new(0), compiled: Mutex::default() })
     }
 
     /// Lets the next run go wrong.
     pub fn fail(&self, fault: Fault) {
         self.next.store(fault as u8, Ordering::Relaxed);
+    }
+
+    /// Lets a commit go wrong, after so many that do not.
+    pub fn fail_commit(&self, n_before: usize) {
+        self.skip.store(n_before, Ordering::Relaxed);
+        self.fail(Fault::Commit);
     }
 
     /// Whether it refuses this op.
@@ -74,8 +84,27 @@ impl Backend for Faulty {
         if self.refuses(op) { None } else { self.inner.prepare(op, args) }
     }
 
-    fn alloc(&self, bytes: usize, usage: Usage) -> Result<Buffer> {
-        self.inner.alloc(bytes, usage)
+    fn alloc(&self, bytes: usize) -> Result<Buffer> {
+        self.inner.alloc(bytes)
+    }
+
+    fn reserve(&self, bytes: usize) -> Result<Buffer> {
+        self.inner.reserve(bytes)
+    }
+
+    fn commit(&self, buf: &Buffer, range: Range<usize>) -> Result<()> {
+        let is_told = self.next.load(Ordering::Relaxed) == Fault::Commit as u8;
+        let skips = |n: usize| n.checked_sub(1).filter(|_| is_told);
+        if self.skip.fetch_update(Ordering::Relaxed, Ordering::Relaxed, skips).is_err()
+            && takes(&self.next, Fault::Commit)
+        {
+            return Err(error());
+        }
+        self.inner.commit(buf, range)
+    }
+
+    fn decommit(&self, buf: &Buffer, range: Range<usize>) {
+        self.inner.decommit(buf, range);
     }
 
     fn import_weight(&self, w: &WeightData<'_>) -> Result<Buffer> {
@@ -127,6 +156,14 @@ impl Executable for FaultyRun {
         self.inner.run(inputs)?;
         assert!(!takes(&self.next, Fault::Panic), "told to fail");
         if takes(&self.next, Fault::AfterRun) { Err(error()) } else { Ok(()) }
+    }
+
+    fn results(&mut self, bytes: Range<usize>) -> Result<&[u8]> {
+        self.inner.results(bytes)
+    }
+
+    fn end_results(&mut self) {
+        self.inner.end_results();
     }
 
     fn own_bytes(&self) -> usize {

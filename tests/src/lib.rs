@@ -10,6 +10,7 @@ pub mod draft;
 pub mod faulty;
 pub mod files;
 pub mod mutate;
+pub mod private;
 pub mod rng;
 pub mod runner;
 pub mod sessions;

@@ -8,12 +8,12 @@ use std::sync::{Arc, OnceLock};
 use backends::cpu::{CpuBackend, CpuOptions};
 use backends::reference::ReferenceBackend;
 use engine::Result;
-use engine::backend::{Backend, Bindings, Buffer, Segment, Usage, WeightData};
+use engine::backend::{Backend, Bindings, Buffer, Segment, WeightData};
 use engine::builder::{BatchInputs, GraphBuilder};
 use engine::graph::Graph;
 use engine::op::Precision;
 use engine::pass::FuseCounts;
-use engine::pass::assign::assign;
+use engine::pass::assign::{self, Homes};
 use engine::pass::fuse::fuse;
 use engine::pass::prune::prune;
 use engine::plan::{MemoryPlan, Place, plan, verify};
@@ -158,7 +158,8 @@ impl<'a> Table<'a> {
             let mut graph = build(case, self.weights(i), true)?;
             for fused in [false, true] {
                 if fused {
-                    fuse(&mut graph, &|_, _| true);
+                    let mut owners = vec![0; graph.nodes.len()];
+                    fuse(&mut graph, &mut owners, &|_, _, _| true);
                 }
                 names.extend(graph.nodes.iter().map(|node| node.op.spec().name));
             }
@@ -215,18 +216,23 @@ impl<'a> Compiled<'a> {
         let (case, backend) = (&table.cases[i], &tested.backend);
         let mut graph = build(case, table.weights(i), variation.copied)?;
         prune(&mut graph);
+        let backends = [Arc::clone(backend)];
+        let mut owners = assign::assign(&graph, &backends, Homes::default())?;
         let mut fused = FuseCounts::new();
         if variation.fuse {
-            fused = fuse(&mut graph, &|op, args| backend.prepare(op, args).is_some());
+            fused = fuse(&mut graph, &mut owners, &|_, op, args| backend.prepare(op, args).is_some());
         }
-        let backends = [Arc::clone(backend)];
-        let (mut cuts, prepared) = assign(&graph, &backends)?;
-        let cut = cuts.pop().filter(|_| cuts.is_empty()).expect("one backend makes one cut");
+        let prepared = assign::prepare(&graph, &backends, &owners)?;
+        let cuts = assign::cuts(&graph, &owners);
         assert!(backend.caps().alignment <= ALIGNMENT);
-        let plan = plan(&graph, ALIGNMENT, &|id| prepared[id.index()].scratch_bytes());
-        verify(&graph, &plan).expect("plans are sound");
-        let arena = backend.alloc(plan.arena_bytes + GUARD_BYTES, Usage::Arena)?;
-        let state_buffer = |bytes: &Vec<u8>| backend.alloc(bytes.len() + GUARD_BYTES, Usage::State);
+        let plan = plan(&graph, &cuts, 0, ALIGNMENT, &|id| prepared[id.index()].scratch_bytes());
+        verify(&graph, &cuts, 0, &plan).expect("plans are sound");
+        let [cut] = &cuts[..] else { panic!("one backend makes one cut") };
+        let arena = backend.alloc(plan.arena_bytes + GUARD_BYTES)?;
+        let state_buffer = |bytes: &Vec<u8>| {
+            let buffer = backend.reserve(bytes.len() + GUARD_BYTES)?;
+            backend.commit(&buffer, 0..buffer.bytes()).map(|()| buffer)
+        };
         let states = case.state_bytes().iter().map(state_buffer).collect::<Result<Vec<_>>>()?;
         let mut imported = vec![None; table.store.len()];
         for node in &graph.nodes {
@@ -238,9 +244,11 @@ impl<'a> Compiled<'a> {
         }
         let segment = Segment {
             graph: &graph,
-            nodes: cut.nodes,
-            inputs: cut.inputs,
-            outputs: cut.outputs,
+            cuts: &cuts,
+            backend: 0,
+            nodes: cut.nodes.clone(),
+            inputs: cut.inputs.clone(),
+            outputs: cut.outputs.clone(),
             prepared,
             poison: variation.poison,
         };

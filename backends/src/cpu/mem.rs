@@ -13,12 +13,15 @@ use bytemuck::Pod;
 use engine::Error;
 use engine::error::Result;
 use engine::weights::{WeightId, WeightStore};
-use memmap2::{MmapMut, MmapRaw};
+use memmap2::{MmapMut, MmapOptions, MmapRaw};
 
 use super::region::Worker;
 
 /// Alignment of owned memory and of every tensor in an arena: a cache line, and a vector of the widest instruction set.
 pub(super) const ALIGNMENT: usize = 64;
+
+/// A multiple of the size of a page on every system.
+const PAGE: usize = 64 * 1024;
 
 /// Bytes that a buffer of this backend stands for.
 pub(super) struct Storage(Bytes);
@@ -34,6 +37,39 @@ impl Storage {
         let out_of_memory = |_| Error::OutOfMemory { what: what.to_owned(), wanted: bytes, free: None };
         let memory = MmapRaw::from(MmapMut::map_anon(bytes.max(1)).map_err(out_of_memory)?);
         Ok(Self(Bytes::Owned(memory)))
+    }
+
+    /// Addresses whose bytes are zero and get memory when they are first touched. `what` names them in the error.
+    pub(super) fn reserved(bytes: usize, what: &str) -> Result<Self> {
+        let out_of_memory = |_| Error::OutOfMemory { what: what.to_owned(), wanted: bytes, free: None };
+        let map = MmapOptions::new().len(bytes.max(1)).no_reserve_swap().map_anon();
+        let memory = MmapRaw::from(map.map_err(out_of_memory)?);
+        // Where large pages are the rule, a sequence would get megabytes for its first token. A hint.
+        #[cfg(target_os = "linux")]
+        let _ = memory.advise(memmap2::Advice::NoHugePage);
+        Ok(Self(Bytes::Owned(memory)))
+    }
+
+    /// Gives the memory of whole pages inside a range back to the system. Their bytes are zero, or as before.
+    ///
+    /// # Safety
+    ///
+    /// No reference to these bytes is used meanwhile.
+    pub(super) unsafe fn give_back(&self, range: Range<usize>) {
+        let Bytes::Owned(memory) = &self.0 else { return };
+        let (start, end) = (range.start.next_multiple_of(PAGE), range.end.min(memory.len()) / PAGE * PAGE);
+        #[cfg(unix)]
+        if let Some(len) = end.checked_sub(start).filter(|&len| len > 0) {
+            #[cfg(target_os = "linux")]
+            let advice = memmap2::UncheckedAdvice::DontNeed;
+            #[cfg(not(target_os = "linux"))]
+            let advice = memmap2::UncheckedAdvice::Free;
+            // SAFETY: these pages are private and anonymous, so their bytes stay initialised; nobody uses them meanwhile, as
+            // the caller guarantees. It is a hint.
+            let _ = unsafe { memory.unchecked_advise_range(advice, start, len) };
+        }
+        #[cfg(not(unix))]
+        let _ = (start, end);
     }
 
     /// Asks for large pages: for memory that will be used as a whole, since a page of it counts when it is first touched.

@@ -21,7 +21,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use engine::Error;
-use engine::backend::{Backend, Bindings, Buffer, Caps, Executable, Loan, Prepared, Segment, Usage, WeightData};
+use engine::backend::{Backend, Bindings, Buffer, Caps, Executable, Prepared, Segment, WeightData};
 use engine::error::Result;
 use engine::op::Op;
 use engine::plan::MemoryPlan;
@@ -122,12 +122,26 @@ impl Backend for CpuBackend {
         Some(Prepared::new(prepared.needs.bytes(self.machine.n_workers), prepared))
     }
 
-    fn alloc(&self, bytes: usize, usage: Usage) -> Result<Buffer> {
-        let (storage, kind) = match usage {
-            Usage::Arena => (Storage::zeroed(bytes, "activations")?.in_large_pages(), Kind::Arena),
-            Usage::State => (Storage::zeroed(bytes, "states")?, Kind::State),
+    fn alloc(&self, bytes: usize) -> Result<Buffer> {
+        Ok(CpuBuffer::wrap(bytes, Storage::zeroed(bytes, "activations")?.in_large_pages(), Kind::Arena, &self.pool))
+    }
+
+    fn reserve(&self, bytes: usize) -> Result<Buffer> {
+        Ok(CpuBuffer::wrap(bytes, Storage::reserved(bytes, "states")?, Kind::State, &self.pool))
+    }
+
+    fn decommit(&self, buf: &Buffer, range: Range<usize>) {
+        let (Ok(range), Ok(buffer)) = (Self::range(buf, range.start, range.len()), CpuBuffer::of(buf, &self.pool))
+        else {
+            return;
         };
-        Ok(CpuBuffer::wrap(bytes, storage, kind, &self.pool))
+        // Memory that cannot be given back now stays: the next owner of the range uses it.
+        let _ = self.pool.alone(|| {
+            let _writing = buffer.writing()?;
+            // SAFETY: whoever reads is inside `alone` too, or has lent the buffer, which `writing` excludes.
+            unsafe { buffer.storage.give_back(range) };
+            Ok::<_, Error>(())
+        });
     }
 
     fn import_weight(&self, w: &WeightData<'_>) -> Result<Buffer> {
@@ -150,11 +164,6 @@ impl Backend for CpuBackend {
             // SAFETY: nobody writes, since who does is inside `alone` or inside a run.
             dst.copy_from_slice(unsafe { buffer.storage.bytes(range) });
         })
-    }
-
-    fn loan(&self, buf: &Buffer) -> Option<Box<dyn Loan>> {
-        let buffer = CpuBuffer::shared(buf, &self.pool).ok().filter(|b| b.is_arena())?;
-        Some(Box::new(CpuLoan::new(buffer)))
     }
 
     fn copy(&self, buf: &Buffer, from: Range<usize>, to: usize) -> Result<()> {
@@ -197,7 +206,7 @@ impl Backend for CpuBackend {
             nodes,
             own_bytes,
             timed: None,
-            arena: CpuBuffer::shared(bind.arena, &self.pool)?,
+            arena: CpuLoan::new(CpuBuffer::arena(bind.arena, &self.pool)?),
             pool: Arc::clone(&self.pool),
         }))
     }
@@ -216,7 +225,7 @@ struct CpuExecutable {
     /// The same steps with a clock, once somebody asked for times.
     timed: Option<(Arc<Region>, Arc<Trace>)>,
     /// What the steps write, besides states.
-    arena: Arc<CpuBuffer>,
+    arena: CpuLoan,
     pool: Arc<Pool>,
 }
 
@@ -224,6 +233,7 @@ struct CpuExecutable {
 impl CpuExecutable {
     fn run_region(&self, region: &Arc<Region>, inputs: &[u8]) -> Result<()> {
         let Self { arena, pool, .. } = self;
+        let arena = arena.buffer();
         if inputs.len() > arena.storage.len() {
             return Err(mem::outside(0, arena.storage.len()));
         }
@@ -253,6 +263,14 @@ impl Executable for CpuExecutable {
         }
         self.timed = Some((timed, trace));
         result
+    }
+
+    fn results(&mut self, bytes: Range<usize>) -> Result<&[u8]> {
+        self.arena.bytes(bytes)
+    }
+
+    fn end_results(&mut self) {
+        self.arena.end();
     }
 
     fn own_bytes(&self) -> usize {

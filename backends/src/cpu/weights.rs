@@ -57,11 +57,14 @@ impl CpuBuffer {
         Buffer::new(bytes, Arc::new(inner))
     }
 
-    /// Whether it holds activations.
-    pub(super) fn is_arena(&self) -> bool {
-        match self.kind {
-            Kind::Arena => true,
-            Kind::State | Kind::Weight { .. } => false,
+    /// The inside of an arena, shared. Only arenas are lent: runs write states without looking for loans.
+    ///
+    /// Errors: `Device` for another buffer, and if another backend made it.
+    pub(super) fn arena(buffer: &Buffer, pool: &Arc<Pool>) -> Result<Arc<Self>> {
+        let inside = Self::shared(buffer, pool)?;
+        match inside.kind {
+            Kind::Arena => Ok(inside),
+            Kind::State | Kind::Weight { .. } => Err(refused("activations in a buffer of another kind")),
         }
     }
 

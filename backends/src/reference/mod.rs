@@ -13,17 +13,18 @@ mod operands;
 mod pointwise;
 mod rows;
 
-use std::ops::Range;
+use std::ops::{DerefMut, Range};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use engine::backend::{Backend, Bindings, Buffer, Caps, Executable, Prepared, Segment, Usage, WeightData};
+use engine::backend::{Backend, Bindings, Buffer, Caps, Executable, Prepared, Segment, WeightData};
 use engine::graph::{Graph, Node};
 use engine::op::{Binary, Op};
 use engine::plan::MemoryPlan;
 use engine::tensor::{TensorDesc, TensorId};
 use engine::weights::{WeightId, WeightStore};
 use engine::{DType, Error, Result};
+use memmap2::MmapOptions;
 
 use self::operands::Operands;
 
@@ -38,10 +39,13 @@ const ALIGNMENT: usize = 64;
 pub struct ReferenceBackend;
 
 /// Host bytes of an arena or of a state.
-struct HostMemory(Mutex<Vec<u8>>);
+struct HostMemory(Mutex<Bytes>);
+
+/// From the allocator, or straight from the system, which gives memory to what is touched.
+type Bytes = Box<dyn DerefMut<Target = [u8]> + Send>;
 
 impl HostMemory {
-    fn lock(&self) -> MutexGuard<'_, Vec<u8>> {
+    fn lock(&self) -> MutexGuard<'_, Bytes> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -58,6 +62,10 @@ fn failed(msg: impl Into<String>) -> Error {
 
 fn host(buffer: &Buffer) -> Result<Arc<HostMemory>> {
     buffer.storage::<HostMemory>().ok_or_else(|| failed("a buffer of another backend"))
+}
+
+fn out_of_memory(what: &str, wanted: usize) -> Error {
+    Error::OutOfMemory { what: format!("{what} of backend reference"), wanted, free: None }
 }
 
 fn outside(range: &Range<usize>, len: usize) -> Error {
@@ -77,15 +85,17 @@ impl Backend for ReferenceBackend {
         Some(Prepared::new(0, ()))
     }
 
-    fn alloc(&self, bytes: usize, usage: Usage) -> Result<Buffer> {
+    fn alloc(&self, bytes: usize) -> Result<Buffer> {
         let mut memory = Vec::new();
-        memory.try_reserve_exact(bytes).map_err(|_| Error::OutOfMemory {
-            what: format!("{usage:?} of backend reference"),
-            wanted: bytes,
-            free: None,
-        })?;
+        memory.try_reserve_exact(bytes).map_err(|_| out_of_memory("activations", bytes))?;
         memory.resize(bytes, 0);
-        Ok(Buffer::new(bytes, Arc::new(HostMemory(Mutex::new(memory)))))
+        Ok(Buffer::new(bytes, Arc::new(HostMemory(Mutex::new(Box::new(memory))))))
+    }
+
+    fn reserve(&self, bytes: usize) -> Result<Buffer> {
+        let map = MmapOptions::new().len(bytes.max(1)).no_reserve_swap().map_anon();
+        let memory = map.map_err(|_| out_of_memory("states", bytes))?;
+        Ok(Buffer::new(bytes, Arc::new(HostMemory(Mutex::new(Box::new(memory))))))
     }
 
     fn import_weight(&self, w: &WeightData<'_>) -> Result<Buffer> {
@@ -152,6 +162,7 @@ impl Backend for ReferenceBackend {
             arena: host(bind.arena)?,
             weights: bind.weights.iter().map(|w| w.as_ref().and_then(Buffer::storage)).collect(),
             states: bind.states.iter().map(Buffer::storage).collect(),
+            results: Vec::new(),
         }))
     }
 }
@@ -168,6 +179,8 @@ struct Interpreter {
     arena: Arc<HostMemory>,
     weights: Vec<Option<Arc<StoredWeight>>>,
     states: Vec<Option<Arc<HostMemory>>>,
+    /// Results for the caller, of whole words.
+    results: Vec<u32>,
 }
 
 impl Interpreter {
@@ -217,6 +230,15 @@ impl Interpreter {
 impl Executable for Interpreter {
     fn run(&mut self, inputs: &[u8]) -> Result<()> {
         self.compute(inputs, |_| ())
+    }
+
+    fn results(&mut self, bytes: Range<usize>) -> Result<&[u8]> {
+        let arena = self.arena.lock();
+        let found = arena.get(bytes.clone()).ok_or_else(|| outside(&bytes, arena.len()))?;
+        self.results.resize(found.len().div_ceil(WORD), 0);
+        let results = &mut bytemuck::cast_slice_mut(&mut self.results)[..found.len()];
+        results.copy_from_slice(found);
+        Ok(results)
     }
 
     fn run_timed(&mut self, inputs: &[u8], node_ns: &mut [u64]) -> Result<()> {

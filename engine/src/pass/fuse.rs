@@ -1,7 +1,7 @@
 //! The table of rewrite rules. A rule looks at one node and what feeds it, and says which nodes become which one.
 //!
-//! A rewrite is applied where no tensor that would disappear has another reader or is an output, and where the backend
-//! supports the fused op. The fused node takes the place of the first node it replaces.
+//! A rewrite is applied where no tensor that would disappear has another reader or is an output, and where all its nodes
+//! were assigned to one backend, which supports the fused op. The fused node takes the place of the first node it replaces.
 
 use smallvec::{SmallVec, smallvec};
 
@@ -22,6 +22,8 @@ struct Rewrite {
 /// numbers of nodes stay what they are.
 struct Fusing<'a> {
     graph: &'a mut Graph,
+    /// The backend of every node.
+    owners: &'a [usize],
     /// How many operands and outputs look at each root.
     readers: Vec<u32>,
 }
@@ -37,11 +39,14 @@ const RULES: [(&str, Rule); 5] = [
     ("add_norm", add_norm),
 ];
 
-/// Applies every rule wherever it matches. `supports` answers for the backend that the node will run on.
-pub fn fuse(graph: &mut Graph, supports: &dyn Fn(&Op, &[&TensorDesc]) -> bool) -> FuseCounts {
+/// Whether the backend with this index takes an op on these operands.
+type Supports<'a> = &'a dyn Fn(usize, &Op, &[&TensorDesc]) -> bool;
+
+/// Applies every rule wherever it matches. `owners` has the backend of every node, before and after.
+pub fn fuse(graph: &mut Graph, owners: &mut Vec<usize>, supports: Supports<'_>) -> FuseCounts {
     let mut counts = FuseCounts::new();
     let readers = graph.readers();
-    let mut fusing = Fusing { graph, readers };
+    let mut fusing = Fusing { graph, owners, readers };
     for (name, rule) in RULES {
         for at in 0..fusing.graph.nodes.len() {
             let id = NodeId(u32::try_from(at).expect("graphs have far fewer nodes"));
@@ -54,17 +59,23 @@ pub fn fuse(graph: &mut Graph, supports: &dyn Fn(&Op, &[&TensorDesc]) -> bool) -
             }
         }
     }
+    let mut nodes = graph.nodes.iter();
+    owners.retain(|_| nodes.next().is_some_and(|n| !n.outs.is_empty()));
     graph.nodes.retain(|n| !n.outs.is_empty());
     renumber(graph);
     counts
 }
 
 impl Fusing<'_> {
-    fn applies(&self, rewrite: &Rewrite, supports: &dyn Fn(&Op, &[&TensorDesc]) -> bool) -> bool {
+    fn applies(&self, rewrite: &Rewrite, supports: Supports<'_>) -> bool {
         let args = self.graph.descs(&rewrite.args);
+        let owner = self.owners[rewrite.remove[0].index()];
+        if rewrite.remove.iter().any(|n| self.owners[n.index()] != owner) {
+            return false;
+        }
         let first = rewrite.remove.iter().min().copied();
         let ready = rewrite.args.iter().all(|&a| self.graph.producer(a).is_none_or(|p| Some(p) < first));
-        ready && supports(&rewrite.op, &args) && !self.loses_a_read_tensor(rewrite)
+        ready && supports(owner, &rewrite.op, &args) && !self.loses_a_read_tensor(rewrite)
     }
 
     /// Whether somebody else reads a tensor that the rewrite no longer makes.
@@ -94,7 +105,8 @@ impl Fusing<'_> {
         for (k, &out) in (0u8..).zip(&outs) {
             self.graph.tensors[out.index()].source = Source::Node(first, k);
         }
-        self.graph.nodes[first.index()] = Node { op, args, outs };
+        let layer = self.graph.nodes[first.index()].layer;
+        self.graph.nodes[first.index()] = Node { op, args, outs, layer };
     }
 }
 
@@ -158,8 +170,8 @@ fn conv_act(Fusing { graph, .. }: &Fusing<'_>, at: NodeId) -> Option<Rewrite> {
     })
 }
 
-/// Products of the same `x`: it is converted once, and their rows are one step. Matches at the first of them.
-fn linear_group(Fusing { graph, readers }: &Fusing<'_>, at: NodeId) -> Option<Rewrite> {
+/// Products of the same `x` on one backend: it is converted once, and their rows are one step. Matches at the first of them.
+fn linear_group(Fusing { graph, owners, readers }: &Fusing<'_>, at: NodeId) -> Option<Rewrite> {
     let first = graph.node(at);
     let Op::Linear { bias, act: None, precision } = first.op else { return None };
     let x = first.args[0];
@@ -176,7 +188,7 @@ fn linear_group(Fusing { graph, readers }: &Fusing<'_>, at: NodeId) -> Option<Re
         let reads = node.args.iter().filter(|&&a| graph.root(a) == graph.root(x)).count();
         unseen -= u32::try_from(reads).expect("counted among them");
         // What another rewrite removed has no operands.
-        if node.op == first.op && node.args.first() == Some(&x) {
+        if node.op == first.op && node.args.first() == Some(&x) && owners[id.index()] == owners[at.index()] {
             members.push((id, node));
         }
     }

@@ -1,4 +1,4 @@
-//! The passes between building a graph and planning it: prune, fuse, assign. [`CompileOptions`] switches them.
+//! The passes between building a graph and planning it: prune, assign, fuse, cut. [`CompileOptions`] switches them.
 
 pub mod assign;
 pub mod fuse;

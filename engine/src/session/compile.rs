@@ -4,16 +4,16 @@ use std::sync::Arc;
 
 use super::output::{Arena, Place};
 use super::{Reuse, Session, WORD};
-use crate::backend::{Backend, Bindings, Buffer, Executable, Prepared, Segment, Usage, WeightData};
+use crate::backend::{Backend, Bindings, Buffer, Executable, Prepared, Segment, WeightData};
 use crate::builder::GraphBuilder;
 use crate::error::{Error, Result};
 use crate::graph::Graph;
 use crate::key::GraphKey;
 use crate::pass::FuseCounts;
-use crate::pass::assign::{Cut, assign};
+use crate::pass::assign::{self, Cut, Homes};
 use crate::pass::fuse::fuse;
 use crate::pass::prune::prune;
-use crate::plan::{MemoryPlan, plan, verify};
+use crate::plan::{MemoryPlan, PlanError, plan, verify};
 use crate::stats::BuildReason;
 use crate::tensor::{Input, Source, TensorId};
 use crate::weights::WeightId;
@@ -30,16 +30,22 @@ pub(super) struct Compiled {
     pub(super) stages: Vec<CompiledStage>,
     /// The arena of every backend: an index into [`Session::arenas`].
     pub(super) arenas: Vec<Option<usize>>,
-    /// Backend that makes each output, in the order of the graph's outputs.
-    pub(super) output_owners: Vec<usize>,
 }
 
 impl Compiled {
-    /// Where the first output lies: logits or embeddings.
+    /// The first output of the last run: logits or embeddings.
     ///
-    /// Errors: as for [`Self::place`].
-    pub(super) fn first_output(&self) -> Result<Place> {
-        self.output.clone().map_or_else(|| self.place(0), Ok)
+    /// Errors: as for [`Self::place`], and those of the backend.
+    pub(super) fn results(&mut self) -> Result<&[f32]> {
+        let Some(Place { stage, bytes, .. }) = &self.output else { return self.place(0).map(|_| &[][..]) };
+        let bytes = self.stages[*stage].executable.results(bytes.clone())?;
+        bytemuck::try_cast_slice(bytes).map_err(|_| misaligned())
+    }
+
+    /// Nobody looks at results any more.
+    #[inline]
+    pub(super) fn end_results(&mut self) {
+        self.stages.iter_mut().for_each(|stage| stage.executable.end_results());
     }
 
     /// Where output number `at` lies.
@@ -47,8 +53,10 @@ impl Compiled {
     /// Errors: `Graph` where there is none, or none that can be read in one piece.
     #[cold]
     pub(super) fn place(&self, at: usize) -> Result<Place> {
-        let arena = self.output_owners.get(at).and_then(|&backend| self.arenas[backend]);
-        Place::of(&self.described.graph, &self.described.plan, at, arena)
+        let Described { graph, .. } = &self.described;
+        let stage = graph.outputs.get(at).map_or(0, |&id| self.described.maker(id));
+        let backend = self.described.cuts.get(stage).map_or(0, |cut| cut.backend);
+        Place::of(graph, self.described.plan(backend), at, stage, self.arenas[backend])
     }
 }
 
@@ -61,8 +69,21 @@ pub struct Described {
     pub fused: FuseCounts,
     /// Which nodes run on which backend of the session, in execution order.
     pub cuts: Vec<Cut>,
-    /// Where its tensors lie.
-    pub plan: MemoryPlan,
+    /// Where the tensors lie that a backend makes or reads, for every backend of the session that has a cut.
+    pub plans: Vec<Option<MemoryPlan>>,
+}
+
+impl Described {
+    /// The plan of a backend, by its index in the session's list.
+    pub fn plan(&self, backend: usize) -> Option<&MemoryPlan> {
+        self.plans.get(backend).and_then(Option::as_ref)
+    }
+
+    /// The cut that makes a tensor; the first for one that no node makes.
+    fn maker(&self, id: TensorId) -> usize {
+        let made = |cut: &Cut| self.graph.producer(id).is_none_or(|n| cut.nodes.contains(&n.index()));
+        self.cuts.iter().position(made).unwrap_or(0)
+    }
 }
 
 /// A run of nodes of one backend, ready to run.
@@ -75,9 +96,9 @@ pub(super) struct CompiledStage {
 
 /// Bytes that cross from one arena to another before a stage runs.
 struct Transfer {
-    from: usize,
-    to: usize,
-    offset: usize,
+    /// Arena and offset.
+    from: (usize, usize),
+    to: (usize, usize),
     staging: Vec<u8>,
 }
 
@@ -85,10 +106,10 @@ impl CompiledStage {
     /// Brings what earlier stages made on other backends.
     #[inline]
     pub(super) fn transfer(&mut self, arenas: &[Arena], backends: &[Arc<dyn Backend>]) -> Result<()> {
-        for Transfer { from, to, offset, staging } in &mut self.transfers {
-            let (from, to) = (&arenas[*from], &arenas[*to]);
-            backends[from.backend].read(&from.buffer, *offset, staging)?;
-            backends[to.backend].write(&to.buffer, *offset, staging)?;
+        for Transfer { from, to, staging } in &mut self.transfers {
+            let (source, target) = (&arenas[from.0], &arenas[to.0]);
+            backends[source.backend].read(&source.buffer, from.1, staging)?;
+            backends[target.backend].write(&target.buffer, to.1, staging)?;
         }
         Ok(())
     }
@@ -119,6 +140,8 @@ impl Session {
     #[cold]
     fn compile_new(&mut self, key: &GraphKey) -> Result<usize> {
         self.last_run = None;
+        // Making room moves graphs.
+        self.end_results();
         if self.options.reuse == Reuse::Off {
             self.drop_graphs();
         }
@@ -168,53 +191,67 @@ impl Session {
             }
         }
         prune(&mut graph);
+        let backends = &self.backends[..];
+        let homes = Homes { layers: &self.options.placement, states: self.memory.homes() };
+        let mut owners = assign::assign(&graph, backends, homes)?;
         let mut fused = FuseCounts::new();
         if self.options.compile.fuse {
-            let preferred = Arc::clone(&self.backends[0]);
-            fused = fuse(&mut graph, &|op, args| preferred.prepare(op, args).is_some());
+            fused = fuse(&mut graph, &mut owners, &|owner, op, args| backends[owner].prepare(op, args).is_some());
         }
-        let (cuts, prepared) = assign(&graph, &self.backends)?;
-        let alignment = self.backends.iter().map(|b| b.caps().alignment).max().unwrap_or(WORD);
-        let plan = plan(&graph, alignment, &|id| prepared[id.index()].scratch_bytes());
-        Ok((Described { graph, fused, cuts, plan }, prepared))
+        let prepared = assign::prepare(&graph, backends, &owners)?;
+        let cuts = assign::cuts(&graph, &owners);
+        // One for all backends: the input block is the same for each.
+        let alignment = backends.iter().map(|b| b.caps().alignment).max().unwrap_or(WORD);
+        let plan = |backend: usize| {
+            let runs = cuts.iter().any(|cut| cut.backend == backend);
+            runs.then(|| plan(&graph, &cuts, backend, alignment, &|id| prepared[id.index()].scratch_bytes()))
+        };
+        let plans = (0..backends.len()).map(plan).collect();
+        Ok((Described { graph, fused, cuts, plans }, prepared))
     }
 
     fn compile(&mut self, key: &GraphKey) -> Result<Compiled> {
         let (described, prepared) = self.prepare(key)?;
         let mut prepared = prepared.into_iter();
-        let Described { graph, plan, cuts, .. } = &described;
+        let Described { graph, plans, cuts, .. } = &described;
         if cfg!(debug_assertions) || self.options.compile.poison {
-            verify(graph, plan).map_err(|e| Error::Graph { at: "plan".into(), op: "verify", msg: e.0 })?;
+            for (backend, plan) in plans.iter().enumerate().filter_map(|(b, plan)| Some((b, plan.as_ref()?))) {
+                let unsound = |e: PlanError| Error::Graph { at: "plan".into(), op: "verify", msg: e.0 };
+                verify(graph, cuts, backend, plan).map_err(unsound)?;
+            }
         }
-        let arenas = self.arenas_for(cuts, plan.arena_bytes)?;
+        let arenas = self.arenas_for(plans)?;
         let mut stages = Vec::with_capacity(cuts.len());
         for (i, cut) in cuts.iter().enumerate() {
             let is_first = cuts[..i].iter().all(|before| before.backend != cut.backend);
             let (executable, transfers) =
-                self.lower(graph, plan, cut, prepared.by_ref().take(cut.nodes.len()).collect(), &arenas)?;
+                self.lower(&described, cut, prepared.by_ref().take(cut.nodes.len()).collect(), &arenas)?;
             stages.push(CompiledStage { executable, is_first, transfers });
         }
-        let maker = |&o: &TensorId| graph.producer(o).map_or(0, |n| owner(cuts, n.index()));
-        let output_owners = graph.outputs.iter().map(maker).collect();
         let mut layout = [(0, 0); Input::ALL.len()];
+        let mut n_words = 0;
         let word = |n: usize| u32::try_from(n).expect("inputs are tensors with 32-bit element counts");
-        for (input, id) in graph.inputs() {
-            layout[input as usize] = (word(plan.offset(id) / WORD), word(graph.tensor(id).shape.elements()));
+        // The input block is the same in every plan.
+        if let Some(plan) = plans.iter().flatten().next() {
+            for (input, id) in graph.inputs() {
+                layout[input as usize] = (word(plan.offset(id) / WORD), word(graph.tensor(id).shape.elements()));
+            }
+            n_words = plan.input_bytes / WORD;
         }
-        let n_words = plan.input_bytes / WORD;
-        let mut compiled = Compiled { layout, n_words, output: None, arenas, stages, output_owners, described };
+        let mut compiled = Compiled { layout, n_words, output: None, arenas, stages, described };
         compiled.output = compiled.place(0).ok();
         Ok(compiled)
     }
 
     fn lower(
         &mut self,
-        graph: &Graph,
-        plan: &MemoryPlan,
+        described: &Described,
         cut: &Cut,
         prepared: Vec<Prepared>,
         arenas: &[Option<usize>],
     ) -> Result<(Box<dyn Executable>, Vec<Transfer>)> {
+        let Described { graph, plans, cuts, .. } = described;
+        let plan_of = |backend: usize| plans[backend].as_ref().expect("every cut's backend has a plan");
         let backend = Arc::clone(&self.backends[cut.backend]);
         for node in &graph.nodes[cut.nodes.clone()] {
             for &arg in &node.args {
@@ -225,6 +262,8 @@ impl Session {
         }
         let segment = Segment {
             graph,
+            cuts,
+            backend: cut.backend,
             nodes: cut.nodes.clone(),
             inputs: cut.inputs.clone(),
             outputs: cut.outputs.clone(),
@@ -234,11 +273,10 @@ impl Session {
         let arena_of = |backend: usize| arenas[backend].expect("every cut has an arena");
         let arena = &self.arenas[arena_of(cut.backend)].buffer;
         let bind = Bindings { arena, weights: &self.imported[cut.backend], states: self.memory.buffers() };
-        let executable = backend.compile(segment, plan, &bind)?;
+        let executable = backend.compile(segment, plan_of(cut.backend), &bind)?;
         let transfer = |&(id, from): &(TensorId, usize)| Transfer {
-            from: arena_of(from),
-            to: arena_of(cut.backend),
-            offset: plan.offset(id),
+            from: (arena_of(from), plan_of(from).offset(id)),
+            to: (arena_of(cut.backend), plan_of(cut.backend).offset(id)),
             staging: vec![0; graph.tensor(id).bytes()],
         };
         Ok((executable, cut.copies.iter().map(transfer).collect()))
@@ -253,19 +291,19 @@ impl Session {
         Ok(())
     }
 
-    /// An arena of at least `bytes` for the backend of every cut.
-    fn arenas_for(&mut self, cuts: &[Cut], bytes: usize) -> Result<Vec<Option<usize>>> {
+    /// An arena for every backend that has a plan, at least as large as it asks for.
+    fn arenas_for(&mut self, plans: &[Option<MemoryPlan>]) -> Result<Vec<Option<usize>>> {
         let mut found = vec![None; self.backends.len()];
-        for backend in cuts.iter().map(|c| c.backend) {
+        for (backend, plan) in plans.iter().enumerate() {
+            let Some(bytes) = plan.as_ref().map(|plan| plan.arena_bytes) else { continue };
             let newest = self.arenas.iter().rposition(|a| a.backend == backend);
             found[backend] = newest.filter(|&i| self.arenas[i].buffer.bytes() >= bytes);
             if found[backend].is_none() {
                 // Powers of two: all arenas together are less than twice the largest.
-                let buffer = self.backends[backend].alloc(bytes.next_power_of_two(), Usage::Arena)?;
+                let buffer = self.backends[backend].alloc(bytes.next_power_of_two())?;
                 self.stats.arena_bytes += buffer.bytes();
-                let loan = self.backends[backend].loan(&buffer);
                 found[backend] = Some(self.arenas.len());
-                self.arenas.push(Arena { backend, buffer, loan });
+                self.arenas.push(Arena { backend, buffer });
             }
         }
         Ok(found)
@@ -282,7 +320,6 @@ impl Session {
                 newest.push(arena);
             }
         }
-        newest.iter_mut().filter_map(|a| a.loan.as_mut()).for_each(|loan| loan.end());
         self.stats.arena_bytes = newest.iter().map(|a| a.buffer.bytes()).sum();
         self.arenas = newest;
         self.count_bytes();
@@ -299,7 +336,7 @@ impl Session {
     }
 }
 
-/// Backend of a node.
-fn owner(cuts: &[Cut], node: usize) -> usize {
-    cuts.iter().find(|c| c.nodes.contains(&node)).map_or(0, |c| c.backend)
+#[cold]
+fn misaligned() -> Error {
+    Error::Graph { at: "session".into(), op: "output", msg: "a backend gave results at an odd address".into() }
 }

@@ -55,7 +55,7 @@ impl Session {
             stage,
             n_seqs: size(n_rows.min(self.options.n_slots))?,
             n_tokens: size(n_rows)?,
-            n_kv: size(self.memory.n_ctx())?,
+            n_kv: size(self.memory.reserved_context())?,
             n_outputs: size(self.options.buckets.outputs(n_outputs, n_rows))?,
         })
     }

@@ -3,7 +3,7 @@
 //!
 //! A call that finds its graph allocates nothing, and what it costs besides the arithmetic does not depend on the length of
 //! the context. A graph is built when its key comes for the first time, after [`SessionOptions::cached_graphs`] others were
-//! used since, and after the memory has grown. Results are read where the backend left them if it lends them, and are gone
+//! used since, and after states moved. Results are read where the executable offers them, and are gone
 //! with the next call.
 
 mod compile;
@@ -15,30 +15,28 @@ use std::time::Instant;
 
 use crate::backend::{Backend, Buffer};
 use crate::batch::{Batch, Embeddings, Features, Logits, Rows, Sequence, Tokens};
+use crate::builder::GraphBuilder;
 use crate::cache::GraphCache;
 use crate::dtype::DType;
 use crate::error::{Result, refuse};
-use crate::graph::Graph;
-use crate::key::{Buckets, GraphKey};
+use crate::key::{Buckets, GraphKey, Stage};
 use crate::memory::{Memory, Slot};
 use crate::model::Model;
-use crate::pass::{CompileOptions, FuseCounts};
-use crate::plan::MemoryPlan;
+use crate::pass::CompileOptions;
+use crate::pass::assign::place_states;
 use crate::profile::Profile;
 use crate::shape::Shape;
 use crate::snapshot::model_identity;
+pub use crate::state::MAX_CONTEXT;
 use crate::state::StateOptions;
 use crate::stats::History;
 use crate::weights::WeightStore;
 use compile::Compiled;
 use inputs::slice_tokens;
-use output::{Arena, output};
+use output::Arena;
 
 pub use crate::stats::Stats;
 pub use compile::Described;
-
-/// Most positions of a slot: states of usual widths then have far fewer elements than a shape can count.
-pub const MAX_CONTEXT: usize = 1 << 17;
 
 /// Bytes of an input word: ids, positions and f32 values alike.
 const WORD: usize = 4;
@@ -73,6 +71,8 @@ pub struct SessionOptions {
     pub cached_graphs: usize,
     /// Whether compiled graphs are used again.
     pub reuse: Reuse,
+    /// Which backend has a layer and its states, by index into the session's list; layers past the end prefer the first.
+    pub placement: Vec<usize>,
     /// How graphs are compiled.
     pub compile: CompileOptions,
     /// Whether [`Stats::run_ns`] is kept: two readings of the clock in every call.
@@ -89,6 +89,7 @@ impl Default for SessionOptions {
             buckets: Buckets::default(),
             cached_graphs: 32,
             reuse: Reuse::default(),
+            placement: Vec::new(),
             compile: CompileOptions::default(),
             timed: false,
         }
@@ -96,8 +97,8 @@ impl Default for SessionOptions {
 }
 
 impl SessionOptions {
-    fn states(&self, n_ctx: usize) -> StateOptions {
-        StateOptions { n_slots: self.n_slots, n_ctx, kv_dtype: self.kv_dtype }
+    fn states(&self) -> StateOptions {
+        StateOptions { n_slots: self.n_slots, n_ctx: self.n_ctx, kv_dtype: self.kv_dtype }
     }
 }
 
@@ -117,15 +118,13 @@ pub struct Session {
     cache: GraphCache<Compiled>,
     history: History,
     last_run: Option<usize>,
-    /// The arena whose results are lent to the caller, until the next call.
+    /// The graph whose results the caller may look at, until the next call.
     lent: Option<usize>,
     words: Vec<u32>,
     /// How many of them the call needs.
     n_words: usize,
     /// Where the results of every sequence or clip of the last call are: first row, number of rows.
     parts: Vec<(u32, u32)>,
-    /// Results of a backend that lends none.
-    values: Vec<f32>,
     stats: Stats,
     /// Where the time goes, while somebody wants to know.
     profile: Option<Profile>,
@@ -134,23 +133,27 @@ pub struct Session {
 }
 
 impl Session {
-    /// Prepares a model on backends in order of preference; states live on the first. Weights are imported when the
-    /// first graph that reads them is compiled.
+    /// Prepares a model on backends in order of preference. The states of a layer live on the first backend that runs what
+    /// touches them, the one that [`SessionOptions::placement`] names before others. Weights are imported when the first
+    /// graph that reads them is compiled.
     pub fn open(
         model: Arc<dyn Model>,
         weights: &WeightStore,
         backends: &[Arc<dyn Backend>],
         options: SessionOptions,
     ) -> Result<Self> {
-        let Some(first) = backends.first() else {
+        if backends.is_empty() {
             return refuse(format_args!("a session needs at least one backend"));
-        };
+        }
+        if let Some(backend) = options.placement.iter().find(|&&b| b >= backends.len()) {
+            return refuse(format_args!("backend {backend} of {} has a layer", backends.len()));
+        }
         if !matches!(options.kv_dtype, DType::F16 | DType::F32) {
             return refuse(format_args!("attention cache: want F16 or F32, got {}", options.kv_dtype));
         }
         check_context(options.n_ctx)?;
-        let memory = Memory::new(Arc::clone(first), model.states(), &options.states(options.n_ctx))?;
-        let stats = Stats { state_bytes: memory.bytes(), ..Stats::default() };
+        let homes = homes(&*model, backends, &options)?;
+        let memory = Memory::new(backends, homes, model.states(), &options.states())?;
         let n_weights = weights.len();
         Ok(Self {
             n_vocab: model.n_vocab(),
@@ -168,8 +171,7 @@ impl Session {
             words: Vec::new(),
             n_words: 0,
             parts: Vec::new(),
-            values: Vec::new(),
-            stats,
+            stats: Stats::default(),
             profile: None,
             identity: OnceLock::new(),
             options,
@@ -228,7 +230,7 @@ impl Session {
 
     /// Counters since the session was opened.
     pub fn stats(&self) -> Stats {
-        self.stats
+        Stats { state_bytes: self.memory.bytes(), state_moves: self.memory.n_moves(), ..self.stats }
     }
 
     /// Switches timing of every node on or off. Switching it on where it is on sets all times to 0.
@@ -245,17 +247,17 @@ impl Session {
         self.profile.as_ref()
     }
 
-    /// Makes every slot hold at least `n_ctx` positions. What the slots held is lost and all of them are free again if
-    /// the memory had to grow.
+    /// Lets every sequence have at least `n_ctx` positions. Slots keep what they hold, and graphs stay, unless the system
+    /// reserves no addresses without memory: [`Stats::state_moves`] then counts a move.
     pub fn reserve_context(&mut self, n_ctx: usize) -> Result<()> {
         if n_ctx <= self.options.n_ctx {
             return Ok(());
         }
         check_context(n_ctx)?;
-        self.drop_graphs();
-        self.memory = Memory::new(Arc::clone(&self.backends[0]), self.model.states(), &self.options.states(n_ctx))?;
+        if self.memory.raise_context(self.model.states(), n_ctx)? {
+            self.drop_graphs();
+        }
         self.options.n_ctx = n_ctx;
-        self.stats.state_bytes = self.memory.bytes();
         Ok(())
     }
 
@@ -278,13 +280,19 @@ impl Session {
     /// recurrent states may have changed are torn, as [`crate::memory`] says.
     pub fn step(&mut self, batch: &Batch<'_>) -> Result<Logits<'_>> {
         let key = self.key(batch)?;
+        for seq in batch.seqs {
+            self.memory.grow(seq.slot, seq.tokens.len())?;
+        }
         let index = self.compiled(&key)?;
         self.begin(index, batch, &key);
         self.run(&key, index)?;
-        let Self { cache, arenas, backends, values, lent, memory, n_vocab, parts, .. } = self;
+        let Self { cache, lent, memory, n_vocab, parts, .. } = self;
         let values = match key.n_outputs {
             0 => &[],
-            _ => output(&cache.peek(index).first_output()?, arenas, backends, values, lent)?,
+            _ => {
+                *lent = Some(index);
+                cache.get_mut(index).results()?
+            }
         };
         for seq in batch.seqs {
             memory.commit(seq.slot, seq.tokens.len());
@@ -320,9 +328,9 @@ impl Session {
         let index = self.compiled(&key)?;
         self.begin_clips(index, clips, &key, &encoder);
         self.run(&key, index)?;
-        let Self { cache, arenas, backends, values, lent, n_embd, parts, .. } = self;
-        let values = output(&cache.peek(index).first_output()?, arenas, backends, values, lent)?;
-        Ok(Embeddings::new(values, *n_embd, parts))
+        self.lent = Some(index);
+        let values = self.cache.get_mut(index).results()?;
+        Ok(Embeddings::new(values, self.n_embd, &self.parts))
     }
 
     /// A named tensor of the last run, as [`CompileOptions::taps`] asked for it: its values, integers too, and its shape.
@@ -330,8 +338,7 @@ impl Session {
         let Some(compiled) = self.last_run.map(|i| self.cache.peek(i)) else { return Ok(None) };
         let Some(id) = compiled.described.graph.named(name) else { return Ok(None) };
         let Some(at) = compiled.described.graph.outputs.iter().position(|&o| o == id) else { return Ok(None) };
-        let mut values = Vec::new();
-        compiled.place(at)?.read(&self.arenas, &self.backends, &mut values)?;
+        let mut values = compiled.place(at)?.read(&self.arenas, &self.backends)?;
         let desc = compiled.described.graph.tensor(id);
         if desc.dtype == DType::I32 {
             values.iter_mut().for_each(|v| *v = v.to_bits().cast_signed() as f32);
@@ -339,19 +346,25 @@ impl Session {
         Ok(Some((values, desc.shape)))
     }
 
-    /// The graph that a call of this shape runs, and how often each fusion rule applied to it.
-    pub fn graph(&mut self, key: &GraphKey) -> Result<(&Graph, &MemoryPlan, &FuseCounts)> {
+    /// What a call of this shape runs: compiled if it was not yet.
+    ///
+    /// Errors: as for [`Session::describe`].
+    pub fn graph(&mut self, key: &GraphKey) -> Result<&Described> {
         let index = self.compiled(key)?;
-        let compiled = self.cache.peek(index);
-        let Described { graph, plan, fused, .. } = &compiled.described;
-        Ok((graph, plan, fused))
+        Ok(&self.cache.peek(index).described)
+    }
+
+    /// Whoever calls again looks at no results any more.
+    #[inline]
+    fn end_results(&mut self) {
+        if let Some(index) = self.lent.take() {
+            self.cache.get_mut(index).end_results();
+        }
     }
 
     /// Runs a graph on the input block in `words`.
     fn run(&mut self, key: &GraphKey, index: usize) -> Result<()> {
-        if let Some(loan) = self.lent.take().and_then(|i| self.arenas[i].loan.as_mut()) {
-            loan.end();
-        }
+        self.end_results();
         self.last_run = Some(index);
         if self.options.timed || self.profile.is_some() {
             return self.run_timed(key, index);
@@ -388,6 +401,19 @@ impl Session {
         }
         Ok(())
     }
+}
+
+/// The backend of every state.
+fn homes(model: &dyn Model, backends: &[Arc<dyn Backend>], options: &SessionOptions) -> Result<Vec<usize>> {
+    let layers: Vec<u32> = model.states().declarations().iter().map(|d| d.layer).collect();
+    if backends.len() == 1 {
+        return Ok(vec![0; layers.len()]);
+    }
+    let layout = model.states().layout(&options.states())?;
+    let builder = GraphBuilder::new(&layout);
+    let n_kv = u32::try_from(options.n_ctx).expect("contexts are checked");
+    model.build(&builder, &GraphKey { stage: Stage::Tokens, n_seqs: 1, n_tokens: 1, n_kv, n_outputs: 1 });
+    Ok(place_states(&builder.finish()?, backends, &options.placement, &layers))
 }
 
 fn check_context(n_ctx: usize) -> Result<()> {

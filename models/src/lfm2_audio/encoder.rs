@@ -176,8 +176,10 @@ impl AudioEncoder for Encoder {
         let mut x = g.name(self.pre_encode(g, &clips), "enc.stem");
         let positions = g.rel_positions(x);
         for (i, layer) in self.layers.iter().enumerate() {
+            g.layer(i);
             x = g.name(layer.build(g, i, x, positions, clips.spans, self.n_head), ("enc.blk", i, "out"));
         }
+        g.layer(None);
         let x = self.adapter_norm.build(g, x);
         let x = g.unary(Unary::Gelu, self.adapter_linear1.build(g, x));
         g.output(g.name(self.adapter_linear2.build(g, x), "enc.embeddings"));

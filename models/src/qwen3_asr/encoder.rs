@@ -204,8 +204,10 @@ impl AudioEncoder for Encoder {
         let width = g.shape(x).last();
         let mut x = g.name(g.reshape(x, [n_chunks * CHUNK_TOKENS, width]), "enc.stem");
         for (i, layer) in self.layers.iter().enumerate() {
+            g.layer(i);
             x = g.name(self.layer(g, i, layer, x, clips.spans), ("enc.blk", i, "out"));
         }
+        g.layer(None);
         let x = g.name(self.ln_post.build(g, x), "enc.ln_post");
         let x = g.name(self.proj1.build(g, x), "enc.proj1");
         let x = self.proj2.build(g, g.unary(Unary::Gelu, x));

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use engine::plan::Place;
+use engine::plan::{MemoryPlan, Place};
 use engine::tensor::TensorId;
 
 use super::graph::Shown;
@@ -18,10 +18,18 @@ struct Occupant {
     replaces: Option<TensorId>,
 }
 
-/// The plan: sizes, and a line for everything in the arena.
+/// The plan of every backend: sizes, and a line for everything in the arena.
 pub fn text(shown: &Shown<'_>) -> String {
-    let (graph, plan) = (&shown.described.graph, &shown.described.plan);
-    let occupants = occupants(shown);
+    let plans: Vec<_> = (0..shown.backends.len()).filter_map(|i| Some((i, shown.described.plan(i)?))).collect();
+    match plans[..] {
+        [(_, plan)] => of(shown, plan),
+        _ => plans.iter().map(|(i, plan)| format!("{}\n{}\n", shown.backends[*i].name(), of(shown, plan))).collect(),
+    }
+}
+
+fn of(shown: &Shown<'_>, plan: &MemoryPlan) -> String {
+    let graph = &shown.described.graph;
+    let occupants = occupants(shown, plan);
     let sum: usize = occupants.iter().filter(|o| o.replaces.is_none()).map(|o| o.bytes.len()).sum();
     let all: usize = occupants.iter().map(|o| o.bytes.len()).sum();
     let peak = (0..=graph.nodes.len()).map(|node| needed(&occupants, node)).max().unwrap_or_default();
@@ -75,8 +83,8 @@ fn needed(occupants: &[Occupant], node: usize) -> usize {
 }
 
 /// Results and scratch memory in the order of their nodes.
-fn occupants(shown: &Shown<'_>) -> Vec<Occupant> {
-    let (graph, plan) = (&shown.described.graph, &shown.described.plan);
+fn occupants(shown: &Shown<'_>, plan: &MemoryPlan) -> Vec<Occupant> {
+    let graph = &shown.described.graph;
     let mut last_read = vec![0; graph.tensors.len()];
     for (id, node) in graph.walk() {
         node.args.iter().for_each(|&arg| last_read[graph.root(arg).index()] = id.index());
