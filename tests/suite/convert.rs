@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use convert::quantize::Quantization;
 use convert::quantize::overrides::Overrides;
-use convert::{Conversion, ErrorKind, FileType, to_memory};
+use convert::{Conversion, ErrorKind, FileType, Options, to_memory};
 use engine::DType;
 use engine::gguf::{Gguf, Value};
 use half::f16;
@@ -302,6 +302,33 @@ fn in_memory_is_the_bundle_as_stored() {
 }
 
 #[test]
+fn another_attention_window_is_one_key_more() {
+    const KEY: &str = "tympan.audio.window_frames";
+    let usual = convert(&fixture("golden/qwen3_asr"), pair(FileType::Q8_0)).unwrap();
+    let dir = copy_of("golden/qwen3_asr");
+    let n_window = |n: u32| edit_config(&dir, |c| c["thinker_config"]["audio_config"]["n_window_infer"] = json!(n));
+    n_window(400);
+    let other = convert(dir.path(), pair(FileType::Q8_0)).unwrap();
+    assert_eq!(tensors(&other), tensors(&usual));
+    // The folder's name is in the keys of both.
+    let own = |file: &Gguf| -> Vec<_> {
+        let all = file.metadata().map(|(key, value)| (key.to_owned(), value));
+        all.filter(|(key, _)| !key.starts_with("general.")).collect()
+    };
+    assert_eq!(own(&other[0]), own(&usual[0]));
+    let mut want = own(&usual[1]);
+    assert!(want.iter().all(|(key, _)| key != KEY));
+    want.push((KEY.to_owned(), Value::U32(400)));
+    assert_eq!(own(&other[1]), want);
+    models::load(other, LoadOptions::default()).unwrap();
+
+    let overrides = Overrides::parse(&[], &[format!("{KEY}=int:99")]).unwrap();
+    let file = convert(dir.path(), Options { overrides, ..bundle(FileType::Q8_0) }).unwrap();
+    let error = models::load(file, LoadOptions::default()).err().unwrap().to_string();
+    assert!(error.contains(KEY) && error.contains("want at least 100, got 99"), "{error}");
+}
+
+#[test]
 fn an_interrupted_conversion_leaves_nothing() {
     let out = tempfile::tempdir().unwrap();
     let conversion = Conversion::open(&fixture("golden/qwen3_asr"), |_| pair(FileType::F32)).unwrap();
@@ -379,8 +406,8 @@ fn bad_checkpoints_are_one_line_with_file_and_cause() {
             "rope_scaling.rope_type: want \"default\", got \"yarn\"",
         ),
         (
-            set("/thinker_config/audio_config/n_window_infer", json!(400)),
-            "audio_config.n_window_infer: want an integer from 800 to 800, got 400",
+            set("/thinker_config/audio_config/n_window_infer", json!(99)),
+            "audio_config.n_window_infer: want an integer from 100 to 16777216, got 99",
         ),
         (
             set("/thinker_config/audio_config/encoder_attention_heads", json!(3)),

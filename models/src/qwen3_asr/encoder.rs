@@ -1,5 +1,5 @@
 //! The audio tower of Qwen3-ASR: strided convolutions over one-second chunks, then transformer layers that attend inside
-//! windows of eight seconds. Source: qwen-asr, `Qwen3ASRAudioEncoder.forward`; transformers,
+//! windows of some seconds, eight in every release. Source: qwen-asr, `Qwen3ASRAudioEncoder.forward`; transformers,
 //! `models/qwen3_asr/modeling_qwen3_asr.py`.
 
 use engine::builder::{ClipInputs, GraphBuilder, Spans};
@@ -19,8 +19,12 @@ use crate::hparams::Hparams;
 
 /// Frames of a chunk, which is convolved by itself: one second. Not in the files: `2 * n_window` of every release.
 pub const CHUNK_FRAMES: usize = 100;
-/// Seconds that attend to each other. Not in the files: `n_window_infer / (2 * n_window)` of every release.
-const WINDOW_CHUNKS: usize = 8;
+/// Prefix of the keys that llama.cpp does not know: it computes with the windows of the releases.
+const OWN_KEYS: &str = "tympan.audio";
+/// Frames that attend to each other, a part of a chunk left out: `n_window_infer`.
+const WINDOW_FRAMES_KEY: &str = "window_frames";
+/// The same where the key is not there, as in every release.
+const WINDOW_FRAMES: usize = 800;
 /// Kernel extent of the convolutions.
 const KERNEL: usize = 3;
 /// Step of the convolutions.
@@ -48,6 +52,16 @@ pub fn audio_tokens(n_frames: usize) -> usize {
     let rest = n_frames % CHUNK_FRAMES;
     let tail = if rest == 0 { 0 } else { stem_extent(rest) };
     n_frames / CHUNK_FRAMES * CHUNK_TOKENS + tail
+}
+
+/// Audio tokens that attend to each other. Errors: windows shorter than a chunk.
+fn window_tokens(files: &[Gguf]) -> Result<u32> {
+    let own = Hparams::new(files, OWN_KEYS);
+    let n_frames = own.size_or(WINDOW_FRAMES_KEY, WINDOW_FRAMES)?;
+    if n_frames < CHUNK_FRAMES {
+        return Err(own.bad(WINDOW_FRAMES_KEY, format!("want at least {CHUNK_FRAMES}, got {n_frames}")));
+    }
+    Ok(u32::try_from(n_frames / CHUNK_FRAMES * CHUNK_TOKENS).expect("sizes in metadata are far below 32 bits"))
 }
 
 struct Conv {
@@ -125,12 +139,11 @@ impl Encoder {
                 what: format!("want at least {CHUNK_TOKENS} rows, got {n_positions}"),
             });
         }
-        let window_tokens = u32::try_from(WINDOW_CHUNKS * CHUNK_TOKENS).expect("a small constant");
         Ok(Self {
             n_mels,
             n_head,
             window: match attention {
-                AudioAttention::Windowed => Window::Blocks(window_tokens),
+                AudioAttention::Windowed => Window::Blocks(window_tokens(files)?),
                 AudioAttention::Full => Window::Full,
             },
             conv2d: [conv(1)?, conv(2)?, conv(3)?],

@@ -28,7 +28,7 @@ const MIN_SAMPLES: usize = 8000;
 /// What an audio token attends to in the encoder.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub enum AudioAttention {
-    /// Windows of 8 s, as the model was trained.
+    /// Windows of the length that the model was made for, 8 s in every release.
     #[default]
     Windowed,
     /// The whole clip, as the official package computes it without FlashAttention.

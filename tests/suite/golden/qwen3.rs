@@ -5,9 +5,12 @@ use std::sync::Arc;
 use engine::backend::Backend;
 use engine::batch::{Features, Tokens};
 use models::qwen3_asr::AudioAttention;
+use serde_json::json;
+use tempfile::TempDir;
 
 use super::trained::Trained;
 use super::{Golden, all_logits, backends, compare, decode, tap};
+use crate::checkpoint::{copy_of, edit_config};
 
 const QWEN3_TAPS: [(&str, &str); 8] = [
     ("embed", "tap.embed"),
@@ -150,6 +153,50 @@ fn qwen3_asr_full_attention_matches_the_official_package() {
         compare("full.block.1", &*backend, &tap(&s, "enc.blk.1.out")[..want.values.len()], &want);
         compare("full.embeddings", &*backend, &embeddings, &gold.expected("clip.132977.full.embeddings"));
     }
+}
+
+/// The fixture with attention windows of `n_frames`.
+fn with_window(n_frames: usize) -> (TempDir, Golden) {
+    let dir = copy_of("golden/qwen3_asr");
+    edit_config(&dir, |config| config["thinker_config"]["audio_config"]["n_window_infer"] = json!(n_frames));
+    let gold = Golden { dir: dir.path().to_owned(), ..Golden::open("qwen3_asr") };
+    (dir, gold)
+}
+
+#[test]
+fn a_window_longer_than_the_clip_is_full_attention() {
+    // 8.3 s: longer than the window of the releases, shorter than this one.
+    let (_dir, gold) = with_window(900);
+    for backend in backends() {
+        let mut s = gold.session(&backend, AudioAttention::Windowed, &[]);
+        let stored = gold.expected("clip.132977.features");
+        let input = Features { n_mels: stored.shape[0], n_frames: stored.shape[1], values: &stored.values };
+        let embeddings = s.encode(&[input]).unwrap().clip(0).to_vec();
+        compare("embeddings", &*backend, &embeddings, &gold.expected("clip.132977.full.embeddings"));
+    }
+}
+
+#[test]
+fn a_window_is_a_pass_of_its_own() {
+    // What a window is in llama.cpp, and what follows from chunks that share nothing but attention. 250: a part of a
+    // chunk does not count, as in the integer division of `Qwen3ASRAudioEncoder.forward`.
+    const WINDOW: usize = 200;
+    let (_dir, short) = with_window(WINDOW + 50);
+    let usual = Golden::open("qwen3_asr");
+    let backend = backends().into_iter().find(|backend| backend.name() == "reference").unwrap();
+    let stored = usual.expected("clip.132977.features");
+    let [n_mels, n_frames] = stored.shape[..] else { panic!("want bands and frames") };
+    let encode = |gold: &Golden, frames: std::ops::Range<usize>| {
+        let bands = stored.values.chunks_exact(n_frames);
+        let values: Vec<f32> = bands.flat_map(|band| &band[frames.clone()]).copied().collect();
+        let mut s = gold.session(&backend, AudioAttention::Windowed, &[]);
+        s.encode(&[Features { n_mels, n_frames: frames.len(), values: &values }]).unwrap().clip(0).to_vec()
+    };
+    let whole = encode(&short, 0..n_frames);
+    let starts = (0..n_frames).step_by(WINDOW);
+    let passes: Vec<f32> = starts.flat_map(|at| encode(&usual, at..n_frames.min(at + WINDOW))).collect();
+    assert_eq!(whole, passes);
+    assert_ne!(whole, encode(&usual, 0..n_frames));
 }
 
 /// `13 floor(L / 100) + ceil((L mod 100) / 8)` for `L` frames of a clip that is raised to half a second.

@@ -1,7 +1,10 @@
 //! Qwen3-ASR: the two published layouts, the projector's keys and tensors.
 //!
-//! Source of names and keys: llama.cpp, `conversion/qwen3vl.py` and `conversion/qwenvl.py`. Front end and window sizes
-//! have no keys in that format: they are fixed by it, and a checkpoint with others is refused.
+//! Source of names and keys: llama.cpp, `conversion/qwen3vl.py` and `conversion/qwenvl.py`. Front end and chunk size have
+//! no keys in that format: they are fixed by it, and a checkpoint with others is refused. The attention window is fixed
+//! there too; one that is not that of the releases has a key of our own, which llama.cpp passes over.
+
+use std::ops::RangeInclusive;
 
 use anyhow::{Result, bail, ensure};
 use engine::gguf::Value;
@@ -19,8 +22,12 @@ pub const PRE_TOKENIZER: &str = "qwen2";
 pub const ARCHITECTURE: &str = "qwen3vl";
 /// Half a chunk, in frames.
 const N_WINDOW: u64 = 50;
-/// An attention window, in frames.
-const N_WINDOW_INFER: u64 = 800;
+/// Attention windows, in frames: at least a chunk, at most what a size in metadata may be.
+const N_WINDOW_INFER: RangeInclusive<u64> = 2 * N_WINDOW..=1 << 24;
+/// The attention window that the format takes for granted.
+const USUAL_N_WINDOW_INFER: usize = 800;
+/// Our key for another one.
+const WINDOW_FRAMES_KEY: &str = "tympan.audio.window_frames";
 /// Side of the stem's kernels.
 const KERNEL: usize = 3;
 /// Convolutions of the stem; each halves the mel axis.
@@ -140,6 +147,8 @@ fn refuse_aligner(checkpoint: &Model, config: &Section<'_>) -> Result<()> {
 struct AudioConfig {
     encoder: Encoder,
     n_channels: usize,
+    /// Frames that attend to each other.
+    n_window_infer: usize,
 }
 
 impl AudioConfig {
@@ -148,7 +157,7 @@ impl AudioConfig {
         config.expect_text("activation_function", "gelu")?;
         config.expect_off("scale_embedding")?;
         config.integer("n_window", N_WINDOW..=N_WINDOW)?;
-        config.integer("n_window_infer", N_WINDOW_INFER..=N_WINDOW_INFER)?;
+        let n_window_infer = config.integer("n_window_infer", N_WINDOW_INFER)?;
         config.integer("output_dim", n_out as u64..=n_out as u64)?;
         let (n_embd, n_head) = width_and_heads(config, "encoder_attention_heads")?;
         let encoder = Encoder {
@@ -159,12 +168,16 @@ impl AudioConfig {
             n_mels: config.integer("num_mel_bins", 1..=MAX_WIDTH)?,
             n_out,
         };
-        Ok(Self { encoder, n_channels: config.integer("downsample_hidden_size", 1..=MAX_WIDTH)? })
+        Ok(Self { encoder, n_channels: config.integer("downsample_hidden_size", 1..=MAX_WIDTH)?, n_window_infer })
     }
 
     fn keys(&self) -> Vec<(String, Value)> {
         let mut keys = self.encoder.keys();
         keys.push(("clip.audio.projector_type".to_owned(), "qwen3a".into()));
+        if self.n_window_infer != USUAL_N_WINDOW_INFER {
+            let n_frames = u32::try_from(self.n_window_infer).expect("the limit is far below");
+            keys.push((WINDOW_FRAMES_KEY.to_owned(), n_frames.into()));
+        }
         keys
     }
 
