@@ -16,7 +16,7 @@ const MAX_THREADS: usize = 1024;
 
 /// Which model to use.
 #[derive(Args, Clone, Debug, Default)]
-pub struct ModelArgs {
+pub(crate) struct ModelArgs {
     /// GGUF file, directory with one model in it, checkpoint directory (safetensors), or synth:SHAPE:TYPE:SEED, random weights
     /// of a published shape; the seed may be left out [default: the built-in demonstration model]
     #[arg(short, long, value_name = "PATH")]
@@ -29,7 +29,7 @@ pub struct ModelArgs {
 
 /// Where to compute.
 #[derive(Args, Clone, Debug, Default)]
-pub struct DeviceArgs {
+pub(crate) struct DeviceArgs {
     /// Threads [default: all available cores]
     #[arg(short, long, value_name = "N", value_parser = parse_threads)]
     pub threads: Option<NonZeroUsize>,
@@ -54,7 +54,7 @@ pub struct DeviceArgs {
 
 /// On or off.
 #[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Switch {
+pub(crate) enum Switch {
     /// Yes.
     On,
     /// No.
@@ -96,13 +96,13 @@ impl From<KvType> for DType {
 }
 
 /// A number of threads from the command line.
-pub fn parse_threads(text: &str) -> Result<NonZeroUsize, String> {
+pub(crate) fn parse_threads(text: &str) -> Result<NonZeroUsize, String> {
     let n: usize = text.parse().map_err(|_| format!("want 1 to {MAX_THREADS}"))?;
     NonZeroUsize::new(n).filter(|n| n.get() <= MAX_THREADS).ok_or_else(|| format!("want 1 to {MAX_THREADS}"))
 }
 
 /// An opened device.
-pub struct Device {
+pub(crate) struct Device {
     /// What computes.
     pub backend: Arc<dyn Backend>,
     /// Threads that it uses.
@@ -113,7 +113,7 @@ impl DeviceArgs {
     /// Opens the device.
     ///
     /// Errors: a device that does not exist or that this version does not have.
-    pub fn open(&self) -> Outcome<Device> {
+    pub(crate) fn open(&self) -> Outcome<Device> {
         if let Some(layers) = &self.gpu_layers {
             return Err(Failure::not_in_this_version(format!("--gpu-layers {layers}")));
         }
@@ -143,7 +143,7 @@ impl DeviceArgs {
     /// Whether compiled graphs are used again, by the flag or the environment.
     ///
     /// Errors: a variable with another value than it may have.
-    pub fn reuse(&self) -> Outcome<Reuse> {
+    pub(crate) fn reuse(&self) -> Outcome<Reuse> {
         let default = environment(REUSE_VARIABLE, &[("on", Switch::On), ("off", Switch::Off)])?;
         let verify = environment(VERIFY_VARIABLE, &[("1", true), ("0", false)])?;
         Ok(match self.graph_reuse.or(default).unwrap_or(Switch::On) {

@@ -15,7 +15,7 @@ use crate::report::Verbosity;
 
 /// How planned files are written.
 #[derive(Args, Debug)]
-pub struct AssemblyArgs {
+pub(crate) struct AssemblyArgs {
     /// List files, tensors, types, shapes, sizes and offsets as they would be written, and write nothing
     #[arg(long)]
     pub dry_run: bool,
@@ -40,7 +40,7 @@ pub struct AssemblyArgs {
 
 impl AssemblyArgs {
     /// Lists, writes or compares the files, and prints their names.
-    pub fn run<W: Weights>(&self, assembly: &Assembly<'_, W>) -> Outcome<Exit> {
+    pub(crate) fn run<W: Weights>(&self, assembly: &Assembly<'_, W>) -> Outcome<Exit> {
         if self.dry_run {
             print!("{}", assembly.list());
             return Ok(Exit::Done);

@@ -21,7 +21,7 @@ const GB: f64 = 1e9;
 
 /// The files of a model.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct ModelFiles {
+pub(crate) struct ModelFiles {
     /// The text model.
     pub text: PathBuf,
     /// The projector, where the model hears.
@@ -50,7 +50,7 @@ impl ModelFiles {
 /// The files of `model`, made now unless they are there.
 ///
 /// Errors: a directory that cannot be written to, a full disk, an interruption.
-pub fn open(model: &SyntheticModel, say: Verbosity) -> Outcome<ModelFiles> {
+pub(crate) fn open(model: &SyntheticModel, say: Verbosity) -> Outcome<ModelFiles> {
     let directory = directory(|name| std::env::var_os(name));
     let files = ModelFiles::of(model, &directory);
     if files.exist() {

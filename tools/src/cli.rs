@@ -52,7 +52,7 @@ enum Command {
 }
 
 /// Parses the arguments of the process, runs the subcommand and gives its exit code.
-pub fn main() -> ExitCode {
+pub(crate) fn main() -> ExitCode {
     let cli = match Cli::try_parse_from(bench::spelt_out(std::env::args_os())) {
         Ok(cli) => cli,
         Err(e) => {

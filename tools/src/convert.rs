@@ -28,7 +28,7 @@ fn types() -> PossibleValuesParser {
   tympan convert Qwen3-ASR-0.6B --type q8_0 --audio-type f16 -o models/
   tympan convert LFM2-Audio-1.5B --bundle -o asr.gguf
   tympan convert synth:lfm2-1.2b --type q4_k_m -o models/")]
-pub struct ConvertArgs {
+pub(crate) struct ConvertArgs {
     /// Directory with config.json, model.safetensors (or shards) and the tokenizer; or synth:SHAPE[:SEED], random weights
     /// of a published shape
     #[arg(value_name = "CHECKPOINT_DIR")]
@@ -73,7 +73,7 @@ fn parse_size(text: &str) -> Result<u64, String> {
 }
 
 /// Runs the subcommand.
-pub fn run(args: &ConvertArgs) -> Outcome<Exit> {
+pub(crate) fn run(args: &ConvertArgs) -> Outcome<Exit> {
     let file_type =
         |name: &str| FileType::from_name(name).ok_or_else(|| Failure::usage(format!("{name}: no such type")));
     let text_type = file_type(&args.file_type)?;

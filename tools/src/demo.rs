@@ -25,7 +25,7 @@ const FILES: Files = Files::Embedded {
 };
 
 /// Converts the model in memory.
-pub fn open() -> anyhow::Result<Gguf> {
+pub(crate) fn open() -> anyhow::Result<Gguf> {
     Ok(to_memory(FILES)?)
 }
 

@@ -34,7 +34,7 @@ impl From<Exit> for ExitCode {
 
 /// An error that knows its exit code.
 #[derive(Debug)]
-pub struct Failure {
+pub(crate) struct Failure {
     /// What the program exits with.
     pub exit: Exit,
     /// What failed, on which file, expected and found.
@@ -42,21 +42,21 @@ pub struct Failure {
 }
 
 /// `Result` with an exit code.
-pub type Outcome<T> = Result<T, Failure>;
+pub(crate) type Outcome<T> = Result<T, Failure>;
 
 impl Failure {
     /// A usage error.
-    pub fn usage(message: impl std::fmt::Display) -> Self {
+    pub(crate) fn usage(message: impl std::fmt::Display) -> Self {
         Self { exit: Exit::Usage, error: anyhow::anyhow!("{message}") }
     }
 
     /// A flag or value of the contract that is not built yet.
-    pub fn not_in_this_version(what: impl std::fmt::Display) -> Self {
+    pub(crate) fn not_in_this_version(what: impl std::fmt::Display) -> Self {
         Self::usage(format!("{what}: not in this version"))
     }
 
     /// An error in a model or checkpoint; running out of memory keeps its own code.
-    pub fn model(error: impl Into<anyhow::Error>) -> Self {
+    pub(crate) fn model(error: impl Into<anyhow::Error>) -> Self {
         let error = error.into();
         let memory = error
             .chain()
@@ -65,12 +65,12 @@ impl Failure {
     }
 
     /// An output that cannot be written.
-    pub fn output(error: impl Into<anyhow::Error>) -> Self {
+    pub(crate) fn output(error: impl Into<anyhow::Error>) -> Self {
         Self { exit: Exit::SomeFailed, error: error.into() }
     }
 
     /// An error in an input.
-    pub fn input(error: impl Into<anyhow::Error>) -> Self {
+    pub(crate) fn input(error: impl Into<anyhow::Error>) -> Self {
         Self { exit: Exit::Input, error: error.into() }
     }
 }

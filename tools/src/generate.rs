@@ -38,7 +38,7 @@ Examples:
 
 Exit codes: 0 done (the text ended, or has -n tokens), 1 an output cannot be written, 2 usage, 4 model, 5 memory."
 )]
-pub struct GenerateArgs {
+pub(crate) struct GenerateArgs {
     /// GGUF file, directory with one model in it, checkpoint directory (safetensors), or synth:SHAPE:TYPE:SEED, random
     /// weights of a published shape; of a speech model the language model is used [default: that of the built-in demonstration model]
     #[arg(short, long, value_name = "PATH")]
@@ -115,7 +115,7 @@ fn parse_probability(text: &str) -> Result<f32, String> {
 /// Runs the subcommand.
 ///
 /// Errors: usage, a model that cannot be loaded, logits that cannot be written.
-pub fn run(args: &GenerateArgs) -> Outcome<Exit> {
+pub(crate) fn run(args: &GenerateArgs) -> Outcome<Exit> {
     let say = Verbosity::new(args.quiet, args.verbose);
     if args.prompt.as_deref() == Some("") {
         return Err(Failure::usage("--prompt: want some text, got none"));

@@ -9,11 +9,11 @@ static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
 /// Whether the user asked to stop.
 #[derive(Clone, Copy, Debug)]
-pub struct Interrupt(());
+pub(crate) struct Interrupt(());
 
 impl Interrupt {
     /// Takes over the signals. The first one sets the flag, the second one ends the process at once.
-    pub fn install() -> Outcome<Self> {
+    pub(crate) fn install() -> Outcome<Self> {
         let handler = || {
             if INTERRUPTED.swap(true, Ordering::Relaxed) {
                 std::process::exit(Exit::Interrupted as i32);
@@ -27,7 +27,7 @@ impl Interrupt {
     }
 
     /// Whether a signal came.
-    pub fn is_set(self) -> bool {
+    pub(crate) fn is_set(self) -> bool {
         INTERRUPTED.load(Ordering::Relaxed)
     }
 }

@@ -2,6 +2,8 @@
 //!
 //! `tympan` parses, calls the libraries (`models`, `convert`) and maps errors to exit codes; what it computes is theirs.
 
+#![warn(unreachable_pub)]
+
 mod args;
 mod assembly;
 mod bench;

@@ -14,7 +14,7 @@ use crate::exit::{Failure, Outcome};
 use crate::report::Verbosity;
 
 /// A loaded model and how to speak of it.
-pub struct Model {
+pub(crate) struct Model {
     /// Architecture, weights and files.
     pub loaded: Loaded,
     /// File name for messages and JSON.
@@ -27,7 +27,7 @@ impl ModelArgs {
     /// Loads the model, the built-in one without `-m`.
     ///
     /// Errors: missing, malformed or unsupported files.
-    pub fn load(&self, options: LoadOptions, say: Verbosity) -> Outcome<Model> {
+    pub(crate) fn load(&self, options: LoadOptions, say: Verbosity) -> Outcome<Model> {
         let Some(path) = &self.model else {
             say.note(
                 "no model given: using the built-in demonstration model (163 English words); -m MODEL.gguf for a real one",
@@ -46,7 +46,7 @@ impl ModelArgs {
     /// as loading.
     ///
     /// Errors: a shape, type or seed that does not exist, files that cannot be written.
-    pub fn prepare(&self, say: Verbosity) -> Outcome<()> {
+    pub(crate) fn prepare(&self, say: Verbosity) -> Outcome<()> {
         if let Some(wanted) = self.model.as_deref().map_or(Ok(None), SyntheticModel::parse)? {
             cache::open(&wanted, say)?;
         }
@@ -123,7 +123,7 @@ fn is_later_part(path: &Path) -> bool {
 /// The only model in a directory.
 ///
 /// Errors: none or several.
-pub fn the_model_in(dir: &Path) -> anyhow::Result<PathBuf> {
+pub(crate) fn the_model_in(dir: &Path) -> anyhow::Result<PathBuf> {
     let (_, models) = gguf_files(dir)?;
     match &models[..] {
         [model] => Ok(model.clone()),

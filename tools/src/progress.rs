@@ -9,7 +9,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use crate::interrupt::Interrupt;
 
 /// Progress on standard error, and the user's interruption.
-pub struct Bar {
+pub(crate) struct Bar {
     bar: ProgressBar,
     written: AtomicU64,
     interrupt: Interrupt,
@@ -17,7 +17,7 @@ pub struct Bar {
 
 impl Bar {
     /// A bar of `elements`, drawn where standard error is a terminal and `quiet` is not set.
-    pub fn new(elements: u64, quiet: bool, interrupt: Interrupt) -> Self {
+    pub(crate) fn new(elements: u64, quiet: bool, interrupt: Interrupt) -> Self {
         let target = if quiet || !std::io::stderr().is_terminal() {
             ProgressDrawTarget::hidden()
         } else {
@@ -30,7 +30,7 @@ impl Bar {
     }
 
     /// Removes the bar.
-    pub fn finish(&self) {
+    pub(crate) fn finish(&self) {
         self.bar.finish_and_clear();
     }
 }

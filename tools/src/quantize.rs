@@ -22,7 +22,7 @@ use crate::exit::{Exit, Failure, Outcome};
   tympan quantize model-bf16.gguf model-q4_k_m.gguf q4_k_m
   tympan quantize model-bf16.gguf model-q3_k_m.gguf q3_k_m --imatrix imatrix.gguf
   tympan quantize model-q8_0.gguf model-q4_0.gguf q4_0 --allow-requantize")]
-pub struct QuantizeArgs {
+pub(crate) struct QuantizeArgs {
     /// GGUF file, or the first part of a split one
     #[arg(value_name = "IN.gguf")]
     input: PathBuf,
@@ -48,7 +48,7 @@ pub struct QuantizeArgs {
 
 /// What a file has otherwise than its type says.
 #[derive(Args, Debug)]
-pub struct OverrideArgs {
+pub(crate) struct OverrideArgs {
     /// Importance matrix of the model (GGUF, as llama-imatrix writes it)
     #[arg(long, value_name = "FILE")]
     pub imatrix: Option<PathBuf>,
@@ -64,12 +64,12 @@ pub struct OverrideArgs {
 
 impl OverrideArgs {
     /// The importance matrix, where one is given.
-    pub fn importance(&self) -> Outcome<Option<ImportanceMatrix>> {
+    pub(crate) fn importance(&self) -> Outcome<Option<ImportanceMatrix>> {
         self.imatrix.as_deref().map(ImportanceMatrix::open).transpose().map_err(Failure::model)
     }
 
     /// Types and keys.
-    pub fn overrides(&self) -> Outcome<Overrides> {
+    pub(crate) fn overrides(&self) -> Outcome<Overrides> {
         Overrides::parse(&self.tensor_type, &self.override_kv).map_err(|e| Failure::usage(format!("{e:#}")))
     }
 }
@@ -79,7 +79,7 @@ fn types() -> PossibleValuesParser {
 }
 
 /// Runs the subcommand.
-pub fn run(args: &QuantizeArgs) -> Outcome<Exit> {
+pub(crate) fn run(args: &QuantizeArgs) -> Outcome<Exit> {
     let mix = FileType::from_name(&args.file_type).ok_or_else(|| Failure::usage("no such type"))?;
     let overrides = args.overrides.overrides()?;
     let source = Gguf::open(&args.input).map_err(Failure::model)?;

@@ -2,7 +2,7 @@
 
 /// How much is said on standard error.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Debug)]
-pub enum Verbosity {
+pub(crate) enum Verbosity {
     /// Errors only.
     Quiet,
     /// Results of each stage, warnings and hints.
@@ -14,7 +14,7 @@ pub enum Verbosity {
 
 impl Verbosity {
     /// From the flags `-q` and `-v`.
-    pub fn new(quiet: bool, verbose: bool) -> Self {
+    pub(crate) fn new(quiet: bool, verbose: bool) -> Self {
         if quiet {
             Self::Quiet
         } else if verbose {
@@ -25,14 +25,14 @@ impl Verbosity {
     }
 
     /// Says a line unless quiet.
-    pub fn note(self, line: impl std::fmt::Display) {
+    pub(crate) fn note(self, line: impl std::fmt::Display) {
         if self >= Self::Normal {
             eprintln!("{line}");
         }
     }
 
     /// Says a line when detail was asked for.
-    pub fn detail(self, line: impl std::fmt::Display) {
+    pub(crate) fn detail(self, line: impl std::fmt::Display) {
         if self >= Self::Detail {
             eprintln!("{line}");
         }
@@ -40,7 +40,7 @@ impl Verbosity {
 }
 
 /// The largest resident set that this process has had, in bytes, where the system tells.
-pub fn peak_rss_bytes() -> Option<u64> {
+pub(crate) fn peak_rss_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
@@ -48,7 +48,7 @@ pub fn peak_rss_bytes() -> Option<u64> {
 }
 
 /// The processor's name, where the system tells.
-pub fn cpu_name() -> String {
+pub(crate) fn cpu_name() -> String {
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let name = info.lines().find_map(|line| line.strip_prefix("model name"));
     name.map(|rest| rest.trim_start_matches([' ', '\t', ':']).to_owned()).unwrap_or_default()

@@ -10,7 +10,7 @@ use crate::exit::{Failure, Outcome};
 use crate::report::Verbosity;
 
 /// Mono samples at [`RATE_HZ`], at least one.
-pub struct Samples {
+pub(crate) struct Samples {
     /// The samples.
     pub values: Vec<f32>,
     /// From the file's bytes to samples.
@@ -23,7 +23,7 @@ impl Samples {
     /// Reads a file. Says what of a damaged file is lost.
     ///
     /// Errors: no audio, no samples.
-    pub fn of_file(path: &Path, say: Verbosity) -> Outcome<Self> {
+    pub(crate) fn of_file(path: &Path, say: Verbosity) -> Outcome<Self> {
         let start = Instant::now();
         Self::new(&path.display().to_string(), decode_file(path), start, say)
     }
@@ -31,7 +31,7 @@ impl Samples {
     /// Reads standard input.
     ///
     /// Errors: as [`Self::of_file`].
-    pub fn of_stdin(say: Verbosity) -> Outcome<Self> {
+    pub(crate) fn of_stdin(say: Verbosity) -> Outcome<Self> {
         const NAME: &str = "standard input";
         let start = Instant::now();
         Self::new(NAME, decode_reader(NAME, std::io::stdin().lock()), start, say)

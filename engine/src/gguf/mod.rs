@@ -391,7 +391,7 @@ fn bad(path: &Path, what: String) -> Error {
 }
 
 /// A name from a file as a message shows it: on one line, and not too long.
-fn shown(name: &str) -> String {
+pub fn shown(name: &str) -> String {
     let mut text: String = name.chars().take(MAX_SHOWN_CHARS).flat_map(char::escape_debug).collect();
     if name.chars().nth(MAX_SHOWN_CHARS).is_some() {
         text.push_str("...");

@@ -15,6 +15,8 @@
 //! checkpoint that is made instead of read. Work runs on the threads of the caller's rayon pool, and bytes do not depend on
 //! their number. Nothing here prints, reads the environment or knows a command line.
 
+#![warn(unreachable_pub)]
+
 pub mod assembly;
 mod conversion;
 mod error;

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use ::safetensors::tensor::{Metadata, TensorInfo};
 use anyhow::{Context, Result, bail, ensure};
 use engine::DType;
+use engine::gguf::shown;
 use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 
 use crate::assembly::{self, Xxh64};
@@ -34,8 +35,6 @@ const LENGTH_BYTES: usize = 8;
 const MAX_HEADER_BYTES: usize = 8 << 20;
 /// Tensors of a checkpoint. Large ones with experts stored one by one have about 100,000.
 const MAX_TENSORS: usize = 1 << 18;
-/// Characters of a name from a file that a message repeats.
-const MAX_SHOWN_CHARS: usize = 80;
 
 /// An open checkpoint: names, types, shapes and mapped bytes of its tensors.
 pub struct Checkpoint {
@@ -341,13 +340,4 @@ fn read_index(file: &Mapped) -> Result<Vec<(String, String)>> {
 #[derive(serde::Deserialize)]
 struct Index {
     weight_map: Pairs<String>,
-}
-
-/// A name from a file as a message shows it: on one line, and not too long.
-fn shown(name: &str) -> String {
-    let mut text: String = name.chars().take(MAX_SHOWN_CHARS).flat_map(char::escape_debug).collect();
-    if name.chars().nth(MAX_SHOWN_CHARS).is_some() {
-        text.push_str("...");
-    }
-    text
 }

@@ -10,7 +10,7 @@ use crate::assembly::Xxh64;
 use crate::synth::noise::Noise;
 
 /// The weights of a checkpoint: stored ones, or made ones.
-pub trait Weights: Send + Sync {
+pub(crate) trait Weights: Send + Sync {
     /// The file, or what stands for it in messages.
     fn path(&self) -> &Path;
 

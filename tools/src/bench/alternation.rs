@@ -44,14 +44,14 @@ const COLUMNS: [(&str, i32); 8] = [
 
 /// The other program.
 #[derive(Debug)]
-pub struct Other {
+pub(super) struct Other {
     program: PathBuf,
     /// How much longer a test may take here, in percent; without, nothing is judged.
     max_regress: Option<f64>,
 }
 
 /// All tests in both programs.
-pub struct Comparison {
+pub(super) struct Comparison {
     /// What this program took, over all rounds.
     pub ours: Vec<Timed>,
     /// What the other one took.
@@ -64,7 +64,7 @@ impl Other {
     /// Makes sure that the program can be started, so that nothing is measured in vain.
     ///
     /// Errors: a program that cannot be started, or that has no `bench`.
-    pub fn open(program: &Path, max_regress: Option<f64>) -> Outcome<Self> {
+    pub(super) fn open(program: &Path, max_regress: Option<f64>) -> Outcome<Self> {
         output(program, &["bench".into(), "--help".into()])?;
         Ok(Self { program: program.to_owned(), max_regress })
     }
@@ -72,7 +72,7 @@ impl Other {
     /// Runs the tests, each given by its flags, in both programs.
     ///
     /// Errors: a program that fails, or that measures something else than this one.
-    pub fn compare(&self, tests: &[Vec<OsString>], progress: bool) -> Outcome<Comparison> {
+    pub(super) fn compare(&self, tests: &[Vec<OsString>], progress: bool) -> Outcome<Comparison> {
         let this = std::env::current_exe().context("finding this program").map_err(Failure::input)?;
         let (mut ours, mut theirs) = (Vec::new(), Vec::new());
         let (mut report, mut lines) = (Report { n_compared: tests.len(), ..Report::default() }, Vec::new());
@@ -119,7 +119,7 @@ impl Other {
 }
 
 /// The flags of one test of a language model.
-pub fn text_flags(args: &BenchArgs, model: Option<&Path>, c: &Combination) -> Vec<OsString> {
+pub(super) fn text_flags(args: &BenchArgs, model: Option<&Path>, c: &Combination) -> Vec<OsString> {
     let mut flags = common_flags(args, model, c.cache_types, c.threads.get());
     let mut add = |flag: &str, value: String| flags.extend([flag.into(), value.into()]);
     let t = c.test;
@@ -139,7 +139,7 @@ pub fn text_flags(args: &BenchArgs, model: Option<&Path>, c: &Combination) -> Ve
 }
 
 /// The flags of every clip, in the order of the rows.
-pub fn clip_tests(args: &BenchArgs, lists: &Lists) -> Vec<Vec<OsString>> {
+pub(super) fn clip_tests(args: &BenchArgs, lists: &Lists) -> Vec<Vec<OsString>> {
     // Without the flag both programs decide as they would alone.
     let reuse: Vec<Option<Reuse>> =
         if args.graph_reuse.is_empty() { vec![None] } else { lists.reuse.iter().copied().map(Some).collect() };

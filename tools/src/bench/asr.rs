@@ -29,7 +29,7 @@ use crate::samples::Samples;
 const STAGES: [&str; 6] = ["decode_audio", "resample", "mel", "encode", "prefill", "decode"];
 
 /// How clips are measured.
-pub struct Plan<'a> {
+pub(super) struct Plan<'a> {
     /// The clips.
     pub clips: &'a [PathBuf],
     /// What is said in them, by file name; for the word error rate.
@@ -53,7 +53,7 @@ pub struct Plan<'a> {
 }
 
 /// A clip's measurements: those of the run with the median total.
-pub struct AsrRow {
+pub(super) struct AsrRow {
     model: ModelFacts,
     device: String,
     n_threads: usize,
@@ -78,7 +78,7 @@ pub struct AsrRow {
 /// Texts by file name from lines of `file<TAB>text`; further columns are passed over.
 ///
 /// Errors: a file that cannot be read, a line without a tab.
-pub fn reference(path: &Path) -> Outcome<HashMap<String, String>> {
+pub(super) fn reference(path: &Path) -> Outcome<HashMap<String, String>> {
     let text = std::fs::read_to_string(path).with_context(|| path.display().to_string()).map_err(Failure::input)?;
     let pair = |(i, line): (usize, &str)| {
         let (file, text) = line.split_once('\t').ok_or_else(|| {
@@ -97,7 +97,7 @@ fn file_name(path: &Path) -> String {
 /// Measures every clip on one model.
 ///
 /// Errors: a model that does not transcribe, a clip that cannot be read.
-pub fn measure(
+pub(super) fn measure(
     plan: &Plan<'_>,
     model: &Model,
     facts: &ModelFacts,
@@ -239,12 +239,12 @@ impl AsrRow {
     }
 
     /// The row as comparisons see it.
-    pub fn timed(&self) -> Outcome<Timed> {
+    pub(super) fn timed(&self) -> Outcome<Timed> {
         Timed::read(&self.fields()).map_err(|e| Failure::output(anyhow!("{}: {e}", self.clip)))
     }
 
     /// Everything, for json.
-    pub fn fields(&self) -> Map<String, Value> {
+    pub(super) fn fields(&self) -> Map<String, Value> {
         let mut fields = object([
             ("test", Value::from("asr")),
             ("backends", self.device.clone().into()),
@@ -284,7 +284,7 @@ impl AsrRow {
 }
 
 /// The rows in one format. Markdown has a table of stages for every clip.
-pub fn text(rows: &[AsrRow], format: Format) -> String {
+pub(super) fn text(rows: &[AsrRow], format: Format) -> String {
     match format {
         Format::Md => rows.iter().map(stage_table).collect::<Vec<_>>().join("\n"),
         Format::Jsonl => rows.iter().map(|r| format!("{}\n", Value::Object(r.fields()))).collect(),

@@ -24,7 +24,7 @@ const ELF_MAGIC: &[u8] = b"\x7fELF";
 
 /// An earlier run.
 #[derive(Clone, Debug)]
-pub struct Baseline {
+pub(super) struct Baseline {
     path: PathBuf,
     rows: Vec<Timed>,
     /// How much longer a row may take, in percent; without, nothing is judged.
@@ -33,7 +33,7 @@ pub struct Baseline {
 
 /// What was measured beside the baseline.
 #[derive(Clone, Debug, Default)]
-pub struct Report {
+pub(super) struct Report {
     /// The rows that both have, as a markdown table.
     pub table: String,
     /// Rows that have become slower.
@@ -48,7 +48,7 @@ impl Baseline {
     /// Reads what `bench -o json` or `-o jsonl` has written, llama-bench's too.
     ///
     /// Errors: a file that cannot be read, or that is something else.
-    pub fn open(path: &Path, max_regress: Option<f64>) -> Outcome<Self> {
+    pub(super) fn open(path: &Path, max_regress: Option<f64>) -> Outcome<Self> {
         let at = || path.display().to_string();
         let file = std::fs::File::open(path).with_context(at).map_err(Failure::input)?;
         let mut text = Vec::new();
@@ -69,23 +69,23 @@ impl Baseline {
     }
 
     /// Rows that `program` has measured beside this one.
-    pub fn of_program(program: &Path, rows: Vec<Timed>) -> Self {
+    pub(super) fn of_program(program: &Path, rows: Vec<Timed>) -> Self {
         Self { path: program.to_owned(), rows, max_regress: None }
     }
 
     /// The row that measured the same thing.
-    pub fn partner(&self, row: &Timed) -> Option<&Timed> {
+    pub(super) fn partner(&self, row: &Timed) -> Option<&Timed> {
         self.rows.iter().find(|r| r.is_like(row))
     }
 
     /// Whether the row takes longer than it may.
-    pub fn is_slower(&self, row: &Timed) -> bool {
+    pub(super) fn is_slower(&self, row: &Timed) -> bool {
         let Some((partner, max)) = self.partner(row).zip(self.max_regress) else { return false };
         percent(partner.median(), row.median()) > max && percent(partner.fastest(), row.fastest()) > max
     }
 
     /// Compares all rows of this run.
-    pub fn report(&self, rows: &[Timed]) -> Report {
+    pub(super) fn report(&self, rows: &[Timed]) -> Report {
         let mut report = Report::default();
         let mut lines = Vec::new();
         for row in rows {
@@ -124,13 +124,13 @@ impl Baseline {
     }
 
     /// The file or the program.
-    pub fn path(&self) -> &Path {
+    pub(super) fn path(&self) -> &Path {
         &self.path
     }
 }
 
 /// How much longer `now` is than `before`, in percent.
-pub fn percent(before: f64, now: f64) -> f64 {
+pub(super) fn percent(before: f64, now: f64) -> f64 {
     (now / before - 1.0) * 100.0
 }
 

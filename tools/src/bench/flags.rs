@@ -41,7 +41,7 @@ const SHORT: [(&str, &str); 28] = [
 ];
 
 /// The command line with llama-bench's short flags spelt out, if its subcommand is `bench`.
-pub fn spelt_out(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
+pub(crate) fn spelt_out(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     let mut args: Vec<OsString> = args.into_iter().collect();
     if args.get(1).is_some_and(|name| name == "bench") {
         for arg in &mut args[2..] {
@@ -54,7 +54,7 @@ pub fn spelt_out(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
 }
 
 /// The numbers of `1,4-8,16-64*2,10-30+10`: single ones and ranges, by default in steps of 1.
-pub fn numbers(text: &str) -> Result<Vec<usize>, String> {
+pub(super) fn numbers(text: &str) -> Result<Vec<usize>, String> {
     let mut all = Vec::new();
     for part in text.split(',') {
         let range = part.split_once('-');
@@ -92,7 +92,7 @@ fn number(text: &str) -> Result<usize, String> {
 }
 
 /// Prompt and generation of `-pg`: `512,128`.
-pub fn pair(text: &str) -> Result<[usize; 2], String> {
+pub(super) fn pair(text: &str) -> Result<[usize; 2], String> {
     match numbers(text)?[..] {
         [prompt, generated] => Ok([prompt, generated]),
         _ => Err(format!("want the tokens of a prompt and of its continuation, such as 512,128, got {text:?}")),
@@ -100,7 +100,7 @@ pub fn pair(text: &str) -> Result<[usize; 2], String> {
 }
 
 /// A flag for something that llama-bench has and this program has not: refused unless its value changes nothing.
-pub struct Foreign<'a> {
+pub(super) struct Foreign<'a> {
     /// As users write it.
     pub flag: &'static str,
     /// What was given, if anything.
@@ -113,7 +113,7 @@ pub struct Foreign<'a> {
 
 impl Foreign<'_> {
     /// Errors: what was given asks for something that is not there.
-    pub fn check(&self) -> Result<(), String> {
+    pub(super) fn check(&self) -> Result<(), String> {
         let Some(given) = self.given else { return Ok(()) };
         if self.neutral.contains(&given) {
             return Ok(());

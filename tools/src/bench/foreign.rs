@@ -8,7 +8,7 @@ use crate::exit::{Failure, Outcome};
 
 /// Flags of llama-bench that change nothing here, or are refused.
 #[derive(Args, Clone, Debug)]
-pub struct ForeignArgs {
+pub(super) struct ForeignArgs {
     /// Layers to keep on the GPU (-ngl); recorded in the rows
     #[arg(long, value_name = "N", value_delimiter = ',', allow_hyphen_values = true)]
     pub n_gpu_layers: Vec<i64>,
@@ -73,7 +73,7 @@ pub struct ForeignArgs {
 
 impl ForeignArgs {
     /// Errors: a flag that asks for something that is not there.
-    pub fn check(&self) -> Outcome<()> {
+    pub(super) fn check(&self) -> Outcome<()> {
         let foreign = |flag, given: &'_ Option<String>, neutral, why| {
             Foreign { flag, given: given.as_deref(), neutral, why }.check().map_err(Failure::usage)
         };
@@ -115,12 +115,12 @@ impl ForeignArgs {
     }
 
     /// `n_gpu_layers` of the rows.
-    pub fn gpu_layers(&self) -> Vec<i64> {
+    pub(super) fn gpu_layers(&self) -> Vec<i64> {
         if self.n_gpu_layers.is_empty() { vec![-1] } else { self.n_gpu_layers.clone() }
     }
 
     /// What rows record of flags that change nothing.
-    pub fn recorded(&self) -> Recorded {
+    pub(super) fn recorded(&self) -> Recorded {
         let given = |flag: &Option<String>, default: String| flag.clone().unwrap_or(default);
         let usual = Recorded::default();
         Recorded {
@@ -132,7 +132,7 @@ impl ForeignArgs {
     }
 
     /// `flash_attn` of the rows.
-    pub fn flash_attention(&self) -> Vec<i64> {
+    pub(super) fn flash_attention(&self) -> Vec<i64> {
         if self.flash_attn.is_empty() {
             return vec![-1];
         }

@@ -18,7 +18,7 @@ const DEFAULT_PROMPT: usize = 512;
 const DEFAULT_GENERATED: usize = 128;
 
 /// The lists of all parameters.
-pub struct Lists {
+pub(super) struct Lists {
     pub gpu_layers: Vec<i64>,
     pub n_batch: Vec<usize>,
     pub n_ubatch: Vec<usize>,
@@ -34,7 +34,7 @@ pub struct Lists {
 
 /// One combination of parameters, without the model.
 #[derive(Clone, Copy)]
-pub struct Combination {
+pub(super) struct Combination {
     pub n_gpu_layers: i64,
     pub n_batch: usize,
     pub n_ubatch: usize,
@@ -46,7 +46,7 @@ pub struct Combination {
 }
 
 impl Lists {
-    pub fn read(args: &BenchArgs) -> Outcome<Self> {
+    pub(super) fn read(args: &BenchArgs) -> Outcome<Self> {
         let numbers = |flag: &str, texts: &[String]| {
             let lists = texts.iter().map(|text| flags::numbers(text));
             let all = lists.collect::<Result<Vec<_>, _>>().map_err(|e| Failure::usage(format!("{flag}: {e}")))?;
@@ -89,7 +89,7 @@ impl Lists {
     }
 
     /// Every combination, in the order in which llama-bench runs them; with and without reuse follow each other.
-    pub fn combinations(&self) -> Vec<Combination> {
+    pub(super) fn combinations(&self) -> Vec<Combination> {
         let mut all = Vec::new();
         for &n_gpu_layers in &self.gpu_layers {
             for &n_batch in &self.n_batch {
@@ -131,7 +131,7 @@ impl Lists {
 
     /// Columns of the markdown table: those that are always there, and those that differ from the default or from row to
     /// row.
-    pub fn columns(&self, extra: bool, recorded: &Recorded) -> Vec<Column> {
+    pub(super) fn columns(&self, extra: bool, recorded: &Recorded) -> Vec<Column> {
         let mut columns = vec![Column::Model, Column::Size, Column::Params, Column::Backend, Column::Threads];
         let mut add = |shown: bool, column| columns.extend(shown.then_some(column));
         add(self.n_batch != [2048], Column::Batch);

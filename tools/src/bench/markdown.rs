@@ -2,7 +2,7 @@
 
 /// A table: heads with the width of their columns, and rows of cells. A column to the left is as wide as its longest
 /// cell, if that is wider.
-pub fn table<const N: usize>(columns: &[(&str, i32); N], rows: &[[String; N]]) -> String {
+pub(super) fn table<const N: usize>(columns: &[(&str, i32); N], rows: &[[String; N]]) -> String {
     let mut columns = *columns;
     for (i, (_, width)) in columns.iter_mut().enumerate().filter(|(_, (_, width))| *width < 0) {
         let longest = rows.iter().map(|cells| cells[i].chars().count()).max().unwrap_or_default();
@@ -16,7 +16,7 @@ pub fn table<const N: usize>(columns: &[(&str, i32); N], rows: &[[String; N]]) -
 }
 
 /// The first two lines of a table: names of columns, and where they are aligned to.
-pub fn head<'a>(columns: impl Iterator<Item = (&'a str, i32)> + Clone) -> String {
+pub(super) fn head<'a>(columns: impl Iterator<Item = (&'a str, i32)> + Clone) -> String {
     let rule = |(_, width): (&str, i32)| {
         let n = width.unsigned_abs() as usize;
         if width < 0 { "-".repeat(n) } else { format!("{}:", "-".repeat(n - 1)) }
@@ -25,12 +25,12 @@ pub fn head<'a>(columns: impl Iterator<Item = (&'a str, i32)> + Clone) -> String
 }
 
 /// One line of a table.
-pub fn line(cells: impl Iterator<Item = String>) -> String {
+pub(super) fn line(cells: impl Iterator<Item = String>) -> String {
     format!("| {} |\n", cells.collect::<Vec<_>>().join(" | "))
 }
 
 /// Text in a column of `width` characters, to the right, or to the left where the width is negative.
-pub fn padded(text: &str, width: i32) -> String {
+pub(super) fn padded(text: &str, width: i32) -> String {
     let n = width.unsigned_abs() as usize;
     if width < 0 { format!("{text:<n$}") } else { format!("{text:>n$}") }
 }

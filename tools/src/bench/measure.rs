@@ -18,7 +18,7 @@ const SEED: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// What a test consists of.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Test {
+pub(super) struct Test {
     /// Tokens of the prompt.
     pub n_prompt: usize,
     /// Tokens fed one by one after it.
@@ -29,7 +29,7 @@ pub struct Test {
 
 impl Test {
     /// `pp512`, `tg128`, `pp512+tg128`, with ` @ d4096` behind.
-    pub fn name(&self) -> String {
+    pub(super) fn name(&self) -> String {
         let mut name = match (self.n_prompt, self.n_gen) {
             (p, 0) => format!("pp{p}"),
             (0, g) => format!("tg{g}"),
@@ -42,14 +42,14 @@ impl Test {
     }
 
     /// Tokens that are timed.
-    pub fn n_tokens(&self) -> usize {
+    pub(super) fn n_tokens(&self) -> usize {
         self.n_prompt + self.n_gen
     }
 }
 
 /// How a session is opened for tests.
 #[derive(Clone, Copy, Debug)]
-pub struct Setup {
+pub(super) struct Setup {
     /// Most tokens of a batch.
     pub n_batch: usize,
     /// Most tokens of a piece of it.
@@ -62,7 +62,7 @@ pub struct Setup {
 
 /// What a test took.
 #[derive(Clone, Default, Debug)]
-pub struct Measured {
+pub(super) struct Measured {
     /// Nanoseconds of every repetition.
     pub samples_ns: Vec<u64>,
     /// Nanoseconds of every call of all repetitions.
@@ -74,7 +74,7 @@ pub struct Measured {
 }
 
 /// A session with a context of `test`'s size, and where its random tokens come from.
-pub struct Bench {
+pub(super) struct Bench {
     session: Session,
     tokens: RandomTokens,
     setup: Setup,
@@ -85,7 +85,7 @@ impl Bench {
     /// Opens a session for one test.
     ///
     /// Errors: a context that is too long, too little memory.
-    pub fn open(loaded: &Loaded, backend: &Arc<dyn Backend>, setup: Setup, test: Test) -> Result<Self> {
+    pub(super) fn open(loaded: &Loaded, backend: &Arc<dyn Backend>, setup: Setup, test: Test) -> Result<Self> {
         let options = SessionOptions {
             // One sequence holds the filled context, the other one is timed.
             n_slots: if test.n_depth > 0 { 2 } else { 1 },
@@ -105,7 +105,7 @@ impl Bench {
     /// An untimed prompt and an untimed step, as far as the test has them.
     ///
     /// Errors: those of the session.
-    pub fn warm_up(&mut self) -> Result<()> {
+    pub(super) fn warm_up(&mut self) -> Result<()> {
         let n_prompt = self.test.n_prompt;
         let steps = usize::from(self.test.n_gen > 0);
         let slot = self.session.memory_mut().acquire()?;
@@ -118,7 +118,7 @@ impl Bench {
     /// Fills the context and times `repetitions` runs.
     ///
     /// Errors: those of the session.
-    pub fn measure(&mut self, repetitions: usize) -> Result<Measured> {
+    pub(super) fn measure(&mut self, repetitions: usize) -> Result<Measured> {
         let filled = if self.test.n_depth > 0 { Some(self.fill()?) } else { None };
         self.repeat(repetitions, filled)
     }
@@ -152,7 +152,7 @@ impl Bench {
     /// Runs `repetitions` more with a clock at every op.
     ///
     /// Errors: those of the session.
-    pub fn profile(&mut self, repetitions: usize) -> Result<Breakdown> {
+    pub(super) fn profile(&mut self, repetitions: usize) -> Result<Breakdown> {
         self.session.set_profiling(true);
         self.warm_up()?;
         let filled = if self.test.n_depth > 0 { Some(self.fill()?) } else { None };

@@ -45,7 +45,7 @@ use crate::exit::{Exit, Failure, Outcome};
 use crate::model::Model;
 use crate::report::{Verbosity, peak_rss_bytes};
 
-pub use self::flags::spelt_out;
+pub(crate) use self::flags::spelt_out;
 
 /// Most repetitions of a test.
 const MAX_REPETITIONS: u64 = 10_000;
@@ -98,7 +98,7 @@ Examples:
 
 Exit codes: 0 done, 1 a row is slower than it may be or an output cannot be written, 2 usage, 3 a clip or the baseline cannot be \
 read or run, 4 model, 5 memory.")]
-pub struct BenchArgs {
+pub(crate) struct BenchArgs {
     /// GGUF file, directory with one model in it, checkpoint directory, or synth:SHAPE:TYPE:SEED, random weights of a
     /// published shape; repeatable [default: the built-in demonstration model]
     #[arg(short, long, value_name = "PATH", value_delimiter = ',')]
@@ -240,7 +240,7 @@ impl BenchArgs {
 /// Runs the subcommand.
 ///
 /// Errors: usage, a model that cannot be loaded, too little memory, an output that cannot be written.
-pub fn run(args: &BenchArgs) -> Outcome<Exit> {
+pub(crate) fn run(args: &BenchArgs) -> Outcome<Exit> {
     if args.list_devices {
         for backend in backends::list() {
             println!("{}", backend.name);

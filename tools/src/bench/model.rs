@@ -16,7 +16,7 @@ const QWEN3_SIZES: [(usize, usize, &str); 6] =
     [(28, 1024, "0.6B"), (28, 2048, "1.7B"), (36, 2560, "4B"), (36, 4096, "8B"), (40, 5120, "14B"), (64, 5120, "32B")];
 
 /// Describes the language model in `loaded`, which `-m` calls `filename`.
-pub fn facts(loaded: &Loaded, filename: &str) -> ModelFacts {
+pub(super) fn facts(loaded: &Loaded, filename: &str) -> ModelFacts {
     let file = &loaded.files[0];
     let is_text = |name: &str| !name.starts_with("a.") && !name.starts_with("mm.");
     let tensors = || file.tensors().filter(|t| is_text(t.name));

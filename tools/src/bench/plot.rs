@@ -34,7 +34,7 @@ const GRID: &str = "#e2e8f0";
 /// Whether the picture can have this name.
 ///
 /// Errors: a file that is not called `.svg`.
-pub fn check(path: &Path) -> Outcome<()> {
+pub(super) fn check(path: &Path) -> Outcome<()> {
     let is_svg = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("svg"));
     if is_svg { Ok(()) } else { Err(Failure::usage(format!("--plot {}: want a file named .svg", path.display()))) }
 }
@@ -42,7 +42,7 @@ pub fn check(path: &Path) -> Outcome<()> {
 /// Writes the picture.
 ///
 /// Errors: a file that cannot be written.
-pub fn write(path: &Path, rows: &[Timed], baseline: Option<&Baseline>) -> Outcome<()> {
+pub(super) fn write(path: &Path, rows: &[Timed], baseline: Option<&Baseline>) -> Outcome<()> {
     let name = path.file_name().ok_or_else(|| Failure::output(anyhow!("{}: not a file name", path.display())))?;
     let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
     write_atomically(dir, name, picture(rows, baseline).as_bytes()).map_err(Failure::output)

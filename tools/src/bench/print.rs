@@ -12,7 +12,7 @@ use super::statistics::{mean, stddev};
 
 /// How rows are written.
 #[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Format {
+pub(super) enum Format {
     /// Comma-separated values, all quoted.
     Csv,
     /// One array.
@@ -29,7 +29,7 @@ pub enum Format {
 
 /// A column of the markdown table.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Column {
+pub(super) enum Column {
     /// Columns that are always there.
     Model,
     /// Bytes.
@@ -147,18 +147,18 @@ fn rate(row: &Row) -> String {
 }
 
 /// Bytes in the unit that llama-bench takes.
-pub fn size(bytes: u64) -> String {
+pub(super) fn size(bytes: u64) -> String {
     let mib = bytes as f64 / f64::from(1 << 20);
     if mib < 1024.0 { format!("{mib:.2} MiB") } else { format!("{:.2} GiB", mib / 1024.0) }
 }
 
 /// Elements in the unit that llama-bench takes.
-pub fn params(n: u64) -> String {
+pub(super) fn params(n: u64) -> String {
     if n < 1_000_000_000 { format!("{:.2} M", n as f64 / 1e6) } else { format!("{:.2} B", n as f64 / 1e9) }
 }
 
 /// Writes rows in one format, as they come.
-pub struct Printer<'a> {
+pub(super) struct Printer<'a> {
     format: Format,
     columns: Vec<Column>,
     extra: bool,
@@ -168,14 +168,14 @@ pub struct Printer<'a> {
 
 impl<'a> Printer<'a> {
     /// `extra`: whether the fields that llama-bench does not have are written where it would not expect them.
-    pub fn new(format: Format, columns: Vec<Column>, extra: bool, out: Box<dyn Write + 'a>) -> Self {
+    pub(super) fn new(format: Format, columns: Vec<Column>, extra: bool, out: Box<dyn Write + 'a>) -> Self {
         Self { format, columns, extra, out, n_rows: 0 }
     }
 
     /// Adds a row.
     ///
     /// Errors: the output cannot be written.
-    pub fn row(&mut self, row: &Row) -> Result<()> {
+    pub(super) fn row(&mut self, row: &Row) -> Result<()> {
         let text = match self.format {
             Format::Md => self.md(row),
             Format::Csv => self.csv(row),
@@ -195,7 +195,7 @@ impl<'a> Printer<'a> {
     /// Ends the output.
     ///
     /// Errors: the output cannot be written.
-    pub fn end(&mut self) -> Result<()> {
+    pub(super) fn end(&mut self) -> Result<()> {
         match self.format {
             Format::Json if self.n_rows == 0 => self.write("[]\n"),
             Format::Json => self.write("\n]\n"),
@@ -207,7 +207,7 @@ impl<'a> Printer<'a> {
     /// Text between tables of the markdown output.
     ///
     /// Errors: the output cannot be written. A reader that has gone away is no error, as with other tools.
-    pub fn write(&mut self, text: &str) -> Result<()> {
+    pub(super) fn write(&mut self, text: &str) -> Result<()> {
         match self.out.write_all(text.as_bytes()).and_then(|()| self.out.flush()) {
             Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
             other => other.context("writing rows"),
@@ -215,7 +215,7 @@ impl<'a> Printer<'a> {
     }
 
     /// The format.
-    pub fn format(&self) -> Format {
+    pub(super) fn format(&self) -> Format {
         self.format
     }
 

@@ -18,7 +18,7 @@ const SHOWN_PERCENT: f64 = 0.1;
 
 /// What a part of a test took, op by op.
 #[derive(Clone, Debug)]
-pub struct Breakdown {
+pub(super) struct Breakdown {
     /// The stage of a clip; empty where a test has only one.
     pub stage: &'static str,
     /// Calls of the session.
@@ -56,7 +56,12 @@ impl Share {
 
 impl Breakdown {
     /// The times of the graphs whose key is `wanted`; `elapsed` is that of the calls, from the outside.
-    pub fn of(profile: &Profile, stage: &'static str, elapsed: Duration, wanted: impl Fn(&GraphKey) -> bool) -> Self {
+    pub(super) fn of(
+        profile: &Profile,
+        stage: &'static str,
+        elapsed: Duration,
+        wanted: impl Fn(&GraphKey) -> bool,
+    ) -> Self {
         let (mut steps, mut run_ns) = (0, 0);
         let mut ops: BTreeMap<&str, (Share, BTreeMap<&str, Share>)> = BTreeMap::new();
         for (_, times) in profile.graphs().filter(|(key, _)| wanted(key)) {
@@ -89,7 +94,7 @@ impl Breakdown {
     }
 
     /// For json.
-    pub fn json(&self) -> Value {
+    pub(super) fn json(&self) -> Value {
         let share = |s: Share| {
             object([
                 ("count", Value::from(s.count)),
@@ -123,7 +128,7 @@ impl Breakdown {
     }
 
     /// A markdown table. `unclocked_ms`: a step without clocks.
-    pub fn table(&self, unclocked_ms: f64) -> String {
+    pub(super) fn table(&self, unclocked_ms: f64) -> String {
         let per_step = self.step_ns as f64 / 1e6 / self.steps.max(1) as f64;
         let what = if self.steps == 1 { "step" } else { "steps" };
         let head =
@@ -155,13 +160,13 @@ impl Breakdown {
     }
 
     /// Calls of the session.
-    pub fn steps(&self) -> u64 {
+    pub(super) fn steps(&self) -> u64 {
         self.steps
     }
 }
 
 /// The stage of a clip to which a graph belongs.
-pub fn stage_of(key: &GraphKey) -> &'static str {
+pub(super) fn stage_of(key: &GraphKey) -> &'static str {
     match key.stage {
         Stage::Encode => "encode",
         Stage::Embeddings => "prefill",

@@ -9,7 +9,7 @@ const COLUMNS: [(&str, i32); 6] =
     [("model", -30), ("threads", 7), ("test", 15), ("t/s without", 12), ("t/s with reuse", 14), ("gain", 8)];
 
 /// A markdown table of the tests that were run with and without reuse.
-pub fn table(rows: &[Row]) -> String {
+pub(super) fn table(rows: &[Row]) -> String {
     let rate = |row: &Row| mean(&row.rates());
     let cells = |with: &Row| {
         let without = rows.iter().find(|r| !r.settings.graph_reuse && same(&r.settings, &with.settings))?;

@@ -12,13 +12,13 @@ use crate::exit::{Failure, Outcome};
 use crate::report::cpu_name;
 
 /// The commit that the program was built from.
-pub const BUILD_COMMIT: &str = env!("TYMPAN_BUILD_COMMIT");
+pub(super) const BUILD_COMMIT: &str = env!("TYMPAN_BUILD_COMMIT");
 /// The number of commits up to it.
-pub const BUILD_NUMBER: &str = env!("TYMPAN_BUILD_NUMBER");
+pub(super) const BUILD_NUMBER: &str = env!("TYMPAN_BUILD_NUMBER");
 
 /// A model as rows speak of it.
 #[derive(Clone, Debug)]
-pub struct ModelFacts {
+pub(super) struct ModelFacts {
     /// What `-m` was given.
     pub filename: String,
     /// Architecture, size and format.
@@ -31,7 +31,7 @@ pub struct ModelFacts {
 
 /// What rows record of flags that change nothing here, as llama-bench would.
 #[derive(Clone, Debug)]
-pub struct Recorded {
+pub(super) struct Recorded {
     /// `-sm`.
     pub split_mode: String,
     /// `-dev`.
@@ -50,7 +50,7 @@ impl Default for Recorded {
 
 /// Settings of a row.
 #[derive(Clone, Debug)]
-pub struct Settings {
+pub(super) struct Settings {
     /// The model.
     pub model: ModelFacts,
     /// Backends, as users name them.
@@ -77,7 +77,7 @@ pub struct Settings {
 
 /// What was measured.
 #[derive(Clone, Debug)]
-pub struct Row {
+pub(super) struct Row {
     /// How.
     pub settings: Settings,
     /// When the test began, UTC.
@@ -98,12 +98,12 @@ pub struct Row {
 
 impl Row {
     /// Tokens per second of every repetition.
-    pub fn rates(&self) -> Vec<f64> {
+    pub(super) fn rates(&self) -> Vec<f64> {
         self.samples_ns.iter().map(|&ns| 1e9 * self.settings.test.n_tokens() as f64 / ns.max(1) as f64).collect()
     }
 
     /// Everything, for json.
-    pub fn fields(&self) -> Map<String, Value> {
+    pub(super) fn fields(&self) -> Map<String, Value> {
         let mut fields = self.common();
         fields.extend(self.samples());
         fields.extend(self.own());
@@ -112,7 +112,7 @@ impl Row {
     }
 
     /// The fields that llama-bench writes to every format.
-    pub fn common(&self) -> Map<String, Value> {
+    pub(super) fn common(&self) -> Map<String, Value> {
         let s = &self.settings;
         let ns: Vec<f64> = self.samples_ns.iter().map(|&ns| ns as f64).collect();
         let rates = self.rates();
@@ -163,7 +163,7 @@ impl Row {
     }
 
     /// The fields that only this program has.
-    pub fn own(&self) -> Map<String, Value> {
+    pub(super) fn own(&self) -> Map<String, Value> {
         let steps: Vec<f64> = self.steps_ns.iter().map(|&ns| ns as f64).collect();
         object([
             ("graph_reuse", Value::from(if self.settings.graph_reuse { "on" } else { "off" })),
@@ -177,7 +177,7 @@ impl Row {
     }
 
     /// The row as comparisons see it.
-    pub fn timed(&self) -> Outcome<Timed> {
+    pub(super) fn timed(&self) -> Outcome<Timed> {
         Timed::read(&self.fields()).map_err(|e| Failure::output(anyhow!("{}: {e}", self.settings.test.name())))
     }
 
@@ -187,7 +187,7 @@ impl Row {
     }
 
     /// Where the time goes, as a table under a heading.
-    pub fn profile_table(&self) -> Option<String> {
+    pub(super) fn profile_table(&self) -> Option<String> {
         let profile = self.profile.as_ref()?;
         let s = &self.settings;
         let total: u64 = self.steps_ns.iter().sum();

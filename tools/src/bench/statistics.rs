@@ -3,15 +3,15 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// How sure [`median_interval`] is.
-pub const CONFIDENCE: f64 = 0.99;
+pub(super) const CONFIDENCE: f64 = 0.99;
 
 /// The mean; 0 of nothing.
-pub fn mean(x: &[f64]) -> f64 {
+pub(super) fn mean(x: &[f64]) -> f64 {
     if x.is_empty() { 0.0 } else { x.iter().sum::<f64>() / x.len() as f64 }
 }
 
 /// The deviation of a sample, with `n - 1` below the root; 0 of a single value.
-pub fn stddev(x: &[f64]) -> f64 {
+pub(super) fn stddev(x: &[f64]) -> f64 {
     if x.len() < 2 {
         return 0.0;
     }
@@ -20,7 +20,7 @@ pub fn stddev(x: &[f64]) -> f64 {
 }
 
 /// The value that a share `p` of all lies below or at, interpolated; 0 of nothing.
-pub fn percentile(x: &[f64], p: f64) -> f64 {
+pub(super) fn percentile(x: &[f64], p: f64) -> f64 {
     let mut sorted = x.to_vec();
     sorted.sort_by(f64::total_cmp);
     let Some(last) = sorted.len().checked_sub(1) else { return 0.0 };
@@ -34,7 +34,7 @@ pub fn percentile(x: &[f64], p: f64) -> f64 {
 ///
 /// The `k` smallest and largest are left out with the largest `k` for which `2 P(B <= k)` is small enough, `B` binomial with
 /// `x.len()` and 1/2. Source: Conover, "Practical Nonparametric Statistics", confidence interval of a quantile.
-pub fn median_interval(x: &[f64]) -> [f64; 2] {
+pub(super) fn median_interval(x: &[f64]) -> [f64; 2] {
     let mut sorted = x.to_vec();
     sorted.sort_by(f64::total_cmp);
     let n = sorted.len();
@@ -53,7 +53,7 @@ pub fn median_interval(x: &[f64]) -> [f64; 2] {
 }
 
 /// Now, in UTC: `2026-11-21T19:04:00Z`.
-pub fn utc_now() -> String {
+pub(super) fn utc_now() -> String {
     let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
     utc(seconds)
 }

@@ -32,7 +32,7 @@ const MAX_DISAGREEMENT: f64 = 0.005;
 
 /// A measured row.
 #[derive(Clone, Debug)]
-pub struct Timed {
+pub(super) struct Timed {
     /// Name of the model's file, then the fields of its kind.
     identity: Vec<(&'static str, String)>,
     /// Tokens of a repetition; none for clips.
@@ -45,7 +45,7 @@ impl Timed {
     /// Reads a row that this program or llama-bench has written.
     ///
     /// Errors: fields that are missing or of another type, samples that are none, figures that contradict each other.
-    pub fn read(row: &Map<String, Value>) -> Result<Self, String> {
+    pub(super) fn read(row: &Map<String, Value>) -> Result<Self, String> {
         let is_clip = row.contains_key("audio_file");
         let file = text(row, "model_filename")?;
         let file = Path::new(&file).file_name().map_or(file.clone(), |name| name.to_string_lossy().into_owned());
@@ -66,12 +66,12 @@ impl Timed {
     }
 
     /// Whether both are measurements of the same thing.
-    pub fn is_like(&self, other: &Self) -> bool {
+    pub(super) fn is_like(&self, other: &Self) -> bool {
         self.identity == other.identity
     }
 
     /// The first field in which they are not measurements of the same thing, with both values.
-    pub fn difference(&self, other: &Self) -> Option<String> {
+    pub(super) fn difference(&self, other: &Self) -> Option<String> {
         if self.identity.len() != other.identity.len() {
             return Some("one is a clip and the other is not".to_owned());
         }
@@ -80,37 +80,37 @@ impl Timed {
     }
 
     /// Takes in the samples of a row like this one.
-    pub fn extend(&mut self, other: &Self) {
+    pub(super) fn extend(&mut self, other: &Self) {
         self.seconds.extend(&other.seconds);
     }
 
     /// The median, in seconds.
-    pub fn median(&self) -> f64 {
+    pub(super) fn median(&self) -> f64 {
         percentile(&self.seconds, 0.5)
     }
 
     /// The fastest repetition, in seconds.
-    pub fn fastest(&self) -> f64 {
+    pub(super) fn fastest(&self) -> f64 {
         percentile(&self.seconds, 0.0)
     }
 
     /// The slowest repetition, in seconds.
-    pub fn slowest(&self) -> f64 {
+    pub(super) fn slowest(&self) -> f64 {
         percentile(&self.seconds, 1.0)
     }
 
     /// What users read of so many seconds: tokens per second, or milliseconds of a clip.
-    pub fn figure(&self, seconds: f64) -> f64 {
+    pub(super) fn figure(&self, seconds: f64) -> f64 {
         self.n_tokens.map_or(seconds * 1e3, |n| n / seconds)
     }
 
     /// The median as users read it.
-    pub fn rate(&self) -> String {
+    pub(super) fn rate(&self) -> String {
         format!("{:.2} {}", self.figure(self.median()), self.unit())
     }
 
     /// The unit of [`Timed::figure`].
-    pub fn unit(&self) -> &'static str {
+    pub(super) fn unit(&self) -> &'static str {
         if self.n_tokens.is_some() { "t/s" } else { "ms" }
     }
 
@@ -119,17 +119,17 @@ impl Timed {
     }
 
     /// The model: type and file.
-    pub fn model(&self) -> String {
+    pub(super) fn model(&self) -> String {
         format!("{} ({})", self.field("model_type"), self.field("model_filename"))
     }
 
     /// Number of threads.
-    pub fn threads(&self) -> &str {
+    pub(super) fn threads(&self) -> &str {
         self.field("n_threads")
     }
 
     /// What was measured, with what is not as usual.
-    pub fn test(&self) -> String {
+    pub(super) fn test(&self) -> String {
         let n = |field| self.field(field).parse::<f64>().map_or(0, |n| n as usize);
         let mut name = match self.n_tokens {
             Some(_) => Test { n_prompt: n("n_prompt"), n_gen: n("n_gen"), n_depth: n("n_depth") }.name(),
@@ -149,7 +149,7 @@ impl Timed {
     }
 
     /// All of it on one line.
-    pub fn name(&self) -> String {
+    pub(super) fn name(&self) -> String {
         let threads = self.threads();
         let s = if threads == "1" { "" } else { "s" };
         format!("{}, {threads} thread{s}, {}", self.model(), self.test())

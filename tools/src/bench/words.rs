@@ -7,12 +7,12 @@ fn words(text: &str) -> Vec<String> {
 }
 
 /// Number of words.
-pub fn n_words(text: &str) -> usize {
+pub(super) fn n_words(text: &str) -> usize {
     words(text).len()
 }
 
 /// Words put in, left out and replaced, per word of `said`. Case and punctuation do not count.
-pub fn error_rate(said: &str, heard: &str) -> f64 {
+pub(super) fn error_rate(said: &str, heard: &str) -> f64 {
     let (said, heard) = (words(said), words(heard));
     // Distances from all of what was said to the beginnings of what was heard.
     let mut row: Vec<usize> = (0..=heard.len()).collect();
@@ -29,7 +29,7 @@ pub fn error_rate(said: &str, heard: &str) -> f64 {
 }
 
 /// FNV-1a of 64 bits, in hexadecimal. Source: Fowler, Noll, Vo.
-pub fn hash(text: &str) -> String {
+pub(super) fn hash(text: &str) -> String {
     let fold = |h: u64, byte: u8| (h ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
     format!("{:016x}", text.bytes().fold(0xcbf2_9ce4_8422_2325, fold))
 }

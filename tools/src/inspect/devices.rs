@@ -11,7 +11,7 @@ use crate::report::cpu_name;
 /// A line for every backend.
 ///
 /// Errors: a device that does not exist.
-pub fn text(args: &DeviceArgs) -> Outcome<String> {
+pub(super) fn text(args: &DeviceArgs) -> Outcome<String> {
     let threads = args.open()?.threads;
     let rows: Vec<Vec<String>> = backends::list().iter().map(|b| row(b.name, threads)).collect::<Outcome<_>>()?;
     Ok(table(&["device", "threads", "instructions", "processor", ""], &rows, &[1]))

@@ -21,7 +21,7 @@ const CONTEXT: usize = 1024;
 
 /// The shape of a call.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Call {
+pub(super) enum Call {
     /// `step:T[:S]`; `decode:S` is one of one token.
     Step {
         /// Tokens per sequence.
@@ -43,7 +43,7 @@ pub enum Call {
 
 impl Call {
     /// Reads what users write.
-    pub fn parse(text: &str) -> Result<Self, String> {
+    pub(super) fn parse(text: &str) -> Result<Self, String> {
         let want = "want decode:SEQUENCES, step:TOKENS[:SEQUENCES], prompt:TOKENS or encode:FRAMES";
         let number = |text: &str, max: u32| {
             let n = text.parse::<u32>().ok().filter(|n| (1..=max).contains(n));
@@ -64,12 +64,12 @@ impl Call {
     }
 
     /// Whether only a model with an audio encoder has it.
-    pub fn needs_audio(self) -> bool {
+    pub(super) fn needs_audio(self) -> bool {
         matches!(self, Self::Encode { .. })
     }
 
     /// Slots that a session must have for it.
-    pub fn n_slots(self) -> usize {
+    pub(super) fn n_slots(self) -> usize {
         match self {
             Self::Step { n_seqs, .. } => n_seqs as usize,
             Self::Prompt { .. } | Self::Encode { .. } => 1,
@@ -77,7 +77,7 @@ impl Call {
     }
 
     /// Positions that a slot must have for it.
-    pub fn n_ctx(self) -> usize {
+    pub(super) fn n_ctx(self) -> usize {
         match self {
             Self::Step { n_tokens, .. } | Self::Prompt { n_tokens } => CONTEXT.max(n_tokens as usize),
             Self::Encode { .. } => CONTEXT,
@@ -87,7 +87,7 @@ impl Call {
     /// The key under which a session keeps its graph: sizes rounded up as the session does.
     ///
     /// Errors: the audio encoder of a model that has none.
-    pub fn key(self, session: &Session) -> Result<GraphKey, String> {
+    pub(super) fn key(self, session: &Session) -> Result<GraphKey, String> {
         let key = match self {
             Self::Step { n_tokens, n_seqs } => {
                 let n_seqs = n_seqs as usize;
@@ -103,7 +103,7 @@ impl Call {
     }
 
     /// The call for people. `key` is its key.
-    pub fn words(self, key: &GraphKey) -> String {
+    pub(super) fn words(self, key: &GraphKey) -> String {
         let n = |n: u32, what: &str| if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") };
         let step = |n_seqs, n_tokens, of| {
             let (seqs, tokens) = (n(n_seqs, "sequence"), n(n_tokens, of));
@@ -131,7 +131,7 @@ impl fmt::Display for Call {
 }
 
 /// A described call, and what its parts are called.
-pub struct Shown<'a> {
+pub(super) struct Shown<'a> {
     /// Graph, plan, backends.
     pub described: &'a Described,
     /// The session that described it.
@@ -144,7 +144,7 @@ pub struct Shown<'a> {
 
 impl Shown<'_> {
     /// The graph, one node a line.
-    pub fn text(&self) -> String {
+    pub(super) fn text(&self) -> String {
         let graph = &self.described.graph;
         let fused: Vec<String> = self.described.fused.iter().map(|(rule, n)| format!("{rule} {n}")).collect();
         let fused = if fused.is_empty() { "nothing".to_owned() } else { fused.join(", ") };
@@ -174,13 +174,13 @@ impl Shown<'_> {
     }
 
     /// The backend of a node.
-    pub fn backend(&self, node: usize) -> String {
+    pub(super) fn backend(&self, node: usize) -> String {
         let cut = self.described.cuts.iter().find(|cut| cut.nodes.contains(&node));
         cut.and_then(|cut| self.backends.get(cut.backend)).map_or(String::new(), |b| b.name().to_owned())
     }
 
     /// Name, format and shape of a tensor.
-    pub fn tensor(&self, id: TensorId) -> String {
+    pub(super) fn tensor(&self, id: TensorId) -> String {
         let t = self.described.graph.tensor(id);
         let name = match t.source {
             Source::View { of, offset } => format!("{} from {offset}", self.name(of)),

@@ -14,7 +14,7 @@ const SHOWN_ELEMENT_CHARS: usize = 24;
 
 /// A plain value.
 #[derive(Clone, PartialEq, Debug)]
-pub enum Shown {
+pub(super) enum Shown {
     /// Text; what is not UTF-8 was replaced.
     Text(String),
     /// Of any width.
@@ -29,7 +29,7 @@ pub enum Shown {
 
 impl Shown {
     /// The bytes of a string.
-    pub fn text(bytes: &[u8]) -> Self {
+    pub(super) fn text(bytes: &[u8]) -> Self {
         Self::Text(String::from_utf8_lossy(bytes).into_owned())
     }
 
@@ -69,7 +69,7 @@ impl Shown {
 
 /// A value of metadata, and the type that the file gives it.
 #[derive(Clone, PartialEq, Debug)]
-pub enum Meta {
+pub(super) enum Meta {
     /// A plain value.
     One {
         /// Its type.
@@ -121,7 +121,7 @@ impl Meta {
 
 /// A tensor.
 #[derive(Clone, Debug)]
-pub struct TensorRow {
+pub(super) struct TensorRow {
     /// Its name.
     pub name: String,
     /// Its element type, as the file calls it.
@@ -185,7 +185,7 @@ impl Total {
 }
 
 /// What is in a file.
-pub struct Listing {
+pub(super) struct Listing {
     /// The file, or the first of several.
     pub file: String,
     /// `gguf` or `safetensors`.
@@ -214,7 +214,7 @@ impl Listing {
 
     /// One JSON document. Arrays of metadata with more than eight elements become their type, length and first elements,
     /// unless `in_full`.
-    pub fn json(&self, in_full: bool) -> String {
+    pub(super) fn json(&self, in_full: bool) -> String {
         let (types, all) = self.types();
         let types = types.iter().map(|(name, total)| {
             let mut fields = Map::new();
@@ -233,7 +233,7 @@ impl Listing {
     }
 
     /// Tables for people.
-    pub fn text(&self, in_full: bool) -> String {
+    pub(super) fn text(&self, in_full: bool) -> String {
         let version = self.version.map_or(String::new(), |v| format!(" version {v}"));
         let mut text = format!(
             "{}: {}{version}, {}, {} keys, {} tensors\n",
@@ -290,7 +290,7 @@ fn one_line(name: &str) -> String {
 }
 
 /// Bytes in the unit in which they have one to four digits before the point.
-pub fn size(bytes: u64) -> String {
+pub(super) fn size(bytes: u64) -> String {
     let units = ["KiB", "MiB", "GiB", "TiB"];
     let i = (bytes.max(1).ilog2() / 10) as usize;
     match i.checked_sub(1) {
@@ -303,7 +303,7 @@ pub fn size(bytes: u64) -> String {
 }
 
 /// Columns as wide as they must be, two spaces apart; the numbered ones to the right.
-pub fn table(heads: &[&str], rows: &[Vec<String>], to_the_right: &[usize]) -> String {
+pub(super) fn table(heads: &[&str], rows: &[Vec<String>], to_the_right: &[usize]) -> String {
     let width = |i: usize| {
         let cells = rows.iter().filter_map(|row| row.get(i)).map(|cell| cell.chars().count());
         cells.chain([heads[i].chars().count()]).max().unwrap_or_default()

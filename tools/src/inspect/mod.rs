@@ -46,7 +46,7 @@ Examples:
   tympan inspect --devices
 
 Exit codes: 0 done, 2 usage, 4 model, 5 memory.")]
-pub struct InspectArgs {
+pub(crate) struct InspectArgs {
     /// GGUF file, directory with one model in it, checkpoint directory, or .safetensors file [default: the built-in
     /// demonstration model]
     #[arg(value_name = "FILE|MODEL")]
@@ -102,7 +102,7 @@ impl InspectArgs {
 /// Runs the subcommand.
 ///
 /// Errors: usage, a file that cannot be read, a model that cannot be loaded.
-pub fn run(args: &InspectArgs) -> Outcome<Exit> {
+pub(crate) fn run(args: &InspectArgs) -> Outcome<Exit> {
     let text = if args.devices {
         devices::text(&args.device())?
     } else if args.graph.is_some() || args.plan {

@@ -19,7 +19,7 @@ struct Occupant {
 }
 
 /// The plan of every backend: sizes, and a line for everything in the arena.
-pub fn text(shown: &Shown<'_>) -> String {
+pub(super) fn text(shown: &Shown<'_>) -> String {
     let plans: Vec<_> = (0..shown.backends.len()).filter_map(|i| Some((i, shown.described.plan(i)?))).collect();
     match plans[..] {
         [(_, plan)] => of(shown, plan),

@@ -21,7 +21,7 @@ use crate::report::Verbosity;
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
 
 /// An open file or directory.
-pub enum Source {
+pub(super) enum Source {
     /// A GGUF file, all parts of a split one, or the built-in model.
     Gguf(Gguf),
     /// A checkpoint as it is stored.
@@ -37,7 +37,7 @@ impl Source {
     /// Opens what `path` names; the built-in model without.
     ///
     /// Errors: a file that is missing or malformed.
-    pub fn open(path: Option<&Path>, say: Verbosity) -> Outcome<Self> {
+    pub(super) fn open(path: Option<&Path>, say: Verbosity) -> Outcome<Self> {
         let Some(path) = path else {
             say.note("no model given: showing the built-in demonstration model as it is converted in memory");
             return Ok(Self::Gguf(crate::demo::open().map_err(Failure::model)?));
@@ -68,7 +68,7 @@ impl Source {
     }
 
     /// Everything in it; with `statistics` all values are read.
-    pub fn listing(&self, statistics: bool) -> Result<Listing> {
+    pub(super) fn listing(&self, statistics: bool) -> Result<Listing> {
         Ok(match self {
             Self::Gguf(file) => of_gguf(file, statistics),
             Self::Checkpoint { weights, config } => of_checkpoint(weights, config.as_ref(), statistics),

@@ -17,7 +17,7 @@ const AROUND: usize = 128 << 10;
 
 /// How a tensor's bytes become numbers.
 #[derive(Clone, Copy, Debug)]
-pub enum Encoding {
+pub(super) enum Encoding {
     /// A format of GGUF files, its bytes aligned.
     Blocks(Format),
     /// Numbers of this width, little-endian, anywhere in memory.
@@ -31,15 +31,15 @@ pub enum Encoding {
 
 impl Encoding {
     /// That of a type of GGUF files.
-    pub fn of(dtype: DType) -> Self {
+    pub(super) fn of(dtype: DType) -> Self {
         backends::format_of(dtype).map_or(Self::I32, Self::Blocks)
     }
 
     /// Signed 32 bits.
-    pub const I32: Self = Self::Plain { width: 4, decode: |b| f64::from(i32::from_le_bytes(array(b))) };
+    pub(super) const I32: Self = Self::Plain { width: 4, decode: |b| f64::from(i32::from_le_bytes(array(b))) };
 
     /// That of a type of safetensors files, where its values are numbers of whole bytes.
-    pub fn of_stored(dtype: safetensors::Dtype) -> Option<Self> {
+    pub(super) fn of_stored(dtype: safetensors::Dtype) -> Option<Self> {
         use safetensors::Dtype;
         let (width, decode): (usize, fn(&[u8]) -> f64) = match dtype {
             Dtype::F64 => (8, |b| f64::from_le_bytes(array(b))),
@@ -64,7 +64,7 @@ fn array<const N: usize>(bytes: &[u8]) -> [u8; N] {
 
 /// What a tensor's values are like.
 #[derive(Clone, Copy, PartialEq, Debug)]
-pub struct Statistics {
+pub(super) struct Statistics {
     /// The least finite value; none where there is none.
     pub min: Option<f64>,
     /// The greatest finite value.
@@ -78,7 +78,7 @@ pub struct Statistics {
 }
 
 /// Reads a tensor of `n` elements. `release` is told which bytes were read and are not needed again.
-pub fn of(encoding: Encoding, bytes: &[u8], n: usize, release: impl Fn(Range<usize>)) -> Statistics {
+pub(super) fn of(encoding: Encoding, bytes: &[u8], n: usize, release: impl Fn(Range<usize>)) -> Statistics {
     let mut sums = Sums::default();
     let mut decoded = vec![0.0; PIECE.min(n)];
     let (piece_len, piece_bytes) = match encoding {

@@ -9,11 +9,11 @@ use safetensors::tensor::{Dtype, TensorView};
 use crate::output::write_atomically;
 
 /// Tensors of one segment: name, type, shape and little-endian bytes.
-pub struct Dumped(Vec<(String, Dtype, Vec<usize>, Vec<u8>)>);
+pub(super) struct Dumped(Vec<(String, Dtype, Vec<usize>, Vec<u8>)>);
 
 impl Dumped {
     /// Copies the tensors; with several segments the names begin with `segment.N.`.
-    pub fn new(segment: usize, n_segments: usize, t: &Tensors<'_>) -> Self {
+    pub(super) fn new(segment: usize, n_segments: usize, t: &Tensors<'_>) -> Self {
         let name = |n: &str| if n_segments > 1 { format!("segment.{segment}.{n}") } else { n.to_owned() };
         let floats = |v: &[f32]| v.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
         let ids: Vec<u8> = t.prompt_ids.iter().flat_map(|x| x.to_le_bytes()).collect();
@@ -28,7 +28,7 @@ impl Dumped {
 }
 
 /// Writes `<stem>.safetensors`.
-pub fn write(dir: &Path, stem: &str, segments: &[Dumped]) -> anyhow::Result<()> {
+pub(super) fn write(dir: &Path, stem: &str, segments: &[Dumped]) -> anyhow::Result<()> {
     let views = segments.iter().flat_map(|s| &s.0).map(|(name, dtype, shape, bytes)| {
         TensorView::new(*dtype, shape.clone(), bytes).map(|view| (name.clone(), view)).context("dump")
     });

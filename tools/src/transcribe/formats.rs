@@ -6,7 +6,7 @@ use serde_json::{Map, Number, Value, json};
 
 /// An output format.
 #[derive(ValueEnum, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub enum Format {
+pub(super) enum Format {
     /// The text alone.
     Text,
     /// One indented document per input.
@@ -30,7 +30,7 @@ pub enum Format {
 
 impl Format {
     /// File extension, also the name on the command line but for text.
-    pub fn extension(self) -> &'static str {
+    pub(super) fn extension(self) -> &'static str {
         match self {
             Self::Text => "txt",
             Self::Json => "json",
@@ -44,7 +44,7 @@ impl Format {
     }
 
     /// Whether this version writes it.
-    pub fn is_built(self) -> bool {
+    pub(super) fn is_built(self) -> bool {
         match self {
             Self::Text | Self::Json | Self::Jsonl | Self::Srt | Self::Vtt => true,
             Self::Csv | Self::Lrc | Self::Tsv => false,
@@ -54,7 +54,7 @@ impl Format {
 
 /// Everything that JSON says besides the transcript itself.
 #[derive(Clone, Debug)]
-pub struct Facts {
+pub(super) struct Facts {
     /// The input as the user named it.
     pub file: String,
     /// Architecture of the model.
@@ -84,7 +84,7 @@ pub struct Facts {
 }
 
 /// The transcript in one format, with a final line break.
-pub fn render(format: Format, transcript: &Transcript, facts: &Facts) -> String {
+pub(super) fn render(format: Format, transcript: &Transcript, facts: &Facts) -> String {
     match format {
         Format::Text => text(transcript, facts.timestamps),
         Format::Json => format!("{:#}\n", json(transcript, facts)),

@@ -15,7 +15,7 @@ const MAX_DEPTH: usize = 32;
 
 /// One input.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub enum Input {
+pub(super) enum Input {
     /// A file.
     File(PathBuf),
     /// Standard input.
@@ -24,7 +24,7 @@ pub enum Input {
 
 impl Input {
     /// The input as the user names it.
-    pub fn name(&self) -> String {
+    pub(super) fn name(&self) -> String {
         match self {
             Self::File(path) => path.display().to_string(),
             Self::Stdin => "-".into(),
@@ -32,7 +32,7 @@ impl Input {
     }
 
     /// What output files are called, without extension.
-    pub fn stem(&self) -> String {
+    pub(super) fn stem(&self) -> String {
         match self {
             Self::File(path) => path.file_stem().unwrap_or(path.as_os_str()).to_string_lossy().into_owned(),
             Self::Stdin => "stdin".into(),
@@ -40,7 +40,7 @@ impl Input {
     }
 
     /// The file name with its extension.
-    pub fn file_name(&self) -> String {
+    pub(super) fn file_name(&self) -> String {
         match self {
             Self::File(path) => path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned(),
             Self::Stdin => "stdin".into(),
@@ -50,7 +50,7 @@ impl Input {
 
 /// The inputs of one argument: itself, or the audio files below a directory in order of their names. The number counts
 /// files of the directory that are not audio by their extension.
-pub fn expand(argument: &Path) -> anyhow::Result<(Vec<Input>, usize)> {
+pub(super) fn expand(argument: &Path) -> anyhow::Result<(Vec<Input>, usize)> {
     if argument == Path::new("-") {
         return Ok((vec![Input::Stdin], 0));
     }

@@ -40,7 +40,7 @@ Examples:
 
 Exit codes: 0 done, 1 some of several inputs failed, 2 usage, 3 an input cannot be read, 4 model, 5 memory, 6 a text was \
 cut at the token limit, 130 interrupted.")]
-pub struct TranscribeArgs {
+pub(crate) struct TranscribeArgs {
     /// Audio files, directories, or - for standard input
     #[arg(value_name = "FILES|DIRS|-", required = true)]
     inputs: Vec<PathBuf>,
@@ -158,7 +158,7 @@ fn parse_segment(text: &str) -> Result<f64, String> {
 /// Runs the subcommand.
 ///
 /// Errors: usage, a model that cannot be loaded, or the only input that failed.
-pub fn run(args: &TranscribeArgs) -> Outcome<Exit> {
+pub(crate) fn run(args: &TranscribeArgs) -> Outcome<Exit> {
     let say = Verbosity::new(args.quiet, args.verbose);
     check(args)?;
     let device = args.device.open()?;

@@ -17,7 +17,7 @@ const PIECE: usize = 1 << 15;
 const BATCH: usize = 1 << 21;
 
 /// A tensor that can be encoded from any batch on.
-pub struct Encoder<'a> {
+pub(super) struct Encoder<'a> {
     name: &'a str,
     dtype: DType,
     values: Box<dyn Values + 'a>,
@@ -69,7 +69,7 @@ impl Difference {
 
 impl<'a> Encoder<'a> {
     /// An encoder of `tensor`, whose values are `values`.
-    pub fn new<S>(tensor: &'a PlannedTensor<S>, values: Box<dyn Values + 'a>) -> crate::Result<Self> {
+    pub(super) fn new<S>(tensor: &'a PlannedTensor<S>, values: Box<dyn Values + 'a>) -> crate::Result<Self> {
         let dims = tensor.shape.dims();
         let n_rows = dims.len().checked_sub(2).map_or(1, |i| dims[i] as usize);
         let n_columns = tensor.shape.last();
@@ -89,13 +89,13 @@ impl<'a> Encoder<'a> {
     }
 
     /// The batches from element `from` on.
-    pub fn batches(&self, from: usize) -> impl Iterator<Item = Range<usize>> + use<> {
+    pub(super) fn batches(&self, from: usize) -> impl Iterator<Item = Range<usize>> + use<> {
         let (n, batch) = (self.n_elements, self.batch);
         (from..n).step_by(batch).map(move |start| start..n.min(start + batch))
     }
 
     /// The bytes of the elements in `range`, which begins and ends where blocks do.
-    pub fn byte_range(&self, range: &Range<usize>) -> Range<usize> {
+    pub(super) fn byte_range(&self, range: &Range<usize>) -> Range<usize> {
         let block = self.dtype.block();
         range.start / block.len * block.bytes..range.end / block.len * block.bytes
     }
@@ -103,7 +103,7 @@ impl<'a> Encoder<'a> {
     /// The bytes of a batch; `buffer` may hold them.
     ///
     /// Errors: values that are not finite or do not fit.
-    pub fn encode<'b>(&'b self, batch: &Range<usize>, buffer: &'b mut Vec<u8>) -> Result<&'b [u8]> {
+    pub(super) fn encode<'b>(&'b self, batch: &Range<usize>, buffer: &'b mut Vec<u8>) -> Result<&'b [u8]> {
         let bytes = self.byte_range(batch);
         if let Some(stored) = self.values.stored() {
             return Ok(&stored[bytes]);
@@ -118,7 +118,7 @@ impl<'a> Encoder<'a> {
     }
 
     /// How far the values in `got`, the batch's bytes, are from the original ones.
-    pub fn difference(&self, batch: &Range<usize>, got: &[u8]) -> Result<Difference> {
+    pub(super) fn difference(&self, batch: &Range<usize>, got: &[u8]) -> Result<Difference> {
         if self.values.stored().is_some() {
             return Ok(Difference::default());
         }
@@ -142,7 +142,7 @@ impl<'a> Encoder<'a> {
     }
 
     /// Gives the memory behind the originals of a batch back to the system.
-    pub fn release(&self, batch: Range<usize>) {
+    pub(super) fn release(&self, batch: Range<usize>) {
         self.values.release(batch);
     }
 

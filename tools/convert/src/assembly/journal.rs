@@ -17,7 +17,7 @@ const MAX_BYTES: u64 = 64 << 20;
 
 /// What files are made of: the same as long as they come out with the same bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Fingerprint {
+pub(super) struct Fingerprint {
     /// Names, headers, version.
     pub plan: u64,
     /// The files that the values come from.
@@ -25,7 +25,7 @@ pub struct Fingerprint {
 }
 
 /// A journal that was read.
-pub struct Journal {
+pub(super) struct Journal {
     /// What was written.
     pub fingerprint: Fingerprint,
     /// Names of the unfinished files.
@@ -38,7 +38,7 @@ pub struct Journal {
 
 /// Bytes that are in a file, behind those of the record before.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Record {
+pub(super) struct Record {
     /// Which file.
     pub file: usize,
     /// The first byte behind them.
@@ -51,7 +51,7 @@ pub struct Record {
 
 impl Journal {
     /// Reads a journal; `None` where there is none, or not a whole one.
-    pub fn read(partial: &mut Partial) -> Result<Option<Self>> {
+    pub(super) fn read(partial: &mut Partial) -> Result<Option<Self>> {
         partial.rewind()?;
         let io = |source| engine::Error::Io { path: partial.path.clone(), source };
         let mut bytes = Vec::new();
@@ -86,7 +86,7 @@ impl Journal {
     }
 
     /// The beginning of a journal. `files`: names of the unfinished files.
-    pub fn head<'a>(fingerprint: Fingerprint, files: impl Iterator<Item = &'a str>) -> String {
+    pub(super) fn head<'a>(fingerprint: Fingerprint, files: impl Iterator<Item = &'a str>) -> String {
         let Fingerprint { plan, source } = fingerprint;
         let mut text = format!("{TITLE}\nplan {plan:016x}\nsource {source:016x}\n");
         for name in files.filter(|name| !name.contains(char::is_control)) {
@@ -107,7 +107,7 @@ impl Record {
     }
 
     /// Appends the record to a journal, in one piece.
-    pub fn append(file: usize, end: u64, hash: u64, journal: &mut Partial) -> engine::Result<()> {
+    pub(super) fn append(file: usize, end: u64, hash: u64, journal: &mut Partial) -> engine::Result<()> {
         let line = format!("at {file} {end} {hash:016x}\n");
         let io = |source| engine::Error::Io { path: journal.path.clone(), source };
         (&journal.file).write_all(line.as_bytes()).map_err(io)

@@ -18,12 +18,12 @@ const MAX_NAME_BYTES: usize = 255;
 const BUFFER_BYTES: usize = 1 << 20;
 
 /// Where `target` grows until it gets its name.
-pub fn partial_path(target: &Path) -> PathBuf {
+pub(super) fn partial_path(target: &Path) -> PathBuf {
     beside(target, PARTIAL)
 }
 
 /// What says how far `target` is.
-pub fn journal_path(target: &Path) -> PathBuf {
+pub(super) fn journal_path(target: &Path) -> PathBuf {
     beside(target, JOURNAL)
 }
 
@@ -38,7 +38,7 @@ fn beside(target: &Path, suffix: &str) -> PathBuf {
 }
 
 /// A file that nobody else writes to; the system lets go of it when the process ends, however that happens.
-pub struct Partial {
+pub(super) struct Partial {
     /// Its path.
     pub path: PathBuf,
     /// The open file.
@@ -49,7 +49,7 @@ impl Partial {
     /// Opens the file at `path`, or makes it.
     ///
     /// Errors: it cannot be opened; another process has it.
-    pub fn open(path: PathBuf) -> Result<Self> {
+    pub(super) fn open(path: PathBuf) -> Result<Self> {
         let io = |source| engine::Error::Io { path: path.clone(), source };
         loop {
             let file =
@@ -69,18 +69,18 @@ impl Partial {
     }
 
     /// Its length.
-    pub fn len(&self) -> Result<u64> {
+    pub(super) fn len(&self) -> Result<u64> {
         let io = |source| engine::Error::Io { path: self.path.clone(), source };
         Ok(self.file.metadata().map_err(io)?.len())
     }
 
     /// Goes to its first byte.
-    pub fn rewind(&mut self) -> Result<()> {
+    pub(super) fn rewind(&mut self) -> Result<()> {
         self.file.rewind().map_err(|source| engine::Error::Io { path: self.path.clone(), source }.into())
     }
 
     /// Cuts it to `len` bytes and goes there.
-    pub fn cut(&mut self, len: u64) -> Result<()> {
+    pub(super) fn cut(&mut self, len: u64) -> Result<()> {
         let io = |source| engine::Error::Io { path: self.path.clone(), source };
         self.file.set_len(len).map_err(io)?;
         self.file.seek(SeekFrom::Start(len)).map_err(io)?;
@@ -88,19 +88,19 @@ impl Partial {
     }
 
     /// Removes it.
-    pub fn remove(self) {
+    pub(super) fn remove(self) {
         let _ = std::fs::remove_file(&self.path);
     }
 
     /// Gives it the name `target`, in place of an older file.
-    pub fn rename(&self, target: &Path) -> std::io::Result<()> {
+    pub(super) fn rename(&self, target: &Path) -> std::io::Result<()> {
         std::fs::rename(&self.path, target)
     }
 }
 
 /// Writes the names of the files in `folder` to the disk.
 #[cfg(unix)]
-pub fn sync_folder_of(target: &Path) -> std::io::Result<()> {
+pub(super) fn sync_folder_of(target: &Path) -> std::io::Result<()> {
     let folder = target.parent().filter(|folder| !folder.as_os_str().is_empty());
     File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
 }
@@ -127,7 +127,7 @@ fn is_at(_: &File, _: &Path) -> bool {
 }
 
 /// The hash of the bytes of `file` from `from` to `to`; `None` where there are fewer.
-pub fn hash_range(mut file: &File, from: u64, to: u64) -> std::io::Result<Option<u64>> {
+pub(super) fn hash_range(mut file: &File, from: u64, to: u64) -> std::io::Result<Option<u64>> {
     file.seek(SeekFrom::Start(from))?;
     let mut left = to - from;
     let mut hash = Xxh64::default();

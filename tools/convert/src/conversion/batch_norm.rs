@@ -3,7 +3,7 @@
 //! Source: llama.cpp, `conversion/gemma.py`, `ConformerAudioModel.modify_tensors`.
 
 /// The tensors of a batch norm, in the order of [`fold`].
-pub const TENSORS: [&str; 4] = ["weight", "bias", "running_mean", "running_var"];
+pub(super) const TENSORS: [&str; 4] = ["weight", "bias", "running_mean", "running_var"];
 /// Added to the variance: PyTorch's default, which no configuration names.
 const EPS: f32 = 1e-5;
 
@@ -18,7 +18,7 @@ pub enum BatchNormPart {
 
 /// `scale = weight / sqrt(running_var + eps)`, or `bias - running_mean * scale`; every operation is rounded to f32, as
 /// in llama.cpp's converter. `tensors`: [`TENSORS`], of equal lengths.
-pub fn fold(tensors: &[Vec<f32>; 4], part: BatchNormPart) -> Vec<f32> {
+pub(super) fn fold(tensors: &[Vec<f32>; 4], part: BatchNormPart) -> Vec<f32> {
     let [weight, bias, mean, var] = tensors;
     let scale = weight.iter().zip(var).map(|(weight, var)| weight / (var + EPS).sqrt());
     match part {

@@ -17,25 +17,25 @@ const MAX_FILE_BYTES: u64 = 16 << 20;
 const MAX_SHOWN_CHARS: usize = 60;
 
 /// A number of a configuration as metadata.
-pub fn integer(n: usize) -> GgufValue {
+pub(super) fn integer(n: usize) -> GgufValue {
     GgufValue::U32(u32::try_from(n).expect("limits of the configuration are below 2^32"))
 }
 
 /// A JSON file whose root is an object.
-pub struct Config {
+pub(super) struct Config {
     path: PathBuf,
     root: Map<String, Value>,
 }
 
 impl Config {
     /// Reads the file `name`. Errors name it: absent, too large, not JSON, not an object.
-    pub fn read(files: &Files, name: &str) -> Result<Self> {
+    pub(super) fn read(files: &Files, name: &str) -> Result<Self> {
         let missing = || anyhow!("{}: no such file", files.path().join(name).display());
         Self::read_optional(files, name)?.ok_or_else(missing)
     }
 
     /// Like [`Config::read`], with `None` where there is no such file.
-    pub fn read_optional(files: &Files, name: &str) -> Result<Option<Self>> {
+    pub(super) fn read_optional(files: &Files, name: &str) -> Result<Option<Self>> {
         let Some((path, bytes)) = files.read(name, MAX_FILE_BYTES)? else { return Ok(None) };
         let name = path.display();
         let value: Value = serde_json::from_slice(&bytes).map_err(|e| anyhow!("{name}: not JSON: {e}"))?;
@@ -46,7 +46,7 @@ impl Config {
     }
 
     /// The whole file.
-    pub fn root(&self) -> Section<'_> {
+    pub(super) fn root(&self) -> Section<'_> {
         Section { file: &self.path, place: String::new(), values: &self.root }
     }
 }

@@ -28,7 +28,7 @@ const SIZE_WORDS: [&str; 6] = ["small", "mini", "medium", "large", "xl", "xxl"];
 const FINETUNE_WORDS: [&str; 4] = ["chat", "instruct", "vision", "lora"];
 
 /// Keys that describe the file `plan`. `kind`: `general.type`; `folder`: the checkpoint's name.
-pub fn keys(
+pub(super) fn keys(
     architecture: &str,
     kind: &str,
     folder: &str,

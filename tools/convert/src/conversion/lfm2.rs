@@ -8,10 +8,10 @@ use serde_json::json;
 
 use super::config::{Section, integer};
 use super::plan::{Role, Row, Source};
-use super::qwen3::{MAX_CONTEXT, MAX_HEADS, MAX_LAYERS, MAX_VOCAB, MAX_WIDTH, rope_theta};
+use super::qwen3::{Heads, MAX_CONTEXT, MAX_LAYERS, MAX_VOCAB, MAX_WIDTH, rope_theta};
 
 /// Pre-tokenizer of all LFM2 models.
-pub const PRE_TOKENIZER: &str = "lfm2";
+pub(super) const PRE_TOKENIZER: &str = "lfm2";
 /// Layers with attention, in `layer_types`.
 const ATTENTION: &str = "full_attention";
 /// Layers with a short convolution, in `layer_types`.
@@ -24,14 +24,12 @@ const MAX_EXPERTS: u64 = 4096;
 const GATING_SIGMOID: u32 = 2;
 
 /// The numbers of a decoder.
-pub struct Lfm2Config {
+pub(super) struct Lfm2Config {
     n_ctx: usize,
     /// Width of the residual stream.
     pub n_embd: usize,
     n_ff: usize,
-    n_head: usize,
-    n_head_kv: usize,
-    head_dim: usize,
+    heads: Heads,
     /// Whether the configuration names `head_dim`.
     names_head_dim: bool,
     /// Of every layer, whether it has attention; a short convolution otherwise.
@@ -57,13 +55,13 @@ struct Experts {
 
 impl Lfm2Config {
     /// Reads `config`: that of a dense model, or the object `lfm` of LFM2-Audio.
-    pub fn read(config: &Section<'_>) -> Result<Self> {
+    pub(super) fn read(config: &Section<'_>) -> Result<Self> {
         let n_ff = feed_forward_width(config)?;
         Self::read_with(config, n_ff, None)
     }
 
     /// Reads the configuration of a model with experts.
-    pub fn read_moe(config: &Section<'_>) -> Result<Self> {
+    pub(super) fn read_moe(config: &Section<'_>) -> Result<Self> {
         // Keys for other values are unknown to llama.cpp's files.
         config.expect("norm_topk_prob", &json!(true))?;
         config.expect("use_expert_bias", &json!(true))?;
@@ -83,26 +81,22 @@ impl Lfm2Config {
         const HEAD_DIM: &str = "head_dim";
         config.expect("conv_bias", &json!(false))?;
         let n_embd = config.integer("hidden_size", 1..=MAX_WIDTH)?;
-        let n_head = config.integer("num_attention_heads", 1..=MAX_HEADS)?;
-        let n_head_kv = config.integer("num_key_value_heads", 1..=MAX_HEADS)?;
-        ensure!(
-            n_head.is_multiple_of(n_head_kv),
-            config.error("num_key_value_heads", &format!("want a divisor of {n_head} heads, got {n_head_kv}"))
-        );
         let names_head_dim = config.has(HEAD_DIM);
-        let head_dim = if names_head_dim { config.integer(HEAD_DIM, 2..=MAX_WIDTH)? } else { n_embd / n_head };
-        ensure!(
-            names_head_dim || n_embd.is_multiple_of(n_head),
-            config.error("hidden_size", &format!("want a multiple of {n_head} heads, got {n_embd}"))
-        );
-        ensure!(head_dim.is_multiple_of(2), config.error(HEAD_DIM, &format!("want an even number, got {head_dim}")));
+        let heads = Heads::read(config, |n_head| {
+            if names_head_dim {
+                return config.integer(HEAD_DIM, 2..=MAX_WIDTH);
+            }
+            ensure!(
+                n_embd.is_multiple_of(n_head),
+                config.error("hidden_size", &format!("want a multiple of {n_head} heads, got {n_embd}"))
+            );
+            Ok(n_embd / n_head)
+        })?;
         Ok(Self {
             n_ctx: config.integer("max_position_embeddings", 1..=MAX_CONTEXT)?,
             n_embd,
             n_ff,
-            n_head,
-            n_head_kv,
-            head_dim,
+            heads,
             names_head_dim,
             is_attention: layer_kinds(config)?,
             rms_eps: config.positive("norm_eps")?,
@@ -115,13 +109,13 @@ impl Lfm2Config {
     }
 
     /// `general.architecture` of the file.
-    pub fn architecture(&self) -> &'static str {
+    pub(super) fn architecture(&self) -> &'static str {
         if self.experts.is_some() { "lfm2moe" } else { "lfm2" }
     }
 
     /// Metadata.
-    pub fn keys(&self) -> Vec<(String, Value)> {
-        let heads = |&attention: &bool| if attention { self.n_head_kv } else { 0 };
+    pub(super) fn keys(&self) -> Vec<(String, Value)> {
+        let heads = |&attention: &bool| if attention { self.heads.n_head_kv } else { 0 };
         let heads = self.is_attention.iter().map(heads);
         let heads: Vec<i32> = heads.map(|n| i32::try_from(n).expect("at most the limit of heads")).collect();
         let mut keys = vec![
@@ -129,7 +123,7 @@ impl Lfm2Config {
             ("context_length", integer(self.n_ctx)),
             ("embedding_length", integer(self.n_embd)),
             ("feed_forward_length", integer(self.n_ff)),
-            ("attention.head_count", integer(self.n_head)),
+            ("attention.head_count", integer(self.heads.n_head)),
             // A layer without heads has a short convolution.
             ("attention.head_count_kv", heads.into()),
             ("rope.freq_base", Value::F32(self.rope_theta)),
@@ -138,8 +132,8 @@ impl Lfm2Config {
             ("shortconv.l_cache", integer(self.n_taps)),
         ];
         if self.names_head_dim {
-            keys.push(("attention.key_length", integer(self.head_dim)));
-            keys.push(("attention.value_length", integer(self.head_dim)));
+            keys.push(("attention.key_length", integer(self.heads.head_dim)));
+            keys.push(("attention.value_length", integer(self.heads.head_dim)));
         }
         if let Some(experts) = &self.experts {
             keys.extend([
@@ -155,7 +149,7 @@ impl Lfm2Config {
     }
 
     /// Tensors but the head. `prefix` stands before `embed_tokens` in the checkpoint.
-    pub fn rows(&self, prefix: &str) -> Vec<Row> {
+    pub(super) fn rows(&self, prefix: &str) -> Vec<Row> {
         let n_embd = self.n_embd;
         // A tied embedding is the head as well.
         let role = if self.tied { Role::Head } else { Role::Matrix };
@@ -189,17 +183,17 @@ impl Lfm2Config {
     }
 
     fn attention(&self, layer: &mut Layer<'_>) {
-        let (n_q, n_kv) = (self.n_head * self.head_dim, self.n_head_kv * self.head_dim);
+        let (n_q, n_kv) = self.heads.widths();
         layer.add("attn_q", "self_attn.q_proj", Role::Matrix, &[n_q, self.n_embd]);
         layer.add("attn_k", "self_attn.k_proj", Role::Matrix, &[n_kv, self.n_embd]);
         layer.add("attn_v", "self_attn.v_proj", Role::Matrix, &[n_kv, self.n_embd]);
         layer.add("attn_output", "self_attn.out_proj", Role::Matrix, &[self.n_embd, n_q]);
-        layer.add("attn_q_norm", "self_attn.q_layernorm", Role::Full, &[self.head_dim]);
-        layer.add("attn_k_norm", "self_attn.k_layernorm", Role::Full, &[self.head_dim]);
+        layer.add("attn_q_norm", "self_attn.q_layernorm", Role::Full, &[self.heads.head_dim]);
+        layer.add("attn_k_norm", "self_attn.k_layernorm", Role::Full, &[self.heads.head_dim]);
     }
 
     /// The head, from the checkpoint's tensor `stored`.
-    pub fn head(&self, stored: &str) -> Row {
+    pub(super) fn head(&self, stored: &str) -> Row {
         Row::new("output.weight", stored, Role::Head, &[self.n_vocab, self.n_embd])
     }
 }

@@ -36,12 +36,12 @@ const IGNORED_PREFIXES: [&str; 5] =
 const IGNORED_SUFFIX: &str = ".batch_norm.num_batches_tracked";
 
 /// Whether a tensor is no part of recognition.
-pub fn is_ignored(name: &str) -> bool {
+pub(super) fn is_ignored(name: &str) -> bool {
     IGNORED_PREFIXES.iter().any(|prefix| name.starts_with(prefix)) || name.ends_with(IGNORED_SUFFIX)
 }
 
 /// Keys and tensors of both parts.
-pub struct Lfm2Audio {
+pub(super) struct Lfm2Audio {
     /// The decoder.
     pub text: Lfm2Config,
     /// Tensors of the decoder.
@@ -56,7 +56,7 @@ pub struct Lfm2Audio {
 
 impl Lfm2Audio {
     /// Reads the configuration of `checkpoint`.
-    pub fn read(checkpoint: &Model) -> Result<Self> {
+    pub(super) fn read(checkpoint: &Model) -> Result<Self> {
         let root = checkpoint.config();
         let mut text = Lfm2Config::read(&root.section("lfm")?)?;
         // The head of the published file is its embedding, whatever the configuration inside says.

@@ -117,14 +117,14 @@ impl Row {
 }
 
 /// A tensor with its final format.
-pub type PlannedTensor = assembly::PlannedTensor<Source>;
+pub(super) type PlannedTensor = assembly::PlannedTensor<Source>;
 
 /// Keys and tensors of one file, in order.
-pub type FilePlan = assembly::FilePlan<Source>;
+pub(super) type FilePlan = assembly::FilePlan<Source>;
 
 /// Size of a model with experts.
 #[derive(Clone, Copy)]
-pub struct ExpertCount {
+pub(super) struct ExpertCount {
     /// Experts of a layer.
     pub n_expert: u64,
     /// Elements of all tensors, with one expert per layer.
@@ -132,7 +132,7 @@ pub struct ExpertCount {
 }
 
 /// Experts of a file's layers and what they stand for; `None` where there are none.
-pub fn experts(plan: &FilePlan) -> Option<ExpertCount> {
+pub(super) fn experts(plan: &FilePlan) -> Option<ExpertCount> {
     let is_stack = |t: &&PlannedTensor| t.name.contains("_exps.");
     let stack = plan.tensors.iter().find(is_stack)?;
     let n_expert = u64::from(stack.shape.dims()[0]);
@@ -141,7 +141,7 @@ pub fn experts(plan: &FilePlan) -> Option<ExpertCount> {
 }
 
 /// Tensors with their formats, and lines for the user about those that do not get what they should.
-pub struct Chosen {
+pub(super) struct Chosen {
     /// In the order of their rows.
     pub tensors: Vec<PlannedTensor>,
     /// What there is to say.
@@ -149,7 +149,7 @@ pub struct Chosen {
 }
 
 /// Formats and shapes of `rows` in a file of type `file_type`; of a decoder, `decoder` tells what a mix wants to know.
-pub fn plan(
+pub(super) fn plan(
     rows: Vec<Row>,
     file_type: FileType,
     decoder: Option<&mix::Model>,

@@ -1,7 +1,7 @@
 //! The sinusoids that Qwen3-ASR's encoder adds to its frames. llama.cpp's projector files store them as a tensor.
 
 /// Positions in the file. Source: llama.cpp, `conversion/qwenvl.py`, `Qwen25AudioModel.generate_extra_tensors`.
-pub const N_POSITIONS: usize = 1500;
+pub(super) const N_POSITIONS: usize = 1500;
 /// Longest wavelength over 2 pi. Source: transformers, `SinusoidsPositionEmbedding`.
 const MAX_TIMESCALE: f64 = 10_000.0;
 
@@ -17,7 +17,7 @@ fn frequencies(width: usize) -> Vec<f32> {
 }
 
 /// The table `[N_POSITIONS, width]`: row `p` is `[sin(p * frequency)..., cos(p * frequency)...]`.
-pub fn table(width: usize) -> Vec<f32> {
+pub(super) fn table(width: usize) -> Vec<f32> {
     let frequencies = frequencies(width);
     let angle = |position: usize, f: &f32| f64::from(position as f32 * f);
     let row = |p| {

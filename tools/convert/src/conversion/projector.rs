@@ -12,7 +12,7 @@ const LAYER_NORM_EPS: f32 = 1e-5;
 
 /// The numbers of an audio encoder that its file names.
 #[derive(Clone, Copy, Debug)]
-pub struct Encoder {
+pub(super) struct Encoder {
     /// Layers.
     pub n_layer: usize,
     /// Width.
@@ -29,7 +29,7 @@ pub struct Encoder {
 
 impl Encoder {
     /// Metadata without the name of the projector, for which the formats have two keys.
-    pub fn keys(&self) -> Vec<(String, Value)> {
+    pub(super) fn keys(&self) -> Vec<(String, Value)> {
         [
             ("clip.has_audio_encoder", Value::Bool(true)),
             ("clip.audio.projection_dim", integer(self.n_out)),
@@ -48,7 +48,7 @@ impl Encoder {
 /// Width and heads of an encoder; `heads` is the name of the latter.
 ///
 /// Errors: a width that heads do not divide, or that sines and cosines do not share.
-pub fn width_and_heads(config: &Section<'_>, heads: &str) -> Result<(usize, usize)> {
+pub(super) fn width_and_heads(config: &Section<'_>, heads: &str) -> Result<(usize, usize)> {
     let n_embd: usize = config.integer("d_model", 4..=MAX_WIDTH)?;
     let n_head: usize = config.integer(heads, 1..=MAX_HEADS)?;
     ensure!(
@@ -59,7 +59,7 @@ pub fn width_and_heads(config: &Section<'_>, heads: &str) -> Result<(usize, usiz
 }
 
 /// A tensor and the bias of its first extent.
-pub fn weight_and_bias(name: &str, stored: &str, role: Role, dims: &[usize]) -> [Row; 2] {
+pub(super) fn weight_and_bias(name: &str, stored: &str, role: Role, dims: &[usize]) -> [Row; 2] {
     let weight = Row::new(format!("{name}.weight"), format!("{stored}.weight"), role, dims);
     [weight, Row::new(format!("{name}.bias"), format!("{stored}.bias"), Role::Full, &dims[..1])]
 }

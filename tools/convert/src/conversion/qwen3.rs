@@ -20,16 +20,41 @@ pub(super) const MAX_VOCAB: u64 = 1 << 24;
 /// Largest context that a checkpoint may claim.
 pub(super) const MAX_CONTEXT: u64 = 1 << 31;
 
+/// The heads of attention.
+pub(super) struct Heads {
+    pub n_head: usize,
+    pub n_head_kv: usize,
+    pub head_dim: usize,
+}
+
+impl Heads {
+    /// Reads the numbers of heads. `head_dim`: what the width of one is, by their number.
+    pub(super) fn read(config: &Section<'_>, head_dim: impl FnOnce(usize) -> Result<usize>) -> Result<Self> {
+        let n_head = config.integer("num_attention_heads", 1..=MAX_HEADS)?;
+        let n_head_kv = config.integer("num_key_value_heads", 1..=MAX_HEADS)?;
+        ensure!(
+            n_head.is_multiple_of(n_head_kv),
+            config.error("num_key_value_heads", &format!("want a divisor of {n_head} heads, got {n_head_kv}"))
+        );
+        let head_dim = head_dim(n_head)?;
+        ensure!(head_dim.is_multiple_of(2), config.error("head_dim", &format!("want an even number, got {head_dim}")));
+        Ok(Self { n_head, n_head_kv, head_dim })
+    }
+
+    /// Elements of a query, and of a key or value.
+    pub(super) fn widths(&self) -> (usize, usize) {
+        (self.n_head * self.head_dim, self.n_head_kv * self.head_dim)
+    }
+}
+
 /// The numbers of a decoder.
-pub struct TextConfig {
+pub(super) struct TextConfig {
     n_layer: usize,
     n_ctx: usize,
     /// Width of the residual stream.
     pub n_embd: usize,
     n_ff: usize,
-    n_head: usize,
-    n_head_kv: usize,
-    head_dim: usize,
+    heads: Heads,
     rms_eps: f32,
     rope_theta: f32,
     /// Rows of the embedding.
@@ -40,28 +65,17 @@ pub struct TextConfig {
 
 impl TextConfig {
     /// Reads `config`, a Qwen3 configuration or `text_config`.
-    pub fn read(config: &Section<'_>) -> Result<Self> {
+    pub(super) fn read(config: &Section<'_>) -> Result<Self> {
         config.expect_text("hidden_act", "silu")?;
         config.expect_off("attention_bias")?;
         config.expect_off("use_sliding_window")?;
-        let (n_head, n_head_kv) = (
-            config.integer("num_attention_heads", 1..=MAX_HEADS)?,
-            config.integer("num_key_value_heads", 1..=MAX_HEADS)?,
-        );
-        ensure!(
-            n_head.is_multiple_of(n_head_kv),
-            config.error("num_key_value_heads", &format!("want a divisor of {n_head} heads, got {n_head_kv}"))
-        );
-        let head_dim = config.integer("head_dim", 2..=MAX_WIDTH)?;
-        ensure!(head_dim.is_multiple_of(2), config.error("head_dim", &format!("want an even number, got {head_dim}")));
+        let heads = Heads::read(config, |_| config.integer("head_dim", 2..=MAX_WIDTH))?;
         Ok(Self {
             n_layer: config.integer("num_hidden_layers", 1..=MAX_LAYERS)?,
             n_ctx: config.integer("max_position_embeddings", 1..=MAX_CONTEXT)?,
             n_embd: config.integer("hidden_size", 1..=MAX_WIDTH)?,
             n_ff: config.integer("intermediate_size", 1..=MAX_WIDTH)?,
-            n_head,
-            n_head_kv,
-            head_dim,
+            heads,
             rms_eps: config.positive("rms_norm_eps")?,
             rope_theta: rope_theta(config)?,
             n_vocab: config.integer("vocab_size", 1..=MAX_VOCAB)?,
@@ -70,18 +84,18 @@ impl TextConfig {
     }
 
     /// Metadata, under the prefix `architecture`.
-    pub fn keys(&self, architecture: &str) -> Vec<(String, Value)> {
+    pub(super) fn keys(&self, architecture: &str) -> Vec<(String, Value)> {
         [
             ("block_count", integer(self.n_layer)),
             ("context_length", integer(self.n_ctx)),
             ("embedding_length", integer(self.n_embd)),
             ("feed_forward_length", integer(self.n_ff)),
-            ("attention.head_count", integer(self.n_head)),
-            ("attention.head_count_kv", integer(self.n_head_kv)),
+            ("attention.head_count", integer(self.heads.n_head)),
+            ("attention.head_count_kv", integer(self.heads.n_head_kv)),
             ("rope.freq_base", Value::F32(self.rope_theta)),
             ("attention.layer_norm_rms_epsilon", Value::F32(self.rms_eps)),
-            ("attention.key_length", integer(self.head_dim)),
-            ("attention.value_length", integer(self.head_dim)),
+            ("attention.key_length", integer(self.heads.head_dim)),
+            ("attention.value_length", integer(self.heads.head_dim)),
         ]
         .map(|(key, value)| (format!("{architecture}.{key}"), value))
         .into()
@@ -91,9 +105,9 @@ impl TextConfig {
     ///
     /// `config`: `text_config`. The `-hf` layout leaves the sections out, and llama.cpp wants them. All streams of a
     /// text with audio are equal, so that any cut gives the same numbers: it is that of the published models.
-    pub fn rope_sections(&self, config: &Section<'_>) -> Result<Vec<i32>> {
+    pub(super) fn rope_sections(&self, config: &Section<'_>) -> Result<Vec<i32>> {
         const KEY: &str = "mrope_section";
-        let pairs = self.head_dim / 2;
+        let pairs = self.heads.head_dim / 2;
         let stored = match rope_section(config)? {
             Some(rope) => rope.integers_or_none(KEY, 0..=MAX_WIDTH)?.map(|list| (rope, list)),
             None => None,
@@ -117,9 +131,9 @@ impl TextConfig {
     }
 
     /// Tensors but the head. `prefix` stands before `embed_tokens` in the checkpoint.
-    pub fn rows(&self, prefix: &str) -> Vec<Row> {
+    pub(super) fn rows(&self, prefix: &str) -> Vec<Row> {
         let (n_embd, n_ff) = (self.n_embd, self.n_ff);
-        let (n_q, n_kv) = (self.n_head * self.head_dim, self.n_head_kv * self.head_dim);
+        let (n_q, n_kv) = self.heads.widths();
         let mut rows = vec![Row::new(
             "token_embd.weight",
             format!("{prefix}embed_tokens.weight"),
@@ -137,8 +151,8 @@ impl TextConfig {
             add("attn_k", "self_attn.k_proj", Role::Matrix, &[n_kv, n_embd]);
             add("attn_v", "self_attn.v_proj", Role::Matrix, &[n_kv, n_embd]);
             add("attn_output", "self_attn.o_proj", Role::Matrix, &[n_embd, n_q]);
-            add("attn_q_norm", "self_attn.q_norm", Role::Full, &[self.head_dim]);
-            add("attn_k_norm", "self_attn.k_norm", Role::Full, &[self.head_dim]);
+            add("attn_q_norm", "self_attn.q_norm", Role::Full, &[self.heads.head_dim]);
+            add("attn_k_norm", "self_attn.k_norm", Role::Full, &[self.heads.head_dim]);
             add("ffn_norm", "post_attention_layernorm", Role::Full, &[n_embd]);
             add("ffn_gate", "mlp.gate_proj", Role::Matrix, &[n_ff, n_embd]);
             add("ffn_up", "mlp.up_proj", Role::Matrix, &[n_ff, n_embd]);
@@ -149,7 +163,7 @@ impl TextConfig {
     }
 
     /// The head, from the checkpoint's tensor `stored`.
-    pub fn head(&self, stored: &str) -> Row {
+    pub(super) fn head(&self, stored: &str) -> Row {
         Row::new("output.weight", stored, Role::Head, &[self.n_vocab, self.n_embd])
     }
 }

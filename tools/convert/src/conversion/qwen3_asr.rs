@@ -17,9 +17,9 @@ use super::projector::{Encoder, weight_and_bias, width_and_heads};
 use super::qwen3::{MAX_LAYERS, MAX_WIDTH, TextConfig};
 
 /// Pre-tokenizer of all Qwen models from Qwen2 on.
-pub const PRE_TOKENIZER: &str = "qwen2";
+pub(super) const PRE_TOKENIZER: &str = "qwen2";
 /// `general.architecture` of the text file.
-pub const ARCHITECTURE: &str = "qwen3vl";
+pub(super) const ARCHITECTURE: &str = "qwen3vl";
 /// Half a chunk, in frames.
 const N_WINDOW: u64 = 50;
 /// Attention windows, in frames: at least a chunk, at most what a size in metadata may be.
@@ -35,7 +35,7 @@ const N_CONVOLUTIONS: usize = 3;
 
 /// Where a checkpoint keeps its parts.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Layout {
+pub(super) enum Layout {
     /// `thinker.*`, with a nested configuration.
     Original,
     /// Transformers 5: `model.language_model.*`, with a flat configuration.
@@ -44,7 +44,7 @@ pub enum Layout {
 
 impl Layout {
     /// The layout, by the prefix of tensor names.
-    pub fn of(checkpoint: &Model) -> Result<Self> {
+    pub(super) fn of(checkpoint: &Model) -> Result<Self> {
         if checkpoint.has_prefix("thinker.") {
             Ok(Self::Original)
         } else if checkpoint.has_prefix("model.language_model.") {
@@ -84,7 +84,7 @@ impl Layout {
 }
 
 /// Keys and tensors of both parts.
-pub struct Qwen3Asr {
+pub(super) struct Qwen3Asr {
     /// Rows of the embedding.
     pub n_vocab: usize,
     /// Metadata of the decoder.
@@ -99,7 +99,7 @@ pub struct Qwen3Asr {
 
 impl Qwen3Asr {
     /// Reads the configuration of `checkpoint`.
-    pub fn read(checkpoint: &Model) -> Result<Self> {
+    pub(super) fn read(checkpoint: &Model) -> Result<Self> {
         let root = checkpoint.config();
         let layout = Layout::of(checkpoint)?;
         let inner = match layout {

@@ -159,7 +159,7 @@ impl Shape {
 }
 
 /// `tokenizer.json` of a model.
-pub fn tokenizer(shape: &Shape) -> Value {
+pub(super) fn tokenizer(shape: &Shape) -> Value {
     let (first, end, words) =
         if shape.is_qwen() { (QWEN_FIRST, QWEN_END, &QWEN_WORDS[..]) } else { (LFM2_FIRST, LFM2_END, &LFM2_WORDS[..]) };
     let Pieces { tokens, merges } = Pieces::of(words, (end - first) as usize);
@@ -178,7 +178,7 @@ pub fn tokenizer(shape: &Shape) -> Value {
 }
 
 /// `tokenizer_config.json` of a model.
-pub fn tokenizer_config(shape: &Shape) -> Value {
+pub(super) fn tokenizer_config(shape: &Shape) -> Value {
     if shape.is_qwen() {
         json!({"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"})
     } else {
