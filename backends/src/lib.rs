@@ -41,16 +41,13 @@ pub fn list() -> &'static [BackendDef] {
     &BACKENDS
 }
 
-/// The backend called `name`. Errors: `Device` for a name that is not in the list.
+/// The backend called `name`. Errors: `UnknownBackend` for a name that is not in the list.
 pub fn open(name: &str, options: &Options) -> Result<Arc<dyn Backend>> {
     match BACKENDS.iter().find(|b| b.name == name) {
         Some(b) => (b.open)(options),
         None => {
             let known: Vec<&str> = BACKENDS.iter().map(|b| b.name).collect();
-            Err(Error::Device {
-                backend: name.to_owned(),
-                msg: format!("no such backend (known: {})", known.join(", ")),
-            })
+            Err(Error::UnknownBackend { name: name.to_owned(), known: known.join(", ") })
         }
     }
 }

@@ -191,6 +191,9 @@ pub trait Backend: Send + Sync {
     fn weight_bytes(&self, weight: &Buffer) -> usize;
 
     /// Lowers nodes to steps with every address bound.
+    ///
+    /// Errors: `Plan` for a plan that does not hold for this graph ([`crate::plan::verify`]), in every build: a backend that
+    /// writes through addresses counts on it.
     fn compile(&self, segment: Segment<'_>, plan: &MemoryPlan, bind: &Bindings<'_>) -> Result<Box<dyn Executable>>;
 
     /// Runs a whole request where [`Executable::run`] starts cheapest, such as inside the backend's thread pool.

@@ -2,15 +2,17 @@
 
 use std::path::PathBuf;
 
-use crate::dtype::DType;
-use crate::shape::Shape;
+use crate::key::GraphKey;
+use crate::plan::PlanError;
 
 /// `Result` with the engine's error.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What failed, with what was expected and what was found.
+/// What made something fail, of any type.
+pub type Cause = Box<dyn std::error::Error + Send + Sync>;
+
+/// What failed, with what was expected and what was found. The text leaves out what `source` has: [`Chain`] joins them.
 #[derive(Debug)]
-#[non_exhaustive]
 pub enum Error {
     /// The operating system refused a file operation.
     Io {
@@ -23,62 +25,6 @@ pub enum Error {
     Gguf {
         /// The file, or a name for bytes in memory.
         path: PathBuf,
-        /// Expected and found.
-        what: String,
-    },
-    /// A metadata key that the architecture needs is absent.
-    MissingKey {
-        /// The key.
-        key: String,
-    },
-    /// A metadata key has another type than the architecture needs.
-    WrongType {
-        /// The key.
-        key: String,
-        /// The type needed.
-        want: &'static str,
-        /// The type found.
-        got: String,
-    },
-    /// A metadata value or a combination of values makes no sense.
-    BadValue {
-        /// The key.
-        key: String,
-        /// Expected and found.
-        what: String,
-    },
-    /// A tensor that the architecture needs is absent.
-    MissingWeight {
-        /// The tensor.
-        name: String,
-    },
-    /// A tensor has another shape than the metadata imply.
-    WeightShape {
-        /// The tensor.
-        name: String,
-        /// The shape implied.
-        want: Shape,
-        /// The shape found.
-        got: Shape,
-    },
-    /// A tensor has a type that its use does not allow.
-    WeightType {
-        /// The tensor.
-        name: String,
-        /// What is allowed.
-        want: &'static str,
-        /// The type found.
-        got: DType,
-    },
-    /// The file holds an architecture that is not in the registry.
-    UnknownArchitecture {
-        /// The architecture named by the file.
-        found: String,
-        /// The registry, comma separated.
-        known: String,
-    },
-    /// The vocabulary is malformed or not supported.
-    Tokenizer {
         /// Expected and found.
         what: String,
     },
@@ -109,12 +55,44 @@ pub enum Error {
         /// Bytes free, where known.
         free: Option<usize>,
     },
-    /// A device failed.
+    /// No backend has this name.
+    UnknownBackend {
+        /// The name.
+        name: String,
+        /// The names that there are, comma separated.
+        known: String,
+    },
+    /// A device, or the system on its behalf, failed.
     Device {
         /// The backend.
         backend: String,
-        /// What it said.
+        /// What was to be done, or what the device said.
         msg: String,
+        /// The system's answer, where it gave one.
+        source: Option<Cause>,
+    },
+    /// A call that a backend does not carry out: memory of another backend, bytes outside of a buffer, a result that is lent.
+    Refused {
+        /// The backend.
+        backend: String,
+        /// Expected and found.
+        what: String,
+    },
+    /// The layout of a graph's tensors is not sound.
+    Plan(PlanError),
+    /// A key that no call has.
+    Key {
+        /// The key.
+        key: GraphKey,
+        /// Expected and found.
+        what: String,
+    },
+    /// The model has no state of this number.
+    NoState {
+        /// The number.
+        index: usize,
+        /// Number of states.
+        n_states: usize,
     },
     /// All slots hold sequences.
     NoFreeSlot {
@@ -162,25 +140,20 @@ pub(crate) fn refuse<T>(what: std::fmt::Arguments<'_>) -> Result<T> {
 impl std::fmt::Display for Error {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Io { path, source } => write!(f, "{}: {}", path.display(), reason(source)),
+            Self::Io { path, source: _ } => write!(f, "{}", path.display()),
             Self::Gguf { path, what } => write!(f, "{}: {what}", path.display()),
-            Self::MissingKey { key } => write!(f, "metadata key {key} is missing"),
-            Self::WrongType { key, want, got } => write!(f, "metadata key {key}: want {want}, got {got}"),
-            Self::BadValue { key, what } => write!(f, "metadata key {key}: {what}"),
-            Self::MissingWeight { name } => write!(f, "tensor {name} is missing"),
-            Self::WeightShape { name, want, got } => write!(f, "{name}: want {want}, got {got}"),
-            Self::WeightType { name, want, got } => write!(f, "{name}: want {want}, got {got}"),
-            Self::UnknownArchitecture { found, known } => {
-                write!(f, "architecture {found:?} is not supported (supported: {known})")
-            }
-            Self::Tokenizer { what } => write!(f, "tokenizer: {what}"),
             Self::Graph { at, op, msg } => write!(f, "{at}: {op}: {msg}"),
             Self::Unsupported { op, backend, why } => write!(f, "{op} is not supported by backend {backend}: {why}"),
             Self::OutOfMemory { what, wanted, free } => {
                 write!(f, "out of memory: {what} needs {wanted} bytes")?;
                 free.map_or(Ok(()), |free| write!(f, ", {free} are free"))
             }
-            Self::Device { backend, msg } => write!(f, "{backend}: {msg}"),
+            Self::UnknownBackend { name, known } => write!(f, "{name}: no such backend (known: {known})"),
+            Self::Device { backend, msg, source: _ } => write!(f, "{backend}: {msg}"),
+            Self::Refused { backend, what } => write!(f, "{backend}: {what}"),
+            Self::Plan(_) => f.write_str("the plan of a graph is not sound"),
+            Self::Key { key, what } => write!(f, "{key:?}: {what}"),
+            Self::NoState { index, n_states } => write!(f, "state {index} of {n_states}: there is none"),
             Self::NoFreeSlot { n_slots } => write!(f, "all {n_slots} slots are in use"),
             Self::ContextFull { capacity, wanted } => {
                 write!(f, "the context holds {capacity} tokens, {wanted} are needed")
@@ -196,11 +169,54 @@ impl std::fmt::Display for Error {
     }
 }
 
-// No `source`: the text of `Io` has the cause already, and whoever prints a chain would say it twice.
-impl std::error::Error for Error {}
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Io { source, .. } => Some(source),
+            Self::Device { source, .. } => source.as_deref().map(|source| source as _),
+            Self::Plan(source) => Some(source),
+            Self::Gguf { .. }
+            | Self::Graph { .. }
+            | Self::Unsupported { .. }
+            | Self::OutOfMemory { .. }
+            | Self::UnknownBackend { .. }
+            | Self::Refused { .. }
+            | Self::Key { .. }
+            | Self::NoState { .. }
+            | Self::NoFreeSlot { .. }
+            | Self::ContextFull { .. }
+            | Self::NotRewindable
+            | Self::TornSlot { .. }
+            | Self::StaleGraph { .. }
+            | Self::Snapshot { .. }
+            | Self::Batch { .. } => None,
+        }
+    }
+}
+
+/// An error and its causes from the outside in, separated by colons: what a program shows. The system's answers are in
+/// words, without their numbers.
+pub struct Chain<'a>(pub &'a (dyn std::error::Error + 'static));
+
+impl std::fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut next = Some(self.0);
+        while let Some(error) = next {
+            match error.downcast_ref::<std::io::Error>() {
+                Some(error) => f.write_str(&reason(error))?,
+                None => write!(f, "{error}")?,
+            }
+            next = error.source();
+            if next.is_some() {
+                f.write_str(": ")?;
+            }
+        }
+        Ok(())
+    }
+}
 
 /// The system's answer in words, without its error number.
-pub fn reason(e: &std::io::Error) -> String {
+fn reason(e: &std::io::Error) -> String {
     match e.kind() {
         std::io::ErrorKind::NotFound => "no such file".into(),
         std::io::ErrorKind::PermissionDenied => "permission denied".into(),

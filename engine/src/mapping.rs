@@ -75,13 +75,15 @@ impl std::fmt::Debug for Mapping {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Chain;
 
     #[test]
     fn directories_and_missing_files_are_told_apart() {
         let dir = std::env::temp_dir();
-        assert!(Mapping::open(&dir).unwrap_err().to_string().ends_with("is a directory"));
+        let said = |path: &Path| Chain(&Mapping::open(path).unwrap_err()).to_string();
+        assert!(said(&dir).ends_with("is a directory"));
         let missing = dir.join("no-such-file-here.gguf");
-        assert!(Mapping::open(&missing).unwrap_err().to_string().ends_with("no such file"));
+        assert!(said(&missing).ends_with("no-such-file-here.gguf: no such file"));
     }
 
     #[test]

@@ -374,13 +374,12 @@ impl Memory {
 
     /// What one state of one slot has memory for, torn or not.
     ///
-    /// Errors: `Batch` for a slot that was released, or a state that the model does not have.
+    /// Errors: `Batch` for a slot that was released, `NoState` for a state that the model does not have.
     pub fn read_state(&self, slot: Slot, state: usize) -> Result<Vec<u8>> {
         let &Held { committed, .. } = self.held(slot)?;
-        match self.specs().get(state) {
-            Some(spec) => self.read_part(slot, state, spec.used_bytes(committed)),
-            None => refuse(format_args!("state {state} of a model of {} states", self.specs().len())),
-        }
+        let (index, n_states) = (state, self.specs().len());
+        let spec = self.specs().get(index).ok_or(Error::NoState { index, n_states })?;
+        self.read_part(slot, index, spec.used_bytes(committed))
     }
 
     /// The first `bytes` bytes of one state of one slot.

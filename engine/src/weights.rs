@@ -2,6 +2,7 @@
 //! architectures keep and graphs name.
 
 use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::dtype::DType;
@@ -55,6 +56,50 @@ pub struct WeightDesc {
     pub shape: Shape,
 }
 
+/// What is wrong with a weight that was asked for. The text is about the tensor alone; [`WeightError::paths`] says where.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum WeightError {
+    /// It is absent.
+    Missing {
+        /// All files of the store.
+        paths: Vec<PathBuf>,
+        /// The tensor.
+        name: String,
+    },
+    /// It has other extents than were asked for.
+    Shape {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// The extents asked for, outermost first.
+        want: Vec<usize>,
+        /// The extents found.
+        got: Shape,
+    },
+}
+
+impl WeightError {
+    /// The file that has the tensor, or all of them where none has it.
+    pub fn paths(&self) -> &[PathBuf] {
+        match self {
+            Self::Missing { paths, .. } => paths,
+            Self::Shape { path, .. } => std::slice::from_ref(path),
+        }
+    }
+}
+
+impl std::fmt::Display for WeightError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Missing { name, .. } => write!(f, "tensor {name} is missing"),
+            Self::Shape { name, want, got, .. } => write!(f, "{name}: want {want:?}, got {got}"),
+        }
+    }
+}
+
+impl std::error::Error for WeightError {}
+
 /// All weights of a model: names, descriptions and mapped bytes. Clones share them.
 #[derive(Clone)]
 pub struct WeightStore(Arc<Joined>);
@@ -97,15 +142,15 @@ impl WeightStore {
 
     /// The weight called `name`, which must have the extents `dims`, outermost first.
     ///
-    /// Errors: `MissingWeight`, `WeightShape`; `Gguf` where `dims`, computed from metadata, are no shape at all.
-    pub fn get<const N: usize>(&self, name: &str, dims: [usize; N]) -> Result<Weight> {
-        self.get_optional(name, dims)?.ok_or_else(|| Error::MissingWeight { name: name.to_owned() })
+    /// Errors: `Missing`; `Shape`, also where `dims`, computed from metadata, are no shape at all.
+    pub fn get<const N: usize>(&self, name: &str, dims: [usize; N]) -> Result<Weight, WeightError> {
+        self.get_optional(name, dims)?.ok_or_else(|| self.missing(name))
     }
 
     /// Like [`WeightStore::get`], with `None` for a name that is not there.
     ///
-    /// Errors: `WeightShape`; `Gguf` where `dims` are no shape at all.
-    pub fn get_optional<const N: usize>(&self, name: &str, dims: [usize; N]) -> Result<Option<Weight>> {
+    /// Errors: `Shape`.
+    pub fn get_optional<const N: usize>(&self, name: &str, dims: [usize; N]) -> Result<Option<Weight>, WeightError> {
         self.look_up(name, &dims, |found, want| found == want)
     }
 
@@ -113,9 +158,9 @@ impl WeightStore {
     /// given for `[480]`.
     ///
     /// Errors: as for [`WeightStore::get`].
-    pub fn get_squeezed<const N: usize>(&self, name: &str, dims: [usize; N]) -> Result<Weight> {
+    pub fn get_squeezed<const N: usize>(&self, name: &str, dims: [usize; N]) -> Result<Weight, WeightError> {
         let found = self.look_up(name, &dims, |found, want| longer(found).eq(longer(want)))?;
-        found.ok_or_else(|| Error::MissingWeight { name: name.to_owned() })
+        found.ok_or_else(|| self.missing(name))
     }
 
     /// Whether there is a weight called `name`.
@@ -164,17 +209,32 @@ impl WeightStore {
         &self.0.weights[id.0 as usize]
     }
 
-    fn look_up(&self, name: &str, dims: &[usize], fits: impl Fn(&Shape, &Shape) -> bool) -> Result<Option<Weight>> {
+    fn look_up(
+        &self,
+        name: &str,
+        dims: &[usize],
+        fits: impl Fn(&Shape, &Shape) -> bool,
+    ) -> Result<Option<Weight>, WeightError> {
         let Some(&id) = self.0.by_name.get(name) else { return Ok(None) };
-        let Placed { desc, file, .. } = self.placed(id);
-        let Some(shape) = Shape::new(dims) else {
-            let what = format!("{name}: want {dims:?}, got {}", desc.shape);
-            return Err(Error::Gguf { path: self.0.files[*file].path().to_owned(), what });
-        };
-        if !fits(&desc.shape, &shape) {
-            return Err(Error::WeightShape { name: name.to_owned(), want: shape, got: desc.shape });
+        let desc = &self.placed(id).desc;
+        match Shape::new(dims).filter(|shape| fits(&desc.shape, shape)) {
+            Some(shape) => Ok(Some(Weight { id, dtype: desc.dtype, shape })),
+            None => {
+                let path = self.path(id).to_owned();
+                Err(WeightError::Shape { path, name: name.to_owned(), want: dims.to_vec(), got: desc.shape })
+            }
         }
-        Ok(Some(Weight { id, dtype: desc.dtype, shape }))
+    }
+
+    /// The error for a tensor that is in none of the files.
+    pub fn missing(&self, name: &str) -> WeightError {
+        let paths = self.0.files.iter().map(|file| file.path().to_owned()).collect();
+        WeightError::Missing { paths, name: name.to_owned() }
+    }
+
+    /// The file that holds a weight of this store.
+    pub fn path(&self, weight: impl Into<WeightId>) -> &Path {
+        self.0.files[self.placed(weight.into()).file].path()
     }
 }
 

@@ -1,7 +1,6 @@
 //! [`ChatMarks`]: the turns of a chat as token ids, between the marks that Qwen and LFM2 share.
 
-use engine::Result;
-
+use crate::error::Result;
 use crate::tokenizer::{Special, Tokenizer};
 
 /// The marks of turns in one vocabulary.

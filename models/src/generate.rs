@@ -5,12 +5,13 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use engine::DType;
 use engine::backend::Backend;
 use engine::session::{MAX_CONTEXT, Reuse, Session, SessionOptions, Stats};
-use engine::{DType, Error, Result};
 
 use crate::Loaded;
 use crate::decoding::{Decoding, Finish, Prompt, Rules};
+use crate::error::{Error, Result};
 use crate::sample::Sampling;
 use crate::scheduler::Scheduler;
 use crate::tokenizer::{Special, TokenKind, Tokenizer};
@@ -83,7 +84,8 @@ impl Generator {
             MAX_CONTEXT
         };
         if n_ctx == 0 {
-            return Err(Error::BadValue { key: context_key, what: "want a positive number, got 0".into() });
+            let what = "want a positive number, got 0".into();
+            return Err(Error::BadValue { path: file.path().to_owned(), key: context_key, what });
         }
         const END_OF_TURN_KEY: &str = "tokenizer.ggml.eot_token_id";
         let end_of_turn = if file.contains(END_OF_TURN_KEY) { Some(file.get_u32(END_OF_TURN_KEY)?) } else { None };
@@ -130,10 +132,10 @@ impl Generator {
 
     /// Whether a request can be carried out.
     ///
-    /// Errors: `BadValue` for an empty prompt or one with ids outside the vocabulary, for no new tokens, for logits that no
+    /// Errors: `Argument` for an empty prompt or one with ids outside the vocabulary, for no new tokens, for logits that no
     /// memory holds; `ContextFull`.
     pub fn check(&self, request: &Request<'_>) -> Result<()> {
-        let bad = |key: &str, what: String| Err(Error::BadValue { key: key.into(), what });
+        let bad = |name, what: String| Err(Error::Argument { name, what });
         let n_vocab = self.scheduler.session().model().n_vocab();
         if request.prompt.is_empty() {
             return bad("prompt", "want at least one token, got none".into());
@@ -146,7 +148,7 @@ impl Generator {
         }
         let wanted = request.prompt.len().saturating_add(request.max_tokens);
         if wanted > self.n_ctx {
-            return Err(Error::ContextFull { capacity: self.n_ctx, wanted });
+            return Err(engine::Error::ContextFull { capacity: self.n_ctx, wanted }.into());
         }
         let logits_bytes = request.prompt.len().saturating_mul(n_vocab).saturating_mul(size_of::<f32>());
         if request.prompt_logits && logits_bytes > MAX_LOGITS_BYTES {

@@ -1,7 +1,8 @@
 //! [`Hparams`]: checked reading of a model's metadata over the files it consists of.
 
 use engine::gguf::Gguf;
-use engine::{Error, Result};
+
+use crate::error::{Error, Result};
 
 /// Largest value of a size in metadata; far above every published model, far below what would overflow.
 const MAX_SIZE: u32 = 1 << 24;
@@ -25,7 +26,10 @@ impl<'a> Hparams<'a> {
 
     fn file(&self, key: &str) -> Result<&'a Gguf> {
         let found = self.files.iter().find(|f| f.contains(key));
-        found.ok_or_else(|| Error::MissingKey { key: key.to_owned() })
+        found.ok_or_else(|| Error::MissingKey {
+            paths: self.files.iter().map(|f| f.path().to_owned()).collect(),
+            key: key.to_owned(),
+        })
     }
 
     /// Whether the key is there.
@@ -38,9 +42,10 @@ impl<'a> Hparams<'a> {
     /// Errors: `MissingKey`, `WrongType`, `BadValue` for 0 and for sizes that no model has.
     pub fn size(&self, name: &str) -> Result<usize> {
         let key = self.key(name);
-        let value = self.file(&key)?.get_u32(&key)?;
+        let file = self.file(&key)?;
+        let value = file.get_u32(&key)?;
         if value == 0 || value > MAX_SIZE {
-            return Err(Error::BadValue { key, what: format!("want 1 to {MAX_SIZE}, got {value}") });
+            return Err(wrong(file, key, format!("want 1 to {MAX_SIZE}, got {value}")));
         }
         Ok(value as usize)
     }
@@ -60,7 +65,7 @@ impl<'a> Hparams<'a> {
         let Ok(file) = self.file(&key) else { return Ok(absent) };
         let value = file.get_u32(&key)?;
         if value > MAX_SIZE {
-            return Err(Error::BadValue { key, what: format!("want at most {MAX_SIZE}, got {value}") });
+            return Err(wrong(file, key, format!("want at most {MAX_SIZE}, got {value}")));
         }
         Ok(value as usize)
     }
@@ -70,7 +75,7 @@ impl<'a> Hparams<'a> {
     /// Errors: `WrongType`.
     pub fn flag_or(&self, name: &str, absent: bool) -> Result<bool> {
         let key = self.key(name);
-        self.file(&key).map_or(Ok(absent), |file| file.get_bool(&key))
+        self.file(&key).map_or(Ok(absent), |file| Ok(file.get_bool(&key)?))
     }
 
     /// One number for each of `n_layer` layers, which may be 0; a single number holds for all.
@@ -84,10 +89,10 @@ impl<'a> Hparams<'a> {
             Err(_) => file.get_u32_array(&key)?,
         };
         if values.len() != n_layer {
-            return Err(Error::BadValue { key, what: format!("want {n_layer} layers, got {}", values.len()) });
+            return Err(wrong(file, key, format!("want {n_layer} layers, got {}", values.len())));
         }
         match values.iter().find(|&&value| value > MAX_SIZE) {
-            Some(value) => Err(Error::BadValue { key, what: format!("want at most {MAX_SIZE}, got {value}") }),
+            Some(value) => Err(wrong(file, key, format!("want at most {MAX_SIZE}, got {value}"))),
             None => Ok(values.into_iter().map(|value| value as usize).collect()),
         }
     }
@@ -97,15 +102,25 @@ impl<'a> Hparams<'a> {
     /// Errors: `MissingKey`, `WrongType`, `BadValue`.
     pub fn positive(&self, name: &str) -> Result<f32> {
         let key = self.key(name);
-        let value = self.file(&key)?.get_f32(&key)?;
+        let file = self.file(&key)?;
+        let value = file.get_f32(&key)?;
         if !(value.is_finite() && value > 0.0) {
-            return Err(Error::BadValue { key, what: format!("want a positive number, got {value}") });
+            return Err(wrong(file, key, format!("want a positive number, got {value}")));
         }
         Ok(value)
     }
 
     /// The error for a value that does not fit the others.
     pub fn bad(&self, name: &str, what: String) -> Error {
-        Error::BadValue { key: self.key(name), what }
+        let key = self.key(name);
+        match self.file(&key) {
+            Ok(file) => wrong(file, key, what),
+            Err(missing) => missing,
+        }
     }
+}
+
+/// The error for a value of this file.
+fn wrong(file: &Gguf, key: String, what: String) -> Error {
+    Error::BadValue { path: file.path().to_owned(), key, what }
 }

@@ -9,13 +9,13 @@ use engine::op::{Gating, Rope, RopePairs, Route};
 use engine::state::{KvCache, States};
 use engine::tensor::Tensor;
 use engine::weights::{Weight, WeightStore};
-use engine::{Error, Result};
 
 use crate::blocks::attention::{Attention, AttentionShape};
 use crate::blocks::ffn::SwiGlu;
 use crate::blocks::moe::{Moe, MoeShape};
 use crate::blocks::rows_of;
 use crate::blocks::short_conv::ShortConv;
+use crate::error::Result;
 use crate::hparams::Hparams;
 
 /// `expert_gating_func` of the sigmoid. Source: llama.cpp, `enum llama_expert_gating_func_type`.
@@ -218,8 +218,7 @@ impl Lfm2 {
             arch,
             layers: layers.collect::<Result<_>>()?,
             states,
-            embedding_norm: embedding_norm
-                .ok_or_else(|| Error::MissingWeight { name: "token_embd_norm.weight".into() })?,
+            embedding_norm: embedding_norm.ok_or_else(|| w.missing("token_embd_norm.weight"))?,
             lm_head: w.get_optional("output.weight", [hp.n_vocab, hp.n_embd])?.unwrap_or(embed_tokens),
             embed_tokens,
             hp,

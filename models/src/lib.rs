@@ -7,6 +7,7 @@ pub mod blocks;
 mod chat;
 pub mod decoding;
 pub mod encoder_decoder;
+pub mod error;
 pub mod generate;
 pub mod hparams;
 pub mod languages;
@@ -23,11 +24,11 @@ pub mod transcribe;
 
 use std::sync::Arc;
 
-use engine::Result;
 use engine::gguf::Gguf;
 use engine::model::Model;
 use engine::weights::WeightStore;
 
+pub use error::{Error, Result};
 pub use registry::{Arch, LoadOptions};
 
 /// A model with its weights.

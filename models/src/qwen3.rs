@@ -9,10 +9,10 @@ use engine::op::{Rope, RopePairs};
 use engine::state::States;
 use engine::tensor::Tensor;
 use engine::weights::{Weight, WeightStore};
-use engine::{Error, Result};
 
 use crate::blocks::attention::{Attention, AttentionShape};
 use crate::blocks::ffn::SwiGlu;
+use crate::error::Result;
 use crate::hparams::Hparams;
 
 /// Parameters of a Qwen3 decoder.
@@ -54,7 +54,7 @@ impl Qwen3Params {
             return Err(hp.bad("attention.key_length", format!("want an even number, got {}", attention.head_dim)));
         }
         let name = "token_embd.weight";
-        let (_, embedding) = w.find(name).ok_or_else(|| Error::MissingWeight { name: name.to_owned() })?;
+        let (_, embedding) = w.find(name).ok_or_else(|| w.missing(name))?;
         Ok(Self {
             n_vocab: embedding.shape.dims().first().map_or(0, |&d| d as usize),
             n_layer: hp.size("block_count")?,

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use engine::gguf::Gguf;
 use engine::model::Model;
 use engine::weights::WeightStore;
-use engine::{Error, Result};
 
+use crate::error::{Error, Result};
 use crate::lfm2::Lfm2;
 use crate::lfm2_audio;
 use crate::qwen3::Qwen3;
@@ -120,17 +120,18 @@ fn has_projector(file: &Gguf) -> bool {
 /// Kind of the projector that is in one of these files.
 fn projector(files: &[Gguf]) -> Result<Option<&str>> {
     let keys = PROJECTOR_KEYS.iter().flat_map(|key| files.iter().map(move |f| (f, *key)));
-    keys.filter(|(f, key)| f.contains(key)).map(|(f, key)| f.get_str(key)).next().transpose()
+    Ok(keys.filter(|(f, key)| f.contains(key)).map(|(f, key)| f.get_str(key)).next().transpose()?)
 }
 
 /// The architecture that these files hold together; with `text_only` whatever projector is among them.
 ///
-/// Errors: `UnknownArchitecture`; `BadValue` for speech without its projector file, or a projector without its text file.
+/// Errors: `UnknownArchitecture`; `NoProjector` for speech without its projector file, `NoTextModel` for a projector alone.
 pub fn find(files: &[Gguf], text_only: bool) -> Result<&'static Arch> {
     const KEY: &str = "general.architecture";
-    let names = files.iter().map(|f| f.get_str(KEY)).collect::<Result<Vec<_>>>()?;
-    let Some(text) = names.iter().copied().find(|&n| n != PROJECTOR_ARCHITECTURE) else {
-        return Err(Error::BadValue { key: KEY.into(), what: "a projector (mmproj) without its text model".into() });
+    let names = files.iter().map(|f| Ok((f.path(), f.get_str(KEY)?))).collect::<Result<Vec<_>>>()?;
+    let paths = || names.iter().map(|&(path, _)| path.to_owned()).collect();
+    let Some(&(path, text)) = names.iter().find(|&&(_, name)| name != PROJECTOR_ARCHITECTURE) else {
+        return Err(Error::NoTextModel { paths: paths() });
     };
     let projector = if text_only { None } else { projector(files)? };
     let candidates = || ARCHITECTURES.iter().filter(|a| a.text == text);
@@ -143,11 +144,11 @@ pub fn find(files: &[Gguf], text_only: bool) -> Result<&'static Arch> {
         (Some(arch), None) => {
             let want = kind(arch).unwrap_or_default();
             let what = format!("{text} needs its {want} projector (mmproj) file beside it, or --mmproj");
-            Err(Error::BadValue { key: KEY.into(), what })
+            Err(Error::NoProjector { path: path.to_owned(), what })
         }
         (_, found) => {
             let found = found.map_or(text.to_owned(), |p| format!("{text} with projector {p}"));
-            Err(Error::UnknownArchitecture { found, known: known() })
+            Err(Error::UnknownArchitecture { paths: paths(), found, known: known() })
         }
     }
 }
@@ -161,12 +162,10 @@ impl Arch {
 
     /// The prompt and answers of a speech model in this vocabulary.
     ///
-    /// Errors: `UnknownArchitecture` for a text model; a vocabulary that lacks a token of the prompt.
+    /// Errors: `NotSpeech` for a text model; a vocabulary that lacks a token of the prompt.
     pub fn speech_format(&self, tokenizer: &Tokenizer) -> Result<Box<dyn SpeechFormat>> {
-        let speech = self.speech.as_ref().ok_or_else(|| Error::UnknownArchitecture {
-            found: format!("{} (not a speech model)", self.name),
-            known: known_speech(),
-        })?;
+        let no_speech = || Error::NotSpeech { arch: self.name, known: known_speech() };
+        let speech = self.speech.as_ref().ok_or_else(no_speech)?;
         (speech.format)(tokenizer)
     }
 }

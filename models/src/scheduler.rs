@@ -9,7 +9,7 @@ use engine::memory::Slot;
 use engine::session::{MAX_CONTEXT, Session};
 
 use crate::decoding::{Decoding, Event};
-use engine::{Error, Result};
+use crate::error::{Error, Result};
 
 /// Slots grow in steps of this many positions, so that sequences of similar length share compiled graphs.
 const CONTEXT_STEP: usize = 256;
@@ -117,7 +117,7 @@ impl Scheduler {
                 drop(seqs);
                 running.iter_mut().filter(|r| r.n_feeding > 0).for_each(|r| r.is_over = true);
                 self.sweep();
-                return Err(error);
+                return Err(error.into());
             }
         };
         drop(seqs);
@@ -210,8 +210,8 @@ impl Running {
                 self.n_past += event.accepted;
                 self.is_over = event.finish.is_some();
             }
-            Err(error) => {
-                self.error = Some(Error::Batch { what: format!("sequence {}, step {step}: {error}", self.id.0) });
+            Err(source) => {
+                self.error = Some(Error::NotFinite { sequence: self.id.0, step, source });
                 self.is_over = true;
             }
         }

@@ -1,9 +1,8 @@
 //! [`SpeechFormat`]: what stands around the network of a speech model, and differs from model to model: the front end, the
 //! prompt, the tokens that end an answer, and how the answer is read. [`crate::registry`] knows which model has which.
 
-use engine::Result;
-
 use crate::audio::MelParams;
+use crate::error::Result;
 use crate::languages::UnknownLanguage;
 use crate::tokenizer::Tokenizer;
 
@@ -46,7 +45,7 @@ pub trait SpeechFormat: Send + Sync {
     /// `context`: what the user says about the audio; control tokens written in it are plain text. `language`: the language
     /// that is spoken, as [`SpeechFormat::find_language`] gives it, where it is known.
     ///
-    /// Errors: `BadValue` for a context or language that the model has no prompt for.
+    /// Errors: `Argument` for a context or language that the model has no prompt for.
     fn prompt(&self, tokenizer: &Tokenizer, context: &str, language: Option<&str>) -> Result<Prompt>;
 
     /// Tokens after which generation stops.

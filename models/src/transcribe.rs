@@ -5,14 +5,15 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use engine::DType;
 use engine::backend::Backend;
 use engine::batch::Features;
 use engine::session::{Session, SessionOptions};
-use engine::{DType, Result};
 
 use crate::Loaded;
 use crate::audio::{MelSpectrogram, split};
 use crate::decoding::{Decoding, Finish, Prompt, Rules};
+use crate::error::{Error, Result};
 use crate::sample::Sampling;
 use crate::scheduler::Scheduler;
 use crate::speech::{self, SpeechFormat, join_texts, merge_languages};
@@ -167,11 +168,8 @@ impl Transcriber {
     /// prompt.
     pub fn open(loaded: &Loaded, backends: &[Arc<dyn Backend>], kv_dtype: DType) -> Result<Self> {
         let tokenizer = Tokenizer::from_gguf(&loaded.files[0])?;
-        let format = loaded.arch.speech_format(&tokenizer)?;
-        let encoder = loaded.model.encoder().ok_or_else(|| engine::Error::BadValue {
-            key: "audio encoder".into(),
-            what: format!("only the language model of {} was loaded", loaded.arch.name),
-        })?;
+        let format = loaded.arch.speech_format(&tokenizer).map_err(|e| e.of_vocabulary(loaded.files[0].path()))?;
+        let encoder = loaded.model.encoder().ok_or(Error::NoEncoder { arch: loaded.arch.name })?;
         let mel = MelSpectrogram::new(format.mel(encoder.n_mels))?;
         let options = SessionOptions { n_slots: 1, n_ctx: FIRST_CONTEXT, kv_dtype, ..SessionOptions::default() };
         let session = Session::open(Arc::clone(&loaded.model), &loaded.weights, backends, options)?;

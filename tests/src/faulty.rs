@@ -68,7 +68,7 @@ fn takes(next: &AtomicU8, fault: Fault) -> bool {
 }
 
 fn error() -> Error {
-    Error::Device { backend: "faulty".into(), msg: "told to fail".into() }
+    Error::Device { backend: "faulty".into(), msg: "told to fail".into(), source: None }
 }
 
 impl Backend for Faulty {

@@ -49,7 +49,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 fn failed(msg: impl Into<String>) -> Error {
-    Error::Device { backend: "private".into(), msg: msg.into() }
+    Error::Refused { backend: "private".into(), what: msg.into() }
 }
 
 impl Memory {

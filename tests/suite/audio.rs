@@ -339,7 +339,7 @@ fn all_clips_of_the_reference_are_read() {
 #[test]
 fn what_cannot_be_decoded_is_named() {
     let message = |path: &str| {
-        let e = decode_file(&fixture(path)).unwrap_err().to_string();
+        let e = engine::error::Chain(&decode_file(&fixture(path)).unwrap_err()).to_string();
         e.rsplit_once(std::path::MAIN_SEPARATOR).unwrap().1.to_string()
     };
     for container in ["ogg", "webm", "mp4"] {

@@ -13,7 +13,7 @@ const N_MUTATIONS: u64 = 1000;
 const HEADER: usize = 24_000;
 
 /// Opens a file, loads model and tokenizer and builds the graphs of every stage.
-fn open_and_build(path: &Path) -> engine::Result<()> {
+fn open_and_build(path: &Path) -> models::Result<()> {
     use engine::key::{GraphKey, Stage};
     let loaded = models::load(vec![Gguf::open(path)?], LoadOptions::default())?;
     models::tokenizer::Tokenizer::from_gguf(&loaded.files[0])?;

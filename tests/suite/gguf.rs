@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use engine::gguf::{Array, Gguf, GgufWriter, TENSOR_ALIGNMENT, Value};
-use engine::weights::WeightStore;
-use engine::{DType, Error, Result, Shape};
+use engine::error::Chain;
+use engine::gguf::{Array, Gguf, GgufWriter, KeyError, TENSOR_ALIGNMENT, Value};
+use engine::weights::{WeightError, WeightStore};
+use engine::{DType, Result, Shape};
 use tempfile::TempDir;
 use tests::alloc::{Usage, measure};
 use tests::clock::thread_time;
@@ -356,7 +357,7 @@ fn accessors_convert_what_fits_and_name_what_does_not() {
     assert!(gguf.get_u32_array("s.none").unwrap().is_empty());
     assert_eq!(gguf.get_u32_or("absent", 5).unwrap(), 5);
     assert_eq!(gguf.get_str_or("absent", "x").unwrap(), "x");
-    let says = |error: Option<Error>, want: &str| assert_eq!(error.unwrap().to_string(), want);
+    let says = |error: Option<KeyError>, want: &str| assert_eq!(error.unwrap().to_string(), want);
     says(gguf.get_u32("absent").err(), "metadata key absent is missing");
     says(gguf.get_u32("s.i8").err(), "metadata key s.i8: want u32, got i8 -7");
     says(gguf.get_u32_or("s.i8", 5).err(), "metadata key s.i8: want u32, got i8 -7");
@@ -402,7 +403,7 @@ fn split_model_opens_by_its_first_part() {
     assert_eq!(gguf.tensor("c").unwrap().bytes, [2; 8]);
 
     let fails = |want: &str| {
-        let got = Gguf::open(&dir.path().join(part_name(1))).unwrap_err().to_string();
+        let got = Chain(&Gguf::open(&dir.path().join(part_name(1))).unwrap_err()).to_string();
         assert!(got.contains(want), "{got}: want {want}");
     };
     let second = Gguf::open(&dir.path().join(part_name(2))).unwrap_err().to_string();
@@ -510,7 +511,7 @@ fn malformed_files_are_named() {
     }
     let error = open_bytes(&dir, b"").unwrap_err().to_string();
     assert!(error.ends_with("file.gguf: the file is empty"), "{error}");
-    let error = Gguf::open(dir.path()).unwrap_err().to_string();
+    let error = Chain(&Gguf::open(dir.path()).unwrap_err()).to_string();
     assert!(error.ends_with("is a directory"), "{error}");
 }
 
@@ -624,13 +625,13 @@ fn weights_are_found_by_name_and_shape() {
     let names: Vec<&str> = store.iter().map(|(_, desc)| &*desc.name).collect();
     assert_eq!(names, ["t", "a.bias", "a.f16"]);
 
-    let says = |error: Option<Error>, want: &str| assert_eq!(error.unwrap().to_string(), want);
+    let says = |error: Option<WeightError>, want: &str| assert_eq!(error.unwrap().to_string(), want);
     says(store.get("absent", [1]).err(), "tensor absent is missing");
     says(store.get("t", [4, 2]).err(), "t: want [4, 2], got [2, 4]");
     says(store.get_optional("t", [8]).err(), "t: want [8], got [2, 4]");
     says(store.get("a.bias", [480]).err(), "a.bias: want [480], got [480, 1, 1]");
     says(store.get_squeezed("a.bias", [240, 2]).err(), "a.bias: want [240, 2], got [480, 1, 1]");
-    let zero = store.get("t", [0, 4]).unwrap_err().to_string();
+    let zero = models::Error::from(store.get("t", [0, 4]).unwrap_err()).to_string();
     assert!(zero.ends_with("text.gguf: t: want [0, 4], got [2, 4]"), "{zero}");
     let twice = WeightStore::new([text.clone(), text]).unwrap_err().to_string();
     assert!(twice.contains("text.gguf: tensor t is in ") && twice.ends_with("text.gguf too"), "{twice}");

@@ -64,7 +64,7 @@ fn sample() -> Vec<u8> {
 }
 
 fn error_of(result: Result<Checkpoint>) -> String {
-    format!("{:#}", result.unwrap_err())
+    engine::error::Chain(result.unwrap_err().as_ref()).to_string()
 }
 
 fn fixture(name: &str) -> PathBuf {

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use convert::ErrorKind;
+use engine::error::Chain;
 
 /// Why the program ended. The numbers are part of the command line's contract.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -58,10 +59,8 @@ impl Failure {
     /// An error in a model or checkpoint; running out of memory keeps its own code.
     pub(crate) fn model(error: impl Into<anyhow::Error>) -> Self {
         let error = error.into();
-        let memory = error
-            .chain()
-            .any(|e| e.downcast_ref::<engine::Error>().is_some_and(|e| matches!(e, engine::Error::OutOfMemory { .. })));
-        Self { exit: if memory { Exit::Memory } else { Exit::Model }, error }
+        let exit = if error.chain().any(is_out_of_memory) { Exit::Memory } else { Exit::Model };
+        Self { exit, error }
     }
 
     /// An output that cannot be written.
@@ -88,10 +87,18 @@ impl From<convert::Error> for Failure {
     }
 }
 
+fn is_out_of_memory(cause: &(dyn std::error::Error + 'static)) -> bool {
+    let engine = match cause.downcast_ref() {
+        Some(models::Error::Engine(error)) => Some(error),
+        _ => cause.downcast_ref(),
+    };
+    matches!(engine, Some(engine::Error::OutOfMemory { .. }))
+}
+
 impl std::fmt::Display for Failure {
     /// One line: the causes from the outside in, separated by colons.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let text = format!("{:#}", self.error);
+        let text = Chain(self.error.as_ref()).to_string();
         let line: Vec<&str> = text.lines().map(str::trim).filter(|l| !l.is_empty()).collect();
         f.write_str(&line.join(" "))
     }

@@ -270,8 +270,8 @@ impl<'a> Lowering<'a> {
     }
 
     /// A graph, plan or buffer that does not fit this backend.
-    pub(super) fn fail(&self, msg: &str) -> Error {
-        Error::Device { backend: NAME.into(), msg: msg.into() }
+    pub(super) fn fail(&self, what: &str) -> Error {
+        Error::Refused { backend: NAME.into(), what: what.into() }
     }
 }
 

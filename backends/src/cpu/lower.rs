@@ -53,5 +53,5 @@ pub(super) fn lower(
 
 #[cold]
 fn foreign() -> Error {
-    Error::Device { backend: NAME.into(), msg: "nodes that another backend prepared".into() }
+    Error::Refused { backend: NAME.into(), what: "nodes that another backend prepared".into() }
 }

@@ -13,7 +13,6 @@ use bytemuck::Pod;
 use engine::Error;
 use engine::error::Result;
 use engine::weights::{WeightId, WeightStore};
-use memmap2::{MmapMut, MmapOptions, MmapRaw};
 
 use super::region::Worker;
 
@@ -27,27 +26,21 @@ const PAGE: usize = 64 * 1024;
 pub(super) struct Storage(Bytes);
 
 enum Bytes {
-    Owned(MmapRaw),
+    Owned(Owned),
     Mapped { store: WeightStore, id: WeightId },
 }
 
 impl Storage {
     /// Zeroed memory. `what` names it in the error.
     pub(super) fn zeroed(bytes: usize, what: &str) -> Result<Self> {
-        let out_of_memory = |_| Error::OutOfMemory { what: what.to_owned(), wanted: bytes, free: None };
-        let memory = MmapRaw::from(MmapMut::map_anon(bytes.max(1)).map_err(out_of_memory)?);
-        Ok(Self(Bytes::Owned(memory)))
+        let out_of_memory = || Error::OutOfMemory { what: what.to_owned(), wanted: bytes, free: None };
+        Ok(Self(Bytes::Owned(Owned::zeroed(bytes.max(1)).ok_or_else(out_of_memory)?)))
     }
 
     /// Addresses whose bytes are zero and get memory when they are first touched. `what` names them in the error.
     pub(super) fn reserved(bytes: usize, what: &str) -> Result<Self> {
-        let out_of_memory = |_| Error::OutOfMemory { what: what.to_owned(), wanted: bytes, free: None };
-        let map = MmapOptions::new().len(bytes.max(1)).no_reserve_swap().map_anon();
-        let memory = MmapRaw::from(map.map_err(out_of_memory)?);
-        // Where large pages are the rule, a sequence would get megabytes for its first token. A hint.
-        #[cfg(target_os = "linux")]
-        let _ = memory.advise(memmap2::Advice::NoHugePage);
-        Ok(Self(Bytes::Owned(memory)))
+        let out_of_memory = || Error::OutOfMemory { what: what.to_owned(), wanted: bytes, free: None };
+        Ok(Self(Bytes::Owned(Owned::reserved(bytes.max(1)).ok_or_else(out_of_memory)?)))
     }
 
     /// Gives the memory of whole pages inside a range back to the system. Their bytes are zero, or as before.
@@ -57,27 +50,17 @@ impl Storage {
     /// No reference to these bytes is used meanwhile.
     pub(super) unsafe fn give_back(&self, range: Range<usize>) {
         let Bytes::Owned(memory) = &self.0 else { return };
-        let (start, end) = (range.start.next_multiple_of(PAGE), range.end.min(memory.len()) / PAGE * PAGE);
-        #[cfg(unix)]
+        let (start, end) = (range.start.next_multiple_of(PAGE), range.end.min(self.len()) / PAGE * PAGE);
         if let Some(len) = end.checked_sub(start).filter(|&len| len > 0) {
-            #[cfg(target_os = "linux")]
-            let advice = memmap2::UncheckedAdvice::DontNeed;
-            #[cfg(not(target_os = "linux"))]
-            let advice = memmap2::UncheckedAdvice::Free;
-            // SAFETY: these pages are private and anonymous, so their bytes stay initialised; nobody uses them meanwhile, as
-            // the caller guarantees. It is a hint.
-            let _ = unsafe { memory.unchecked_advise_range(advice, start, len) };
+            // SAFETY: the range lies inside the memory, and nobody uses it meanwhile, as the caller guarantees.
+            unsafe { memory.give_back(start, len) };
         }
-        #[cfg(not(unix))]
-        let _ = (start, end);
     }
 
     /// Asks for large pages: for memory that will be used as a whole, since a page of it counts when it is first touched.
     pub(super) fn in_large_pages(self) -> Self {
-        #[cfg(target_os = "linux")]
         if let Bytes::Owned(memory) = &self.0 {
-            // A hint: without it nothing is wrong, only slower.
-            let _ = memory.advise(memmap2::Advice::HugePage);
+            memory.want_large_pages();
         }
         self
     }
@@ -90,7 +73,7 @@ impl Storage {
     /// The first byte, and how many may be used.
     fn raw(&self) -> (*mut u8, usize) {
         match &self.0 {
-            Bytes::Owned(memory) => (memory.as_mut_ptr(), memory.len()),
+            Bytes::Owned(memory) => memory.raw(),
             Bytes::Mapped { store, id } => mapped(store, *id),
         }
     }
@@ -140,6 +123,111 @@ impl Storage {
     }
 }
 
+/// Memory of our own, straight from the system.
+#[cfg(not(miri))]
+struct Owned(memmap2::MmapRaw);
+
+#[cfg(not(miri))]
+impl Owned {
+    /// `None` where the system has no more.
+    fn zeroed(bytes: usize) -> Option<Self> {
+        memmap2::MmapMut::map_anon(bytes).ok().map(|map| Self(map.into()))
+    }
+
+    /// As [`Self::zeroed`], for memory of which little may ever be used.
+    fn reserved(bytes: usize) -> Option<Self> {
+        let memory: memmap2::MmapRaw = memmap2::MmapOptions::new().len(bytes).no_reserve_swap().map_anon().ok()?.into();
+        // Where large pages are the rule, a sequence would get megabytes for its first token. A hint.
+        #[cfg(target_os = "linux")]
+        let _ = memory.advise(memmap2::Advice::NoHugePage);
+        Some(Self(memory))
+    }
+
+    /// Gives whole pages back to the system.
+    ///
+    /// # Safety
+    ///
+    /// The range lies inside the memory, and no reference to these bytes is used meanwhile.
+    unsafe fn give_back(&self, start: usize, len: usize) {
+        #[cfg(unix)]
+        {
+            #[cfg(target_os = "linux")]
+            let advice = memmap2::UncheckedAdvice::DontNeed;
+            #[cfg(not(target_os = "linux"))]
+            let advice = memmap2::UncheckedAdvice::Free;
+            // SAFETY: these pages are private and anonymous, so their bytes stay initialised; nobody uses them meanwhile, as
+            // the caller guarantees. It is a hint.
+            let _ = unsafe { self.0.unchecked_advise_range(advice, start, len) };
+        }
+        #[cfg(not(unix))]
+        let _ = (start, len);
+    }
+
+    fn want_large_pages(&self) {
+        #[cfg(target_os = "linux")]
+        // A hint: without it nothing is wrong, only slower.
+        let _ = self.0.advise(memmap2::Advice::HugePage);
+    }
+
+    fn raw(&self) -> (*mut u8, usize) {
+        (self.0.as_mut_ptr(), self.0.len())
+    }
+}
+
+/// The same from the allocator, since Miri knows no mappings: every access is then checked against this allocation.
+#[cfg(miri)]
+struct Owned {
+    start: *mut u8,
+    layout: std::alloc::Layout,
+}
+
+#[cfg(miri)]
+// SAFETY: the memory belongs to this alone, and who accesses it is up to the holder of the pointer.
+unsafe impl Send for Owned {}
+#[cfg(miri)]
+// SAFETY: as above.
+unsafe impl Sync for Owned {}
+
+#[cfg(miri)]
+impl Owned {
+    fn zeroed(bytes: usize) -> Option<Self> {
+        let layout = std::alloc::Layout::from_size_align(bytes, ALIGNMENT).ok()?;
+        // SAFETY: callers ask for one byte at least.
+        let start = unsafe { std::alloc::alloc_zeroed(layout) };
+        (!start.is_null()).then_some(Self { start, layout })
+    }
+
+    fn reserved(bytes: usize) -> Option<Self> {
+        Self::zeroed(bytes)
+    }
+
+    /// Zeroes them, as the system may.
+    ///
+    /// # Safety
+    ///
+    /// The range lies inside the memory, and no reference to these bytes is used meanwhile.
+    unsafe fn give_back(&self, start: usize, len: usize) {
+        // SAFETY: the caller's guarantee.
+        let first = unsafe { self.start.add(start) };
+        // SAFETY: as above.
+        unsafe { first.write_bytes(0, len) };
+    }
+
+    fn want_large_pages(&self) {}
+
+    fn raw(&self) -> (*mut u8, usize) {
+        (self.start, self.layout.size())
+    }
+}
+
+#[cfg(miri)]
+impl Drop for Owned {
+    fn drop(&mut self) {
+        // SAFETY: made in `zeroed` with this layout.
+        unsafe { std::alloc::dealloc(self.start, self.layout) };
+    }
+}
+
 /// A weight's bytes. Cold: nobody looks for them but who compiles.
 #[cold]
 fn mapped(store: &WeightStore, id: WeightId) -> (*mut u8, usize) {
@@ -150,8 +238,8 @@ fn mapped(store: &WeightStore, id: WeightId) -> (*mut u8, usize) {
 /// What begins at a byte and ends outside of its buffer.
 #[cold]
 pub(super) fn outside(byte: usize, len: usize) -> Error {
-    let msg = format!("a tensor at byte {byte} does not fit its buffer of {len} bytes");
-    Error::Device { backend: super::NAME.into(), msg }
+    let what = format!("a tensor at byte {byte} does not fit its buffer of {len} bytes");
+    Error::Refused { backend: super::NAME.into(), what }
 }
 
 /// Most extents outside a row.
@@ -222,7 +310,7 @@ impl<T> Clone for View<T> {
 }
 
 impl<T: Pod> View<T> {
-    /// Resolves a window. Errors: `Device` if it does not fit the storage or is not aligned.
+    /// Resolves a window. Errors: `Refused` if it does not fit the storage or is not aligned.
     pub(super) fn new(storage: &Arc<Storage>, window: Window) -> Result<Self> {
         let base = Self::base(storage, window.byte, window.span())?;
         let joined = window.joined();
@@ -323,6 +411,12 @@ impl<T: Pod> View<T> {
         self.elements(self.offset(r), self.row_len)
     }
 
+    /// Elements `range` of row `r`, which lie side by side. Only they are borrowed: others may write the rest of the row.
+    pub(super) fn part(&self, r: usize, range: Range<usize>) -> &[T] {
+        assert!(self.inner == 1 && range.start <= range.end && range.end <= self.row_len, "elements of a row");
+        self.elements(self.offset(r) + range.start, range.len())
+    }
+
     /// Row `r` from its first element to its last one, with [`Self::inner`] between neighbours.
     pub(super) fn strided_row(&self, r: usize) -> &[T] {
         self.elements(self.offset(r), (self.row_len - 1) * self.inner + 1)
@@ -370,11 +464,11 @@ impl<T: Pod> ViewMut<T> {
         Self::of(View::dense(storage, byte, n_rows, row_len)?)
     }
 
-    /// A window to write through. Errors: `Device` if it looks into a mapped file or has strided rows.
+    /// A window to write through. Errors: `Refused` if it looks into a mapped file or has strided rows.
     pub(super) fn of(view: View<T>) -> Result<Self> {
         if !view.storage.is_owned() || view.inner != 1 {
-            let msg = "a result in memory that cannot be written".into();
-            return Err(Error::Device { backend: super::NAME.into(), msg });
+            let what = "a result in memory that cannot be written".into();
+            return Err(Error::Refused { backend: super::NAME.into(), what });
         }
         Ok(Self(view))
     }

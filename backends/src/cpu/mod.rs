@@ -24,7 +24,7 @@ use engine::Error;
 use engine::backend::{Backend, Bindings, Buffer, Caps, Executable, Prepared, Segment, WeightData};
 use engine::error::Result;
 use engine::op::Op;
-use engine::plan::MemoryPlan;
+use engine::plan::{MemoryPlan, verify};
 use engine::tensor::TensorDesc;
 use kernels::cpu::{Isa, Kernels};
 
@@ -68,7 +68,11 @@ impl CpuBackend {
             Some(cap) => Kernels::available().filter(|k| k.isa() <= cap).last(),
             None => {
                 let detected = Kernels::detect();
-                Some(detected.map_err(|e| Error::Device { backend: NAME.into(), msg: e.to_string() })?)
+                Some(detected.map_err(|e| Error::Device {
+                    backend: NAME.into(),
+                    msg: "choosing kernels".into(),
+                    source: Some(e.into()),
+                })?)
             }
         };
         let kernels = kernels.expect("scalar kernels run everywhere");
@@ -100,9 +104,9 @@ impl CpuBackend {
 
     fn range(buffer: &Buffer, offset: usize, len: usize) -> Result<Range<usize>> {
         let end = offset.checked_add(len).filter(|&end| end <= buffer.bytes());
-        end.map(|end| offset..end).ok_or_else(|| Error::Device {
+        end.map(|end| offset..end).ok_or_else(|| Error::Refused {
             backend: NAME.into(),
-            msg: format!("{len} bytes at {offset} of a buffer of {}", buffer.bytes()),
+            what: format!("{len} bytes at {offset} of a buffer of {}", buffer.bytes()),
         })
     }
 }
@@ -170,7 +174,7 @@ impl Backend for CpuBackend {
         let from = Self::range(buf, from.start, from.len())?;
         let to = Self::range(buf, to, from.len())?;
         if from.start < to.end && to.start < from.end {
-            return Err(Error::Device { backend: NAME.into(), msg: "a copy onto itself".into() });
+            return Err(Error::Refused { backend: NAME.into(), what: "a copy onto itself".into() });
         }
         let buffer = CpuBuffer::of(buf, &self.pool)?;
         self.pool.alone(|| {
@@ -199,6 +203,8 @@ impl Backend for CpuBackend {
     }
 
     fn compile(&self, segment: Segment<'_>, plan: &MemoryPlan, bind: &Bindings<'_>) -> Result<Box<dyn Executable>> {
+        // Steps write through addresses of the plan: one that lets live tensors meet must not get there.
+        verify(segment.graph, segment.cuts, segment.backend, plan).map_err(Error::Plan)?;
         let Lowered { steps, nodes, own_bytes } = lower::lower(self.machine, &self.pool, segment, plan, bind)?;
         let region = Arc::new(Region::new(steps, self.pool.n_threads(), self.trace.clone()));
         Ok(Box::new(CpuExecutable {

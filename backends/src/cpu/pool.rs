@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use engine::Error;
-use engine::error::Result;
+use engine::error::{Cause, Result};
 
 use super::NAME;
 use super::region::Region;
@@ -57,7 +57,7 @@ impl Pool {
             .num_threads(n_threads)
             .thread_name(|i| format!("tympan-cpu-{i}"))
             .build()
-            .map_err(|e| Error::Device { backend: NAME.into(), msg: format!("{n_threads} threads: {e}") })?;
+            .map_err(|e| no_threads(n_threads, e.into()))?;
         let team = Team::new(n_threads - 1)?;
         Ok(Self { threads, team, turn: Mutex::new(()), runner: AtomicUsize::new(0), busy: AtomicBool::new(false) })
     }
@@ -79,7 +79,7 @@ impl Pool {
         })
     }
 
-    /// Runs `work` while nothing else happens in the backend's memory. Errors: `Device` if something else does.
+    /// Runs `work` while nothing else happens in the backend's memory. Errors: `Refused` if something else does.
     pub(super) fn alone<R>(&self, work: impl FnOnce() -> R) -> Result<R> {
         let _turn = (!self.is_inside()).then(|| self.turn.lock().unwrap_or_else(PoisonError::into_inner));
         let _busy = self.claim()?;
@@ -115,10 +115,16 @@ fn this_thread() -> usize {
     HERE.with(|here| std::ptr::from_ref(here).addr())
 }
 
+/// The system gave fewer threads than these.
+#[cold]
+pub(super) fn no_threads(n: usize, source: Cause) -> Error {
+    Error::Device { backend: NAME.into(), msg: format!("{n} threads"), source: Some(source) }
+}
+
 #[cold]
 fn twice() -> Error {
-    let msg = "two threads of one request use the backend at the same time".into();
-    Error::Device { backend: NAME.into(), msg }
+    let what = "two threads of one request use the backend at the same time".into();
+    Error::Refused { backend: NAME.into(), what }
 }
 
 #[cfg(test)]

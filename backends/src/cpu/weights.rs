@@ -73,7 +73,7 @@ impl CpuBuffer {
         Self::wrap(w.bytes().len(), Storage::mapped(w.store, w.id), Kind::Weight { conv: Mutex::default() }, pool)
     }
 
-    /// The inside of a buffer. Errors: `Device` if another backend made it.
+    /// The inside of a buffer. Errors: `Refused` if another backend made it.
     pub(super) fn of<'a>(buffer: &'a Buffer, pool: &Arc<Pool>) -> Result<&'a Self> {
         buffer.storage_ref::<Self>().filter(|b| Arc::ptr_eq(&b.pool, pool)).ok_or_else(foreign)
     }
@@ -83,7 +83,7 @@ impl CpuBuffer {
         buffer.storage::<Self>().filter(|b| Arc::ptr_eq(&b.pool, pool)).ok_or_else(foreign)
     }
 
-    /// The right to write. Errors: `Device` for memory of a mapped file, while the buffer is lent, and while something
+    /// The right to write. Errors: `Refused` for memory of a mapped file, while the buffer is lent, and while something
     /// else writes it.
     pub(super) fn writing(&self) -> Result<Writing<'_>> {
         if !self.storage.is_owned() {
@@ -96,7 +96,7 @@ impl CpuBuffer {
         }
     }
 
-    /// Counts a loan. Errors: `Device` while something writes.
+    /// Counts a loan. Errors: `Refused` while something writes.
     pub(super) fn lend(&self) -> Result<()> {
         let lent = |n: usize| n.checked_add(1).filter(|&n| n != WRITING);
         let counted = self.users.fetch_update(Ordering::Acquire, Ordering::Relaxed, lent);
@@ -135,8 +135,8 @@ fn foreign() -> Error {
 }
 
 #[cold]
-fn refused(msg: &str) -> Error {
-    Error::Device { backend: NAME.into(), msg: msg.into() }
+fn refused(what: &str) -> Error {
+    Error::Refused { backend: NAME.into(), what: what.into() }
 }
 
 /// Rows `[c_in, kh, kw]` of any float format as rows `[kh, kw, c_in]` of f32.

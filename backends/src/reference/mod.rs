@@ -56,8 +56,8 @@ struct StoredWeight {
     id: WeightId,
 }
 
-fn failed(msg: impl Into<String>) -> Error {
-    Error::Device { backend: "reference".into(), msg: msg.into() }
+fn failed(what: impl Into<String>) -> Error {
+    Error::Refused { backend: "reference".into(), what: what.into() }
 }
 
 fn host(buffer: &Buffer) -> Result<Arc<HostMemory>> {

@@ -11,6 +11,7 @@
 //! Writing is [`GgufWriter`]'s, in the places of a [`GgufLayout`]. Read [`Gguf`] first.
 
 mod aligned;
+mod key;
 mod layout;
 mod metadata;
 mod parse;
@@ -24,6 +25,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub use key::KeyError;
 pub use layout::{GgufLayout, PlacedTensor};
 pub use metadata::{Array, Value, ValueType};
 pub use write::GgufWriter;
@@ -190,37 +192,37 @@ impl Gguf {
         self.find(key).ok().map(|key| self.decode(key))
     }
 
-    /// The value of `key`, of any integer type, if it fits. Errors: `MissingKey`, `WrongType`.
-    pub fn get_u32(&self, key: &str) -> Result<u32> {
+    /// The value of `key`, of any integer type, if it fits. Errors: `Missing`, `WrongType`.
+    pub fn get_u32(&self, key: &str) -> Result<u32, KeyError> {
         self.integer(key, "u32")
     }
 
-    /// The value of `key`, of any integer type, if it fits. Errors: `MissingKey`, `WrongType`.
-    pub fn get_i32(&self, key: &str) -> Result<i32> {
+    /// The value of `key`, of any integer type, if it fits. Errors: `Missing`, `WrongType`.
+    pub fn get_i32(&self, key: &str) -> Result<i32, KeyError> {
         self.integer(key, "i32")
     }
 
-    /// The value of `key`, of any integer type, if it fits. Errors: `MissingKey`, `WrongType`.
-    pub fn get_u64(&self, key: &str) -> Result<u64> {
+    /// The value of `key`, of any integer type, if it fits. Errors: `Missing`, `WrongType`.
+    pub fn get_u64(&self, key: &str) -> Result<u64, KeyError> {
         self.integer(key, "u64")
     }
 
-    /// The value of `key`, of a float type, rounded to f32. Errors: `MissingKey`, `WrongType`.
-    pub fn get_f32(&self, key: &str) -> Result<f32> {
+    /// The value of `key`, of a float type, rounded to f32. Errors: `Missing`, `WrongType`.
+    pub fn get_f32(&self, key: &str) -> Result<f32, KeyError> {
         let found = self.find(key)?;
         let value = if let Kind::One(_) = found.kind { self.decode(found).as_float() } else { None };
         value.map(|v| v as f32).ok_or_else(|| self.wrong(found, "f32"))
     }
 
-    /// The value of `key`. Errors: `MissingKey`, `WrongType`.
-    pub fn get_bool(&self, key: &str) -> Result<bool> {
+    /// The value of `key`. Errors: `Missing`, `WrongType`.
+    pub fn get_bool(&self, key: &str) -> Result<bool, KeyError> {
         let found = self.find(key)?;
         let value = if let Kind::One(_) = found.kind { self.decode(found).as_bool() } else { None };
         value.ok_or_else(|| self.wrong(found, "bool"))
     }
 
-    /// The text of `key`. Errors: `MissingKey`; `WrongType`, also where the bytes are not UTF-8.
-    pub fn get_str(&self, key: &str) -> Result<&str> {
+    /// The text of `key`. Errors: `Missing`; `WrongType`, also where the bytes are not UTF-8.
+    pub fn get_str(&self, key: &str) -> Result<&str, KeyError> {
         let found = self.find(key)?;
         if found.kind != Kind::One(ValueType::String) {
             return Err(self.wrong(found, "string"));
@@ -228,8 +230,8 @@ impl Gguf {
         std::str::from_utf8(self.bytes_of(found)).map_err(|_| self.wrong(found, "string in UTF-8"))
     }
 
-    /// The texts of the array `key`. Errors: `MissingKey`; `WrongType`, also where one is not UTF-8.
-    pub fn get_str_array(&self, key: &str) -> Result<Vec<&str>> {
+    /// The texts of the array `key`. Errors: `Missing`; `WrongType`, also where one is not UTF-8.
+    pub fn get_str_array(&self, key: &str) -> Result<Vec<&str>, KeyError> {
         let found = self.find(key)?;
         let Kind::Many(ValueType::String, n) = found.kind else {
             return Err(self.wrong(found, "array of string"));
@@ -241,38 +243,38 @@ impl Gguf {
         Ok(texts)
     }
 
-    /// The elements of the array `key`, of any integer type, if all fit. Errors: `MissingKey`, `WrongType`.
-    pub fn get_u32_array(&self, key: &str) -> Result<Vec<u32>> {
+    /// The elements of the array `key`, of any integer type, if all fit. Errors: `Missing`, `WrongType`.
+    pub fn get_u32_array(&self, key: &str) -> Result<Vec<u32>, KeyError> {
         self.integers(key, "array of u32")
     }
 
-    /// The elements of the array `key`, of any integer type, if all fit. Errors: `MissingKey`, `WrongType`.
-    pub fn get_i32_array(&self, key: &str) -> Result<Vec<i32>> {
+    /// The elements of the array `key`, of any integer type, if all fit. Errors: `Missing`, `WrongType`.
+    pub fn get_i32_array(&self, key: &str) -> Result<Vec<i32>, KeyError> {
         self.integers(key, "array of i32")
     }
 
-    /// The elements of the array `key`, of a float type, rounded to f32. Errors: `MissingKey`, `WrongType`.
-    pub fn get_f32_array(&self, key: &str) -> Result<Vec<f32>> {
+    /// The elements of the array `key`, of a float type, rounded to f32. Errors: `Missing`, `WrongType`.
+    pub fn get_f32_array(&self, key: &str) -> Result<Vec<f32>, KeyError> {
         self.elements(key, "array of f32", |v| v.as_float().map(|v| v as f32))
     }
 
     /// [`Gguf::get_u32`], or `default` where the key is absent.
-    pub fn get_u32_or(&self, key: &str, default: u32) -> Result<u32> {
+    pub fn get_u32_or(&self, key: &str, default: u32) -> Result<u32, KeyError> {
         or(self.get_u32(key), default)
     }
 
     /// [`Gguf::get_f32`], or `default` where the key is absent.
-    pub fn get_f32_or(&self, key: &str, default: f32) -> Result<f32> {
+    pub fn get_f32_or(&self, key: &str, default: f32) -> Result<f32, KeyError> {
         or(self.get_f32(key), default)
     }
 
     /// [`Gguf::get_bool`], or `default` where the key is absent.
-    pub fn get_bool_or(&self, key: &str, default: bool) -> Result<bool> {
+    pub fn get_bool_or(&self, key: &str, default: bool) -> Result<bool, KeyError> {
         or(self.get_bool(key), default)
     }
 
     /// [`Gguf::get_str`], or `default` where the key is absent.
-    pub fn get_str_or<'a>(&'a self, key: &str, default: &'a str) -> Result<&'a str> {
+    pub fn get_str_or<'a>(&'a self, key: &str, default: &'a str) -> Result<&'a str, KeyError> {
         or(self.get_str(key), default)
     }
 
@@ -310,7 +312,8 @@ impl Gguf {
         let stored = &self.0.tensors[at];
         if let Bytes::Mapped(map) = &self.0.parts[stored.part] {
             let start = stored.range.start;
-            map.release(start + range.start..start + range.end.min(stored.range.len()));
+            let within = |at: usize| start + at.min(stored.range.len());
+            map.release(within(range.start)..within(range.end));
         }
     }
 
@@ -323,8 +326,12 @@ impl Gguf {
         }
     }
 
-    fn find(&self, key: &str) -> Result<&scan::Key> {
-        let at = self.0.key_at.get(key).ok_or_else(|| Error::MissingKey { key: key.to_owned() })?;
+    fn find(&self, key: &str) -> Result<&scan::Key, KeyError> {
+        let at = self
+            .0
+            .key_at
+            .get(key)
+            .ok_or_else(|| KeyError::Missing { path: self.0.path.clone(), key: key.to_owned() })?;
         Ok(&self.0.keys[*at])
     }
 
@@ -336,18 +343,23 @@ impl Gguf {
         part::decode(key, &self.0.parts[0])
     }
 
-    fn integer<T: TryFrom<i128>>(&self, key: &str, want: &'static str) -> Result<T> {
+    fn integer<T: TryFrom<i128>>(&self, key: &str, want: &'static str) -> Result<T, KeyError> {
         let found = self.find(key)?;
         let value = if let Kind::One(_) = found.kind { self.decode(found).as_integer() } else { None };
         value.and_then(|v| v.try_into().ok()).ok_or_else(|| self.wrong(found, want))
     }
 
-    fn integers<T: TryFrom<i128>>(&self, key: &str, want: &'static str) -> Result<Vec<T>> {
+    fn integers<T: TryFrom<i128>>(&self, key: &str, want: &'static str) -> Result<Vec<T>, KeyError> {
         self.elements(key, want, |v| v.as_integer().and_then(|v| v.try_into().ok()))
     }
 
     /// Elements of an array of plain values; the first that `convert` refuses is a `WrongType`.
-    fn elements<T>(&self, key: &str, want: &'static str, convert: impl Fn(&Value) -> Option<T>) -> Result<Vec<T>> {
+    fn elements<T>(
+        &self,
+        key: &str,
+        want: &'static str,
+        convert: impl Fn(&Value) -> Option<T>,
+    ) -> Result<Vec<T>, KeyError> {
         let found = self.find(key)?;
         let Kind::Many(ty, _) = found.kind else { return Err(self.wrong(found, want)) };
         let Some(width) = ty.bytes() else { return Err(self.wrong(found, want)) };
@@ -355,7 +367,7 @@ impl Gguf {
         values.collect::<Option<_>>().ok_or_else(|| self.wrong(found, want))
     }
 
-    fn wrong(&self, key: &scan::Key, want: &'static str) -> Error {
+    fn wrong(&self, key: &scan::Key, want: &'static str) -> KeyError {
         let got = match key.kind {
             Kind::One(ValueType::String) => "string".into(),
             Kind::One(ty) => match self.decode(key) {
@@ -368,7 +380,7 @@ impl Gguf {
             },
             many => many.to_string(),
         };
-        Error::WrongType { key: key.name.clone(), want, got }
+        KeyError::WrongType { path: self.0.path.clone(), key: key.name.clone(), want, got }
     }
 }
 
@@ -379,9 +391,9 @@ impl fmt::Debug for Gguf {
 }
 
 /// The result, or `default` where the key is absent.
-fn or<T>(value: Result<T>, default: T) -> Result<T> {
+fn or<T>(value: Result<T, KeyError>, default: T) -> Result<T, KeyError> {
     match value {
-        Err(Error::MissingKey { .. }) => Ok(default),
+        Err(KeyError::Missing { .. }) => Ok(default),
         other => other,
     }
 }

@@ -3,20 +3,26 @@
 use std::sync::Arc;
 
 use super::output::{Arena, Place};
-use super::{Reuse, Session, WORD};
+use super::{MAX_CONTEXT, Reuse, Session, WORD};
 use crate::backend::{Backend, Bindings, Buffer, Executable, Prepared, Segment, WeightData};
 use crate::builder::GraphBuilder;
 use crate::error::{Error, Result};
 use crate::graph::Graph;
-use crate::key::GraphKey;
+use crate::key::{GraphKey, Stage};
 use crate::pass::FuseCounts;
 use crate::pass::assign::{self, Cut, Homes};
 use crate::pass::fuse::fuse;
 use crate::pass::prune::prune;
-use crate::plan::{MemoryPlan, PlanError, plan, verify};
+use crate::plan::{MemoryPlan, plan};
 use crate::stats::BuildReason;
 use crate::tensor::{Input, Source, TensorId};
 use crate::weights::WeightId;
+
+/// Rows of a call, or frames of features: far above what memory holds, far below what makes a graph that takes long to
+/// build.
+const MAX_KEY_TOKENS: u32 = 1 << 22;
+/// [`MAX_CONTEXT`] as keys have it.
+const MAX_KEY_CONTEXT: u32 = MAX_CONTEXT as u32;
 
 /// A compiled graph, bound to arenas of its own generation.
 pub(super) struct Compiled {
@@ -173,13 +179,14 @@ impl Session {
     /// What a call of this shape computes, where, and where everything lies: a function of the key alone. Nothing is
     /// compiled, and no weight is touched.
     ///
-    /// Errors: a shape that the model or the backends cannot do.
+    /// Errors: `Key` for a shape that no call has; one that the model or the backends cannot do.
     pub fn describe(&self, key: &GraphKey) -> Result<Described> {
         self.prepare(key).map(|(described, _)| described)
     }
 
     /// As [`Self::describe`], with what the backends decided about every node.
     fn prepare(&self, key: &GraphKey) -> Result<(Described, Vec<Prepared>)> {
+        self.check_key(key)?;
         let builder = GraphBuilder::new(self.memory.layout());
         self.model.build(&builder, key);
         let mut graph = builder.finish()?;
@@ -210,16 +217,30 @@ impl Session {
         Ok((Described { graph, fused, cuts, plans }, prepared))
     }
 
+    /// Whether a call of this shape exists: models count on it.
+    fn check_key(&self, key: &GraphKey) -> Result<()> {
+        let refused = |what: String| Err(Error::Key { key: *key, what });
+        let GraphKey { n_seqs, n_tokens, n_outputs, .. } = *key;
+        if n_tokens == 0 || n_tokens > MAX_KEY_TOKENS || !(1..=n_tokens).contains(&n_seqs) || n_outputs > n_tokens {
+            return refused(format!("want 1 to {MAX_KEY_TOKENS} rows, and no more sequences or outputs than rows"));
+        }
+        match (key.stage, self.model.encoder()) {
+            (Stage::Tokens | Stage::Embeddings, _) => match key.n_kv {
+                1..=MAX_KEY_CONTEXT => Ok(()),
+                n_kv => refused(format!("want a context of 1 to {MAX_KEY_CONTEXT} tokens, got {n_kv}")),
+            },
+            (Stage::Encode, None) => refused("the model has no audio encoder".into()),
+            (Stage::Encode, Some(encoder)) => match n_tokens as usize % encoder.clip_frames {
+                0 => Ok(()),
+                _ => refused(format!("want a multiple of {} frames", encoder.clip_frames)),
+            },
+        }
+    }
+
     fn compile(&mut self, key: &GraphKey) -> Result<Compiled> {
         let (described, prepared) = self.prepare(key)?;
         let mut prepared = prepared.into_iter();
         let Described { graph, plans, cuts, .. } = &described;
-        if cfg!(debug_assertions) || self.options.compile.poison {
-            for (backend, plan) in plans.iter().enumerate().filter_map(|(b, plan)| Some((b, plan.as_ref()?))) {
-                let unsound = |e: PlanError| Error::Graph { at: "plan".into(), op: "verify", msg: e.0 };
-                verify(graph, cuts, backend, plan).map_err(unsound)?;
-            }
-        }
         let arenas = self.arenas_for(plans)?;
         let mut stages = Vec::with_capacity(cuts.len());
         for (i, cut) in cuts.iter().enumerate() {

@@ -318,7 +318,7 @@ fn container_error(e: SymphoniaError) -> AudioErrorKind {
 fn reason(e: &SymphoniaError) -> String {
     match e {
         SymphoniaError::IoError(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => "the file ends early".into(),
-        SymphoniaError::IoError(e) => engine::error::reason(e),
+        SymphoniaError::IoError(e) => engine::error::Chain(e).to_string(),
         SymphoniaError::DecodeError(why) | SymphoniaError::Unsupported(why) | SymphoniaError::LimitError(why) => {
             (*why).into()
         }

@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::limits::{MAX_CHANNELS, MAX_INPUT_BYTES, MAX_MAGNITUDE, MAX_RATE_HZ, MIN_RATE_HZ};
 
-/// An input and what is wrong with it. Displayed as one line: `jfk.m4a: no audio track (container mp4; tracks: video h264)`.
+/// An input and what is wrong with it. Displayed with its causes ([`engine::error::Chain`]): `jfk.m4a: no audio track (container mp4; tracks: video h264)`.
 #[derive(Debug)]
 pub struct AudioError {
     /// The path, or a name for bytes from elsewhere.
@@ -97,14 +97,18 @@ impl AudioErrorKind {
 
 impl fmt::Display for AudioError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.input, self.kind)
+        match &self.kind {
+            // `source` has the rest.
+            AudioErrorKind::Io(_) => f.write_str(&self.input),
+            kind => write!(f, "{}: {kind}", self.input),
+        }
     }
 }
 
 impl fmt::Display for AudioErrorKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Io(e) => f.write_str(&engine::error::reason(e)),
+            Self::Io(e) => write!(f, "{}", engine::error::Chain(e)),
             Self::Empty => f.write_str("empty file"),
             Self::TooManyBytes => write!(f, "longer than {} MiB, the limit for a stream", MAX_INPUT_BYTES >> 20),
             Self::NotRecognised => f.write_str("not an audio file in a known format"),

@@ -7,13 +7,14 @@
 use std::f64::consts::TAU;
 use std::sync::Arc;
 
-use engine::{Error, Result};
 use rayon::prelude::*;
 use realfft::num_complex::Complex;
 use realfft::{RealFftPlanner, RealToComplex};
 
 use super::filterbank::Filterbank;
 use super::sum::sum;
+
+use crate::error::{Error, Result};
 
 /// Whisper: lowest mel power whose logarithm is taken.
 const POWER_FLOOR: f64 = 1e-10;
@@ -95,10 +96,10 @@ pub struct MelSpectrogram {
 impl MelSpectrogram {
     /// Prepares window, transform and filterbank.
     ///
-    /// Errors: `BadValue` for parameters that are zero, absurdly large, or with `min_samples` too short for one frame or to
+    /// Errors: `FrontEnd` for parameters that are zero, absurdly large, or with `min_samples` too short for one frame or to
     /// be reflected.
     pub fn new(params: MelParams) -> Result<Self> {
-        let bad = |key: &str, what: String| Err(Error::BadValue { key: key.into(), what });
+        let bad = |parameter, what: String| Err(Error::FrontEnd { parameter, what });
         let MelParams { recipe, rate_hz, n_fft, win_length, hop, n_mels, min_samples } = params;
         if !(2..=MAX_N_FFT).contains(&n_fft) || !n_fft.is_multiple_of(2) {
             return bad("n_fft", format!("want an even number up to {MAX_N_FFT}, got {n_fft}"));
@@ -151,7 +152,7 @@ impl MelSpectrogram {
     /// depend on the number of threads.
     pub fn compute(&self, samples: &[f32]) -> Result<Features> {
         if samples.is_empty() {
-            return Err(Error::BadValue { key: "audio".into(), what: "want at least one sample, got 0".into() });
+            return Err(Error::Argument { name: "audio", what: "want at least one sample, got 0".into() });
         }
         let MelParams { recipe, n_mels, min_samples, .. } = self.params;
         let padded: Vec<f32>;
@@ -331,7 +332,7 @@ mod tests {
         let bad = |change: &dyn Fn(&mut MelParams)| {
             let mut p = WHISPER;
             change(&mut p);
-            assert!(matches!(MelSpectrogram::new(p), Err(Error::BadValue { .. })), "{p:?}");
+            assert!(matches!(MelSpectrogram::new(p), Err(Error::FrontEnd { .. })), "{p:?}");
         };
         bad(&|p| p.n_fft = 0);
         bad(&|p| p.n_fft = 401);

@@ -1,9 +1,10 @@
 //! Layers with a weight and a bias.
 
-use engine::Result;
 use engine::builder::GraphBuilder;
 use engine::tensor::Tensor;
 use engine::weights::{Weight, WeightStore};
+
+use crate::error::Result;
 
 /// `x . weight^T + bias`.
 pub struct Linear {

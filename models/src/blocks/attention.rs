@@ -1,11 +1,12 @@
 //! Grouped-query attention with a cache.
 
-use engine::Result;
 use engine::builder::{BatchInputs, GraphBuilder};
 use engine::op::Rope;
 use engine::state::KvCache;
 use engine::tensor::Tensor;
 use engine::weights::{Weight, WeightStore};
+
+use crate::error::Result;
 
 /// Sizes of an attention block.
 #[derive(Clone, Copy, Debug)]

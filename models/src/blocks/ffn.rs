@@ -1,10 +1,11 @@
 //! Gated feed-forward block.
 
-use engine::Result;
 use engine::builder::GraphBuilder;
 use engine::op::Unary;
 use engine::tensor::Tensor;
 use engine::weights::{Weight, WeightStore};
+
+use crate::error::Result;
 
 /// `down(silu(gate(x)) * up(x))`. Source: transformers, `Qwen3MLP.forward`; Shazeer 2020, "GLU Variants Improve
 /// Transformer".

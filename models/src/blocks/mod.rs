@@ -7,12 +7,13 @@ pub mod moe;
 pub mod short_conv;
 
 use engine::weights::WeightStore;
-use engine::{Error, Result};
+
+use crate::error::Result;
 
 /// Extent 0 of a weight: for widths that metadata do not say, or say wrongly.
 ///
-/// Errors: `MissingWeight`.
+/// Errors: `Weight`.
 pub fn rows_of(w: &WeightStore, name: &str) -> Result<usize> {
-    let (_, desc) = w.find(name).ok_or_else(|| Error::MissingWeight { name: name.to_owned() })?;
+    let (_, desc) = w.find(name).ok_or_else(|| w.missing(name))?;
     Ok(desc.shape.dims().first().map_or(0, |&d| d as usize))
 }

@@ -1,10 +1,11 @@
 //! Mixture of experts.
 
-use engine::Result;
 use engine::builder::GraphBuilder;
 use engine::op::{Route, Unary};
 use engine::tensor::Tensor;
 use engine::weights::{Weight, WeightStore};
+
+use crate::error::Result;
 
 /// Sizes of a mixture.
 #[derive(Clone, Copy, Debug)]

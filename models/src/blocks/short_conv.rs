@@ -1,10 +1,11 @@
 //! LFM2's gated short convolution.
 
-use engine::Result;
 use engine::builder::{BatchInputs, GraphBuilder};
 use engine::state::State;
 use engine::tensor::Tensor;
 use engine::weights::{Weight, WeightStore};
+
+use crate::error::Result;
 
 /// Gated short convolution: `out_proj(c * conv(b * u))` with `[b, c, u] = in_proj(x)`; the state holds the last inputs of
 /// the convolution. Source: transformers, `Lfm2ShortConv.forward`.

@@ -2,7 +2,6 @@
 //! Source: liquid-audio 1.3.0, `model/conformer/{encoder,subsampling,mha,modules}.py`, `model/mlp.py`; Rekesh et al. 2023,
 //! "Fast Conformer with Linearly Scalable Attention"; Gulati et al. 2020, "Conformer".
 
-use engine::Result;
 use engine::builder::{ClipInputs, GraphBuilder, Spans};
 use engine::gguf::Gguf;
 use engine::key::GraphKey;
@@ -14,6 +13,7 @@ use engine::weights::{Weight, WeightStore};
 use crate::blocks::affine::{LayerNorm, Linear};
 use crate::blocks::rows_of;
 use crate::encoder_decoder::AudioEncoder;
+use crate::error::Result;
 use crate::hparams::Hparams;
 
 /// Frames that make an audio token: three convolutions of step 2.
@@ -110,7 +110,7 @@ impl Encoder {
             return Err(hp.bad("projection_dim", format!("want the text model's width {n_embd}, got {projection}")));
         }
         let channels = rows_of(w, "a.conv1d.0.weight")?;
-        let conv = |i: usize| {
+        let conv = |i: usize| -> Result<Conv> {
             Ok(Conv {
                 weight: w.get(&format!("a.conv1d.{i}.weight"), [channels, 1, KERNEL, KERNEL])?,
                 bias: w.get_squeezed(&format!("a.conv1d.{i}.bias"), [channels])?,
@@ -194,7 +194,7 @@ impl Layer {
         let vector = |part: &str| w.get(&name(part), [d]);
         // The projector's key for this width holds another number.
         let n_ff = rows_of(w, &name("ffn_up.weight"))?;
-        let feed_forward = |n: &str, up: &str, down: &str| {
+        let feed_forward = |n: &str, up: &str, down: &str| -> Result<FeedForward> {
             Ok(FeedForward {
                 norm: norm(n)?,
                 linear1: Linear::load(w, &name(up), n_ff, d)?,
@@ -286,7 +286,7 @@ fn dims(g: &GraphBuilder<'_>, x: Tensor) -> [usize; 4] {
 
 /// Extent 1 of a matrix.
 fn columns_of(w: &WeightStore, name: &str) -> Result<usize> {
-    let (_, desc) = w.find(name).ok_or_else(|| engine::Error::MissingWeight { name: name.to_owned() })?;
+    let (_, desc) = w.find(name).ok_or_else(|| w.missing(name))?;
     Ok(desc.shape.last())
 }
 

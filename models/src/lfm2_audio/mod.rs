@@ -4,7 +4,6 @@
 mod encoder;
 pub mod prompt;
 
-use engine::Result;
 use engine::gguf::Gguf;
 use engine::model::Model;
 use engine::weights::WeightStore;
@@ -12,6 +11,7 @@ use engine::weights::WeightStore;
 pub use encoder::{Encoder, audio_tokens};
 
 use crate::encoder_decoder::EncoderDecoder;
+use crate::error::Result;
 use crate::lfm2::Lfm2;
 
 /// Loads a text file `lfm2` with its projector file `lfm2a`, or a bundle of both.

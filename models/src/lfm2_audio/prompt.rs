@@ -7,10 +7,9 @@
 //! Source: liquid-audio, `ChatState` of `processor.py`, with the system text of the model card. The pieces are encoded one by
 //! one, as there: `system\n` and what follows it are not one text.
 
-use engine::{Error, Result};
-
 use crate::audio::{MelParams, MelRecipe};
 use crate::chat::ChatMarks;
+use crate::error::{Error, Result};
 use crate::languages::{self, UnknownLanguage};
 use crate::speech::{Parsed, Prompt, SpeechFormat, trim};
 use crate::tokenizer::{Special, Tokenizer};
@@ -87,7 +86,7 @@ impl SpeechFormat for PromptFormat {
     }
 
     fn prompt(&self, tokenizer: &Tokenizer, context: &str, language: Option<&str>) -> Result<Prompt> {
-        let refused = |key: &str, what: String| Err(Error::BadValue { key: key.into(), what });
+        let refused = |name, what: String| Err(Error::Argument { name, what });
         if !context.is_empty() {
             return refused("context", "LFM2-Audio has no prompt for names and terms".into());
         }

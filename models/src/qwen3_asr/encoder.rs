@@ -9,12 +9,12 @@ use engine::model::EncoderSpec;
 use engine::op::{Unary, Window};
 use engine::tensor::Tensor;
 use engine::weights::{Weight, WeightStore};
-use engine::{Error, Result};
 
 use super::AudioAttention;
 use crate::blocks::affine::{LayerNorm, Linear};
 use crate::blocks::rows_of;
 use crate::encoder_decoder::AudioEncoder;
+use crate::error::{Error, Result};
 use crate::hparams::Hparams;
 
 /// Frames of a chunk, which is convolved by itself: one second. Not in the files: `2 * n_window` of every release.
@@ -27,6 +27,8 @@ const WINDOW_FRAMES_KEY: &str = "window_frames";
 const WINDOW_FRAMES: usize = 800;
 /// Kernel extent of the convolutions.
 const KERNEL: usize = 3;
+/// One row for each token of a chunk, and often more.
+const POSITIONS: &str = "a.position_embd.weight";
 /// Step of the convolutions.
 const STRIDE: u8 = 2;
 /// Zeros around the input of the convolutions.
@@ -112,14 +114,14 @@ impl Encoder {
             return Err(hp.bad("projection_dim", format!("want the text model's width {n_embd}, got {projection}")));
         }
         let channels = rows_of(w, "a.conv2d.1.weight")?;
-        let conv = |i: usize| {
+        let conv = |i: usize| -> Result<Conv> {
             let c_in = if i == 1 { 1 } else { channels };
             Ok(Conv {
                 weight: w.get(&format!("a.conv2d.{i}.weight"), [channels, c_in, KERNEL, KERNEL])?,
                 bias: w.get_squeezed(&format!("a.conv2d.{i}.bias"), [channels])?,
             })
         };
-        let layer = |i: usize| {
+        let layer = |i: usize| -> Result<Layer> {
             let name = |part: &str| format!("a.blk.{i}.{part}");
             Ok(Layer {
                 self_attn_layer_norm: LayerNorm::load(w, &name("ln1"), d, eps)?,
@@ -132,10 +134,12 @@ impl Encoder {
                 fc2: Linear::load(w, &name("ffn_down"), d, n_ff)?,
             })
         };
-        let n_positions = rows_of(w, "a.position_embd.weight")?;
+        let (positions, desc) = w.find(POSITIONS).ok_or_else(|| w.missing(POSITIONS))?;
+        let n_positions = desc.shape.dims().first().map_or(0, |&d| d as usize);
         if n_positions < CHUNK_TOKENS {
-            return Err(Error::BadValue {
-                key: "a.position_embd.weight".into(),
+            return Err(Error::BadWeight {
+                path: w.path(positions).to_owned(),
+                name: POSITIONS.into(),
                 what: format!("want at least {CHUNK_TOKENS} rows, got {n_positions}"),
             });
         }
@@ -148,7 +152,7 @@ impl Encoder {
             },
             conv2d: [conv(1)?, conv(2)?, conv(3)?],
             conv_out: w.get("a.conv_out.weight", [d, channels * stem_extent(n_mels)])?,
-            positional_embedding: w.get("a.position_embd.weight", [n_positions, d])?,
+            positional_embedding: w.get(POSITIONS, [n_positions, d])?,
             layers: (0..hp.size("block_count")?).map(layer).collect::<Result<_>>()?,
             ln_post: LayerNorm::load(w, "a.post_ln", d, eps)?,
             proj1: Linear::load(w, "mm.a.mlp.1", d, d)?,

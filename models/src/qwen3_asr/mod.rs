@@ -5,7 +5,6 @@ mod encoder;
 pub mod parse;
 pub mod prompt;
 
-use engine::Result;
 use engine::gguf::Gguf;
 use engine::model::Model;
 use engine::weights::WeightStore;
@@ -14,6 +13,7 @@ pub use encoder::{CHUNK_FRAMES, Encoder, audio_tokens};
 
 use crate::audio::{MelParams, MelRecipe};
 use crate::encoder_decoder::EncoderDecoder;
+use crate::error::Result;
 use crate::qwen3::Qwen3;
 
 /// Samples per second.

@@ -7,12 +7,11 @@
 //!
 //! Source: `qwen_asr`, `Qwen3ASRModel._build_text_prompt`, with the chat template of the checkpoints.
 
-use engine::Result;
-
 use super::mel_params;
 use super::parse::{ASR_TEXT, parse};
 use crate::audio::MelParams;
 use crate::chat::ChatMarks;
+use crate::error::Result;
 use crate::languages::{self, UnknownLanguage};
 use crate::speech::{Parsed, Prompt, SpeechFormat};
 use crate::tokenizer::{Special, Tokenizer};

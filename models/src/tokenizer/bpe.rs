@@ -3,9 +3,9 @@
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 
-use engine::Result;
-
 use super::{TokenKind, malformed};
+
+use crate::error::Result;
 
 /// End of the list of symbols.
 const NONE: usize = usize::MAX;

@@ -1,17 +1,19 @@
 //! Vocabularies in model files: the keys `tokenizer.ggml.*`.
 
-use engine::Result;
 use engine::gguf::Gguf;
 
 use super::{Tokenizer, Vocabulary};
+use crate::error::Result;
 
 impl Vocabulary {
     /// Reads `tokenizer.ggml.*`.
     ///
-    /// Errors: `MissingKey` and `WrongType`; what the values mean is checked by [`Tokenizer::new`].
+    /// Errors: `Key`; what the values mean is checked by [`Tokenizer::new`].
     pub fn from_gguf(file: &Gguf) -> Result<Self> {
         let key = |name: &str| format!("tokenizer.ggml.{name}");
-        let texts = |name: &str| Ok(file.get_str_array(&key(name))?.into_iter().map(str::to_owned).collect());
+        let texts = |name: &str| -> Result<Vec<String>> {
+            Ok(file.get_str_array(&key(name))?.into_iter().map(str::to_owned).collect())
+        };
         let id = |name: &str| {
             let key = key(name);
             if file.contains(&key) { file.get_u32(&key).map(Some) } else { Ok(None) }
@@ -36,6 +38,6 @@ impl Tokenizer {
     ///
     /// Errors: keys that are missing or of another type, and vocabularies that [`Tokenizer::new`] refuses.
     pub fn from_gguf(file: &Gguf) -> Result<Self> {
-        Self::new(Vocabulary::from_gguf(file)?)
+        Self::new(Vocabulary::from_gguf(file)?).map_err(|e| e.of_vocabulary(file.path()))
     }
 }

@@ -13,11 +13,12 @@ mod pretokenize;
 use std::borrow::Cow;
 use std::collections::HashMap;
 
-use engine::{Error, Result};
 use unicode_normalization_alignments::UnicodeNormalization;
 
 use added::AddedTokens;
 use bpe::Merges;
+
+use crate::error::{Error, Result};
 pub use decode::Decoder;
 pub use pretokenize::{PreTokenizer, Words};
 
@@ -344,5 +345,5 @@ fn kinds(tokens: &[String], token_types: &[i32]) -> Result<Vec<TokenKind>> {
 }
 
 fn malformed(what: String) -> Error {
-    Error::Tokenizer { what }
+    Error::Tokenizer { path: None, what }
 }

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use engine::error::Chain;
+
 /// Whose fault an error is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ErrorKind {
@@ -36,10 +38,7 @@ impl Error {
 
     /// What the file system said, where it is about that.
     pub fn io(&self) -> Option<&std::io::Error> {
-        self.cause.chain().find_map(|cause| match cause.downcast_ref() {
-            Some(engine::Error::Io { source, .. }) => Some(source),
-            _ => None,
-        })
+        self.cause.chain().find_map(|cause| cause.downcast_ref())
     }
 
     pub(crate) fn usage(cause: impl fmt::Display) -> Self {
@@ -74,7 +73,7 @@ impl fmt::Display for Error {
             return fmt::Display::fmt(&self.cause, f);
         }
         // Causes of other crates may have several lines.
-        let text = format!("{:#}", self.cause);
+        let text = Chain(self.cause.as_ref()).to_string();
         let line: Vec<&str> = text.lines().map(str::trim).filter(|l| !l.is_empty()).collect();
         f.write_str(&line.join(" "))
     }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use backends::format_of;
-use engine::gguf::{Gguf, GgufTensor, Value};
+use engine::gguf::{Gguf, GgufTensor, KeyError, Value};
 use engine::{DType, Shape};
 use kernels::quant::Format;
 
@@ -35,7 +35,7 @@ impl ImportanceMatrix {
     /// Opens a file. Errors: it is no importance matrix; half of a pair of tensors, or one that is not F32.
     pub fn open(path: &Path) -> Result<Self> {
         let file = Gguf::open(path)?;
-        let keys = || -> engine::Result<_> {
+        let keys = || -> Result<_, KeyError> {
             file.get_u32(CHUNK_SIZE)?;
             Ok((file.get_str_array(DATASETS)?.first().map(|&name| name.to_owned()), file.get_u32(CHUNK_COUNT)?))
         };
