@@ -25,9 +25,21 @@ const GUARD: usize = 8;
 
 /// A store of these weights, with NaN before, between and behind them, so that reading past the end of one shows.
 pub fn store(weights: &[WeightBytes]) -> WeightStore {
+    if cfg!(miri) {
+        // Miri maps no files.
+        let mut file = GgufWriter::in_memory("weights.gguf");
+        write(&mut file, weights);
+        return WeightStore::new([file.finish_in_memory().expect("every tensor has its bytes")]).expect("names differ");
+    }
     let dir = tempfile::tempdir().expect("a temporary folder");
     let path = dir.path().join("weights.gguf");
     let mut file = GgufWriter::create(&path).expect("the folder is ours");
+    write(&mut file, weights);
+    file.finish().expect("every tensor has its bytes");
+    WeightStore::new([Gguf::open(&path).expect("our own file")]).expect("names differ")
+}
+
+fn write(file: &mut GgufWriter, weights: &[WeightBytes]) {
     let guard = |i: usize| format!("guard.{i}");
     let guards = Shape::from([GUARD]);
     file.tensor(&guard(0), DType::F32, guards).expect("a valid tensor");
@@ -45,8 +57,6 @@ pub fn store(weights: &[WeightBytes]) -> WeightStore {
         write(&w.name, &w.bytes);
         write(&guard(i + 1), &nan);
     }
-    file.finish().expect("every tensor has its bytes");
-    WeightStore::new([Gguf::open(&path).expect("our own file")]).expect("names differ")
 }
 
 /// The weight `name` of this shape.

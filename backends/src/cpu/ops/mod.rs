@@ -20,8 +20,9 @@ use kernels::cpu::Kernels;
 use super::context::Prepared;
 use super::machine::Machine;
 
-/// Activations of one chunk: some microseconds of work, so that claiming it costs little.
-const CHUNK_ELEMENTS: usize = 16 * 1024;
+/// Activations of one chunk: some microseconds of work, so that claiming it costs little. Few under Miri, where shapes are
+/// small and chunks shall still meet.
+const CHUNK_ELEMENTS: usize = if cfg!(miri) { 16 } else { 16 * 1024 };
 
 /// Rows of one chunk of an op that works row by row.
 fn rows_per_chunk(row_len: usize) -> usize {
