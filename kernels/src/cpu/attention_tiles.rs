@@ -72,10 +72,14 @@ macro_rules! attention_for {
                 }
                 for (q, s) in q.chunks(2).zip(s.chunks_mut(2)) {
                     match (n, q) {
-                        (4, [a, b]) => put(tile::<B, 4, 2>([row(j), row(j + 1), row(j + 2), row(j + 3)], [a, b]), s, j),
-                        (4, [a, ..]) => put(tile::<B, 4, 1>([row(j), row(j + 1), row(j + 2), row(j + 3)], [a]), s, j),
-                        (_, [a, b]) => put(tile::<B, 1, 2>([row(j)], [a, b]), s, j),
-                        (_, [a, ..]) => put(tile::<B, 1, 1>([row(j)], [a]), s, j),
+                        (4, [a, b]) => {
+                            put(tile::<B, 4, 2>([row(j), row(j + 1), row(j + 2), row(j + 3)], [a, b], 0), s, j)
+                        }
+                        (4, [a, ..]) => {
+                            put(tile::<B, 4, 1>([row(j), row(j + 1), row(j + 2), row(j + 3)], [a], 0), s, j)
+                        }
+                        (_, [a, b]) => put(tile::<B, 1, 2>([row(j)], [a, b], 0), s, j),
+                        (_, [a, ..]) => put(tile::<B, 1, 1>([row(j)], [a], 0), s, j),
                         (_, []) => unreachable!("chunks are not empty"),
                     }
                 }

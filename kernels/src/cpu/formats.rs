@@ -132,7 +132,7 @@ macro_rules! formats_for {
             }
         }
 
-        const PLAIN_CODE: Formats = quant::formats!(of_every_format);
+        pub const PLAIN_CODE: Formats = quant::formats!(of_every_format);
     };
 }
 

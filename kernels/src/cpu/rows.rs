@@ -95,28 +95,54 @@ macro_rules! rows_for {
             unsafe fn widen(x: &[Self; WIDTH]) -> Vector;
         }
 
-        /// Dot products of plain rows: element i in lane i % `WIDTH`.
+        /// Dot products of plain rows: element i in lane i % `WIDTH`. Memory is asked for what lies `ahead` elements behind the
+        /// rows, unless that is 0.
         #[inline]
         #[target_feature(enable = $features)]
-        fn tile<B: Plain, const R: usize, const M: usize>(mut w: [&[B]; R], mut x: [&[f32]; M]) -> [[f32; M]; R] {
+        fn tile<B: Plain, const R: usize, const M: usize>(
+            mut w: [&[B]; R],
+            mut x: [&[f32]; M],
+            ahead: usize,
+        ) -> [[f32; M]; R] {
+            /// Bytes that memory moves at once.
+            const LINE: usize = 64;
             let k = x[0].len();
             // One length for all rows lets the compiler drop the checks in the loop. (Not with `map`, which is no part of this
             // function when features are chosen.)
             w.iter_mut().for_each(|w| *w = &w[..k]);
             x.iter_mut().for_each(|x| *x = &x[..k]);
             let mut acc = [[zero(); M]; R];
-            for c in 0..k / WIDTH {
-                let mut wide = [zero(); R];
-                for (wide, w) in wide.iter_mut().zip(w) {
-                    // SAFETY: this function has the features of the module.
-                    *wide = unsafe { B::widen(&w.as_chunks().0[c]) };
-                }
-                for (i, x) in x.iter().enumerate() {
-                    let x = load(&x.as_chunks().0[c]);
-                    for (acc, wide) in acc.iter_mut().zip(wide) {
-                        acc[i] = fma(wide, x, acc[i]);
+            // A macro, since what is in a closure may be compiled without the features.
+            macro_rules! vector {
+                ($c:expr) => {
+                    let mut wide = [zero(); R];
+                    for (wide, w) in wide.iter_mut().zip(w) {
+                        // SAFETY: this function has the features of the module.
+                        *wide = unsafe { B::widen(&w.as_chunks().0[$c]) };
+                    }
+                    for (i, x) in x.iter().enumerate() {
+                        let x = load(&x.as_chunks().0[$c]);
+                        for (acc, wide) in acc.iter_mut().zip(wide) {
+                            acc[i] = fma(wide, x, acc[i]);
+                        }
+                    }
+                };
+            }
+            let in_line = const { LINE / (WIDTH * size_of::<B>()) };
+            let n_lines = k / WIDTH / in_line;
+            for line in 0..n_lines {
+                if ahead != 0 {
+                    for w in w {
+                        // Into the second cache: the first one has no room for rows that are not yet used.
+                        _mm_prefetch::<_MM_HINT_T1>((&raw const w[line * in_line * WIDTH]).wrapping_add(ahead).cast());
                     }
                 }
+                for v in 0..in_line {
+                    vector!(line * in_line + v);
+                }
+            }
+            for c in n_lines * in_line..k / WIDTH {
+                vector!(c);
             }
             let done = k / WIDTH * WIDTH;
             if done < k {

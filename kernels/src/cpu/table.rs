@@ -14,6 +14,7 @@ use super::{avx2, avx512};
 use crate::quant::Format;
 
 /// The kernels of one instruction set. Calling an entry is sound on a CPU that has `isa`.
+#[derive(Clone, Copy)]
 pub(super) struct Table {
     pub isa: Isa,
     pub formats: &'static Formats,
@@ -395,5 +396,69 @@ impl Kernels {
         assert!(x.len() >= 2 * cos.len());
         // SAFETY: `Kernels` exists only for instruction sets that this CPU has.
         unsafe { (self.0.rope_interleaved)(x, cos, sin) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `kernels` with plain code for every format, as a format has that is only in the list.
+    fn with_plain_code(kernels: Kernels) -> Kernels {
+        let formats: &'static Formats = match kernels.isa() {
+            Isa::Scalar => &scalar::FORMATS,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => &avx2::PLAIN_CODE,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => &avx512::PLAIN_CODE,
+            #[cfg(not(target_arch = "x86_64"))]
+            Isa::Avx2 | Isa::Avx512 => unreachable!("never detected here"),
+        };
+        Kernels(Box::leak(Box::new(Table { formats, ..*kernels.0 })))
+    }
+
+    fn floats(n: usize) -> Vec<f32> {
+        (0..n).map(|i| ((i * 7919) % 1013) as f32 / 506.5 - 1.0).collect()
+    }
+
+    /// Results of `m` rows, and the rows of weights that they are of.
+    fn product(kernels: Kernels, format: Format, operand: Operand, m: usize) -> (Vec<f32>, Vec<f32>) {
+        let (k, n_rows) = (512, 9);
+        let x = floats(m * k);
+        let mut prepared = vec![f32::NAN; operand.len(m, k)];
+        for (i, panel) in prepared.chunks_exact_mut(operand.panel_len(k)).enumerate() {
+            let first = i * operand.panel_rows();
+            kernels.prepare(operand, &x[first * k..], k, operand.panel_rows().min(m - first), k, panel);
+        }
+        let mut w = vec![0; n_rows * format.row_bytes(k)];
+        let mut decoded = vec![f32::NAN; n_rows * k];
+        let values = floats(3 * n_rows * k);
+        for ((w, x), y) in
+            w.chunks_exact_mut(format.row_bytes(k)).zip(values.chunks_exact(3 * k)).zip(decoded.chunks_exact_mut(k))
+        {
+            kernels.encode_row(format, &x[..k], None, w);
+            kernels.decode_row(format, w, y);
+        }
+        let mut out = vec![f32::NAN; m * n_rows];
+        let mut scratch = vec![f32::NAN; kernels.product_scratch_len(format, operand, n_rows, k, m)];
+        kernels.product(&Product { format, w: &w, n_rows, k, operand, x: &prepared, m }, &mut out, &mut scratch);
+        (out, decoded)
+    }
+
+    #[test]
+    fn formats_without_kernels_of_their_own_run_everywhere() {
+        for kernels in Kernels::available() {
+            for format in Format::ALL {
+                for (m, precise) in [(1, false), (5, false), (21, false), (21, true)] {
+                    let operand = Operand::of(format, m, precise);
+                    let (want, weights) = product(kernels, format, operand, m);
+                    let (got, plain_weights) = product(with_plain_code(kernels), format, operand, m);
+                    let what = format!("{format:?} {operand:?} {kernels:?} m={m}");
+                    assert!(weights.iter().zip(&plain_weights).all(|(a, b)| a.to_bits() == b.to_bits()), "{what}");
+                    // Sums of 512 products below 1 in another order.
+                    assert!(want.iter().zip(&got).all(|(a, b)| (a - b).abs() <= 1e-3), "{what}: {want:?} {got:?}");
+                }
+            }
+        }
     }
 }

@@ -18,7 +18,7 @@ use self::blocks::{Eighths, Sixteens};
 use self::decode::{decode_blocks, decode_f16};
 use self::dot::{Groups, product_few_q8, product_plain, product_q8_k};
 use self::gemm::{prepare_panel, product_panels, product_panels_scratch_len, transpose};
-use self::gemm_q8::{Layout, product_many_q8};
+use self::gemm_q8::{Layout, Planes, product_many_q8};
 use super::attention_tiles::attention_for;
 use super::compiled::compiled_for;
 use super::formats::formats_for;
@@ -36,7 +36,13 @@ const WIDTH: usize = 8;
 type Vector = __m256;
 
 /// Rows of 8-bit activations from which on it pays to bring weights into another layout.
-const MANY: usize = 5;
+const fn many<B: Layout>() -> usize {
+    match B::PLANES {
+        Planes::Nibbles | Planes::NibblesAroundEight | Planes::SmallHalves | Planes::Halves => 5,
+        // There they are multiplied twice.
+        Planes::Bytes => 16,
+    }
+}
 
 compiled_for!("avx2,fma,f16c");
 rows_for!("avx2,fma,f16c");
@@ -95,7 +101,7 @@ const fn eighths<B: Eighths + Layout>(formats: &mut Formats) {
 /// Products of 32-blocks with rows of 8 bits.
 #[target_feature(enable = "avx2,fma,f16c")]
 fn product_groups_q8<B: Groups + Layout>(p: &Product<'_>, out: &mut [f32], _scratch: &mut [f32]) {
-    if p.m >= MANY { product_many_q8::<B>(p, out) } else { product_few_q8::<B>(p, out) }
+    if p.m >= many::<B>() { product_many_q8::<B>(p, out) } else { product_few_q8::<B>(p, out) }
 }
 
 /// Products of 256-blocks with rows of 8 bits in blocks of 32.

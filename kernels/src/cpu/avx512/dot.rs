@@ -53,7 +53,14 @@ macro_rules! tiles {
 /// Products of a plain format with rows of f32.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
 pub fn product_plain<B: Plain>(p: &Product<'_>, out: &mut [f32], _scratch: &mut [f32]) {
-    tiles!(tile, [B,], p, out, |j| p.blocks(j), |i| p.panel(i));
+    tiles!(tile_alone, [B,], p, out, |j| p.blocks(j), |i| p.panel(i));
+}
+
+/// A tile of plain rows that the processor foresees.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+fn tile_alone<B: Plain, const R: usize, const M: usize>(w: [&[B]; R], x: [&[f32]; M]) -> [[f32; M]; R] {
+    tile(w, x, 0)
 }
 
 /// Products of Q8_0 with few rows of [`BlockQ8`].
