@@ -29,7 +29,7 @@ pub struct Private {
 /// Where a segment's memory was when it ran.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Bound {
-    /// The first byte of the arena.
+    /// The buffer of the arena.
     pub arena: usize,
     /// The buffers of all states of this backend.
     pub states: Vec<usize>,
@@ -205,6 +205,7 @@ impl Backend for Private {
         Ok(Box::new(Run {
             inner,
             number: self.n_compiled.fetch_add(1, Ordering::Relaxed),
+            arena,
             states: bind.states.iter().filter_map(|b| Memory::of(b).ok()).collect(),
             inputs,
             bound: Arc::clone(&self.bound),
@@ -220,6 +221,7 @@ impl Backend for Private {
 struct Run {
     inner: Box<dyn Executable>,
     number: usize,
+    arena: Arc<Memory>,
     states: Vec<Arc<Memory>>,
     inputs: Vec<(Input, usize)>,
     bound: Arc<Mutex<BTreeMap<usize, Vec<Bound>>>>,
@@ -229,24 +231,22 @@ struct Run {
 
 impl Run {
     /// Remembers where the memory is now.
-    fn remember(&mut self) -> Result<()> {
-        let arena = self.inner.results(0..0)?.as_ptr() as usize;
-        self.inner.end_results();
-        let states = self.states.iter().map(|state| Arc::as_ptr(state) as usize).collect();
-        let now = Bound { arena, states, inputs: self.inputs.clone() };
+    fn remember(&self) {
+        let address = |memory: &Arc<Memory>| Arc::as_ptr(memory) as usize;
+        let states = self.states.iter().map(address).collect();
+        let now = Bound { arena: address(&self.arena), states, inputs: self.inputs.clone() };
         let mut bound = lock(&self.bound);
         let seen = bound.entry(self.number).or_default();
         if !seen.contains(&now) {
             seen.push(now);
         }
-        Ok(())
     }
 }
 
 impl Executable for Run {
     fn run(&mut self, inputs: &[u8]) -> Result<()> {
-        self.inner.run(inputs)?;
-        self.remember()
+        self.remember();
+        self.inner.run(inputs)
     }
 
     fn results(&mut self, bytes: Range<usize>) -> Result<&[u8]> {
