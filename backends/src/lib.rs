@@ -1,4 +1,7 @@
 //! Backends: the engine's traits on the kernels' functions. [`list`] names them and [`open`] makes one.
+//!
+//! Read [`mod@reference`] first, where every op is a few lines of f64, then [`cpu`]: its `ops` has a line for each op, and
+//! its `lower` makes steps of nodes.
 
 pub mod cpu;
 mod format;

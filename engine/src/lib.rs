@@ -1,5 +1,7 @@
 //! Tensor graphs, static plans, slot memory and model files.
 //!
+//! Read [`session::Session`] first, which others call, then [`model::Model`] and [`backend::Backend`], which others implement.
+//!
 //! The path of a call, and where each stage lives:
 //!
 //! ```text

@@ -38,7 +38,7 @@ impl Role {
     }
 }
 
-/// How much of a state there is. [`Declaration::in_slot`] and [`StateSpec::used_bytes`] are all that look at it: a window
+/// How much of a state there is. `Declaration::in_slot` and [`StateSpec::used_bytes`] are all that look at it: a window
 /// over positions, or a ring of inputs behind a fixed state, is another extent.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Extent {

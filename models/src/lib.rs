@@ -1,6 +1,8 @@
 //! Architectures, tokenizer and audio front end. Knows no backend.
 //!
-//! [`load`] turns model files into a [`Loaded`] model; the architectures are in [`registry`], one file each.
+//! Read [`load`] first: it turns model files into a [`Loaded`] model. The architectures are in [`registry`], one file each, and
+//! [`qwen3`] is the one to read beside its official module. [`scheduler`] runs many sequences, [`transcribe`] and [`generate`]
+//! are what users of a model call.
 
 pub mod audio;
 pub mod blocks;

@@ -1,5 +1,7 @@
-//! The op table: [`case::OpCase`] says what is computed, [`cases`] lists the table, [`runner`] runs it on every backend.
-//! With it what other tests share: random numbers, model files, comparison, counted memory.
+//! The op table. Read [`case::OpCase`] first: it says what is computed, [`cases`] lists the table, [`runner`] runs it on every
+//! backend. With it what other tests share: random numbers, model files, comparison, counted memory.
+//!
+//! The suite begins in `suite/main.rs`; programs to start from are in `examples`.
 
 pub mod alloc;
 pub mod case;

@@ -17,6 +17,7 @@ mod hybrid;
 mod malformed;
 mod memory;
 mod ops;
+mod pages;
 mod placement;
 mod prompt;
 mod quantize;

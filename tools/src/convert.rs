@@ -23,6 +23,7 @@ fn types() -> PossibleValuesParser {
 /// llama.cpp wants. The names of the files go to standard output. When it is killed or interrupted, the same command goes
 /// on where it stopped.
 #[derive(Args, Debug)]
+#[allow(rustdoc::broken_intra_doc_links, reason = "users see the brackets")]
 #[command(after_long_help = "Examples:
   tympan convert Qwen3-ASR-0.6B --type q8_0
   tympan convert Qwen3-ASR-0.6B --type q8_0 --audio-type f16 -o models/
