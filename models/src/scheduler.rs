@@ -11,7 +11,7 @@ use engine::session::{MAX_CONTEXT, Session};
 use crate::decoding::{Decoding, Event};
 use crate::error::{Error, Result};
 
-/// Slots grow in steps of this many positions, so that sequences of similar length share compiled graphs.
+/// The context grows in steps of this many positions: where memory has to move for that, it should not move often.
 const CONTEXT_STEP: usize = 256;
 
 /// A sequence of a scheduler; no number is given twice.
@@ -104,10 +104,14 @@ impl Scheduler {
     pub fn step(&mut self, observer: &mut dyn FnMut(Progress<'_>)) -> Result<()> {
         self.sweep();
         self.plan();
+        self.make_room();
         let Self { session, running, .. } = self;
         let feeding = |r: &&Running| r.n_feeding > 0;
         let seqs: Vec<Sequence<'_>> = running.iter().filter(feeding).map(Running::feed).collect();
         if seqs.is_empty() {
+            drop(seqs);
+            tell(running, None, observer);
+            self.sweep();
             return Ok(());
         }
         let n_vocab = session.model().n_vocab();
@@ -115,6 +119,7 @@ impl Scheduler {
             Ok(logits) => logits,
             Err(error) => {
                 drop(seqs);
+                tell(running, None, observer);
                 running.iter_mut().filter(|r| r.n_feeding > 0).for_each(|r| r.is_over = true);
                 self.sweep();
                 return Err(error.into());
@@ -125,7 +130,7 @@ impl Scheduler {
         for (i, r) in running.iter_mut().filter(|r| r.n_feeding > 0).enumerate() {
             r.advance(logits.rows(i), n_vocab);
         }
-        tell(running, &logits, observer);
+        tell(running, Some(&logits), observer);
         self.sweep();
         Ok(())
     }
@@ -195,6 +200,16 @@ impl Scheduler {
             room -= r.n_feeding;
         }
     }
+
+    /// Memory for what every sequence feeds. One that gets none takes no part in the call and is over.
+    fn make_room(&mut self) {
+        let memory = self.session.memory_mut();
+        for r in self.running.iter_mut().filter(|r| r.n_feeding > 0) {
+            if let Err(error) = memory.grow(r.slot, r.n_feeding) {
+                (r.error, r.is_over, r.n_feeding) = (Some(error.into()), true, 0);
+            }
+        }
+    }
 }
 
 impl Running {
@@ -230,11 +245,18 @@ impl Drop for Cancelled<'_> {
     }
 }
 
-/// Tells what became of the sequences of a call.
-fn tell(running: &mut [Running], logits: &Logits<'_>, observer: &mut dyn FnMut(Progress<'_>)) {
-    for (i, r) in running.iter_mut().filter(|r| r.n_feeding > 0).enumerate() {
-        let result = r.error.take().map_or(Ok(r.decoding.event()), Err);
-        observer(Progress { id: r.id, result, logits: logits.rows(i) });
+/// Tells what became of the sequences of a call, those that failed before it included.
+fn tell(running: &mut [Running], logits: Option<&Logits<'_>>, observer: &mut dyn FnMut(Progress<'_>)) {
+    let mut n_told = 0;
+    for r in running {
+        let of_call = logits.filter(|_| r.n_feeding > 0).map(|logits| logits.rows(n_told));
+        n_told += usize::from(r.n_feeding > 0);
+        let error = r.error.take();
+        if error.is_none() && of_call.is_none() {
+            continue;
+        }
+        let result = error.map_or(Ok(r.decoding.event()), Err);
+        observer(Progress { id: r.id, result, logits: of_call.unwrap_or_default() });
     }
 }
 
