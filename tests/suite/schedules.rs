@@ -17,10 +17,11 @@ use std::sync::Arc;
 
 use convert::FileType;
 use engine::Error;
-use engine::backend::Backend;
+use engine::backend::{Backend, Buffer};
 use engine::batch::{Batch, Rows, Sequence, Tokens};
 use engine::memory::Slot;
 use engine::session::{Reuse, Session, SessionOptions};
+use engine::state::StateSpec;
 use models::LoadOptions;
 use models::sample::greedy;
 use tests::compare::nmse;
@@ -307,8 +308,9 @@ impl<'a> Run<'a> {
     fn new(subject: &'a Subject, way: &'a Way) -> Self {
         let backend = Faulty::new((subject.inner)(), |_| false);
         let session = (subject.open)(Arc::clone(&backend) as _, way.options.clone());
-        for buffer in session.memory().buffers() {
-            backend.write(buffer, 0, &vec![way.fill; buffer.bytes()]).unwrap();
+        for (spec, buffer) in session.memory().specs().iter().zip(session.memory().buffers()) {
+            let bytes = vec![way.fill; spec.used_bytes(N_CTX)];
+            (0..N_SLOTS).for_each(|slot| backend.write(buffer, slot * spec.bytes(), &bytes).unwrap());
         }
         let (slots, tainted, last) = Default::default();
         Self { subject, way, backend, session, slots, tainted, snapshots: Vec::new(), logits: Vec::new(), last }
@@ -397,25 +399,30 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// The bytes of all states.
+    /// The bytes of all states that sequences of these lengths can reach.
     fn memory(&self) -> Vec<Vec<u8>> {
-        let read = |buffer: &engine::backend::Buffer| {
-            let mut bytes = vec![0; buffer.bytes()];
-            self.backend.read(buffer, 0, &mut bytes).unwrap();
+        let read = |(spec, buffer): (&StateSpec, &Buffer)| {
+            let n = spec.used_bytes(N_CTX);
+            let mut bytes = vec![0; N_SLOTS * n];
+            for (slot, bytes) in bytes.chunks_exact_mut(n).enumerate() {
+                self.backend.read(buffer, slot * spec.bytes(), bytes).unwrap();
+            }
             bytes
         };
-        self.session.memory().buffers().iter().map(read).collect()
+        let memory = self.session.memory();
+        memory.specs().iter().zip(memory.buffers()).map(read).collect()
     }
 
     /// Fails unless everything is as `before` but for the rows of `(slot, first, end)` and their recurrent states.
     fn check_memory(&self, before: &[Vec<u8>], changed: &[(usize, usize, usize)]) {
         let after = self.memory();
         for ((spec, before), after) in self.session.memory().specs().iter().zip(before).zip(&after) {
-            let slots = before.chunks_exact(spec.bytes()).zip(after.chunks_exact(spec.bytes()));
+            let n = spec.used_bytes(N_CTX);
+            let slots = before.chunks_exact(n).zip(after.chunks_exact(n));
             for (slot, (before, after)) in slots.enumerate() {
                 let range = match changed.iter().find(|(s, ..)| *s == slot) {
                     None => 0..0,
-                    Some(_) if spec.role.is_recurrent() => 0..spec.bytes(),
+                    Some(_) if spec.role.is_recurrent() => 0..n,
                     Some(&(_, first, end)) => spec.used_bytes(first)..spec.used_bytes(end),
                 };
                 let same = before[..range.start] == after[..range.start] && before[range.end..] == after[range.end..];
