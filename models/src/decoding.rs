@@ -83,6 +83,19 @@ impl Decoding {
         Self { prompt, n_embd, n_fed: 0, n_vectors: 0, rules, sampler, next: Vec::new(), n_generated: 0, event }
     }
 
+    /// Why a model with such a vocabulary and such vectors cannot be fed with the prompt, if it cannot.
+    pub fn unfit(&self, n_vocab: usize, n_embd: usize) -> Option<String> {
+        let Prompt { ids, embeddings } = &self.prompt;
+        let outside = ids.iter().find(|&&id| id != -1 && id.cast_unsigned() as usize >= n_vocab);
+        let (want, got) = (n_vectors(ids) * n_embd, embeddings.len());
+        match outside {
+            _ if ids.is_empty() => Some("a prompt without tokens".into()),
+            Some(id) => Some(format!("token {} is outside the vocabulary of {n_vocab}", id.cast_unsigned())),
+            None if want != got => Some(format!("want {want} values for the positions without an id, got {got}")),
+            None => None,
+        }
+    }
+
     /// Tokens that are still to be fed before one can be generated; 0 once the prompt is in memory.
     pub fn prompt_left(&self) -> usize {
         self.prompt.ids.len() - self.n_fed
@@ -113,8 +126,9 @@ impl Decoding {
     pub fn draft(&mut self, guess: &[u32]) {
         if self.prompt_left() == 0 && !self.next.is_empty() {
             let room = (self.rules.max_tokens - self.n_generated).saturating_sub(1);
+            let usable = guess.iter().take(room).take_while(|&&id| (id as usize) < self.rules.n_usable);
             self.next.truncate(1);
-            self.next.extend(&guess[..guess.len().min(room)]);
+            self.next.extend(usable);
         }
     }
 

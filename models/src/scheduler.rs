@@ -11,7 +11,7 @@ use engine::session::{MAX_CONTEXT, Session};
 use crate::decoding::{Decoding, Event};
 use crate::error::{Error, Result};
 
-/// The context grows in steps of this many positions: where memory has to move for that, it should not move often.
+/// Slots grow in steps of this many positions, so that sequences of similar length share compiled graphs.
 const CONTEXT_STEP: usize = 256;
 
 /// A sequence of a scheduler; no number is given twice.
@@ -36,6 +36,8 @@ struct Running {
     decoding: Decoding,
     /// Tokens of the call that is being made; 0 where it has no part in it.
     n_feeding: usize,
+    /// Its number in the call that has been made, where something came of its part.
+    i_seq: Option<usize>,
     /// Tokens in its memory.
     n_past: usize,
     error: Option<Error>,
@@ -72,15 +74,29 @@ impl Scheduler {
 
     /// Gives a sequence a slot. It takes part in the calls that follow, behind those that came before.
     ///
-    /// Errors: no slot is free; more tokens than a slot can hold.
+    /// Errors: no slot is free; more tokens than a slot can hold; a prompt that the model cannot be fed with.
     pub fn submit(&mut self, decoding: Decoding) -> Result<SequenceId> {
         self.sweep();
-        let n_ctx = decoding.n_most().next_multiple_of(CONTEXT_STEP).min(MAX_CONTEXT);
-        self.session.reserve_context(n_ctx.max(decoding.n_most()))?;
+        let model = self.session.model();
+        if let Some(what) = decoding.unfit(model.n_vocab(), model.n_embd()) {
+            return Err(Error::Argument { name: "prompt", what });
+        }
+        let n_most = decoding.n_most();
+        let stepped = n_most.min(MAX_CONTEXT).next_multiple_of(CONTEXT_STEP).min(MAX_CONTEXT);
+        self.session.reserve_context(n_most.max(stepped))?;
         let slot = self.session.memory_mut().acquire()?;
         let id = SequenceId(self.n_submitted);
         self.n_submitted += 1;
-        self.running.push(Running { id, slot, decoding, n_feeding: 0, n_past: 0, error: None, is_over: false });
+        self.running.push(Running {
+            id,
+            slot,
+            decoding,
+            n_feeding: 0,
+            i_seq: None,
+            n_past: 0,
+            error: None,
+            is_over: false,
+        });
         Ok(id)
     }
 
@@ -104,14 +120,17 @@ impl Scheduler {
     pub fn step(&mut self, observer: &mut dyn FnMut(Progress<'_>)) -> Result<()> {
         self.sweep();
         self.plan();
-        self.make_room();
         let Self { session, running, .. } = self;
+        for r in running.iter_mut().filter(|r| r.n_feeding > 0) {
+            // Here, because the call would fail for all of them.
+            if let Err(error) = session.memory_mut().grow(r.slot, r.n_feeding) {
+                r.fail(error.into());
+            }
+        }
+        tell_failed(running, observer);
         let feeding = |r: &&Running| r.n_feeding > 0;
         let seqs: Vec<Sequence<'_>> = running.iter().filter(feeding).map(Running::feed).collect();
         if seqs.is_empty() {
-            drop(seqs);
-            tell(running, None, observer);
-            self.sweep();
             return Ok(());
         }
         let n_vocab = session.model().n_vocab();
@@ -119,7 +138,6 @@ impl Scheduler {
             Ok(logits) => logits,
             Err(error) => {
                 drop(seqs);
-                tell(running, None, observer);
                 running.iter_mut().filter(|r| r.n_feeding > 0).for_each(|r| r.is_over = true);
                 self.sweep();
                 return Err(error.into());
@@ -128,9 +146,10 @@ impl Scheduler {
         drop(seqs);
         // All sequences advance before anybody is told: a panic of the observer leaves none of them behind its memory.
         for (i, r) in running.iter_mut().filter(|r| r.n_feeding > 0).enumerate() {
-            r.advance(logits.rows(i), n_vocab);
+            r.advance(i, logits.rows(i), n_vocab);
         }
-        tell(running, Some(&logits), observer);
+        tell(running, &logits, observer);
+        tell_failed(running, observer);
         self.sweep();
         Ok(())
     }
@@ -168,7 +187,7 @@ impl Scheduler {
     fn sweep(&mut self) {
         let memory = self.session.memory_mut();
         for r in &mut self.running {
-            r.n_feeding = 0;
+            (r.n_feeding, r.i_seq) = (0, None);
             if !r.is_over && memory.n_past(r.slot).is_ok_and(|n| n > r.n_past) {
                 r.is_over = memory.rewind(r.slot, r.n_past).is_err();
             }
@@ -200,16 +219,6 @@ impl Scheduler {
             room -= r.n_feeding;
         }
     }
-
-    /// Memory for what every sequence feeds. One that gets none takes no part in the call and is over.
-    fn make_room(&mut self) {
-        let memory = self.session.memory_mut();
-        for r in self.running.iter_mut().filter(|r| r.n_feeding > 0) {
-            if let Err(error) = memory.grow(r.slot, r.n_feeding) {
-                (r.error, r.is_over, r.n_feeding) = (Some(error.into()), true, 0);
-            }
-        }
-    }
 }
 
 impl Running {
@@ -218,18 +227,24 @@ impl Running {
         Sequence { slot: self.slot, tokens, rows }
     }
 
-    fn advance(&mut self, logits: &[f32], n_vocab: usize) {
+    /// Takes the logits of its part of a call, in which it was sequence `i_seq`.
+    fn advance(&mut self, i_seq: usize, logits: &[f32], n_vocab: usize) {
         let step = self.decoding.n_generated();
         match self.decoding.advance(self.n_feeding, logits, n_vocab) {
             Ok(event) => {
+                self.i_seq = Some(i_seq);
                 self.n_past += event.accepted;
                 self.is_over = event.finish.is_some();
             }
-            Err(source) => {
-                self.error = Some(Error::NotFinite { sequence: self.id.0, step, source });
-                self.is_over = true;
-            }
+            Err(source) => self.fail(Error::NotFinite { sequence: self.id.0, step, source }),
         }
+    }
+
+    /// Ends the sequence. Whoever watches is still to be told.
+    fn fail(&mut self, error: Error) {
+        self.error = Some(error);
+        self.n_feeding = 0;
+        self.is_over = true;
     }
 }
 
@@ -245,18 +260,21 @@ impl Drop for Cancelled<'_> {
     }
 }
 
-/// Tells what became of the sequences of a call, those that failed before it included.
-fn tell(running: &mut [Running], logits: Option<&Logits<'_>>, observer: &mut dyn FnMut(Progress<'_>)) {
-    let mut n_told = 0;
+/// Tells what became of the sequences of a call.
+fn tell(running: &[Running], logits: &Logits<'_>, observer: &mut dyn FnMut(Progress<'_>)) {
     for r in running {
-        let of_call = logits.filter(|_| r.n_feeding > 0).map(|logits| logits.rows(n_told));
-        n_told += usize::from(r.n_feeding > 0);
-        let error = r.error.take();
-        if error.is_none() && of_call.is_none() {
-            continue;
+        if let Some(i) = r.i_seq {
+            observer(Progress { id: r.id, result: Ok(r.decoding.event()), logits: logits.rows(i) });
         }
-        let result = error.map_or(Ok(r.decoding.event()), Err);
-        observer(Progress { id: r.id, result, logits: of_call.unwrap_or_default() });
+    }
+}
+
+/// Tells why sequences cannot go on.
+fn tell_failed(running: &mut [Running], observer: &mut dyn FnMut(Progress<'_>)) {
+    for r in running {
+        if let Some(error) = r.error.take() {
+            observer(Progress { id: r.id, result: Err(error), logits: &[] });
+        }
     }
 }
 

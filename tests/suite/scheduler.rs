@@ -205,6 +205,54 @@ fn a_panic_of_the_observer_frees_its_slot_and_harms_nobody() {
     assert_eq!(again, want[0]);
 }
 
+#[test]
+fn a_sequence_without_memory_to_grow_ends_alone() {
+    let decodings = [decoding(1, 3), decoding(2, 9)];
+    let want = alone(&decodings);
+    for n_before in 0..3 {
+        let backend = Faulty::new(cpu(), |_| false);
+        let session = hybrid::open_model(hybrid::SEED, &[Arc::clone(&backend) as _], options());
+        let mut scheduler = Scheduler::new(session);
+        let order = decodings.clone().map(|d| scheduler.submit(d).unwrap());
+        let mut ids = BTreeMap::new();
+        let errors = run_all(&mut scheduler, &mut ids, |_, i_step| {
+            // From here on the first memory that is asked for is that of the second sequence, whose prompt is longer.
+            if i_step == 2 {
+                backend.fail_commit(n_before);
+            }
+        });
+        assert_eq!(errors.keys().collect::<Vec<_>>(), [&order[1]]);
+        assert_eq!(ids[&order[0]], want[0]);
+        assert!(want[1].starts_with(&ids[&order[1]]) && ids[&order[1]].len() < N_IDS);
+        assert_eq!(n_free(scheduler.session()), 4);
+        // The memory is there again.
+        let mut again: Vec<u32> = Vec::new();
+        let result = scheduler.run(decodings[1].clone(), &mut |event, _| {
+            again.extend(&event.tokens);
+            ControlFlow::Continue(())
+        });
+        result.unwrap();
+        assert_eq!(again, want[1]);
+    }
+}
+
+#[test]
+fn what_cannot_be_fed_is_refused_before_it_has_a_slot() {
+    let mut scheduler = scheduler();
+    let outside = Decoding::new(Prompt::of_ids(&[1, N_VOCAB as u32]), N_EMBD, rules(4));
+    let empty = Decoding::new(Prompt::default(), N_EMBD, rules(4));
+    let short = Prompt { ids: vec![3, -1], embeddings: vec![0.0; N_EMBD - 1] };
+    let endless = Decoding::new(Prompt::of_ids(&[1]), N_EMBD, rules(usize::MAX));
+    for bad in [outside, empty, Decoding::new(short, N_EMBD, rules(4)), endless] {
+        scheduler.submit(bad).unwrap_err();
+        assert_eq!((n_free(scheduler.session()), scheduler.n_running()), (4, 0));
+    }
+    for _ in 0..4 {
+        scheduler.submit(decoding(1, 2)).unwrap();
+    }
+    scheduler.submit(decoding(1, 2)).unwrap_err();
+}
+
 /// A drafter that knows the answer, and is wrong from position `wrong_at` of every guess on.
 fn drafts(want: &[u32], n_known: usize, n: usize, wrong_at: usize) -> Vec<u32> {
     let right = want[n_known..].iter().take(n);
