@@ -36,7 +36,7 @@ const BACKENDS: [BackendDef; 2] = [
         name: cpu::NAME,
         open: |options| Ok(Arc::new(cpu::CpuBackend::new(&cpu::CpuOptions { threads: options.threads, isa: None })?)),
     },
-    BackendDef { name: "reference", open: |_| Ok(Arc::new(reference::ReferenceBackend)) },
+    BackendDef { name: "reference", open: |options| Ok(Arc::new(reference::ReferenceBackend::new(options.threads)?)) },
 ];
 
 /// Every backend, in order of preference.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use crate::error::Result;
 use crate::graph::Graph;
 use crate::op::Op;
+use crate::parallel::Parallel;
 use crate::pass::assign::Cut;
 use crate::plan::MemoryPlan;
 use crate::tensor::{TensorDesc, TensorId};
@@ -196,10 +197,8 @@ pub trait Backend: Send + Sync {
     /// writes through addresses counts on it.
     fn compile(&self, segment: Segment<'_>, plan: &MemoryPlan, bind: &Bindings<'_>) -> Result<Box<dyn Executable>>;
 
-    /// Runs a whole request where [`Executable::run`] starts cheapest, such as inside the backend's thread pool.
-    fn enter(&self, request: &mut (dyn FnMut() + Send)) {
-        request();
-    }
+    /// The host's threads that graphs run on, for work outside of graphs.
+    fn parallel(&self) -> &dyn Parallel;
 }
 
 /// A compiled segment. All addresses were bound when it was compiled.
@@ -211,7 +210,7 @@ pub trait Executable: Send {
     /// there, or else in memory that the executable makes once. They are aligned as f32s are, and stay as they are until
     /// [`Executable::end_results`], before which nothing may run in the arena.
     ///
-    /// Errors: bytes outside of the arena; a backend that is busy with another thread of the same request.
+    /// Errors: bytes outside of the arena; something that writes the arena at this moment.
     fn results(&mut self, bytes: Range<usize>) -> Result<&[u8]>;
 
     /// Nobody looks at results any more.

@@ -44,6 +44,7 @@ pub mod mapping;
 pub mod memory;
 pub mod model;
 pub mod op;
+pub mod parallel;
 pub mod pass;
 pub mod plan;
 pub mod profile;

@@ -58,7 +58,7 @@ pub struct Generated {
 }
 
 /// What a caller watches a run with.
-pub type Observer<'a> = dyn FnMut(u32, &str) -> ControlFlow<()> + Send + 'a;
+pub type Observer<'a> = dyn FnMut(u32, &str) -> ControlFlow<()> + 'a;
 
 /// A language model ready to continue prompt after prompt.
 pub struct Generator {

@@ -209,7 +209,7 @@ impl Transcriber {
         &mut self,
         samples: &[f32],
         request: &Request<'_>,
-        observer: &mut (dyn Observer + Send),
+        observer: &mut dyn Observer,
     ) -> Result<Transcript> {
         let segment_s = request.segment_s.unwrap_or_else(|| self.format.segment_s());
         let max_samples = (segment_s * f64::from(RATE_HZ)).round();
@@ -249,14 +249,14 @@ impl Transcriber {
         &mut self,
         job: &Job<'_>,
         timings: &mut Timings,
-        observer: &mut (dyn Observer + Send),
+        observer: &mut dyn Observer,
     ) -> Result<(Vec<u32>, String, bool)> {
         let Self { scheduler, tokenizer, mel, format, n_usable } = self;
         let format: &dyn SpeechFormat = &**format;
         let n_embd = scheduler.session().model().n_embd();
 
         let start = Instant::now();
-        let features = mel.compute(job.samples)?;
+        let features = mel.compute(job.samples, scheduler.session().parallel())?;
         timings.mel += start.elapsed();
 
         let start = Instant::now();

@@ -5,9 +5,9 @@
 //! to step; with the published 65536, 8 MB of weights pass through them in between. Contexts take turns step by step, so that
 //! a noisy machine is noisy for all of them; medians and both tenths are of all rounds.
 //!
-//! - host: from entering `step` to the first claimed chunk, plus from the last chunk to the return, inside the pool
+//! - host: from entering `step` to the first claimed chunk, plus from the last chunk to the return
 //! - dispatch: from a step's last chunk to the first chunk of the next one, per step of the list
-//! - enter: one empty request from outside the pool
+//! - tasks: two empty tasks given to the threads of a backend
 //! - miss: a graph built, fused, planned and lowered
 //!
 //! `-- miss` as argument measures that alone.
@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use backends::cpu::{CpuBackend, CpuOptions};
+use engine::backend::Backend as _;
 use engine::batch::{Batch, Rows, Sequence, Tokens};
 use engine::gguf::{Gguf, GgufWriter};
 use engine::key::Stage;
@@ -47,8 +48,8 @@ const BUILDS: usize = 300;
 const RAGGED: [usize; 8] = [1, 2, 1, 1, 3, 1, 1, 2];
 /// Most tokens that a sequence is fed with in a step.
 const MAX_NEXT: usize = 3;
-/// Requests from outside the pool.
-const ENTRIES: usize = 1000;
+/// Times tasks are given to threads.
+const CALLS: usize = 1000;
 
 fn model_file(n_vocab: usize) -> Gguf {
     let kv: Vec<u32> = (0..N_LAYER).map(|i| if ATTENTION.contains(&i) { N_HEAD_KV as u32 } else { 0 }).collect();
@@ -171,7 +172,7 @@ fn sequences(file: &Gguf) -> Vec<Vec<u8>> {
         s.memory_mut().release(slot);
         bytes
     };
-    s.enter(|s| CONTEXTS.iter().map(|&n| at(s, n)).collect())
+    CONTEXTS.iter().map(|&n| at(&mut s, n)).collect()
 }
 
 fn measure_steps(file: &Gguf, sequences: &[Vec<u8>], name: &str, threads: usize) {
@@ -186,17 +187,15 @@ fn measure_steps(file: &Gguf, sequences: &[Vec<u8>], name: &str, threads: usize)
         })
         .collect();
     let (mut host, mut dispatch) = (vec![Vec::new(); CONTEXTS.len()], Vec::new());
-    s.enter(|s| {
-        for i in 0..WARM_UP + STEPS {
-            for (host, slot) in host.iter_mut().zip(&slots) {
-                let (h, d) = step(&backend, s, &[next(*slot, 1)]);
-                if i >= WARM_UP {
-                    host.push(h);
-                    dispatch.push(d);
-                }
+    for i in 0..WARM_UP + STEPS {
+        for (host, slot) in host.iter_mut().zip(&slots) {
+            let (h, d) = step(&backend, &mut s, &[next(*slot, 1)]);
+            if i >= WARM_UP {
+                host.push(h);
+                dispatch.push(d);
             }
         }
-    });
+    }
     for (context, host) in CONTEXTS.iter().zip(host) {
         row(&format!("host: {name}, context {context}"), host);
     }
@@ -213,18 +212,18 @@ fn measure_ragged(file: &Gguf, name: &str, threads: usize) {
         slot
     });
     let seqs: Vec<Sequence<'_>> = slots.into_iter().zip(RAGGED).map(|(slot, n)| next(slot, n)).collect();
-    let host = s.enter(|s| (0..WARM_UP + STEPS).map(|_| step(&backend, s, &seqs).0).collect::<Vec<_>>());
+    let host = (0..WARM_UP + STEPS).map(|_| step(&backend, &mut s, &seqs).0).collect::<Vec<_>>();
     row(&format!("host: {name}, {} ragged sequences", RAGGED.len()), host[WARM_UP..].to_vec());
 }
 
-fn measure_entries(file: &Gguf) {
-    let mut s = open(&cpu(2), file, Reuse::On);
-    let entries = (0..ENTRIES).map(|_| {
+fn measure_tasks() {
+    let backend = cpu(2);
+    let tasks = (0..CALLS).map(|_| {
         let start = Instant::now();
-        s.enter(|_| ());
+        backend.parallel().for_each(2, &|i| _ = std::hint::black_box(i));
         us(start.elapsed())
     });
-    row("enter: a request from outside the pool", entries.collect());
+    row("tasks: two empty ones on two threads", tasks.collect());
 }
 
 fn measure_builds(file: &Gguf) {
@@ -257,7 +256,7 @@ fn main() {
             measure_ragged(&file, &name, threads);
         }
         if n_vocab == VOCABULARIES[0] {
-            measure_entries(&file);
+            measure_tasks();
             measure_builds(&file);
         }
     }

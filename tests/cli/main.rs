@@ -11,3 +11,5 @@ mod quantize;
 mod resume;
 mod run;
 mod synth;
+#[cfg(target_os = "linux")]
+mod threads;

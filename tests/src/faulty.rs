@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use engine::backend::{Backend, Bindings, Buffer, Caps, Executable, Prepared, Segment, WeightData};
 use engine::op::Op;
+use engine::parallel::Parallel;
 use engine::plan::MemoryPlan;
 use engine::tensor::TensorDesc;
 use engine::{Error, Result};
@@ -138,8 +139,8 @@ impl Backend for Faulty {
         Ok(Box::new(FaultyRun { inner, next: Arc::clone(&self.next) }))
     }
 
-    fn enter(&self, request: &mut (dyn FnMut() + Send)) {
-        self.inner.enter(request);
+    fn parallel(&self) -> &dyn Parallel {
+        self.inner.parallel()
     }
 }
 

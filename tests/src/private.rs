@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use engine::backend::{Backend, Bindings, Buffer, Caps, Executable, Prepared, Segment, WeightData};
 use engine::op::Op;
+use engine::parallel::Parallel;
 use engine::plan::MemoryPlan;
 use engine::tensor::{Input, TensorDesc};
 use engine::{Error, Result};
@@ -213,8 +214,8 @@ impl Backend for Private {
         }))
     }
 
-    fn enter(&self, request: &mut (dyn FnMut() + Send)) {
-        self.inner.enter(request);
+    fn parallel(&self) -> &dyn Parallel {
+        self.inner.parallel()
     }
 }
 

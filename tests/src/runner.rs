@@ -48,7 +48,8 @@ pub struct Tested {
 
 /// The f64 interpreter.
 pub fn reference() -> Tested {
-    Tested { name: "reference".into(), backend: Arc::new(ReferenceBackend), kernels: None }
+    let backend = ReferenceBackend::new(None).expect("the system gives threads");
+    Tested { name: "reference".into(), backend: Arc::new(backend), kernels: None }
 }
 
 /// The CPU backend with every instruction set of this machine.

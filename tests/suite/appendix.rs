@@ -11,6 +11,7 @@ use engine::DType;
 use engine::backend::Backend;
 use engine::batch::{Batch, Features, Rows, Sequence, Tokens};
 use engine::gguf::Gguf;
+use engine::parallel::Serial;
 use engine::pass::CompileOptions;
 use engine::session::{Session, SessionOptions};
 use models::LoadOptions;
@@ -252,7 +253,7 @@ fn backends() -> Vec<Arc<dyn Backend>> {
 }
 
 fn mel(samples: &[f32]) -> models::audio::Features {
-    MelSpectrogram::new(mel_params(128)).unwrap().compute(samples).unwrap()
+    MelSpectrogram::new(mel_params(128)).unwrap().compute(samples, &Serial).unwrap()
 }
 
 #[track_caller]

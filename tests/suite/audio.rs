@@ -1,9 +1,11 @@
 //! Audio front end against the official loaders and extractors.
 
 use std::f64::consts::TAU;
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use engine::parallel::Serial;
 use models::audio::{self, MelParams, MelRecipe, MelSpectrogram, decode_bytes, decode_file, decode_reader};
 use safetensors::{Dtype, SafeTensors};
 
@@ -33,7 +35,7 @@ fn f32_tensor(file: &SafeTensors<'_>, name: &str) -> Vec<f32> {
 
 /// Largest difference between a clip's features and the official ones.
 fn mel_error(params: MelParams, samples: &[f32], want: &[f32], shape: &[usize]) -> f32 {
-    let got = MelSpectrogram::new(params).unwrap().compute(samples).unwrap();
+    let got = MelSpectrogram::new(params).unwrap().compute(samples, &Serial).unwrap();
     assert_eq!([got.n_mels, got.n_frames], shape);
     got.values.iter().zip(want).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
 }
@@ -121,7 +123,7 @@ fn synthetic_signal_has_the_published_features() {
     let mel = MelSpectrogram::new(QWEN3_ASR).unwrap();
     for want in table {
         let n = want.n;
-        let y = mel.compute(&synthetic(n)).unwrap();
+        let y = mel.compute(&synthetic(n), &Serial).unwrap();
         assert_eq!(y.n_frames, want.n_frames, "{n}");
         let at = |i_mel: usize, i_frame: usize| y.values[i_mel * y.n_frames + i_frame];
         let near = |what: &str, got: f32, want: f64| {
@@ -196,7 +198,7 @@ fn tones_and_silence_have_the_published_features() {
             }) as f32
         })
         .collect();
-    let y = MelSpectrogram::new(LFM2_AUDIO).unwrap().compute(&x).unwrap();
+    let y = MelSpectrogram::new(LFM2_AUDIO).unwrap().compute(&x, &Serial).unwrap();
     assert_eq!((y.n_mels, y.n_frames), (128, 101));
     for (i_mel, i_frame, want) in [
         (0, 0, 4.43272),
@@ -226,11 +228,11 @@ fn short_clips_are_padded_to_a_tenth_of_a_second() {
     let x = synthetic(1600);
     for n in [1, 159, 160, 1599] {
         let padded: Vec<f32> = x[..n].iter().copied().chain(std::iter::repeat_n(0.0, 1600 - n)).collect();
-        let y = mel.compute(&x[..n]).unwrap();
-        assert_eq!(y, mel.compute(&padded).unwrap(), "{n} samples");
+        let y = mel.compute(&x[..n], &Serial).unwrap();
+        assert_eq!(y, mel.compute(&padded, &Serial).unwrap(), "{n} samples");
         assert!(y.values.iter().all(|v| v.is_finite()), "{n} samples");
     }
-    assert!(mel.compute(&[]).is_err());
+    assert!(mel.compute(&[], &Serial).is_err());
 }
 
 #[test]
@@ -239,8 +241,8 @@ fn features_do_not_depend_on_the_number_of_threads() {
     for params in [QWEN3_ASR, LFM2_AUDIO] {
         let mel = MelSpectrogram::new(params).unwrap();
         let with = |n| {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(n).build().unwrap();
-            pool.install(|| mel.compute(&x).unwrap())
+            let options = backends::Options { threads: NonZeroUsize::new(n) };
+            mel.compute(&x, backends::open("cpu", &options).unwrap().parallel()).unwrap()
         };
         assert!([2, 3, 8].map(with).iter().all(|y| *y == with(1)));
     }

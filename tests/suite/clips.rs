@@ -7,6 +7,7 @@ use convert::FileType;
 use engine::DType;
 use engine::backend::Backend;
 use engine::batch::{Features, Tokens};
+use engine::parallel::Serial;
 use engine::session::{Session, SessionOptions};
 use models::LoadOptions;
 use models::audio::{self, MelSpectrogram};
@@ -48,7 +49,7 @@ impl Speech {
         let mel = MelSpectrogram::new(format.mel(loaded.model.encoder().unwrap().n_mels)).unwrap();
         let prompt = format.prompt(&tokenizer, "", None).unwrap();
         let features = |name: String| {
-            let features = mel.compute(&samples(&name)).unwrap();
+            let features = mel.compute(&samples(&name), &Serial).unwrap();
             (name, features)
         };
         let clips = names(model).into_iter().map(features).collect();

@@ -6,9 +6,10 @@ use std::path::Path;
 use clap::Args;
 
 use convert::assembly::{Assembly, TensorReport, Weights, Written};
+use convert::workers;
 
 use crate::args::parse_threads;
-use crate::exit::{Exit, Failure, Outcome};
+use crate::exit::{Exit, Outcome};
 use crate::interrupt::Interrupt;
 use crate::progress::Bar;
 use crate::report::Verbosity;
@@ -46,12 +47,10 @@ impl AssemblyArgs {
             return Ok(Exit::Done);
         }
         let interrupt = Interrupt::install()?;
-        let threads = self.threads.map_or(0, NonZeroUsize::get);
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().map_err(Failure::output)?;
         let is_there = !assembly.is_begun() && assembly.paths().all(Path::is_file);
         if !(self.verify && is_there) {
             let bar = Bar::new(assembly.elements(), self.quiet, interrupt);
-            let result = pool.install(|| assembly.write(&bar));
+            let result = workers::with(self.threads, || assembly.write(&bar))?;
             bar.finish();
             say_kept(result?);
         }
@@ -59,7 +58,8 @@ impl AssemblyArgs {
             let bar = Bar::new(assembly.elements(), self.quiet, interrupt);
             let mut summary = Summary::default();
             let say = Verbosity::new(false, self.verbose);
-            let result = pool.install(|| assembly.verify(&bar, &mut |tensor| summary.add(tensor, say)));
+            let mut add = |tensor: &TensorReport<'_>| summary.add(tensor, say);
+            let result = workers::with(self.threads, || assembly.verify(&bar, &mut add))?;
             bar.finish();
             result?;
             eprintln!("{summary}");

@@ -124,9 +124,9 @@ pub(crate) fn run(args: &GenerateArgs) -> Outcome<Exit> {
     let reuse = args.device.reuse()?;
 
     let model = ModelArgs { model: args.model.clone(), mmproj: None };
-    model.prepare(say)?;
+    model.prepare(args.device.threads, say)?;
     let load = Instant::now();
-    let model = model.load(LoadOptions { text_only: true, ..LoadOptions::default() }, say)?;
+    let model = model.load(LoadOptions { text_only: true, ..LoadOptions::default() }, args.device.threads, say)?;
     let generator = Generator::open(&model.loaded, std::slice::from_ref(&device.backend), args.kv_type.into());
     let mut generator = generator.with_context(|| format!("loading {}", model.name)).map_err(Failure::model)?;
     generator.set_reuse(reuse);

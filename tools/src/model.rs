@@ -1,10 +1,11 @@
 //! Finding and loading the model that `-m` stands for.
 
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
-use convert::FileType;
 use convert::synth::SyntheticModel;
+use convert::{FileType, workers};
 use engine::gguf::Gguf;
 use models::{LoadOptions, Loaded};
 
@@ -24,19 +25,27 @@ pub(crate) struct Model {
 }
 
 impl ModelArgs {
-    /// Loads the model, the built-in one without `-m`.
+    /// Loads the model, the built-in one without `-m`. What has to be converted is, on so many threads.
     ///
     /// Errors: missing, malformed or unsupported files.
-    pub(crate) fn load(&self, options: LoadOptions, say: Verbosity) -> Outcome<Model> {
+    pub(crate) fn load(&self, options: LoadOptions, threads: Option<NonZeroUsize>, say: Verbosity) -> Outcome<Model> {
         let Some(path) = &self.model else {
             say.note(
                 "no model given: using the built-in demonstration model (163 English words); -m MODEL.gguf for a real one",
             );
-            let file = crate::demo::open().map_err(Failure::model)?;
+            let file = workers::with(threads, crate::demo::open)?.map_err(Failure::model)?;
             return finish(vec![file], "built-in".into(), options).map_err(Failure::model);
         };
         match SyntheticModel::parse(path)? {
-            Some(wanted) => self.load_synthetic(path, cache::open(&wanted, say)?, options),
+            Some(wanted) => {
+                let made = workers::with(threads, || cache::open(&wanted, say))??;
+                self.load_synthetic(path, made, options)
+            }
+            None if path.is_dir() && path.join("config.json").is_file() => {
+                let file = workers::with(threads, || convert::to_memory(path))?.map_err(anyhow::Error::from);
+                let loaded = file.and_then(|file| finish(vec![file], short_name(path), options));
+                loaded.with_context(|| format!("loading {}", path.display()))
+            }
             None => self.load_path(path, options),
         }
         .map_err(Failure::model)
@@ -46,9 +55,9 @@ impl ModelArgs {
     /// as loading.
     ///
     /// Errors: a shape, type or seed that does not exist, files that cannot be written.
-    pub(crate) fn prepare(&self, say: Verbosity) -> Outcome<()> {
+    pub(crate) fn prepare(&self, threads: Option<NonZeroUsize>, say: Verbosity) -> Outcome<()> {
         if let Some(wanted) = self.model.as_deref().map_or(Ok(None), SyntheticModel::parse)? {
-            cache::open(&wanted, say)?;
+            workers::with(threads, || cache::open(&wanted, say))??;
         }
         Ok(())
     }
@@ -64,11 +73,6 @@ impl ModelArgs {
     }
 
     fn load_path(&self, path: &Path, options: LoadOptions) -> anyhow::Result<Model> {
-        let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
-        if path.is_dir() && path.join("config.json").is_file() {
-            let file = convert::to_memory(path).with_context(|| format!("loading {}", path.display()))?;
-            return finish(vec![file], name, options).with_context(|| format!("loading {}", path.display()));
-        }
         let text = if path.is_dir() { the_model_in(path)? } else { path.to_owned() };
         let mut files = vec![Gguf::open(&text)?];
         let projector = match &self.mmproj {
@@ -79,9 +83,13 @@ impl ModelArgs {
         if let Some(projector) = projector {
             files.push(Gguf::open(&projector)?);
         }
-        let name = text.file_name().unwrap_or(text.as_os_str()).to_string_lossy().into_owned();
-        finish(files, name, options).with_context(|| format!("loading {}", text.display()))
+        finish(files, short_name(&text), options).with_context(|| format!("loading {}", text.display()))
     }
+}
+
+/// The last part of a path, for messages.
+fn short_name(path: &Path) -> String {
+    path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
 }
 
 fn finish(files: Vec<Gguf>, name: String, options: LoadOptions) -> anyhow::Result<Model> {

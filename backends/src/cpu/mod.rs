@@ -24,6 +24,7 @@ use engine::Error;
 use engine::backend::{Backend, Bindings, Buffer, Caps, Executable, Prepared, Segment, WeightData};
 use engine::error::Result;
 use engine::op::Op;
+use engine::parallel::Parallel;
 use engine::plan::{MemoryPlan, verify};
 use engine::tensor::TensorDesc;
 use kernels::cpu::{Isa, Kernels};
@@ -60,7 +61,7 @@ pub struct CpuBackend {
 }
 
 impl CpuBackend {
-    /// Starts the threads.
+    /// Starts the threads, one less than are used: whoever calls computes too.
     ///
     /// Errors: `Device` if the system gives no threads or `TYMPAN_ISA` names no instruction set.
     pub fn new(options: &CpuOptions) -> Result<Self> {
@@ -159,7 +160,7 @@ impl Backend for CpuBackend {
             // SAFETY: whoever reads is inside `alone` too, or has lent the buffer, which `writing` excludes.
             unsafe { buffer.storage.bytes_mut(range) }.copy_from_slice(src);
             Ok(())
-        })?
+        })
     }
 
     fn read(&self, src: &Buffer, offset: usize, dst: &mut [u8]) -> Result<()> {
@@ -167,7 +168,8 @@ impl Backend for CpuBackend {
         self.pool.alone(|| {
             // SAFETY: nobody writes, since who does is inside `alone` or inside a run.
             dst.copy_from_slice(unsafe { buffer.storage.bytes(range) });
-        })
+        });
+        Ok(())
     }
 
     fn copy(&self, buf: &Buffer, from: Range<usize>, to: usize) -> Result<()> {
@@ -185,7 +187,7 @@ impl Backend for CpuBackend {
             // SAFETY: as above.
             unsafe { buffer.storage.bytes_mut(to) }.copy_from_slice(from);
             Ok(())
-        })?
+        })
     }
 
     fn zero(&self, buf: &Buffer, range: Range<usize>) -> Result<()> {
@@ -195,7 +197,7 @@ impl Backend for CpuBackend {
             // SAFETY: whoever reads is inside `alone` too, or has lent the buffer, which `writing` excludes.
             unsafe { buffer.storage.bytes_mut(range) }.fill(0);
             Ok(())
-        })?
+        })
     }
 
     fn weight_bytes(&self, weight: &Buffer) -> usize {
@@ -217,8 +219,8 @@ impl Backend for CpuBackend {
         }))
     }
 
-    fn enter(&self, request: &mut (dyn FnMut() + Send)) {
-        self.pool.inside(request);
+    fn parallel(&self) -> &dyn Parallel {
+        &*self.pool
     }
 }
 

@@ -12,6 +12,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::team::Team;
 use super::trace::Trace;
 
 /// Pauses before a waiting thread yields: about 2 us.
@@ -200,6 +201,37 @@ impl Region {
     }
 }
 
+/// Calls `task` once with every number below `n` on `n_threads` threads of a team, and returns when all calls have ended. A
+/// panic in one ends them early and is raised again here. Panics from 2^32 on.
+#[allow(unsafe_code, reason = "a borrowed closure in a step, which owns what it uses")]
+pub(super) fn for_each(team: &Team, n_threads: usize, n: usize, task: &(dyn Fn(usize) + Sync)) {
+    struct Tasks {
+        n: usize,
+        /// Where the reference to the closure is: its lifetime has no place in a step.
+        task: *const (),
+    }
+    // SAFETY: the closure may be called from any thread, and from several.
+    unsafe impl Send for Tasks {}
+    // SAFETY: as above.
+    unsafe impl Sync for Tasks {}
+
+    impl Step for Tasks {
+        fn chunks(&self) -> usize {
+            self.n
+        }
+
+        fn run(&self, chunk: usize, _worker: &mut Worker) {
+            // SAFETY: chunks run between the beginning and the end of a run alone, and the one run of this step lies inside
+            // `for_each`, where the reference is.
+            let task = unsafe { *self.task.cast::<&(dyn Fn(usize) + Sync)>() };
+            task(chunk);
+        }
+    }
+
+    let tasks = Tasks { n, task: std::ptr::from_ref(&task).cast() };
+    team.run(&Arc::new(Region::new(vec![Box::new(tasks)], n_threads, None)));
+}
+
 /// Waits a little, and lets other threads of the machine run when it was long.
 pub(super) fn pause(spins: &mut u32) {
     if *spins < SPINS {
@@ -212,7 +244,6 @@ pub(super) fn pause(spins: &mut u32) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::team::Team;
     use super::*;
     use std::sync::atomic::AtomicUsize;
 

@@ -10,9 +10,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, TryLockError, Weak};
 use std::time::{Duration, Instant};
 
+use engine::Error;
 use engine::error::Result;
 
-use super::pool::no_threads;
+use super::NAME;
 use super::region::{Region, Worker, pause};
 
 /// How long a helper looks for the next run before it sleeps.
@@ -50,7 +51,11 @@ impl Team {
         for i in 1..=n_helpers {
             let shared = Arc::clone(&team.shared);
             let thread = std::thread::Builder::new().name(format!("tympan-help-{i}"));
-            let failed = |e: std::io::Error| no_threads(n_helpers, e.into());
+            let failed = |e: std::io::Error| Error::Device {
+                backend: NAME.into(),
+                msg: format!("{n_helpers} threads"),
+                source: Some(e.into()),
+            };
             thread.spawn(move || shared.help(&mut Worker::new(i))).map_err(failed)?;
         }
         Ok(team)

@@ -13,6 +13,7 @@ mod operands;
 mod pointwise;
 mod rows;
 
+use std::num::NonZeroUsize;
 use std::ops::{DerefMut, Range};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -20,11 +21,14 @@ use std::time::Instant;
 use engine::backend::{Backend, Bindings, Buffer, Caps, Executable, Prepared, Segment, WeightData};
 use engine::graph::{Graph, Node};
 use engine::op::{Binary, Op};
+use engine::parallel::Parallel;
 use engine::plan::MemoryPlan;
 use engine::tensor::{TensorDesc, TensorId};
 use engine::weights::{WeightId, WeightStore};
 use engine::{DType, Error, Result};
 use memmap2::MmapOptions;
+use rayon::prelude::*;
+use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use self::operands::Operands;
 
@@ -34,9 +38,21 @@ const WORD: usize = 4;
 /// Alignment of tensors in the arena, in bytes: that of the CPU's cache lines, so that plans look alike.
 const ALIGNMENT: usize = 64;
 
-/// The f64 interpreter. It has no state of its own.
-#[derive(Clone, Copy, Default, Debug)]
-pub struct ReferenceBackend;
+/// The f64 interpreter.
+pub struct ReferenceBackend {
+    pool: Arc<ThreadPool>,
+}
+
+impl ReferenceBackend {
+    /// Starts the threads: `threads`, or as many as this process may run at once. Callers wait while they compute.
+    ///
+    /// Errors: `Device` if the system gives none.
+    pub fn new(threads: Option<NonZeroUsize>) -> Result<Self> {
+        let builder = ThreadPoolBuilder::new().num_threads(threads.map_or(0, NonZeroUsize::get));
+        let pool = builder.thread_name(|i| format!("tympan-ref-{i}")).build();
+        Ok(Self { pool: Arc::new(pool.map_err(|e| failed(e.to_string()))?) })
+    }
+}
 
 /// Host bytes of an arena or of a state.
 struct HostMemory(Mutex<Bytes>);
@@ -163,7 +179,18 @@ impl Backend for ReferenceBackend {
             weights: bind.weights.iter().map(|w| w.as_ref().and_then(Buffer::storage)).collect(),
             states: bind.states.iter().map(Buffer::storage).collect(),
             results: Vec::new(),
+            pool: Arc::clone(&self.pool),
         }))
+    }
+
+    fn parallel(&self) -> &dyn Parallel {
+        self
+    }
+}
+
+impl Parallel for ReferenceBackend {
+    fn for_each(&self, n: usize, task: &(dyn Fn(usize) + Sync)) {
+        self.pool.install(|| (0..n).into_par_iter().for_each(task));
     }
 }
 
@@ -181,6 +208,7 @@ struct Interpreter {
     states: Vec<Option<Arc<HostMemory>>>,
     /// Results for the caller, of whole words.
     results: Vec<u32>,
+    pool: Arc<ThreadPool>,
 }
 
 impl Interpreter {
@@ -229,7 +257,7 @@ impl Interpreter {
 
 impl Executable for Interpreter {
     fn run(&mut self, inputs: &[u8]) -> Result<()> {
-        self.compute(inputs, |_| ())
+        self.pool.install(|| self.compute(inputs, |_| ()))
     }
 
     fn results(&mut self, bytes: Range<usize>) -> Result<&[u8]> {
@@ -243,11 +271,12 @@ impl Executable for Interpreter {
 
     fn run_timed(&mut self, inputs: &[u8], node_ns: &mut [u64]) -> Result<()> {
         let mut start = Instant::now();
-        self.compute(inputs, |node| {
+        let done = |node: usize| {
             let now = Instant::now();
             node_ns[node] += u64::try_from((now - start).as_nanos()).unwrap_or(u64::MAX);
             start = now;
-        })
+        };
+        self.pool.install(|| self.compute(inputs, done))
     }
 
     fn own_bytes(&self) -> usize {

@@ -22,6 +22,7 @@ use crate::error::{Result, refuse};
 use crate::key::{Buckets, GraphKey, Stage};
 use crate::memory::{Memory, Slot};
 use crate::model::Model;
+use crate::parallel::Parallel;
 use crate::pass::CompileOptions;
 use crate::pass::assign::place_states;
 use crate::profile::Profile;
@@ -261,16 +262,9 @@ impl Session {
         Ok(())
     }
 
-    /// Runs a whole request where steps start cheapest: inside the thread pool of the first backend.
-    pub fn enter<R: Send>(&mut self, request: impl FnOnce(&mut Self) -> R + Send) -> R {
-        let backend = Arc::clone(&self.backends[0]);
-        let (mut request, mut result) = (Some(request), None);
-        backend.enter(&mut || {
-            if let Some(request) = request.take() {
-                result = Some(request(self));
-            }
-        });
-        result.expect("a backend runs the request it is given")
+    /// The threads that graphs run on, for work outside of graphs.
+    pub fn parallel(&self) -> &dyn Parallel {
+        self.backends[0].parallel()
     }
 
     /// Feeds a batch and returns logits of the rows it asks for.

@@ -7,7 +7,7 @@
 use std::f64::consts::TAU;
 use std::sync::Arc;
 
-use rayon::prelude::*;
+use engine::parallel::Parallel;
 use realfft::num_complex::Complex;
 use realfft::{RealFftPlanner, RealToComplex};
 
@@ -28,7 +28,7 @@ const POWER_GUARD: f32 = 1.0 / (1u32 << 24) as f32;
 /// NeMo: added to the standard deviation of a band.
 const DEVIATION_GUARD: f32 = 1e-5;
 
-/// Frames that one task of the thread pool transforms: about half a millisecond of work.
+/// Frames that one task transforms: about half a millisecond of work.
 const FRAMES_PER_TASK: usize = 64;
 
 /// Largest parameters that a model file may ask for; they bound the filterbank's memory.
@@ -150,7 +150,7 @@ impl MelSpectrogram {
     ///
     /// `samples`: mono at `rate_hz`, finite, at least one. Returns [`MelSpectrogram::n_frames`] frames. The result does not
     /// depend on the number of threads.
-    pub fn compute(&self, samples: &[f32]) -> Result<Features> {
+    pub fn compute(&self, samples: &[f32], threads: &dyn Parallel) -> Result<Features> {
         if samples.is_empty() {
             return Err(Error::Argument { name: "audio", what: "want at least one sample, got 0".into() });
         }
@@ -163,20 +163,25 @@ impl MelSpectrogram {
             samples
         };
         let values = match recipe {
-            MelRecipe::Whisper => self.whisper(samples),
-            MelRecipe::Nemo => self.nemo(samples),
+            MelRecipe::Whisper => self.whisper(samples, threads),
+            MelRecipe::Nemo => self.nemo(samples, threads),
         };
         Ok(Features { n_mels, n_frames: self.n_frames(samples.len()), values })
     }
 
     /// Features `[n_mels, n_frames]` of [`MelRecipe::Whisper`].
-    fn whisper(&self, samples: &[f32]) -> Vec<f32> {
+    fn whisper(&self, samples: &[f32], threads: &dyn Parallel) -> Vec<f32> {
         let n_frames = self.n_frames(samples.len());
-        let by_frame = self.mel(samples, n_frames, |power| power.max(POWER_FLOOR).log10() as f32);
-        let max = by_frame.par_iter().copied().reduce(|| f32::NEG_INFINITY, f32::max);
+        let by_frame = self.mel(samples, threads, n_frames, |power| power.max(POWER_FLOOR).log10() as f32);
+        let part = FRAMES_PER_TASK * self.params.n_mels;
+        let mut largest = vec![f32::NEG_INFINITY; by_frame.len().div_ceil(part)];
+        threads.chunks_mut(&mut largest, 1, |i, largest| {
+            largest[0] = by_frame[i * part..].iter().take(part).copied().fold(f32::NEG_INFINITY, f32::max);
+        });
+        let max = largest.into_iter().fold(f32::NEG_INFINITY, f32::max);
         let floor = max - DYNAMIC_RANGE as f32;
         let mut values = vec![0f32; by_frame.len()];
-        values.par_chunks_mut(n_frames).enumerate().for_each(|(i_mel, row)| {
+        threads.chunks_mut(&mut values, n_frames, |i_mel, row| {
             for (y, frame) in row.iter_mut().zip(by_frame.chunks_exact(self.params.n_mels)) {
                 *y = (frame[i_mel].max(floor) + 4.0) / 4.0;
             }
@@ -188,12 +193,12 @@ impl MelSpectrogram {
     ///
     /// From the logarithm on in f32, like the official code: a band without sound, such as those above 4 kHz of a telephone
     /// call, is the logarithm of the guard all along, and what the model sees of it is how its mean was rounded.
-    fn nemo(&self, samples: &[f32]) -> Vec<f32> {
+    fn nemo(&self, samples: &[f32], threads: &dyn Parallel) -> Vec<f32> {
         let n_frames = self.n_frames(samples.len());
         let n_valid = n_frames - 1;
-        let by_frame = self.mel(samples, n_valid, |power| f64::from(power as f32 + POWER_GUARD).ln() as f32);
+        let by_frame = self.mel(samples, threads, n_valid, |power| f64::from(power as f32 + POWER_GUARD).ln() as f32);
         let mut values = vec![0f32; n_frames * self.params.n_mels];
-        values.par_chunks_mut(n_frames).enumerate().for_each(|(i_mel, row)| {
+        threads.chunks_mut(&mut values, n_frames, |i_mel, row| {
             for (y, x) in row.iter_mut().zip(by_frame.iter().skip(i_mel).step_by(self.params.n_mels)) {
                 *y = *x;
             }
@@ -209,10 +214,16 @@ impl MelSpectrogram {
     }
 
     /// Mel power of the first `n_frames` frames after `log`: `[n_frames, n_mels]`.
-    fn mel(&self, samples: &[f32], n_frames: usize, log: impl Fn(f64) -> f32 + Sync) -> Vec<f32> {
+    fn mel(
+        &self,
+        samples: &[f32],
+        threads: &dyn Parallel,
+        n_frames: usize,
+        log: impl Fn(f64) -> f32 + Sync,
+    ) -> Vec<f32> {
         let n_mels = self.params.n_mels;
         let mut by_frame = vec![0f32; n_frames * n_mels];
-        by_frame.par_chunks_mut(FRAMES_PER_TASK * n_mels).enumerate().for_each(|(i, out)| {
+        threads.chunks_mut(&mut by_frame, FRAMES_PER_TASK * n_mels, |i, out| {
             let mut frame = self.fft.make_input_vec();
             let mut spectrum = self.fft.make_output_vec();
             let mut scratch = self.fft.make_scratch_vec();
@@ -299,6 +310,8 @@ pub fn qwen3_asr_n_tokens(n_frames: usize, chunk_frames: usize) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use engine::parallel::Serial;
+
     use super::*;
 
     const WHISPER: MelParams = MelParams {
@@ -379,7 +392,7 @@ mod tests {
     #[test]
     fn one_frame_has_features_of_zero() {
         let mel = MelSpectrogram::new(MelParams { min_samples: 160, ..NEMO }).unwrap();
-        let y = mel.compute(&[0.5; 200]).unwrap();
+        let y = mel.compute(&[0.5; 200], &Serial).unwrap();
         assert_eq!((y.n_frames, y.values), (2, vec![0.0; 256]));
     }
 
@@ -403,7 +416,7 @@ mod tests {
     #[test]
     fn no_samples_are_an_error() {
         for params in [WHISPER, NEMO] {
-            assert!(MelSpectrogram::new(params).unwrap().compute(&[]).is_err());
+            assert!(MelSpectrogram::new(params).unwrap().compute(&[], &Serial).is_err());
         }
     }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use engine::backend::Backend;
 use engine::batch::{Features, Tokens};
+use engine::parallel::Serial;
 use models::qwen3_asr::AudioAttention;
 use serde_json::json;
 use tempfile::TempDir;
@@ -85,7 +86,7 @@ fn check_clip(gold: &Golden, backend: &Arc<dyn Backend>, clip: usize, from_wavef
         models::audio::Features { n_mels: stored.shape[0], n_frames: stored.shape[1], values: stored.values };
     if from_waveform {
         let mel = models::audio::MelSpectrogram::new(models::qwen3_asr::mel_params(features.n_mels)).unwrap();
-        features = mel.compute(&gold.waveform(clip)).unwrap();
+        features = mel.compute(&gold.waveform(clip), &Serial).unwrap();
     }
     let input = Features { n_mels: features.n_mels, n_frames: features.n_frames, values: &features.values };
     let embeddings = s.encode(&[input]).unwrap().clip(0).to_vec();
@@ -216,7 +217,7 @@ fn every_clip_length_has_the_published_number_of_audio_tokens() {
     let backend = (backends::list()[0].open)(&backends::Options::default()).unwrap();
     let mut s = gold.session(&backend, AudioAttention::Windowed, &[]);
     for &n in lengths.iter().step_by(lengths.len() / 60) {
-        let features = mel.compute(&vec![0.25; n]).unwrap();
+        let features = mel.compute(&vec![0.25; n], &Serial).unwrap();
         let input = Features { n_mels: features.n_mels, n_frames: features.n_frames, values: &features.values };
         let embeddings = s.encode(&[input]).unwrap().clip(0).to_vec();
         assert_eq!(embeddings.len(), published_count(n) * s.model().n_embd(), "{n} samples");
@@ -230,7 +231,7 @@ const TRAINED_MEL: f64 = 1e-4;
 fn check_trained(backend: &Arc<dyn Backend>, clip: &str) {
     let gold = Trained::open("tiny-qwen3-asr", clip);
     let mel = models::audio::MelSpectrogram::new(models::qwen3_asr::mel_params(128)).unwrap();
-    let features = mel.compute(&gold.floats("waveform")).unwrap();
+    let features = mel.compute(&gold.floats("waveform"), &Serial).unwrap();
     gold.compare_within("mel", &**backend, &features.values, TRAINED_MEL);
 
     let (s, embeddings) = gold.encode(backend, "enc.ln_post");

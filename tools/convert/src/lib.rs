@@ -12,7 +12,7 @@
 //! ```
 //!
 //! [`to_memory`] converts without a file, [`quantize::Quantization`] goes from GGUF to GGUF, [`synth::Synthetic`] is a
-//! checkpoint that is made instead of read. Work runs on the threads of the caller's rayon pool, and bytes do not depend on
+//! checkpoint that is made instead of read. Work runs on the threads that [`workers::with`] gives it, and bytes do not depend on
 //! their number. Nothing here prints, reads the environment or knows a command line.
 
 #![warn(unreachable_pub)]
@@ -27,6 +27,7 @@ pub mod synth;
 pub mod vocab;
 mod watch;
 mod weights;
+pub mod workers;
 
 pub use self::conversion::{Conversion, Options, projector_name, to_memory};
 pub use self::error::{Error, ErrorKind, Result};

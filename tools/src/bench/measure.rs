@@ -174,24 +174,22 @@ impl Bench {
         Ok(slot)
     }
 
-    /// Feeds `n_prompt` random tokens in batches, then `n_gen` one by one, inside the backend's thread pool.
+    /// Feeds `n_prompt` random tokens in batches, then `n_gen` one by one.
     fn run(&mut self, slot: Slot, n_prompt: usize, n_gen: usize, steps_ns: &mut Vec<u64>) -> Result<()> {
         let Self { session, tokens, setup, .. } = self;
-        session.enter(|session| {
-            let ids = tokens.prompt(n_prompt);
-            for batch in ids.chunks(setup.n_batch) {
-                let pieces = batch.chunks(setup.n_ubatch);
-                let last = pieces.len() - 1;
-                for (i, piece) in pieces.enumerate() {
-                    let rows = if i == last { Rows::Last } else { Rows::None };
-                    step(session, slot, piece, rows, steps_ns)?;
-                }
+        let ids = tokens.prompt(n_prompt);
+        for batch in ids.chunks(setup.n_batch) {
+            let pieces = batch.chunks(setup.n_ubatch);
+            let last = pieces.len() - 1;
+            for (i, piece) in pieces.enumerate() {
+                let rows = if i == last { Rows::Last } else { Rows::None };
+                step(session, slot, piece, rows, steps_ns)?;
             }
-            for _ in 0..n_gen {
-                step(session, slot, &[tokens.next()], Rows::Last, steps_ns)?;
-            }
-            Ok(())
-        })
+        }
+        for _ in 0..n_gen {
+            step(session, slot, &[tokens.next()], Rows::Last, steps_ns)?;
+        }
+        Ok(())
     }
 }
 

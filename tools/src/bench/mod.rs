@@ -278,11 +278,11 @@ pub(crate) fn run(args: &BenchArgs) -> Outcome<Exit> {
     let models = args.models();
     let mut rows = Vec::new();
     let n_tests = models.len() * combinations.len();
-    prepare(&models, say)?;
+    prepare(&models, most_threads(&lists), say)?;
     let mut devices = Devices { device: &args.device, open: Vec::new() };
     for path in &models {
         let model = ModelArgs { model: path.clone(), mmproj: None };
-        let model = model.load(LoadOptions { text_only: true, ..LoadOptions::default() }, say)?;
+        let model = model.load(LoadOptions { text_only: true, ..LoadOptions::default() }, most_threads(&lists), say)?;
         let filename = path.as_ref().map_or_else(|| model.name.clone(), |p| p.display().to_string());
         let facts = model::facts(&model.loaded, &filename);
         for c in &combinations {
@@ -414,7 +414,7 @@ fn run_audio(
     }
     let reference = args.reference.as_deref().map(asr::reference).transpose()?.unwrap_or_default();
     let models = args.models();
-    prepare(&models, say)?;
+    prepare(&models, most_threads(lists), say)?;
     let started = Instant::now();
     let mut devices = Devices { device: &args.device, open: Vec::new() };
     let count = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
@@ -422,7 +422,7 @@ fn run_audio(
     for path in &models {
         let model = ModelArgs { model: path.clone(), mmproj: args.mmproj.clone() };
         let load = Instant::now();
-        let model = model.load(LoadOptions::default(), say)?;
+        let model = model.load(LoadOptions::default(), most_threads(lists), say)?;
         let load_ms = load.elapsed().as_secs_f64() * 1000.0;
         let filename = path.as_ref().map_or_else(|| model.name.clone(), |p| p.display().to_string());
         let facts = model::facts(&model.loaded, &filename);
@@ -463,8 +463,13 @@ fn run_audio(
 }
 
 /// Makes synthetic models that were not used before, so that no measurement waits for one.
-fn prepare(models: &[Option<PathBuf>], say: Verbosity) -> Outcome<()> {
-    models.iter().try_for_each(|path| ModelArgs { model: path.clone(), mmproj: None }.prepare(say))
+fn prepare(models: &[Option<PathBuf>], threads: Option<NonZeroUsize>, say: Verbosity) -> Outcome<()> {
+    models.iter().try_for_each(|path| ModelArgs { model: path.clone(), mmproj: None }.prepare(threads, say))
+}
+
+/// The largest number of threads that is measured with.
+fn most_threads(lists: &Lists) -> Option<NonZeroUsize> {
+    lists.threads.iter().copied().max()
 }
 
 /// Devices that were opened, by number of threads.

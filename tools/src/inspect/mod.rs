@@ -12,6 +12,7 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::Args;
+use convert::workers;
 use engine::session::{Session, SessionOptions};
 use models::LoadOptions;
 
@@ -108,8 +109,11 @@ pub(crate) fn run(args: &InspectArgs) -> Outcome<Exit> {
     } else if args.graph.is_some() || args.plan {
         of_model(args)?
     } else {
-        let source = Source::open(args.path.as_deref(), Verbosity::new(args.quiet, false))?;
-        let listing = source.listing(args.tensors).map_err(Failure::model)?;
+        let say = Verbosity::new(args.quiet, false);
+        let listing = workers::with(args.threads, || {
+            let source = Source::open(args.path.as_deref(), say)?;
+            source.listing(args.tensors).map_err(Failure::model)
+        })??;
         if args.json { listing.json(args.verbose) } else { listing.text(args.verbose) }
     };
     crate::output::print(&text).map_err(Failure::output)?;
@@ -124,7 +128,7 @@ fn of_model(args: &InspectArgs) -> Outcome<String> {
     };
     let model = ModelArgs { model: args.path.clone(), mmproj: args.mmproj.clone() };
     let options = LoadOptions { text_only: !call.needs_audio(), ..LoadOptions::default() };
-    let model = model.load(options, Verbosity::new(args.quiet, false))?;
+    let model = model.load(options, args.threads, Verbosity::new(args.quiet, false))?;
     let device = args.device().open()?;
     let options = SessionOptions { n_slots: call.n_slots(), n_ctx: call.n_ctx(), ..SessionOptions::default() };
     let backends = [device.backend];

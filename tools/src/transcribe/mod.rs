@@ -166,11 +166,11 @@ pub(crate) fn run(args: &TranscribeArgs) -> Outcome<Exit> {
     let (inputs, mut failures) = expand(args, say);
     let inputs = named(args, inputs)?;
 
-    args.model.prepare(say)?;
+    args.model.prepare(args.device.threads, say)?;
     let load = Instant::now();
     let audio_attention = args.audio_attention.map(AudioAttention::from).unwrap_or_default();
     let options = LoadOptions { audio_attention, text_only: false };
-    let model = args.model.load(options, say)?;
+    let model = args.model.load(options, args.device.threads, say)?;
     let backends = [std::sync::Arc::clone(&device.backend)];
     let transcriber = Transcriber::open(&model.loaded, &backends, args.kv_type.into());
     let transcriber = transcriber.with_context(|| format!("loading {}", model.name)).map_err(Failure::model);

@@ -10,8 +10,8 @@ use engine::DType;
 use super::encode::Difference;
 use super::xxh64::Xxh64;
 use super::{Assembly, AssemblyFile, Weights};
-use crate::Watch;
 use crate::error::Error;
+use crate::{Watch, workers};
 
 /// What is known about a tensor after it was compared.
 #[derive(Clone, PartialEq, Debug)]
@@ -32,8 +32,8 @@ impl<W: Weights> Assembly<'_, W> {
     /// Reads the files and compares every byte with what would be written; `each` gets every tensor in order.
     ///
     /// Fails with the code of a bad model at the first byte that differs, naming file and tensor.
-    pub fn verify(&self, watch: &dyn Watch, each: &mut dyn FnMut(&TensorReport<'_>)) -> crate::Result<()> {
-        self.files.iter().try_for_each(|file| self.verify_file(file, watch, each))
+    pub fn verify(&self, watch: &dyn Watch, each: &mut (dyn FnMut(&TensorReport<'_>) + Send)) -> crate::Result<()> {
+        workers::inside(|| self.files.iter().try_for_each(|file| self.verify_file(file, watch, each)))?
     }
 
     fn verify_file(

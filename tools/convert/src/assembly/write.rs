@@ -15,8 +15,8 @@ use super::journal::{Fingerprint, Journal, Record};
 use super::partial::{Partial, hash_range, journal_path, partial_path, sync_folder_of};
 use super::xxh64::Xxh64;
 use super::{Assembly, AssemblyFile, PlannedTensor, Weights};
-use crate::Watch;
 use crate::error::{Error, ErrorKind};
+use crate::{Watch, workers};
 
 /// Goes up when the same plan gives other bytes.
 const VERSION: u64 = 1;
@@ -62,8 +62,8 @@ impl<W: Weights> Assembly<'_, W> {
         journal_path(&self.base).exists()
     }
 
-    /// Writes the files, or what an interrupted process left to do, in constant memory, on the threads of the current
-    /// pool. The bytes do not depend on either.
+    /// Writes the files, or what an interrupted process left to do, in constant memory, on the threads of
+    /// [`workers::inside`]. The bytes do not depend on either.
     ///
     /// No file has its name before all are whole and on the disk. Fails with the code of a bad model for values that are
     /// not finite or do not fit, with that of a failed output, also where another process writes the same files, and
@@ -72,7 +72,7 @@ impl<W: Weights> Assembly<'_, W> {
         let fingerprint = self.fingerprint();
         let mut desk = Desk::open(self).map_err(Error::output)?;
         let place = desk.resume(self, fingerprint, watch).map_err(Error::output)?;
-        let done = self.write_from(place, &mut desk, watch);
+        let done = workers::inside(|| self.write_from(place, &mut desk, watch))?;
         match done {
             Ok(written) => {
                 desk.clear();

@@ -40,6 +40,7 @@ use crate::quantize::imatrix::{ImportanceMatrix, uses_importance};
 use crate::quantize::mix::{self, FileType};
 use crate::quantize::overrides::Overrides;
 use crate::vocab::CheckpointVocabulary;
+use crate::workers;
 
 /// `general.quantization_version`. Source: ggml, `GGML_QNT_VERSION`.
 const QUANTIZATION_VERSION: u32 = 2;
@@ -221,9 +222,9 @@ impl Conversion {
             out.tensor(&tensor.name, tensor.dtype, tensor.shape).map_err(Error::model)?;
         }
         let (weights, watch) = (self.weights(), AtomicBool::new(false));
-        for tensor in &plan.tensors {
-            write_tensor(&weights, tensor, &mut out, &watch)?;
-        }
+        workers::inside(|| {
+            plan.tensors.iter().try_for_each(|tensor| write_tensor(&weights, tensor, &mut out, &watch))
+        })??;
         out.finish_in_memory().map_err(Error::output)
     }
 }

@@ -1,0 +1,24 @@
+//! The threads of work that is no graph: conversion, quantization and statistics. There are as many as the user asked for, and
+//! whoever waits for them computes nothing meanwhile.
+
+use std::num::NonZeroUsize;
+
+use rayon::ThreadPoolBuilder;
+
+use crate::error::{Error, Result};
+
+/// Runs `work` on `threads` threads of its own, or on as many as this process may run at once.
+///
+/// Errors: the system gives no threads.
+pub fn with<R: Send>(threads: Option<NonZeroUsize>, work: impl FnOnce() -> R + Send) -> Result<R> {
+    let builder = ThreadPoolBuilder::new().num_threads(threads.map_or(0, NonZeroUsize::get));
+    let pool = builder.thread_name(|i| format!("tympan-work-{i}")).build().map_err(Error::output)?;
+    Ok(pool.install(work))
+}
+
+/// Runs `work` on the threads that [`with`] has given it, or on threads of its own.
+///
+/// Errors: the system gives no threads.
+pub(crate) fn inside<R: Send>(work: impl FnOnce() -> R + Send) -> Result<R> {
+    if rayon::current_thread_index().is_some() { Ok(work()) } else { with(None, work) }
+}
