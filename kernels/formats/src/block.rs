@@ -4,6 +4,23 @@ use bytemuck::Pod;
 
 use super::{Format, SMALL_BLOCK, SUPER_BLOCK, f16};
 
+/// [`Block::decode`] and [`Block::encode`] by the functions `decode` and `encode` of the module, which take the elements of
+/// whole blocks as arrays.
+macro_rules! in_whole_blocks {
+    () => {
+        #[inline(always)]
+        fn decode(blocks: &[Self], out: &mut [f32]) {
+            decode(blocks, out.as_chunks_mut().0);
+        }
+
+        #[inline(always)]
+        fn encode(x: &[f32], importance: Option<&[f32]>, out: &mut [Self]) {
+            encode(x.as_chunks().0, importance.map(|w| w.as_chunks().0), out);
+        }
+    };
+}
+pub(crate) use in_whole_blocks;
+
 /// A block of a format as it lies in a file, with all that there is to know about the format.
 ///
 /// Plain numbers are blocks of one element. Blocks have no alignment.

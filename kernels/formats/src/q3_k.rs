@@ -4,6 +4,7 @@ use std::mem::offset_of;
 
 use bytemuck::{Pod, Zeroable};
 
+use super::block::in_whole_blocks;
 use super::lanes::{Lanes, by_lane, group};
 use super::q2_k::place;
 use super::search::{cube, extreme, super_block_sum, symmetric, symmetric_levels, weights};
@@ -48,15 +49,7 @@ impl Block for BlockQ3_K {
     const SUBSTITUTE: Format = Format::Q4_0;
     const INTEGERS: Integers<Self> = Integers::Super(integers);
 
-    #[inline(always)]
-    fn decode(blocks: &[Self], out: &mut [f32]) {
-        decode(blocks, out.as_chunks_mut().0);
-    }
-
-    #[inline(always)]
-    fn encode(x: &[f32], importance: Option<&[f32]>, out: &mut [Self]) {
-        encode(x.as_chunks().0, importance.map(|w| w.as_chunks().0), out);
-    }
+    in_whole_blocks!();
 }
 
 #[inline(always)]

@@ -4,6 +4,7 @@ use std::mem::offset_of;
 
 use bytemuck::{Pod, Zeroable};
 
+use super::block::in_whole_blocks;
 use super::lanes::{Lanes, WIDTH, by_lane, group};
 use super::search::{extreme, symmetric, weights};
 use super::{Block, F16Bytes, Group, Integers, SMALL_BLOCK, f16, inverse_or_zero, trunc8};
@@ -25,15 +26,7 @@ impl Block for BlockQ4_0 {
     const LIMIT: f32 = 8.0 * f16::MAX;
     const INTEGERS: Integers<Self> = Integers::Small(integers);
 
-    #[inline(always)]
-    fn decode(blocks: &[Self], out: &mut [f32]) {
-        decode(blocks, out.as_chunks_mut().0);
-    }
-
-    #[inline(always)]
-    fn encode(x: &[f32], importance: Option<&[f32]>, out: &mut [Self]) {
-        encode(x.as_chunks().0, importance.map(|w| w.as_chunks().0), out);
-    }
+    in_whole_blocks!();
 }
 
 #[inline(always)]

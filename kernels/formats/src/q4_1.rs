@@ -4,6 +4,7 @@ use std::mem::offset_of;
 
 use bytemuck::{Pod, Zeroable};
 
+use super::block::in_whole_blocks;
 use super::lanes::{Lanes, WIDTH, by_lane, group};
 use super::q4_0::{mean_square, pack, unpack};
 use super::search::{WEIGHTED, affine, weights};
@@ -27,15 +28,7 @@ impl Block for BlockQ4_1 {
     const SCALES: &'static [usize] = &[offset_of!(Self, d), offset_of!(Self, m)];
     const INTEGERS: Integers<Self> = Integers::Small(integers);
 
-    #[inline(always)]
-    fn decode(blocks: &[Self], out: &mut [f32]) {
-        decode(blocks, out.as_chunks_mut().0);
-    }
-
-    #[inline(always)]
-    fn encode(x: &[f32], importance: Option<&[f32]>, out: &mut [Self]) {
-        encode(x.as_chunks().0, importance.map(|w| w.as_chunks().0), out);
-    }
+    in_whole_blocks!();
 }
 
 #[inline(always)]

@@ -4,6 +4,7 @@ use std::mem::offset_of;
 
 use bytemuck::{Pod, Zeroable};
 
+use super::block::in_whole_blocks;
 use super::lanes::{Lanes, WIDTH, by_lane, group, sum_of_squares};
 use super::search::{Steps, WEIGHTED, affine, affine_levels, by_largest, positive, super_block_sum, weights};
 use super::{Block, F16Bytes, Format, Integers, SUPER_BLOCK, Sixteen, SuperBlock, pack_scales_mins_k4, scale_min_k4};
@@ -36,15 +37,7 @@ impl Block for BlockQ4_K {
     const SUBSTITUTE: Format = Format::Q5_0;
     const INTEGERS: Integers<Self> = Integers::Super(integers);
 
-    #[inline(always)]
-    fn decode(blocks: &[Self], out: &mut [f32]) {
-        decode(blocks, out.as_chunks_mut().0);
-    }
-
-    #[inline(always)]
-    fn encode(x: &[f32], importance: Option<&[f32]>, out: &mut [Self]) {
-        encode(x.as_chunks().0, importance.map(|w| w.as_chunks().0), out);
-    }
+    in_whole_blocks!();
 }
 
 #[inline(always)]

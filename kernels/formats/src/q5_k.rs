@@ -4,6 +4,7 @@ use std::mem::offset_of;
 
 use bytemuck::{Pod, Zeroable};
 
+use super::block::in_whole_blocks;
 use super::q4_k::encode_groups;
 use super::search::Steps;
 use super::{Block, F16Bytes, Format, Integers, SUPER_BLOCK, Sixteen, SuperBlock, scale_min_k4};
@@ -38,15 +39,7 @@ impl Block for BlockQ5_K {
     const SUBSTITUTE: Format = Format::Q5_1;
     const INTEGERS: Integers<Self> = Integers::Super(integers);
 
-    #[inline(always)]
-    fn decode(blocks: &[Self], out: &mut [f32]) {
-        decode(blocks, out.as_chunks_mut().0);
-    }
-
-    #[inline(always)]
-    fn encode(x: &[f32], importance: Option<&[f32]>, out: &mut [Self]) {
-        encode(x.as_chunks().0, importance.map(|w| w.as_chunks().0), out);
-    }
+    in_whole_blocks!();
 }
 
 #[inline(always)]
