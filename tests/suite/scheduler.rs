@@ -125,35 +125,6 @@ fn a_sequence_of_nan_ends_alone() {
 }
 
 #[test]
-fn a_failed_growth_ends_its_sequence_alone() {
-    let decodings = [decoding(1, 5), decoding(2, 9), decoding(3, 14)];
-    let want = alone(&decodings);
-    // At the first step every sequence gets memory for each of three states, from its 17th position on more.
-    for (at, n_before, failed) in
-        [(0, 0, 0), (0, 2, 0), (0, 4, 1), (0, 8, 2), (3, 0, 2), (3, 1, 2), (8, 1, 1), (12, 0, 0)]
-    {
-        let backend = Faulty::new(cpu(), |_| false);
-        let session = hybrid::open_model(hybrid::SEED, &[Arc::clone(&backend) as _], options());
-        let mut scheduler = Scheduler::new(session);
-        let order: Vec<SequenceId> = decodings.iter().map(|d| scheduler.submit(d.clone()).unwrap()).collect();
-        let mut ids = BTreeMap::new();
-        let errors = run_all(&mut scheduler, &mut ids, |scheduler, i_step| {
-            if i_step == at {
-                backend.fail_commit(n_before);
-            } else if i_step == at + 1 {
-                assert_eq!((n_free(scheduler.session()), scheduler.n_running()), (2, 2), "step {at}");
-            }
-        });
-        assert_eq!(errors.keys().collect::<Vec<_>>(), [&order[failed]], "commit {n_before} of step {at}");
-        for (k, want) in want.iter().enumerate() {
-            let got = ids.get(&order[k]).cloned().unwrap_or_default();
-            assert!(if k == failed { want.starts_with(&got) } else { *want == got }, "{k} of {failed} at step {at}");
-        }
-        assert_eq!((n_free(scheduler.session()), scheduler.session().stats().state_bytes), (4, 0));
-    }
-}
-
-#[test]
 fn cancelling_one_changes_no_other() {
     let decodings = [decoding(1, 5), decoding(2, 30), decoding(3, 2)];
     let want = alone(&decodings);
