@@ -66,8 +66,6 @@ pub struct Generator {
     tokenizer: Tokenizer,
     stop: Vec<u32>,
     n_ctx: usize,
-    /// Rows of the head that belong to a token; the others pad it.
-    n_usable: usize,
 }
 
 impl Generator {
@@ -94,8 +92,7 @@ impl Generator {
         let stop = tokenizer.eos().into_iter().chain(end_of_turn).chain(by_text).collect();
         let options = SessionOptions { n_ctx: FIRST_CONTEXT.min(n_ctx), kv_dtype, ..SessionOptions::default() };
         let session = Session::open(Arc::clone(&loaded.model), &loaded.weights, backends, options)?;
-        let n_usable = tokenizer.n_used(loaded.model.n_vocab());
-        Ok(Self { scheduler: Scheduler::new(session), tokenizer, stop, n_ctx, n_usable })
+        Ok(Self { scheduler: Scheduler::new(session), tokenizer, stop, n_ctx })
     }
 
     /// Switches the reuse of compiled graphs.
@@ -163,16 +160,18 @@ impl Generator {
     /// Errors: as [`Generator::check`]; logits that no token can be chosen from.
     pub fn generate(&mut self, request: &Request<'_>, observer: &mut Observer<'_>) -> Result<Generated> {
         self.check(request)?;
+        let Self { scheduler, tokenizer, stop, .. } = self;
+        let model = scheduler.session().model();
+        let n_embd = model.n_embd();
         let rules = Rules {
             sampling: request.sampling,
-            stop: self.stop.clone(),
+            stop: stop.clone(),
             ignore_stop: request.ignore_stop,
             max_tokens: request.max_tokens,
-            n_usable: self.n_usable,
+            // As the official code does, rows that pad the head included.
+            n_usable: model.n_vocab(),
             prompt_logits: request.prompt_logits,
         };
-        let Self { scheduler, tokenizer, .. } = self;
-        let n_embd = scheduler.session().model().n_embd();
         let mut generated = Generated::default();
         let mut decoder = tokenizer.decoder(true);
         let mut prompt_left = request.prompt.len();

@@ -12,8 +12,9 @@ use crate::error::{Error, Result};
 /// Errors: the system gives no threads.
 pub fn with<R: Send>(threads: Option<NonZeroUsize>, work: impl FnOnce() -> R + Send) -> Result<R> {
     let builder = ThreadPoolBuilder::new().num_threads(threads.map_or(0, NonZeroUsize::get));
-    let pool = builder.thread_name(|i| format!("tympan-work-{i}")).build().map_err(Error::output)?;
-    Ok(pool.install(work))
+    let builder = builder.thread_name(|i| format!("tympan-work-{i}"));
+    // Scoped, so that the threads are gone when this returns: the next ones would compute beside them.
+    builder.build_scoped(|thread| thread.run(), |pool| pool.install(work)).map_err(Error::output)
 }
 
 /// Runs `work` on the threads that [`with`] has given it, or on threads of its own.

@@ -218,7 +218,8 @@ fn parameters(op: &str, debug: &str) -> String {
     // Parameters that are a type of their own are named as the op is.
     let inner = inner.find(" {").map_or(inner, |at| &inner[at + 1..]);
     let inner = inner.strip_prefix('{').and_then(|s| s.strip_suffix('}')).unwrap_or(inner).trim();
-    let says = |part: &&str| !part.ends_with(": false") && !part.ends_with(": None") && !part.eq_ignore_ascii_case(op);
+    let is_off = |part: &str| [": false", ": None", ": Fast"].iter().any(|off| part.ends_with(off));
+    let says = |part: &&str| !is_off(part) && !part.eq_ignore_ascii_case(op);
     let parts: Vec<&str> = inner.split(", ").filter(says).filter(|part| !part.is_empty()).collect();
     if parts.is_empty() { String::new() } else { format!(" ({})", parts.join(", ")) }
 }
@@ -244,5 +245,7 @@ mod tests {
         assert_eq!(parameters("mul", "Binary(Mul)"), "");
         assert_eq!(parameters("unary", "Unary(Silu)"), " (Silu)");
         assert_eq!(parameters("linear", "Linear { bias: true, act: None }"), " (bias: true)");
+        assert_eq!(parameters("linear", "Linear { act: None, precision: Fast }"), "");
+        assert_eq!(parameters("linear", "Linear { act: None, precision: Kept }"), " (precision: Kept)");
     }
 }

@@ -327,7 +327,8 @@ impl Run<'_> {
         let live = live && args.timestamps != Some(Timestamps::Segment);
         let mut watcher = Watcher::new(live, args.dump.is_some());
         let transcript = self.transcriber.transcribe(&samples.values, &request, &mut watcher);
-        let transcript = transcript.with_context(|| input.name()).map_err(Failure::model)?;
+        let transcript = transcript.with_context(|| self.model.name.clone()).with_context(|| input.name());
+        let transcript = transcript.map_err(Failure::model)?;
         let facts = Facts {
             file: input.name(),
             architecture: self.model.loaded.arch.name.into(),
