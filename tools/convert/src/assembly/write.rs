@@ -63,7 +63,7 @@ impl<W: Weights> Assembly<'_, W> {
     }
 
     /// Writes the files, or what an interrupted process left to do, in constant memory, on the threads of
-    /// [`workers::inside`]. The bytes do not depend on either.
+    /// `workers::inside`. The bytes do not depend on either.
     ///
     /// No file has its name before all are whole and on the disk. Fails with the code of a bad model for values that are
     /// not finite or do not fit, with that of a failed output, also where another process writes the same files, and
