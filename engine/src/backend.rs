@@ -4,13 +4,14 @@ use std::any::Any;
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::graph::Graph;
 use crate::op::Op;
 use crate::parallel::Parallel;
 use crate::pass::assign::Cut;
 use crate::plan::MemoryPlan;
-use crate::tensor::{TensorDesc, TensorId};
+use crate::planned::Planned;
+use crate::tensor::TensorDesc;
 use crate::weights::{WeightDesc, WeightId, WeightStore};
 
 /// Device memory. Clones share it.
@@ -82,23 +83,32 @@ impl<'a> WeightData<'a> {
 
 /// A run of nodes that one backend executes.
 pub struct Segment<'a> {
-    /// The whole graph.
-    pub graph: &'a Graph,
-    /// The cuts of the graph, and the index of this backend there.
-    pub cuts: &'a [Cut],
-    /// See `cuts`.
-    pub backend: usize,
-    /// Indices of the nodes of this segment.
-    pub nodes: Range<usize>,
-    /// Tensors read here that lie in the arena and are written elsewhere: inputs of the graph and results of earlier
-    /// segments.
-    pub inputs: Vec<TensorId>,
-    /// Tensors written here that are read after the segment ends.
-    pub outputs: Vec<TensorId>,
-    /// What [`Backend::prepare`] gave for each of the nodes, in their order.
+    /// The whole graph, its cuts and their plans.
+    pub planned: &'a Planned,
+    /// One of the cuts.
+    pub cut: &'a Cut,
+    /// What [`Backend::prepare`] gave for each node of the cut, in their order.
     pub prepared: Vec<Prepared>,
     /// Whether to fill bytes with NaN as soon as they are dead.
     pub poison: bool,
+}
+
+impl<'a> Segment<'a> {
+    /// The whole graph.
+    pub fn graph(&self) -> &'a Graph {
+        self.planned.graph()
+    }
+
+    /// Where tensors lie.
+    ///
+    /// Errors: `Refused` for a cut of another graph.
+    pub fn plan(&self) -> Result<&'a MemoryPlan> {
+        let is_own = self.planned.cuts().iter().any(|cut| std::ptr::eq(cut, self.cut));
+        self.planned.plan(self.cut.backend).filter(|_| is_own).ok_or_else(|| Error::Refused {
+            backend: self.cut.backend.to_string(),
+            what: "a cut of another graph".into(),
+        })
+    }
 }
 
 /// What a backend decided about a node when it was asked whether it takes it: how much scratch memory its kernels want, and
@@ -192,10 +202,7 @@ pub trait Backend: Send + Sync {
     fn weight_bytes(&self, weight: &Buffer) -> usize;
 
     /// Lowers nodes to steps with every address bound.
-    ///
-    /// Errors: `Plan` for a plan that does not hold for this graph ([`crate::plan::verify`]), in every build: a backend that
-    /// writes through addresses counts on it.
-    fn compile(&self, segment: Segment<'_>, plan: &MemoryPlan, bind: &Bindings<'_>) -> Result<Box<dyn Executable>>;
+    fn compile(&self, segment: Segment<'_>, bind: &Bindings<'_>) -> Result<Box<dyn Executable>>;
 
     /// The host's threads that graphs run on, for work outside of graphs.
     fn parallel(&self) -> &dyn Parallel;

@@ -47,6 +47,7 @@ pub mod op;
 pub mod parallel;
 pub mod pass;
 pub mod plan;
+pub mod planned;
 pub mod profile;
 pub mod session;
 pub mod shape;

@@ -56,6 +56,14 @@ impl MemoryPlan {
         }
     }
 
+    /// The bytes of an input or a node's result in the arena; `None` for what is not in the arena.
+    fn range(&self, id: TensorId) -> Option<Range<usize>> {
+        match self.place(id) {
+            Place::Arena { offset, bytes } => Some(offset..offset + bytes),
+            Place::Elsewhere | Place::Unused => None,
+        }
+    }
+
     /// Scratch bytes of a node.
     pub fn scratch(&self, node: NodeId) -> Range<usize> {
         self.scratch[node.index()].clone()
@@ -319,7 +327,7 @@ pub fn verify(graph: &Graph, cuts: &[Cut], backend: usize, plan: &MemoryPlan) ->
     if plan.places.len() != graph.tensors.len() || plan.scratch.len() != n_nodes || plan.dead_ends.len() != n_nodes {
         return Err(PlanError("it is of another graph".into()));
     }
-    let mut writers = Writers::default();
+    let mut writers = Writers::new(graph.tensors.len());
     for (_, id) in graph.inputs() {
         writers.write(graph, plan, id, "input")?;
     }
@@ -342,50 +350,46 @@ pub fn verify(graph: &Graph, cuts: &[Cut], backend: usize, plan: &MemoryPlan) ->
         if cut.backend != backend {
             continue;
         }
+        let spec = node.op.spec();
         for &arg in &node.args {
-            writers.check(graph, plan, arg, Some((id, node.op.spec().name)))?;
+            writers.check(graph, plan, arg, Some((id, spec.name)))?;
         }
         node.outs.iter().for_each(|out| is_own[out.index()] = true);
         let scratch = plan.scratch(id);
         if scratch.end > plan.arena_bytes {
             return Err(PlanError(format!("scratch of node {} ends at {} of {}", id.0, scratch.end, plan.arena_bytes)));
         }
-        // An operand that is read element by element in the order it is written, and by nothing else of the node.
-        let takes_over = node.op.spec().inplace.map(|i| node.args[i]).filter(|&arg| {
-            let root = graph.root(arg);
-            is_own[root.index()]
-                && graph.tensor(arg).is_contiguous()
-                && node.args.iter().filter(|&&a| graph.root(a) == root).count() == 1
-        });
-        let takes_over = takes_over.map(|arg| graph.root(arg));
         for &arg in &node.args {
             let root = graph.root(arg);
-            let Place::Arena { offset, bytes } = plan.place(root) else { continue };
-            let operand = offset..offset + bytes;
-            let is_written = node.outs.iter().enumerate().any(|(k, &out)| match plan.place(out) {
-                Place::Arena { offset: o, bytes: b } => {
-                    let allowed = k == 0 && takes_over == Some(root) && o == offset && b == bytes;
-                    !allowed && overlap(&(o..o + b), &operand)
-                }
-                Place::Elsewhere | Place::Unused => false,
+            let Some(operand) = plan.range(root) else { continue };
+            // One that is read element by element in the order it is written, and by nothing else of the node.
+            let is_taken_over = |k: usize, result: &Range<usize>| {
+                k == 0
+                    && *result == operand
+                    && spec.inplace.is_some_and(|i| graph.root(node.args[i]) == root)
+                    && is_own[root.index()]
+                    && graph.tensor(arg).is_contiguous()
+                    && node.args.iter().filter(|&&a| graph.root(a) == root).count() == 1
+            };
+            let is_written = node.outs.iter().enumerate().any(|(k, &out)| {
+                let result = plan.range(out).filter(|result| overlap(result, &operand));
+                result.is_some_and(|result| !is_taken_over(k, &result))
             });
             if is_written || overlap(&scratch, &operand) {
                 return Err(PlanError(format!("node {} writes over its operand {}", id.0, root.0)));
             }
         }
-        let mut results: Vec<Range<usize>> = vec![plan.scratch(id)];
-        for &out in &node.outs {
-            if let Place::Arena { offset, bytes } = plan.place(out) {
-                let range = offset..offset + bytes;
-                if results.iter().any(|r| overlap(r, &range)) {
-                    return Err(PlanError(format!("results of node {} overlap", id.0)));
-                }
-                results.push(range);
+        for (k, result) in node.outs.iter().enumerate().filter_map(|(k, &out)| Some((k, plan.range(out)?))) {
+            let mut before = node.outs[..k].iter().filter_map(|&out| plan.range(out));
+            if overlap(&scratch, &result) || before.any(|other| overlap(&other, &result)) {
+                return Err(PlanError(format!("results of node {} overlap", id.0)));
             }
         }
-        writers.clear(&plan.scratch(id));
+        if !scratch.is_empty() {
+            writers.clear(&scratch);
+        }
         for &out in &node.outs {
-            writers.write(graph, plan, out, node.op.spec().name)?;
+            writers.write(graph, plan, out, spec.name)?;
         }
     }
     for &out in &graph.outputs {
@@ -401,29 +405,26 @@ fn overlap(a: &Range<usize>, b: &Range<usize>) -> bool {
     a.start < b.end && b.start < a.end
 }
 
-/// Disjoint byte ranges with the tensor that wrote each last.
-#[derive(Default)]
-struct Writers(Vec<(Range<usize>, TensorId)>);
+/// Which tensors lie untouched where they were written, and where, in the order of their bytes. What is partly written over
+/// is lost as a whole: nobody reads the rest.
+struct Writers {
+    whole: Vec<(Range<usize>, TensorId)>,
+    is_whole: Vec<bool>,
+}
 
 impl Writers {
-    fn clear(&mut self, range: &Range<usize>) {
-        if !self.0.iter().any(|(r, _)| overlap(r, range)) {
-            return;
+    fn new(n_tensors: usize) -> Self {
+        Self { whole: Vec::new(), is_whole: vec![false; n_tensors] }
+    }
+
+    /// Forgets what lies in a range, and gives the place in the order that it would have.
+    fn clear(&mut self, range: &Range<usize>) -> usize {
+        let first = self.whole.partition_point(|(other, _)| other.end <= range.start);
+        let lost = self.whole[first..].iter().take_while(|(other, _)| other.start < range.end).count();
+        for (_, owner) in self.whole.drain(first..first + lost) {
+            self.is_whole[owner.index()] = false;
         }
-        let mut rest = Vec::new();
-        for (r, owner) in self.0.drain(..) {
-            if !overlap(&r, range) {
-                rest.push((r, owner));
-                continue;
-            }
-            if r.start < range.start {
-                rest.push((r.start..range.start, owner));
-            }
-            if range.end < r.end {
-                rest.push((range.end..r.end, owner));
-            }
-        }
-        self.0 = rest;
+        first
     }
 
     fn write(&mut self, graph: &Graph, plan: &MemoryPlan, id: TensorId, by: &str) -> Result<(), PlanError> {
@@ -436,8 +437,9 @@ impl Writers {
             return Err(PlanError(format!("result of {by} ends at {} of {}", offset + bytes, plan.arena_bytes)));
         }
         let range = offset..offset + bytes;
-        self.clear(&range);
-        self.0.push((range, id));
+        let at = self.clear(&range);
+        self.is_whole[id.index()] = true;
+        self.whole.insert(at, (range, id));
         Ok(())
     }
 
@@ -457,10 +459,8 @@ impl Writers {
         match plan.place(root) {
             Place::Elsewhere => Ok(()),
             Place::Unused => wrong("that has no place"),
-            Place::Arena { offset, bytes } => {
-                let whole = self.0.iter().any(|(r, o)| *o == root && r.start == offset && r.end == offset + bytes);
-                if whole { Ok(()) } else { wrong("after it was overwritten") }
-            }
+            Place::Arena { .. } if self.is_whole[root.index()] => Ok(()),
+            Place::Arena { .. } => wrong("after it was overwritten"),
         }
     }
 }

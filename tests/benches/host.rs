@@ -234,7 +234,7 @@ fn measure_builds(file: &Gguf) {
         let mut n_nodes = 0;
         for _ in 0..BUILDS {
             let start = Instant::now();
-            n_nodes = s.graph(&key).expect("the graph is valid").graph.nodes.len();
+            n_nodes = s.graph(&key).expect("the graph is valid").graph().nodes.len();
             times.push(us(start.elapsed()));
         }
         row(&format!("miss: {what}, {n_nodes} nodes after fusion"), times);

@@ -79,7 +79,7 @@ fn main() -> anyhow::Result<()> {
     let mut session = Session::open(Arc::new(model), &store, &[backend], SessionOptions::default())?;
 
     let key = session.key_of(Stage::Tokens, 2, 1)?;
-    println!("{}", session.describe(&key)?.graph.dump());
+    println!("{}", session.describe(&key)?.graph().dump());
 
     let slot = session.memory_mut().acquire()?;
     let logits = session.feed(slot, Tokens::Ids(&[0, 2]))?;

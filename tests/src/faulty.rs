@@ -7,7 +7,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use engine::backend::{Backend, Bindings, Buffer, Caps, Executable, Prepared, Segment, WeightData};
 use engine::op::Op;
 use engine::parallel::Parallel;
-use engine::plan::MemoryPlan;
 use engine::tensor::TensorDesc;
 use engine::{Error, Result};
 
@@ -132,10 +131,10 @@ impl Backend for Faulty {
         self.inner.weight_bytes(weight)
     }
 
-    fn compile(&self, segment: Segment<'_>, plan: &MemoryPlan, bind: &Bindings<'_>) -> Result<Box<dyn Executable>> {
-        let ops = segment.graph.nodes[segment.nodes.clone()].iter().map(|n| n.op.spec().name);
+    fn compile(&self, segment: Segment<'_>, bind: &Bindings<'_>) -> Result<Box<dyn Executable>> {
+        let ops = segment.graph().nodes[segment.cut.nodes.clone()].iter().map(|n| n.op.spec().name);
         self.compiled.lock().unwrap_or_else(PoisonError::into_inner).extend(ops);
-        let inner = self.inner.compile(segment, plan, bind)?;
+        let inner = self.inner.compile(segment, bind)?;
         Ok(Box::new(FaultyRun { inner, next: Arc::clone(&self.next) }))
     }
 

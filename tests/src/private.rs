@@ -10,7 +10,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use engine::backend::{Backend, Bindings, Buffer, Caps, Executable, Prepared, Segment, WeightData};
 use engine::op::Op;
 use engine::parallel::Parallel;
-use engine::plan::MemoryPlan;
 use engine::tensor::{Input, TensorDesc};
 use engine::{Error, Result};
 
@@ -192,17 +191,18 @@ impl Backend for Private {
         Memory::of(weight).map_or(0, |memory| self.inner.weight_bytes(&memory.inner))
     }
 
-    fn compile(&self, segment: Segment<'_>, plan: &MemoryPlan, bind: &Bindings<'_>) -> Result<Box<dyn Executable>> {
+    fn compile(&self, segment: Segment<'_>, bind: &Bindings<'_>) -> Result<Box<dyn Executable>> {
         let inside = |buffer: &Option<Buffer>| buffer.as_ref().map(|b| Ok(Memory::of(b)?.inner.clone())).transpose();
         let weights: Vec<Option<Buffer>> = bind.weights.iter().map(inside).collect::<Result<_>>()?;
         // States of layers that are elsewhere stay what they are: whoever touched one would be refused.
         let own = |buffer: &Buffer| Memory::of(buffer).map_or_else(|_| buffer.clone(), |memory| memory.inner.clone());
         let states: Vec<Buffer> = bind.states.iter().map(own).collect();
         let arena = Memory::of(bind.arena)?;
-        let inputs = segment.graph.inputs().into_iter().map(|(input, id)| (input, plan.offset(id))).collect();
-        let n_results = segment.graph.outputs.iter().map(|&id| segment.graph.tensor(id).bytes()).max();
+        let (graph, plan) = (segment.graph(), segment.plan()?);
+        let inputs = graph.inputs().into_iter().map(|(input, id)| (input, plan.offset(id))).collect();
+        let n_results = graph.outputs.iter().map(|&id| graph.tensor(id).bytes()).max();
         let bindings = Bindings { arena: &arena.inner, weights: &weights, states: &states };
-        let inner = self.inner.compile(segment, plan, &bindings)?;
+        let inner = self.inner.compile(segment, &bindings)?;
         Ok(Box::new(Run {
             inner,
             number: self.n_compiled.fetch_add(1, Ordering::Relaxed),

@@ -8,15 +8,15 @@ use std::sync::{Arc, OnceLock};
 use backends::cpu::{CpuBackend, CpuOptions};
 use backends::reference::ReferenceBackend;
 use engine::Result;
-use engine::backend::{Backend, Bindings, Buffer, Segment, WeightData};
+use engine::backend::{Backend, Bindings, Buffer, Prepared, Segment, WeightData};
 use engine::builder::{BatchInputs, GraphBuilder};
 use engine::graph::Graph;
 use engine::op::Precision;
-use engine::pass::FuseCounts;
-use engine::pass::assign::{self, Homes};
+use engine::pass::assign::Homes;
 use engine::pass::fuse::fuse;
-use engine::pass::prune::prune;
-use engine::plan::{MemoryPlan, Place, plan, verify};
+use engine::pass::{CompileOptions, FuseCounts};
+use engine::plan::{MemoryPlan, Place};
+use engine::planned::Planned;
 use engine::tensor::{Input, Source, TensorId};
 use engine::weights::{Weight, WeightStore};
 use kernels::cpu::Kernels;
@@ -160,7 +160,7 @@ impl<'a> Table<'a> {
             for fused in [false, true] {
                 if fused {
                     let mut owners = vec![0; graph.nodes.len()];
-                    fuse(&mut graph, &mut owners, &|_, _, _| true);
+                    fuse(&mut graph, &mut owners, &|_, _, _| Some(Prepared::new(0, ())));
                 }
                 names.extend(graph.nodes.iter().map(|node| node.op.spec().name));
             }
@@ -199,10 +199,7 @@ fn weight_name(case: usize, weight: usize) -> String {
 pub struct Compiled<'a> {
     case: &'a OpCase,
     backend: &'a dyn Backend,
-    /// The graph.
-    pub graph: Graph,
-    plan: MemoryPlan,
-    fused: FuseCounts,
+    planned: Planned,
     words: Vec<u32>,
     arena: Buffer,
     states: Vec<Buffer>,
@@ -215,20 +212,14 @@ impl<'a> Compiled<'a> {
     /// Compiles a case.
     pub fn new(table: &'a Table<'_>, i: usize, tested: &'a Tested, variation: Variation) -> Result<Self> {
         let (case, backend) = (&table.cases[i], &tested.backend);
-        let mut graph = build(case, table.weights(i), variation.copied)?;
-        prune(&mut graph);
-        let backends = [Arc::clone(backend)];
-        let mut owners = assign::assign(&graph, &backends, Homes::default())?;
-        let mut fused = FuseCounts::new();
-        if variation.fuse {
-            fused = fuse(&mut graph, &mut owners, &|_, op, args| backend.prepare(op, args).is_some());
-        }
-        let prepared = assign::prepare(&graph, &backends, &owners)?;
-        let cuts = assign::cuts(&graph, &owners);
         assert!(backend.caps().alignment <= ALIGNMENT);
-        let plan = plan(&graph, &cuts, 0, ALIGNMENT, &|id| prepared[id.index()].scratch_bytes());
-        verify(&graph, &cuts, 0, &plan).expect("plans are sound");
-        let [cut] = &cuts[..] else { panic!("one backend makes one cut") };
+        let Variation { fuse, poison, .. } = variation;
+        let options = CompileOptions { fuse, poison, alignment: ALIGNMENT, ..CompileOptions::default() };
+        let graph = build(case, table.weights(i), variation.copied)?;
+        let (planned, prepared) = Planned::new(graph, &[Arc::clone(backend)], Homes::default(), &options)?;
+        planned.verify().expect("plans are sound");
+        let graph = planned.graph();
+        let ([cut], Some(plan)) = (planned.cuts(), planned.plan(0)) else { panic!("one backend makes one cut") };
         let arena = backend.alloc(plan.arena_bytes + GUARD_BYTES)?;
         let state_buffer = |bytes: &Vec<u8>| {
             let buffer = backend.reserve(bytes.len() + GUARD_BYTES)?;
@@ -243,27 +234,27 @@ impl<'a> Compiled<'a> {
                 }
             }
         }
-        let segment = Segment {
-            graph: &graph,
-            cuts: &cuts,
-            backend: 0,
-            nodes: cut.nodes.clone(),
-            inputs: cut.inputs.clone(),
-            outputs: cut.outputs.clone(),
-            prepared,
-            poison: variation.poison,
-        };
+        let segment = Segment { planned: &planned, cut, prepared, poison: variation.poison };
         let bind = Bindings { arena: &arena, weights: &imported, states: &states };
-        let executable = backend.compile(segment, &plan, &bind)?;
-        let words = input_words(case, &graph, &plan);
+        let executable = backend.compile(segment, &bind)?;
+        let words = input_words(case, graph, plan);
         let guarded = !variation.poison;
-        Ok(Self { case, backend: &**backend, words, fused, arena, states, executable, guarded, graph, plan })
+        Ok(Self { case, backend: &**backend, words, arena, states, executable, guarded, planned })
+    }
+
+    /// The graph as the passes left it.
+    pub fn graph(&self) -> &Graph {
+        self.planned.graph()
+    }
+
+    fn plan(&self) -> &MemoryPlan {
+        self.planned.plan(0).expect("one backend makes one cut")
     }
 
     /// Runs it once from the case's initial states.
     pub fn run(&mut self) -> Result<Outcome, String> {
         let text = |e: engine::Error| e.to_string();
-        let mut bytes = vec![GUARD; self.plan.arena_bytes + GUARD_BYTES];
+        let mut bytes = vec![GUARD; self.plan().arena_bytes + GUARD_BYTES];
         self.backend.write(&self.arena, 0, &bytes).map_err(text)?;
         for (buffer, initial) in self.states.iter().zip(self.case.state_bytes()) {
             let guarded = [initial, vec![GUARD; GUARD_BYTES]].concat();
@@ -272,7 +263,7 @@ impl<'a> Compiled<'a> {
         self.execute()?;
         self.backend.read(&self.arena, 0, &mut bytes).map_err(text)?;
         self.check_guards(&bytes)?;
-        let outputs = self.graph.outputs.iter().map(|&id| self.output(id, &bytes)).collect();
+        let outputs = self.graph().outputs.iter().map(|&id| self.output(id, &bytes)).collect();
         let mut states = Vec::new();
         for buffer in &self.states {
             let mut bytes = vec![0; buffer.bytes()];
@@ -283,7 +274,7 @@ impl<'a> Compiled<'a> {
             }
             states.push(bytes);
         }
-        Ok(Outcome { outputs, states, fused: self.fused.clone() })
+        Ok(Outcome { outputs, states, fused: self.planned.fused().clone() })
     }
 
     /// Runs the nodes once, for timing.
@@ -292,15 +283,15 @@ impl<'a> Compiled<'a> {
     }
 
     fn check_guards(&self, arena: &[u8]) -> Result<(), String> {
-        let inputs = 0..self.plan.input_bytes;
+        let inputs = 0..self.plan().input_bytes;
         let mut owned = vec![inputs];
         if !self.guarded {
-            owned.push(0..self.plan.arena_bytes);
+            owned.push(0..self.plan().arena_bytes);
         }
-        for (id, node) in self.graph.walk() {
-            owned.push(self.plan.scratch(id));
+        for (id, node) in self.graph().walk() {
+            owned.push(self.plan().scratch(id));
             for &out in &node.outs {
-                if let Place::Arena { offset, bytes } = self.plan.place(out) {
+                if let Place::Arena { offset, bytes } = self.plan().place(out) {
                     owned.push(offset..offset + bytes);
                 }
             }
@@ -323,13 +314,13 @@ impl<'a> Compiled<'a> {
     }
 
     fn output(&self, id: TensorId, arena: &[u8]) -> Vec<f32> {
-        let desc = self.graph.tensor(id);
+        let desc = self.graph().tensor(id);
         assert!(desc.is_contiguous(), "cases copy strided results");
         let view = match desc.source {
             Source::View { offset, .. } => offset as usize * WORD,
             Source::Weight(_) | Source::State(_) | Source::Input(_) | Source::Node(..) => 0,
         };
-        let start = self.plan.offset(self.graph.root(id)) + view;
+        let start = self.plan().offset(self.graph().root(id)) + view;
         let bytes = &arena[start..start + desc.shape.elements() * WORD];
         bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
     }

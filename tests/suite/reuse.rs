@@ -76,7 +76,7 @@ fn equal_keys_give_equal_graphs() {
     let fingerprints = |stage, n_tokens| {
         let mut s = open(&file, cpu(1), SessionOptions { reuse: Reuse::Off, ..session_options() });
         let key = GraphKey { stage, n_seqs: 1, n_tokens, n_kv: 512, n_outputs: 1 };
-        [(); 2].map(|()| s.graph(&key).unwrap().graph.fingerprint())
+        [(); 2].map(|()| s.graph(&key).unwrap().graph().fingerprint())
     };
     let mut all = Vec::new();
     for (stage, n_tokens) in [(Stage::Tokens, 1), (Stage::Tokens, 8), (Stage::Embeddings, 8), (Stage::Encode, 300)] {
@@ -128,7 +128,7 @@ fn fused_and_unfused_graphs_agree() {
         let options = SessionOptions { kv_dtype: DType::F32, compile, ..session_options() };
         let mut s = open(&file, cpu(2), options);
         let key = GraphKey { stage: Stage::Tokens, n_seqs: 1, n_tokens: 1, n_kv: 512, n_outputs: 1 };
-        let counts = s.graph(&key).unwrap().fused.clone();
+        let counts = s.graph(&key).unwrap().fused().clone();
         (generate(&mut s, &PROMPT, 12), counts)
     };
     let ((fused, fused_logits), counts) = run(true);

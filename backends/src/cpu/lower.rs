@@ -5,7 +5,6 @@ use std::sync::Arc;
 use engine::Error;
 use engine::backend::{Bindings, Segment};
 use engine::error::Result;
-use engine::plan::MemoryPlan;
 
 use super::NAME;
 use super::context::{At, Lowering, Prepared};
@@ -24,14 +23,10 @@ pub(super) struct Lowered {
 }
 
 /// The steps of a segment.
-pub(super) fn lower(
-    machine: Machine,
-    pool: &Arc<Pool>,
-    segment: Segment<'_>,
-    plan: &MemoryPlan,
-    bind: &Bindings<'_>,
-) -> Result<Lowered> {
-    let Segment { graph, nodes: range, prepared, poison, .. } = segment;
+pub(super) fn lower(machine: Machine, pool: &Arc<Pool>, segment: Segment<'_>, bind: &Bindings<'_>) -> Result<Lowered> {
+    let (graph, plan) = (segment.graph(), segment.plan()?);
+    let Segment { cut, prepared, poison, .. } = segment;
+    let range = cut.nodes.clone();
     let mut nodes = Vec::new();
     let mut cx = Lowering::new(machine, pool, graph, plan, bind)?;
     if poison && range.start == 0 {

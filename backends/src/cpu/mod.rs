@@ -25,7 +25,6 @@ use engine::backend::{Backend, Bindings, Buffer, Caps, Executable, Prepared, Seg
 use engine::error::Result;
 use engine::op::Op;
 use engine::parallel::Parallel;
-use engine::plan::{MemoryPlan, verify};
 use engine::tensor::TensorDesc;
 use kernels::cpu::{Isa, Kernels};
 
@@ -204,10 +203,8 @@ impl Backend for CpuBackend {
         CpuBuffer::of(weight, &self.pool).map_or(0, CpuBuffer::derived_bytes)
     }
 
-    fn compile(&self, segment: Segment<'_>, plan: &MemoryPlan, bind: &Bindings<'_>) -> Result<Box<dyn Executable>> {
-        // Steps write through addresses of the plan: one that lets live tensors meet must not get there.
-        verify(segment.graph, segment.cuts, segment.backend, plan).map_err(Error::Plan)?;
-        let Lowered { steps, nodes, own_bytes } = lower::lower(self.machine, &self.pool, segment, plan, bind)?;
+    fn compile(&self, segment: Segment<'_>, bind: &Bindings<'_>) -> Result<Box<dyn Executable>> {
+        let Lowered { steps, nodes, own_bytes } = lower::lower(self.machine, &self.pool, segment, bind)?;
         let region = Arc::new(Region::new(steps, self.pool.n_threads(), self.trace.clone()));
         Ok(Box::new(CpuExecutable {
             region,

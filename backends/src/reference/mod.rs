@@ -22,7 +22,6 @@ use engine::backend::{Backend, Bindings, Buffer, Caps, Executable, Prepared, Seg
 use engine::graph::{Graph, Node};
 use engine::op::{Binary, Op};
 use engine::parallel::Parallel;
-use engine::plan::MemoryPlan;
 use engine::tensor::{TensorDesc, TensorId};
 use engine::weights::{WeightId, WeightStore};
 use engine::{DType, Error, Result};
@@ -159,21 +158,22 @@ impl Backend for ReferenceBackend {
         0
     }
 
-    fn compile(&self, segment: Segment<'_>, plan: &MemoryPlan, bind: &Bindings<'_>) -> Result<Box<dyn Executable>> {
+    fn compile(&self, segment: Segment<'_>, bind: &Bindings<'_>) -> Result<Box<dyn Executable>> {
+        let (graph, plan, cut) = (segment.graph(), segment.plan()?, segment.cut);
         let place = |&id: &TensorId| (id, plan.offset(id));
-        let mut last_read = vec![0; segment.graph.tensors.len()];
-        for i in segment.nodes.clone() {
-            let node = &segment.graph.nodes[i];
-            node.args.iter().chain(&node.outs).for_each(|&t| last_read[segment.graph.root(t).index()] = i);
+        let mut last_read = vec![0; graph.tensors.len()];
+        for i in cut.nodes.clone() {
+            let node = &graph.nodes[i];
+            node.args.iter().chain(&node.outs).for_each(|&t| last_read[graph.root(t).index()] = i);
         }
-        for &out in &segment.outputs {
+        for &out in &cut.outputs {
             last_read[out.index()] = usize::MAX;
         }
         Ok(Box::new(Interpreter {
-            graph: segment.graph.clone(),
-            nodes: segment.nodes.clone(),
-            inputs: segment.inputs.iter().map(place).collect(),
-            outputs: segment.outputs.iter().map(place).collect(),
+            graph: graph.clone(),
+            nodes: cut.nodes.clone(),
+            inputs: cut.inputs.iter().map(place).collect(),
+            outputs: cut.outputs.iter().map(place).collect(),
             last_read,
             arena: host(bind.arena)?,
             weights: bind.weights.iter().map(|w| w.as_ref().and_then(Buffer::storage)).collect(),

@@ -80,15 +80,22 @@ pub fn place_states(graph: &Graph, backends: &[Arc<dyn Backend>], layers: &[usiz
     (0..).zip(of).map(home).collect()
 }
 
-/// What the backends decide about the nodes that were assigned to them.
+/// What the backends decide about the nodes that were assigned to them; `known` has it for those that were asked about.
 ///
 /// Errors: `Unsupported` for a node that its backend does not take.
-pub fn prepare(graph: &Graph, backends: &[Arc<dyn Backend>], owners: &[usize]) -> Result<Vec<Prepared>> {
-    let prepare = |(node, &owner): (&Node, &usize)| {
-        let prepared = backends[owner].prepare(&node.op, &graph.descs(&node.args));
-        prepared.ok_or_else(|| unsupported(graph, node, backends, &[owner]))
-    };
-    graph.nodes.iter().zip(owners).map(prepare).collect()
+pub fn prepare(
+    graph: &Graph,
+    backends: &[Arc<dyn Backend>],
+    owners: &[usize],
+    known: Vec<Option<Prepared>>,
+) -> Result<Vec<Prepared>> {
+    let mut prepared = Vec::with_capacity(graph.nodes.len());
+    let known = known.into_iter().chain(std::iter::repeat_with(|| None));
+    for ((node, &owner), known) in graph.nodes.iter().zip(owners).zip(known) {
+        let asked = known.or_else(|| backends[owner].prepare(&node.op, &graph.descs(&node.args)));
+        prepared.push(asked.ok_or_else(|| unsupported(graph, node, backends, &[owner]))?);
+    }
+    Ok(prepared)
 }
 
 #[cold]

@@ -5,6 +5,7 @@
 
 use smallvec::{SmallVec, smallvec};
 
+use crate::backend::Prepared;
 use crate::graph::{Graph, Node, TensorIds};
 use crate::op::{Binary, Op};
 use crate::pass::FuseCounts;
@@ -26,56 +27,79 @@ struct Fusing<'a> {
     owners: &'a [usize],
     /// How many operands and outputs look at each root.
     readers: Vec<u32>,
+    /// What backends decided about nodes that rewrites made.
+    prepared: Vec<Option<Prepared>>,
 }
 
-type Rule = fn(&Fusing<'_>, NodeId) -> Option<Rewrite>;
+/// A rule: the op of the node it looks at, and the rewrite, if what feeds the node is what the rule wants.
+struct Rule {
+    name: &'static str,
+    at: fn(&Op) -> bool,
+    rewrite: fn(&Fusing<'_>, NodeId) -> Option<Rewrite>,
+}
 
 /// In priority order: a gate and its `up` are one op before products of the same `x` are grouped.
-const RULES: [(&str, Rule); 5] = [
-    ("glu_epilogue", glu_epilogue),
-    ("linear_epilogue", linear_epilogue),
-    ("conv_act", conv_act),
-    ("linear_group", linear_group),
-    ("add_norm", add_norm),
+const RULES: [Rule; 5] = [
+    Rule { name: "glu_epilogue", at: |op| matches!(op, Op::Glu(_)), rewrite: glu_epilogue },
+    Rule { name: "linear_epilogue", at: |op| matches!(op, Op::Unary(_)), rewrite: linear_epilogue },
+    Rule { name: "conv_act", at: |op| matches!(op, Op::Unary(_)), rewrite: conv_act },
+    Rule { name: "linear_group", at: |op| matches!(op, Op::Linear { .. }), rewrite: linear_group },
+    Rule { name: "add_norm", at: |op| matches!(op, Op::RmsNorm { .. } | Op::LayerNorm { .. }), rewrite: add_norm },
 ];
 
-/// Whether the backend with this index takes an op on these operands.
-type Supports<'a> = &'a dyn Fn(usize, &Op, &[&TensorDesc]) -> bool;
+/// What the backend with this index decides about an op on these operands.
+type Prepare<'a> = &'a dyn Fn(usize, &Op, &[&TensorDesc]) -> Option<Prepared>;
+
+/// What [`fuse`] did.
+#[derive(Default)]
+pub struct Fused {
+    /// How often each rule applied.
+    pub counts: FuseCounts,
+    /// What the backends decided about the nodes that are left, where they were asked.
+    pub prepared: Vec<Option<Prepared>>,
+}
 
 /// Applies every rule wherever it matches. `owners` has the backend of every node, before and after.
-pub fn fuse(graph: &mut Graph, owners: &mut Vec<usize>, supports: Supports<'_>) -> FuseCounts {
+pub fn fuse(graph: &mut Graph, owners: &mut Vec<usize>, prepare: Prepare<'_>) -> Fused {
     let mut counts = FuseCounts::new();
     let readers = graph.readers();
-    let mut fusing = Fusing { graph, owners, readers };
-    for (name, rule) in RULES {
+    let prepared = std::iter::repeat_with(|| None).take(graph.nodes.len()).collect();
+    let mut fusing = Fusing { graph, owners, readers, prepared };
+    for Rule { name, at: is_of, rewrite } in RULES {
         for at in 0..fusing.graph.nodes.len() {
             let id = NodeId(u32::try_from(at).expect("graphs have far fewer nodes"));
-            if fusing.graph.node(id).outs.is_empty() {
+            // What another rewrite removed has no results.
+            if !is_of(&fusing.graph.nodes[at].op) || fusing.graph.nodes[at].outs.is_empty() {
                 continue;
             }
-            if let Some(rewrite) = rule(&fusing, id).filter(|r| fusing.applies(r, supports)) {
-                fusing.apply(rewrite);
+            let Some(rewrite) = rewrite(&fusing, id) else { continue };
+            if let Some(prepared) = fusing.prepare(&rewrite, prepare) {
+                fusing.apply(rewrite, prepared);
                 *counts.entry(name).or_default() += 1;
             }
         }
     }
+    let Fusing { mut prepared, .. } = fusing;
+    let is_left = |nodes: &mut std::slice::Iter<'_, Node>| nodes.next().is_some_and(|n| !n.outs.is_empty());
     let mut nodes = graph.nodes.iter();
-    owners.retain(|_| nodes.next().is_some_and(|n| !n.outs.is_empty()));
+    owners.retain(|_| is_left(&mut nodes));
+    let mut nodes = graph.nodes.iter();
+    prepared.retain(|_| is_left(&mut nodes));
     graph.nodes.retain(|n| !n.outs.is_empty());
     renumber(graph);
-    counts
+    Fused { counts, prepared }
 }
 
 impl Fusing<'_> {
-    fn applies(&self, rewrite: &Rewrite, supports: Supports<'_>) -> bool {
-        let args = self.graph.descs(&rewrite.args);
+    /// What the backend decides about the fused op; `None` where the rewrite does not apply.
+    fn prepare(&self, rewrite: &Rewrite, prepare: Prepare<'_>) -> Option<Prepared> {
         let owner = self.owners[rewrite.remove[0].index()];
-        if rewrite.remove.iter().any(|n| self.owners[n.index()] != owner) {
-            return false;
-        }
         let first = rewrite.remove.iter().min().copied();
-        let ready = rewrite.args.iter().all(|&a| self.graph.producer(a).is_none_or(|p| Some(p) < first));
-        ready && supports(owner, &rewrite.op, &args) && !self.loses_a_read_tensor(rewrite)
+        let is_ready = |&arg: &TensorId| self.graph.producer(arg).is_none_or(|maker| Some(maker) < first);
+        let applies = rewrite.remove.iter().all(|n| self.owners[n.index()] == owner)
+            && rewrite.args.iter().all(is_ready)
+            && !self.loses_a_read_tensor(rewrite);
+        applies.then(|| prepare(owner, &rewrite.op, &self.graph.descs(&rewrite.args))).flatten()
     }
 
     /// Whether somebody else reads a tensor that the rewrite no longer makes.
@@ -89,10 +113,11 @@ impl Fusing<'_> {
     }
 
     /// Puts the new node in the place of the first one that it replaces.
-    fn apply(&mut self, rewrite: Rewrite) {
+    fn apply(&mut self, rewrite: Rewrite, prepared: Prepared) {
         let Rewrite { remove, op, args, outs } = rewrite;
         let first = *remove.iter().min().expect("a rewrite removes something");
         for node in &remove {
+            self.prepared[node.index()] = None;
             let node = &mut self.graph.nodes[node.index()];
             node.outs.clear();
             for arg in std::mem::take(&mut node.args) {
@@ -107,6 +132,7 @@ impl Fusing<'_> {
         }
         let layer = self.graph.nodes[first.index()].layer;
         self.graph.nodes[first.index()] = Node { op, args, outs, layer };
+        self.prepared[first.index()] = Some(prepared);
     }
 }
 
@@ -171,7 +197,7 @@ fn conv_act(Fusing { graph, .. }: &Fusing<'_>, at: NodeId) -> Option<Rewrite> {
 }
 
 /// Products of the same `x` on one backend: it is converted once, and their rows are one step. Matches at the first of them.
-fn linear_group(Fusing { graph, owners, readers }: &Fusing<'_>, at: NodeId) -> Option<Rewrite> {
+fn linear_group(Fusing { graph, owners, readers, .. }: &Fusing<'_>, at: NodeId) -> Option<Rewrite> {
     let first = graph.node(at);
     let Op::Linear { bias, act: None, precision } = first.op else { return None };
     let x = first.args[0];

@@ -13,13 +13,15 @@ pub struct CompileOptions {
     pub fuse: bool,
     /// Whether dead and fresh bytes of the arena are filled with NaN, so that a lifetime bug shows.
     pub poison: bool,
+    /// Alignment of tensors in bytes, where it is larger than what backends need: a test keeps them apart with it.
+    pub alignment: usize,
     /// Named tensors that the caller wants to read after a run.
     pub taps: Vec<String>,
 }
 
 impl Default for CompileOptions {
     fn default() -> Self {
-        Self { fuse: true, poison: false, taps: Vec::new() }
+        Self { fuse: true, poison: false, alignment: 1, taps: Vec::new() }
     }
 }
 

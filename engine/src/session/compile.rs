@@ -7,13 +7,10 @@ use super::{MAX_CONTEXT, Reuse, Session, WORD};
 use crate::backend::{Backend, Bindings, Buffer, Executable, Prepared, Segment, WeightData};
 use crate::builder::GraphBuilder;
 use crate::error::{Error, Result};
-use crate::graph::Graph;
 use crate::key::{GraphKey, Stage};
-use crate::pass::FuseCounts;
-use crate::pass::assign::{self, Cut, Homes};
-use crate::pass::fuse::fuse;
-use crate::pass::prune::prune;
-use crate::plan::{MemoryPlan, plan};
+use crate::pass::assign::Homes;
+use crate::plan::MemoryPlan;
+use crate::planned::Planned;
 use crate::stats::BuildReason;
 use crate::tensor::{Input, Source, TensorId};
 use crate::weights::WeightId;
@@ -26,7 +23,7 @@ const MAX_KEY_CONTEXT: u32 = MAX_CONTEXT as u32;
 
 /// A compiled graph, bound to arenas of its own generation.
 pub(super) struct Compiled {
-    pub(super) described: Described,
+    pub(super) planned: Planned,
     /// First word and number of words of each input in the input block, in the order of [`Input::ALL`].
     pub(super) layout: [(u32, u32); Input::ALL.len()],
     /// Words of the input block.
@@ -59,36 +56,11 @@ impl Compiled {
     /// Errors: `Graph` where there is none, or none that can be read in one piece.
     #[cold]
     pub(super) fn place(&self, at: usize) -> Result<Place> {
-        let Described { graph, .. } = &self.described;
-        let stage = graph.outputs.get(at).map_or(0, |&id| self.described.maker(id));
-        let backend = self.described.cuts.get(stage).map_or(0, |cut| cut.backend);
-        Place::of(graph, self.described.plan(backend), at, stage, self.arenas[backend])
-    }
-}
-
-/// What a call of one shape computes, on which backends, and where everything lies. Equal keys give equal ones.
-#[derive(Clone, PartialEq, Debug)]
-pub struct Described {
-    /// The graph as the passes leave it.
-    pub graph: Graph,
-    /// How often each fusion rule applied.
-    pub fused: FuseCounts,
-    /// Which nodes run on which backend of the session, in execution order.
-    pub cuts: Vec<Cut>,
-    /// Where the tensors lie that a backend makes or reads, for every backend of the session that has a cut.
-    pub plans: Vec<Option<MemoryPlan>>,
-}
-
-impl Described {
-    /// The plan of a backend, by its index in the session's list.
-    pub fn plan(&self, backend: usize) -> Option<&MemoryPlan> {
-        self.plans.get(backend).and_then(Option::as_ref)
-    }
-
-    /// The cut that makes a tensor; the first for one that no node makes.
-    fn maker(&self, id: TensorId) -> usize {
-        let made = |cut: &Cut| self.graph.producer(id).is_none_or(|n| cut.nodes.contains(&n.index()));
-        self.cuts.iter().position(made).unwrap_or(0)
+        let Self { planned, arenas, .. } = self;
+        let graph = planned.graph();
+        let stage = graph.outputs.get(at).map_or(0, |&id| planned.maker(id));
+        let backend = planned.cuts().get(stage).map_or(0, |cut| cut.backend);
+        Place::of(graph, planned.plan(backend), at, stage, arenas[backend])
     }
 }
 
@@ -156,21 +128,20 @@ impl Session {
         self.stats.count_build(off.unwrap_or_else(|| self.history.reason(key)));
         let (index, evicted) = self.cache.insert(*key, compiled);
         self.stats.evictions += u64::from(evicted);
-        self.count_bytes();
         Ok(index)
     }
 
     /// Builds a kept graph once more. Errors: `StaleGraph` where it comes out otherwise.
     fn check_kept(&self, key: &GraphKey, index: usize) -> Result<()> {
-        let (kept, rebuilt) = (&self.cache.peek(index).described, self.describe(key)?);
+        let (kept, rebuilt) = (&self.cache.peek(index).planned, self.describe(key)?);
         if *kept == rebuilt {
             return Ok(());
         }
-        let (kept_text, text) = (kept.graph.dump(), rebuilt.graph.dump());
+        let (kept_text, text) = (kept.graph().dump(), rebuilt.graph().dump());
         let lines = kept_text.lines().chain([""]).zip(text.lines().chain([""]));
         let line = lines.filter(|(a, b)| a != b).map(|(a, b)| format!("kept {a:?}, built {b:?}")).next();
         let what = line.unwrap_or_else(|| {
-            let part = if kept.graph != rebuilt.graph { "layout of its tensors" } else { "plan or its backends" };
+            let part = if kept.graph() != rebuilt.graph() { "layout of its tensors" } else { "plan or its backends" };
             format!("the {part} differs")
         });
         Err(Error::StaleGraph { what: format!("{key:?}: {what}") })
@@ -180,41 +151,21 @@ impl Session {
     /// compiled, and no weight is touched.
     ///
     /// Errors: `Key` for a shape that no call has; one that the model or the backends cannot do.
-    pub fn describe(&self, key: &GraphKey) -> Result<Described> {
-        self.prepare(key).map(|(described, _)| described)
+    pub fn describe(&self, key: &GraphKey) -> Result<Planned> {
+        self.plan(key).map(|(planned, _)| planned)
     }
 
     /// As [`Self::describe`], with what the backends decided about every node.
-    fn prepare(&self, key: &GraphKey) -> Result<(Described, Vec<Prepared>)> {
+    fn plan(&self, key: &GraphKey) -> Result<(Planned, Vec<Prepared>)> {
         self.check_key(key)?;
         let builder = GraphBuilder::new(self.memory.layout());
         self.model.build(&builder, key);
-        let mut graph = builder.finish()?;
-        for name in &self.options.compile.taps {
-            if let Some(id) = graph.named(name)
-                && !graph.outputs.contains(&id)
-            {
-                graph.outputs.push(id);
-            }
-        }
-        prune(&mut graph);
-        let backends = &self.backends[..];
         let homes = Homes { layers: &self.options.placement, states: self.memory.homes() };
-        let mut owners = assign::assign(&graph, backends, homes)?;
-        let mut fused = FuseCounts::new();
-        if self.options.compile.fuse {
-            fused = fuse(&mut graph, &mut owners, &|owner, op, args| backends[owner].prepare(op, args).is_some());
+        let (planned, prepared) = Planned::new(builder.finish()?, &self.backends, homes, &self.options.compile)?;
+        if cfg!(debug_assertions) || self.options.reuse == Reuse::Verified {
+            planned.verify()?;
         }
-        let prepared = assign::prepare(&graph, backends, &owners)?;
-        let cuts = assign::cuts(&graph, &owners);
-        // One for all backends: the input block is the same for each.
-        let alignment = backends.iter().map(|b| b.caps().alignment).max().unwrap_or(WORD);
-        let plan = |backend: usize| {
-            let runs = cuts.iter().any(|cut| cut.backend == backend);
-            runs.then(|| plan(&graph, &cuts, backend, alignment, &|id| prepared[id.index()].scratch_bytes()))
-        };
-        let plans = (0..backends.len()).map(plan).collect();
-        Ok((Described { graph, fused, cuts, plans }, prepared))
+        Ok((planned, prepared))
     }
 
     /// Whether a call of this shape exists: models count on it.
@@ -238,41 +189,41 @@ impl Session {
     }
 
     fn compile(&mut self, key: &GraphKey) -> Result<Compiled> {
-        let (described, prepared) = self.prepare(key)?;
+        let (planned, prepared) = self.plan(key)?;
         let mut prepared = prepared.into_iter();
-        let Described { graph, plans, cuts, .. } = &described;
-        let arenas = self.arenas_for(plans)?;
-        let mut stages = Vec::with_capacity(cuts.len());
-        for (i, cut) in cuts.iter().enumerate() {
-            let is_first = cuts[..i].iter().all(|before| before.backend != cut.backend);
-            let (executable, transfers) =
-                self.lower(&described, cut, prepared.by_ref().take(cut.nodes.len()).collect(), &arenas)?;
+        let arenas = self.arenas_for(planned.plans())?;
+        let mut stages = Vec::with_capacity(planned.cuts().len());
+        for (i, cut) in planned.cuts().iter().enumerate() {
+            let is_first = planned.cuts()[..i].iter().all(|before| before.backend != cut.backend);
+            let prepared = prepared.by_ref().take(cut.nodes.len()).collect();
+            let segment = Segment { planned: &planned, cut, prepared, poison: self.options.compile.poison };
+            let (executable, transfers) = self.lower(segment, &arenas)?;
             stages.push(CompiledStage { executable, is_first, transfers });
         }
         let mut layout = [(0, 0); Input::ALL.len()];
         let mut n_words = 0;
         let word = |n: usize| u32::try_from(n).expect("inputs are tensors with 32-bit element counts");
         // The input block is the same in every plan.
-        if let Some(plan) = plans.iter().flatten().next() {
-            for (input, id) in graph.inputs() {
-                layout[input as usize] = (word(plan.offset(id) / WORD), word(graph.tensor(id).shape.elements()));
+        if let Some(plan) = planned.plans().iter().flatten().next() {
+            for (input, id) in planned.graph().inputs() {
+                let n = planned.graph().tensor(id).shape.elements();
+                layout[input as usize] = (word(plan.offset(id) / WORD), word(n));
             }
             n_words = plan.input_bytes / WORD;
         }
-        let mut compiled = Compiled { layout, n_words, output: None, arenas, stages, described };
+        let mut compiled = Compiled { layout, n_words, output: None, arenas, stages, planned };
         compiled.output = compiled.place(0).ok();
         Ok(compiled)
     }
 
     fn lower(
         &mut self,
-        described: &Described,
-        cut: &Cut,
-        prepared: Vec<Prepared>,
+        segment: Segment<'_>,
         arenas: &[Option<usize>],
     ) -> Result<(Box<dyn Executable>, Vec<Transfer>)> {
-        let Described { graph, plans, cuts, .. } = described;
-        let plan_of = |backend: usize| plans[backend].as_ref().expect("every cut's backend has a plan");
+        let Segment { planned, cut, .. } = segment;
+        let graph = planned.graph();
+        let plan_of = |backend: usize| planned.plan(backend).expect("every cut's backend has a plan");
         let backend = Arc::clone(&self.backends[cut.backend]);
         for node in &graph.nodes[cut.nodes.clone()] {
             for &arg in &node.args {
@@ -281,20 +232,10 @@ impl Session {
                 }
             }
         }
-        let segment = Segment {
-            graph,
-            cuts,
-            backend: cut.backend,
-            nodes: cut.nodes.clone(),
-            inputs: cut.inputs.clone(),
-            outputs: cut.outputs.clone(),
-            prepared,
-            poison: self.options.compile.poison,
-        };
         let arena_of = |backend: usize| arenas[backend].expect("every cut has an arena");
         let arena = &self.arenas[arena_of(cut.backend)].buffer;
         let bind = Bindings { arena, weights: &self.imported[cut.backend], states: self.memory.buffers() };
-        let executable = backend.compile(segment, plan_of(cut.backend), &bind)?;
+        let executable = backend.compile(segment, &bind)?;
         let transfer = |&(id, from): &(TensorId, usize)| Transfer {
             from: (arena_of(from), plan_of(from).offset(id)),
             to: (arena_of(cut.backend), plan_of(cut.backend).offset(id)),
@@ -343,17 +284,19 @@ impl Session {
         }
         self.stats.arena_bytes = newest.iter().map(|a| a.buffer.bytes()).sum();
         self.arenas = newest;
-        self.count_bytes();
     }
 
-    /// Counts what graphs and weights hold outside of arenas. To be called when either changed.
-    fn count_bytes(&mut self) {
-        let executables = self.cache.iter().flat_map(|c| &c.stages).map(|stage| stage.executable.own_bytes());
-        self.stats.graph_bytes = executables.sum();
+    /// Bytes that compiled graphs hold outside of arenas.
+    pub(super) fn graph_bytes(&self) -> usize {
+        self.cache.iter().flat_map(|c| &c.stages).map(|stage| stage.executable.own_bytes()).sum()
+    }
+
+    /// Bytes that imported weights hold besides the mapped files.
+    pub(super) fn weight_bytes(&self) -> usize {
         let held = |(backend, weights): (&Arc<dyn Backend>, &Vec<Option<Buffer>>)| -> usize {
             weights.iter().flatten().map(|w| backend.weight_bytes(w)).sum()
         };
-        self.stats.weight_bytes = self.backends.iter().zip(&self.imported).map(held).sum();
+        self.backends.iter().zip(&self.imported).map(held).sum()
     }
 }
 

@@ -25,6 +25,7 @@ use crate::model::Model;
 use crate::parallel::Parallel;
 use crate::pass::CompileOptions;
 use crate::pass::assign::place_states;
+use crate::planned::Planned;
 use crate::profile::Profile;
 use crate::shape::Shape;
 use crate::snapshot::model_identity;
@@ -37,7 +38,6 @@ use inputs::slice_tokens;
 use output::Arena;
 
 pub use crate::stats::Stats;
-pub use compile::Described;
 
 /// Bytes of an input word: ids, positions and f32 values alike.
 const WORD: usize = 4;
@@ -231,7 +231,13 @@ impl Session {
 
     /// Counters since the session was opened.
     pub fn stats(&self) -> Stats {
-        Stats { state_bytes: self.memory.bytes(), state_moves: self.memory.n_moves(), ..self.stats }
+        Stats {
+            state_bytes: self.memory.bytes(),
+            state_moves: self.memory.n_moves(),
+            graph_bytes: self.graph_bytes(),
+            weight_bytes: self.weight_bytes(),
+            ..self.stats
+        }
     }
 
     /// Switches timing of every node on or off. Switching it on where it is on sets all times to 0.
@@ -330,10 +336,10 @@ impl Session {
     /// A named tensor of the last run, as [`CompileOptions::taps`] asked for it: its values, integers too, and its shape.
     pub fn tap(&self, name: &str) -> Result<Option<(Vec<f32>, Shape)>> {
         let Some(compiled) = self.last_run.map(|i| self.cache.peek(i)) else { return Ok(None) };
-        let Some(id) = compiled.described.graph.named(name) else { return Ok(None) };
-        let Some(at) = compiled.described.graph.outputs.iter().position(|&o| o == id) else { return Ok(None) };
+        let Some(id) = compiled.planned.graph().named(name) else { return Ok(None) };
+        let Some(at) = compiled.planned.graph().outputs.iter().position(|&o| o == id) else { return Ok(None) };
         let mut values = compiled.place(at)?.read(&self.arenas, &self.backends)?;
-        let desc = compiled.described.graph.tensor(id);
+        let desc = compiled.planned.graph().tensor(id);
         if desc.dtype == DType::I32 {
             values.iter_mut().for_each(|v| *v = v.to_bits().cast_signed() as f32);
         }
@@ -343,9 +349,9 @@ impl Session {
     /// What a call of this shape runs: compiled if it was not yet.
     ///
     /// Errors: as for [`Session::describe`].
-    pub fn graph(&mut self, key: &GraphKey) -> Result<&Described> {
+    pub fn graph(&mut self, key: &GraphKey) -> Result<&Planned> {
         let index = self.compiled(key)?;
-        Ok(&self.cache.peek(index).described)
+        Ok(&self.cache.peek(index).planned)
     }
 
     /// Whoever calls again looks at no results any more.
@@ -377,8 +383,8 @@ impl Session {
     fn run_timed(&mut self, key: &GraphKey, index: usize) -> Result<()> {
         let Self { cache, arenas, backends, words, n_words, profile, stats, .. } = self;
         let words = &words[..*n_words];
-        let Compiled { stages, described, .. } = cache.get_mut(index);
-        let mut times = profile.as_mut().map(|profile| profile.of(key, &described.graph));
+        let Compiled { stages, planned, .. } = cache.get_mut(index);
+        let mut times = profile.as_mut().map(|profile| profile.of(key, planned.graph()));
         let start = Instant::now();
         for stage in stages {
             stage.transfer(arenas, backends)?;

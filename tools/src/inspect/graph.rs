@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use engine::backend::Backend;
 use engine::key::{GraphKey, Stage};
-use engine::session::{Described, MAX_CONTEXT, Session};
+use engine::planned::Planned;
+use engine::session::{MAX_CONTEXT, Session};
 use engine::state::Role;
 use engine::tensor::{Source, TensorId};
 use engine::weights::WeightStore;
@@ -133,7 +134,7 @@ impl fmt::Display for Call {
 /// A described call, and what its parts are called.
 pub(super) struct Shown<'a> {
     /// Graph, plan, backends.
-    pub described: &'a Described,
+    pub planned: &'a Planned,
     /// The session that described it.
     pub session: &'a Session,
     /// Names of weights.
@@ -145,8 +146,8 @@ pub(super) struct Shown<'a> {
 impl Shown<'_> {
     /// The graph, one node a line.
     pub(super) fn text(&self) -> String {
-        let graph = &self.described.graph;
-        let fused: Vec<String> = self.described.fused.iter().map(|(rule, n)| format!("{rule} {n}")).collect();
+        let graph = &self.planned.graph();
+        let fused: Vec<String> = self.planned.fused().iter().map(|(rule, n)| format!("{rule} {n}")).collect();
         let fused = if fused.is_empty() { "nothing".to_owned() } else { fused.join(", ") };
         let inputs: Vec<String> = graph.inputs().iter().map(|&(_, id)| self.tensor(id)).collect();
         let outputs: Vec<String> = graph.outputs.iter().map(|&id| self.tensor(id)).collect();
@@ -175,13 +176,13 @@ impl Shown<'_> {
 
     /// The backend of a node.
     pub(super) fn backend(&self, node: usize) -> String {
-        let cut = self.described.cuts.iter().find(|cut| cut.nodes.contains(&node));
+        let cut = self.planned.cuts().iter().find(|cut| cut.nodes.contains(&node));
         cut.and_then(|cut| self.backends.get(cut.backend)).map_or(String::new(), |b| b.name().to_owned())
     }
 
     /// Name, format and shape of a tensor.
     pub(super) fn tensor(&self, id: TensorId) -> String {
-        let t = self.described.graph.tensor(id);
+        let t = self.planned.graph().tensor(id);
         let name = match t.source {
             Source::View { of, offset } => format!("{} from {offset}", self.name(of)),
             Source::Weight(_) | Source::State(_) | Source::Input(_) | Source::Node(..) => self.name(id),
@@ -190,7 +191,7 @@ impl Shown<'_> {
     }
 
     fn name(&self, id: TensorId) -> String {
-        match self.described.graph.tensor(id).source {
+        match self.planned.graph().tensor(id).source {
             Source::Weight(w) => self.weights.desc(w).name.clone(),
             Source::State(s) => {
                 let spec = self.session.memory().specs().get(s.index());

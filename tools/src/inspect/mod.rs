@@ -135,10 +135,9 @@ fn of_model(args: &InspectArgs) -> Outcome<String> {
     let session = Session::open(std::sync::Arc::clone(&model.loaded.model), &model.loaded.weights, &backends, options);
     let session = session.with_context(|| model.name.clone()).map_err(Failure::model)?;
     let key = call.key(&session).map_err(|what| Failure::usage(format!("--graph {call}: {what}")))?;
-    let described =
-        session.describe(&key).with_context(|| format!("{}: {call}", model.name)).map_err(Failure::model)?;
+    let planned = session.describe(&key).with_context(|| format!("{}: {call}", model.name)).map_err(Failure::model)?;
     let shown =
-        graph::Shown { described: &described, session: &session, weights: &model.loaded.weights, backends: &backends };
+        graph::Shown { planned: &planned, session: &session, weights: &model.loaded.weights, backends: &backends };
     let mut text = format!("{} ({}), {call}: {}\n\n", model.name, model.loaded.arch.name, call.words(&key));
     if args.graph.is_some() {
         text += &shown.text();

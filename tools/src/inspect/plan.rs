@@ -20,7 +20,7 @@ struct Occupant {
 
 /// The plan of every backend: sizes, and a line for everything in the arena.
 pub(super) fn text(shown: &Shown<'_>) -> String {
-    let plans: Vec<_> = (0..shown.backends.len()).filter_map(|i| Some((i, shown.described.plan(i)?))).collect();
+    let plans: Vec<_> = (0..shown.backends.len()).filter_map(|i| Some((i, shown.planned.plan(i)?))).collect();
     match plans[..] {
         [(_, plan)] => of(shown, plan),
         _ => plans.iter().map(|(i, plan)| format!("{}\n{}\n", shown.backends[*i].name(), of(shown, plan))).collect(),
@@ -28,7 +28,7 @@ pub(super) fn text(shown: &Shown<'_>) -> String {
 }
 
 fn of(shown: &Shown<'_>, plan: &MemoryPlan) -> String {
-    let graph = &shown.described.graph;
+    let graph = &shown.planned.graph();
     let occupants = occupants(shown, plan);
     let sum: usize = occupants.iter().filter(|o| o.replaces.is_none()).map(|o| o.bytes.len()).sum();
     let all: usize = occupants.iter().map(|o| o.bytes.len()).sum();
@@ -84,7 +84,7 @@ fn needed(occupants: &[Occupant], node: usize) -> usize {
 
 /// Results and scratch memory in the order of their nodes.
 fn occupants(shown: &Shown<'_>, plan: &MemoryPlan) -> Vec<Occupant> {
-    let graph = &shown.described.graph;
+    let graph = &shown.planned.graph();
     let mut last_read = vec![0; graph.tensors.len()];
     for (id, node) in graph.walk() {
         node.args.iter().for_each(|&arg| last_read[graph.root(arg).index()] = id.index());

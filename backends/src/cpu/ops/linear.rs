@@ -13,7 +13,7 @@ use engine::op::{Precision, Unary};
 use engine::tensor::{TensorDesc, TensorId};
 use kernels::cpu::{Kernels, Operand, Product};
 use kernels::quant::Format;
-use smallvec::SmallVec;
+use smallvec::{SmallVec, smallvec};
 
 use super::super::context::{At, Lowering, Needs, Prepared};
 use super::super::machine::Machine;
@@ -132,7 +132,7 @@ pub(super) fn linear(
     Some(Prepared::new(plan.needs, move |cx, at| {
         let bias = at.node.args.get(2).map(|&bias| cx.view(bias)).transpose()?;
         let part = Part { bias, act, ..Part::new(cx, plan.tilings[0], at.arg(1), at.out(0))? };
-        products(cx, at, vec![part], plan.takes_rows)
+        products(cx, at, smallvec![part], plan.takes_rows)
     }))
 }
 
@@ -155,11 +155,11 @@ pub(super) fn glu(machine: Machine, args: &[&TensorDesc], act: Unary, precision:
     Some(Prepared::new(plan.needs, move |cx, at| {
         let up = Some((cx.bytes(at.arg(2))?, plan.tilings[1].format));
         let part = Part { up, act: Some(act), ..Part::new(cx, plan.tilings[0], at.arg(1), at.out(0))? };
-        products(cx, at, vec![part], plan.takes_rows)
+        products(cx, at, smallvec![part], plan.takes_rows)
     }))
 }
 
-fn products(cx: &mut Lowering<'_>, at: At<'_>, mut parts: Vec<Part>, takes_rows: bool) -> Result<()> {
+fn products(cx: &mut Lowering<'_>, at: At<'_>, mut parts: Parts, takes_rows: bool) -> Result<()> {
     let kernels = cx.machine.kernels;
     let (shared, worker) = cx.scratch(at)?;
     let x = cx.view::<f32>(at.arg(0))?;
@@ -271,10 +271,13 @@ impl Tile {
     }
 }
 
+/// Products of the same activations, mostly one.
+type Parts = SmallVec<[Part; 1]>;
+
 /// Tiles of one or several products of the same activations.
 struct Products {
     x: View<f32>,
-    parts: Vec<Part>,
+    parts: Parts,
     n_chunks: usize,
     worker: WorkerScratch,
     kernels: Kernels,
