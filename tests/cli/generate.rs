@@ -240,3 +240,22 @@ fn bad_models_are_exit_code_4() {
     let run = generate(&["-m", "missing.gguf", "-p", "a"]).expect(4);
     assert!(run.err.contains("missing.gguf"), "{}", run.err);
 }
+
+#[test]
+fn weights_in_the_file_and_in_memory_give_the_same_ids() {
+    let dir = tempfile::tempdir().unwrap();
+    let (checkpoint, model) = (fixtures().join("golden/qwen3"), dir.path().join("model.gguf"));
+    let paths = [&model, &checkpoint].map(|path| path.to_str().unwrap());
+    tympan(["convert", "-q", "--type", "f16", "-o", paths[0], paths[1]]).expect(0);
+    let ids = |weights: &str, n: &str| {
+        let args = ["-m", paths[0], "--prompt-ids", "1,2,3", "-n", n, "--ignore-eos", "--token-ids", "-v"];
+        let run = generate(&[&args[..], &["--weights", weights]].concat());
+        let run = run.expect(0);
+        (run.out.clone(), run.err.contains("copied to memory"))
+    };
+    let (mapped, resident, auto) = (ids("mapped", "8"), ids("resident", "8"), ids("auto", "8"));
+    assert_eq!((mapped.1, resident.1, auto.1), (false, true, false));
+    assert_eq!(mapped.0, resident.0);
+    let refused = generate(&["-p", "x", "--weights", "elsewhere"]).expect(2);
+    assert!(refused.err.contains("auto, mapped, resident"), "{}", refused.err);
+}

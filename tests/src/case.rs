@@ -313,6 +313,12 @@ impl OpCase {
         self.inputs.iter().map(|i| rng.floats(i.shape.elements(), i.range)).collect()
     }
 
+    /// Elements of activations and weights: how large the case is.
+    pub fn n_elements(&self) -> usize {
+        let inputs = self.inputs.iter().map(|input| input.shape.elements());
+        inputs.chain(self.weights.iter().map(|weight| weight.shape.elements())).sum()
+    }
+
     /// The bytes of every weight.
     pub fn weight_bytes(&self) -> Vec<Vec<u8>> {
         let mut rng = Rng::named(&format!("{} weights", self.name));

@@ -87,7 +87,11 @@ pub struct Outcome {
 }
 
 /// Runs all cases and panics with the list of those that fail.
-pub fn run_table(cases: &[OpCase]) {
+pub fn run_table(cases: Vec<OpCase>) {
+    if cfg!(miri) {
+        return run_smallest(cases);
+    }
+    let cases = &cases[..];
     static BACKENDS: OnceLock<(Tested, Vec<(Tested, Tested)>)> = OnceLock::new();
     let (reference, cpus) =
         BACKENDS.get_or_init(|| (reference(), cpus(1).into_iter().zip(cpus(3)).collect::<Vec<_>>()));
@@ -103,6 +107,25 @@ pub fn run_table(cases: &[OpCase]) {
     }
     let shown = failures[..failures.len().min(MAX_REPORTED)].join("\n");
     assert!(failures.is_empty(), "{} of {} cases fail:\n{shown}", failures.len(), cases.len());
+}
+
+/// Cases of a family that run under Miri, unless this variable says how many.
+const CASES_UNDER_MIRI: usize = 6;
+const MIRI_CASES_VARIABLE: &str = "TYMPAN_MIRI_CASES";
+
+/// Runs the smallest cases on the CPU backend, on one thread and on several: what Miri, thousands of times slower than the
+/// CPU, can look at. It has no vector instructions, and numbers are compared where it does not run.
+fn run_smallest(mut cases: Vec<OpCase>) {
+    cases.sort_by_key(OpCase::n_elements);
+    let n = std::env::var(MIRI_CASES_VARIABLE).map(|n| n.parse().expect("a number of cases"));
+    cases.truncate(n.unwrap_or(CASES_UNDER_MIRI));
+    let table = Table::new(&cases);
+    for tested in [cpus(1), cpus(3)].iter().flatten() {
+        for (i, case) in cases.iter().enumerate() {
+            let variation = Variation { fuse: true, copied: true, poison: false };
+            table.run(i, tested, variation).unwrap_or_else(|e| panic!("{}: {e}", case.name));
+        }
+    }
 }
 
 /// Cases with their weights in one file.

@@ -10,7 +10,7 @@ macro_rules! families {
         $(
             #[test]
             fn $name() {
-                run_table(&family(stringify!($name)));
+                run_table(family(stringify!($name)));
             }
         )*
 

@@ -10,6 +10,7 @@ use engine::backend::Backend;
 use engine::session::Reuse;
 
 use crate::exit::{Failure, Outcome};
+use crate::model::Loading;
 
 /// Most threads that can be asked for; a typing error must not start a million.
 const MAX_THREADS: usize = 1024;
@@ -43,6 +44,11 @@ pub(crate) struct DeviceArgs {
     #[arg(long, value_name = "on|off", hide_possible_values = true)]
     pub graph_reuse: Option<Switch>,
 
+    /// Where weights are: mapped (the file itself), resident (copied to memory, which is read faster where the file's pages
+    /// are small), or auto: mapped, unless the run will be long and memory is there
+    #[arg(long, value_name = "auto|mapped|resident", default_value = "auto", hide_possible_values = true)]
+    pub weights: WeightsArg,
+
     /// Layers to keep on the GPU
     #[arg(long, value_name = "N|all", hide = true)]
     pub gpu_layers: Option<String>,
@@ -50,6 +56,18 @@ pub(crate) struct DeviceArgs {
     /// Most memory to use
     #[arg(long, value_name = "SIZE", hide = true)]
     pub memory_budget: Option<String>,
+}
+
+/// `--weights`.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub(crate) enum WeightsArg {
+    /// Resident where that pays.
+    #[default]
+    Auto,
+    /// In the file.
+    Mapped,
+    /// In memory.
+    Resident,
 }
 
 /// On or off.
@@ -140,6 +158,11 @@ impl DeviceArgs {
 }
 
 impl DeviceArgs {
+    /// How a model is brought into memory, on so many threads, for a run that will be long or not.
+    pub(crate) fn loading(&self, threads: Option<NonZeroUsize>, is_long: bool) -> Loading {
+        Loading { threads, weights: self.weights, is_long }
+    }
+
     /// Whether compiled graphs are used again, by the flag or the environment.
     ///
     /// Errors: a variable with another value than it may have.

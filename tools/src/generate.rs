@@ -19,6 +19,8 @@ use crate::report::{Verbosity, peak_rss_bytes};
 
 /// Most tokens that `-n` accepts.
 const MAX_TOKENS: u64 = 1 << 20;
+/// Tokens from which on it pays to copy the weights first.
+const LONG_TOKENS: u64 = 1024;
 /// Highest temperature that is accepted: there all tokens are about equally likely.
 const MAX_TEMPERATURE: f32 = 1000.0;
 
@@ -126,7 +128,8 @@ pub(crate) fn run(args: &GenerateArgs) -> Outcome<Exit> {
     let model = ModelArgs { model: args.model.clone(), mmproj: None };
     model.prepare(args.device.threads, say)?;
     let load = Instant::now();
-    let model = model.load(LoadOptions { text_only: true, ..LoadOptions::default() }, args.device.threads, say)?;
+    let loading = args.device.loading(args.device.threads, args.max_tokens >= LONG_TOKENS);
+    let model = model.load(LoadOptions { text_only: true, ..LoadOptions::default() }, loading, say)?;
     let generator = Generator::open(&model.loaded, std::slice::from_ref(&device.backend), args.kv_type.into());
     let mut generator = generator.with_context(|| format!("loading {}", model.name)).map_err(Failure::model)?;
     generator.set_reuse(reuse);

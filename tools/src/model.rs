@@ -2,6 +2,7 @@
 
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use anyhow::{Context, anyhow};
 use convert::synth::SyntheticModel;
@@ -9,10 +10,55 @@ use convert::{FileType, workers};
 use engine::gguf::Gguf;
 use models::{LoadOptions, Loaded};
 
-use crate::args::ModelArgs;
+use crate::args::{ModelArgs, WeightsArg};
 use crate::cache::{self, ModelFiles};
 use crate::exit::{Failure, Outcome};
 use crate::report::Verbosity;
+
+/// A run whose weights are read often enough to copy them first, in memory that is free.
+const SPARE_FACTOR: u64 = 2;
+
+/// How a model is brought into memory.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Loading {
+    /// Threads that convert and copy.
+    pub threads: Option<NonZeroUsize>,
+    /// Whether weights are copied.
+    pub weights: WeightsArg,
+    /// Whether the run reads the weights often.
+    pub is_long: bool,
+}
+
+impl Loading {
+    /// Opens a file, in place or as a copy.
+    fn open(self, path: &Path, say: Verbosity) -> anyhow::Result<Gguf> {
+        let file = Gguf::open(path)?;
+        let is_resident = match self.weights {
+            WeightsArg::Mapped => false,
+            WeightsArg::Resident => true,
+            WeightsArg::Auto => {
+                self.is_long && available_bytes().is_some_and(|free| free / SPARE_FACTOR >= file.file_bytes() as u64)
+            }
+        };
+        if !is_resident {
+            return Ok(file);
+        }
+        drop(file);
+        let start = Instant::now();
+        let file = workers::with(self.threads, || Gguf::open_resident(path, &workers::Workers))??;
+        let megabytes = file.file_bytes() >> 20;
+        let ms = start.elapsed().as_millis();
+        say.detail(format_args!("weights: {} copied to memory, {megabytes} MiB in {ms} ms", short_name(path)));
+        Ok(file)
+    }
+}
+
+/// Memory that programs can have without others being swapped out, where the system says.
+fn available_bytes() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok().map(|kilobytes| kilobytes << 10)
+}
 
 /// A loaded model and how to speak of it.
 pub(crate) struct Model {
@@ -25,10 +71,11 @@ pub(crate) struct Model {
 }
 
 impl ModelArgs {
-    /// Loads the model, the built-in one without `-m`. What has to be converted is, on so many threads.
+    /// Loads the model, the built-in one without `-m`.
     ///
     /// Errors: missing, malformed or unsupported files.
-    pub(crate) fn load(&self, options: LoadOptions, threads: Option<NonZeroUsize>, say: Verbosity) -> Outcome<Model> {
+    pub(crate) fn load(&self, options: LoadOptions, loading: Loading, say: Verbosity) -> Outcome<Model> {
+        let threads = loading.threads;
         let Some(path) = &self.model else {
             say.note(
                 "no model given: using the built-in demonstration model (163 English words); -m MODEL.gguf for a real one",
@@ -39,14 +86,14 @@ impl ModelArgs {
         match SyntheticModel::parse(path)? {
             Some(wanted) => {
                 let made = workers::with(threads, || cache::open(&wanted, say))??;
-                self.load_synthetic(path, made, options)
+                self.load_synthetic(path, made, options, (loading, say))
             }
             None if path.is_dir() && path.join("config.json").is_file() => {
                 let file = workers::with(threads, || convert::to_memory(path))?.map_err(anyhow::Error::from);
                 let loaded = file.and_then(|file| finish(vec![file], short_name(path), options));
                 loaded.with_context(|| format!("loading {}", path.display()))
             }
-            None => self.load_path(path, options),
+            None => self.load_path(path, options, (loading, say)),
         }
         .map_err(Failure::model)
     }
@@ -62,26 +109,37 @@ impl ModelArgs {
         Ok(())
     }
 
-    fn load_synthetic(&self, argument: &Path, made: ModelFiles, options: LoadOptions) -> anyhow::Result<Model> {
+    fn load_synthetic(
+        &self,
+        argument: &Path,
+        made: ModelFiles,
+        options: LoadOptions,
+        (loading, say): (Loading, Verbosity),
+    ) -> anyhow::Result<Model> {
         let own = made.projector.filter(|_| !options.text_only);
         let projector = self.mmproj.clone().or(own);
         let name = argument.display().to_string();
         let damaged = || format!("{name}: its file is damaged; it is made again where it is deleted");
-        let files: Result<Vec<Gguf>, _> = std::iter::once(made.text).chain(projector).map(|p| Gguf::open(&p)).collect();
-        let files = files.with_context(damaged)?;
+        let files = std::iter::once(made.text).chain(projector).map(|path| loading.open(&path, say));
+        let files = files.collect::<anyhow::Result<Vec<Gguf>>>().with_context(damaged)?;
         finish(files, name.clone(), options).with_context(damaged)
     }
 
-    fn load_path(&self, path: &Path, options: LoadOptions) -> anyhow::Result<Model> {
+    fn load_path(
+        &self,
+        path: &Path,
+        options: LoadOptions,
+        (loading, say): (Loading, Verbosity),
+    ) -> anyhow::Result<Model> {
         let text = if path.is_dir() { the_model_in(path)? } else { path.to_owned() };
-        let mut files = vec![Gguf::open(&text)?];
+        let mut files = vec![loading.open(&text, say)?];
         let projector = match &self.mmproj {
             Some(path) => Some(path.clone()),
             None if options.text_only => None,
             None => projector_beside(&text, &files[0])?,
         };
         if let Some(projector) = projector {
-            files.push(Gguf::open(&projector)?);
+            files.push(loading.open(&projector, say)?);
         }
         finish(files, short_name(&text), options).with_context(|| format!("loading {}", text.display()))
     }

@@ -32,6 +32,7 @@ pub use write::GgufWriter;
 
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::parallel::Parallel;
 use crate::shape::Shape;
 use part::{Bytes, Part, SPLIT_COUNT, SPLIT_TENSORS, Stored};
 use scan::Kind;
@@ -86,6 +87,19 @@ impl Gguf {
             }
         }
         Self::join(parts)
+    }
+
+    /// As [`Gguf::open`], with all bytes copied to memory by these threads: the files may change or vanish from then on, and
+    /// reading is faster where their pages in memory are small.
+    ///
+    /// Errors: as for [`Gguf::open`], and `Io` where memory does not suffice.
+    pub fn open_resident(path: &Path, threads: &dyn Parallel) -> Result<Self> {
+        let Self(mut opened) = Self::open(path)?;
+        let opened_alone = Arc::get_mut(&mut opened).expect("it was opened here");
+        for part in &mut opened_alone.parts {
+            part.make_resident(threads)?;
+        }
+        Ok(Self(opened))
     }
 
     /// Reads a file from memory; `name` stands for its path in messages.

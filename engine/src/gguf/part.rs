@@ -11,6 +11,7 @@ use super::{TENSOR_ALIGNMENT, bad, parse, shown};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::mapping::Mapping;
+use crate::parallel::Parallel;
 use crate::shape::Shape;
 
 /// Parts of a split model. Published ones have a few dozen.
@@ -27,6 +28,21 @@ pub(super) enum Bytes {
     Mapped(Arc<Mapping>),
     Static(&'static [u8]),
     Owned(Arc<AlignedBytes>),
+}
+
+impl Bytes {
+    /// Copies what is mapped, unless somebody else looks at it.
+    pub(super) fn make_resident(&mut self, threads: &dyn Parallel) -> Result<()> {
+        let mapped = std::mem::replace(self, Self::Static(&[]));
+        *self = match mapped {
+            Self::Mapped(map) => Self::Mapped(match Arc::try_unwrap(map) {
+                Ok(map) => Arc::new(map.into_resident(threads)?),
+                Err(shared) => shared,
+            }),
+            other @ (Self::Static(_) | Self::Owned(_)) => other,
+        };
+        Ok(())
+    }
 }
 
 impl Deref for Bytes {

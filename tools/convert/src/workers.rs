@@ -3,7 +3,9 @@
 
 use std::num::NonZeroUsize;
 
+use engine::parallel::Parallel;
 use rayon::ThreadPoolBuilder;
+use rayon::prelude::*;
 
 use crate::error::{Error, Result};
 
@@ -15,6 +17,16 @@ pub fn with<R: Send>(threads: Option<NonZeroUsize>, work: impl FnOnce() -> R + S
     let builder = builder.thread_name(|i| format!("tympan-work-{i}"));
     // Scoped, so that the threads are gone when this returns: the next ones would compute beside them.
     builder.build_scoped(|thread| thread.run(), |pool| pool.install(work)).map_err(Error::output)
+}
+
+/// The threads that [`with`] has given the caller.
+#[derive(Clone, Copy, Debug)]
+pub struct Workers;
+
+impl Parallel for Workers {
+    fn for_each(&self, n: usize, task: &(dyn Fn(usize) + Sync)) {
+        (0..n).into_par_iter().for_each(task);
+    }
 }
 
 /// Runs `work` on the threads that [`with`] has given it, or on threads of its own.

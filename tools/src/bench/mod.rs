@@ -40,9 +40,9 @@ use self::measure::{Bench, Setup};
 use self::print::{Format, Printer};
 use self::row::{ModelFacts, Row, Settings};
 use self::timed::Timed;
-use crate::args::{DeviceArgs, KvType, ModelArgs, Switch};
+use crate::args::{DeviceArgs, KvType, ModelArgs, Switch, WeightsArg};
 use crate::exit::{Exit, Failure, Outcome};
-use crate::model::Model;
+use crate::model::{Loading, Model};
 use crate::report::{Verbosity, peak_rss_bytes};
 
 pub(crate) use self::flags::spelt_out;
@@ -214,6 +214,10 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     device: String,
 
+    /// Where weights are: mapped (the file itself, also with auto) or resident (copied to memory)
+    #[arg(long, value_name = "auto|mapped|resident", default_value = "auto", hide_possible_values = true)]
+    weights: WeightsArg,
+
     /// List the devices and exit
     #[arg(long)]
     list_devices: bool,
@@ -282,7 +286,8 @@ pub(crate) fn run(args: &BenchArgs) -> Outcome<Exit> {
     let mut devices = Devices { device: &args.device, open: Vec::new() };
     for path in &models {
         let model = ModelArgs { model: path.clone(), mmproj: None };
-        let model = model.load(LoadOptions { text_only: true, ..LoadOptions::default() }, most_threads(&lists), say)?;
+        let loading = Loading { threads: most_threads(&lists), weights: args.weights, is_long: false };
+        let model = model.load(LoadOptions { text_only: true, ..LoadOptions::default() }, loading, say)?;
         let filename = path.as_ref().map_or_else(|| model.name.clone(), |p| p.display().to_string());
         let facts = model::facts(&model.loaded, &filename);
         for c in &combinations {
@@ -422,7 +427,8 @@ fn run_audio(
     for path in &models {
         let model = ModelArgs { model: path.clone(), mmproj: args.mmproj.clone() };
         let load = Instant::now();
-        let model = model.load(LoadOptions::default(), most_threads(lists), say)?;
+        let loading = Loading { threads: most_threads(lists), weights: args.weights, is_long: false };
+        let model = model.load(LoadOptions::default(), loading, say)?;
         let load_ms = load.elapsed().as_secs_f64() * 1000.0;
         let filename = path.as_ref().map_or_else(|| model.name.clone(), |p| p.display().to_string());
         let facts = model::facts(&model.loaded, &filename);

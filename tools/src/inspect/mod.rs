@@ -128,7 +128,8 @@ fn of_model(args: &InspectArgs) -> Outcome<String> {
     };
     let model = ModelArgs { model: args.path.clone(), mmproj: args.mmproj.clone() };
     let options = LoadOptions { text_only: !call.needs_audio(), ..LoadOptions::default() };
-    let model = model.load(options, args.threads, Verbosity::new(args.quiet, false))?;
+    let loading = args.device().loading(args.threads, false);
+    let model = model.load(options, loading, Verbosity::new(args.quiet, false))?;
     let device = args.device().open()?;
     let options = SessionOptions { n_slots: call.n_slots(), n_ctx: call.n_ctx(), ..SessionOptions::default() };
     let backends = [device.backend];

@@ -29,6 +29,8 @@ use inputs::Input;
 const MAX_SEGMENT_S: f64 = 86_400.0;
 /// Most tokens that `--max-tokens` accepts.
 const MAX_TOKENS: u64 = 1 << 20;
+/// Bytes of inputs from which on it pays to copy the weights first: ten minutes of WAV, twenty of MP3.
+const LONG_INPUT_BYTES: u64 = 20 << 20;
 
 /// Transcribe audio files.
 #[derive(Args, Clone, Debug)]
@@ -170,7 +172,8 @@ pub(crate) fn run(args: &TranscribeArgs) -> Outcome<Exit> {
     let load = Instant::now();
     let audio_attention = args.audio_attention.map(AudioAttention::from).unwrap_or_default();
     let options = LoadOptions { audio_attention, text_only: false };
-    let model = args.model.load(options, args.device.threads, say)?;
+    let loading = args.device.loading(args.device.threads, is_long(&inputs));
+    let model = args.model.load(options, loading, say)?;
     let backends = [std::sync::Arc::clone(&device.backend)];
     let transcriber = Transcriber::open(&model.loaded, &backends, args.kv_type.into());
     let transcriber = transcriber.with_context(|| format!("loading {}", model.name)).map_err(Failure::model);
@@ -295,6 +298,15 @@ fn named(args: &TranscribeArgs, inputs: Vec<Input>) -> Outcome<Vec<(Input, Strin
         }
     }
     Ok(named)
+}
+
+/// Whether the inputs together are long enough that it pays to copy the weights first.
+fn is_long(inputs: &[(Input, String)]) -> bool {
+    let bytes = |(input, _): &(Input, String)| match input {
+        Input::File(path) => std::fs::metadata(path).map_or(0, |file| file.len()),
+        Input::Stdin => 0,
+    };
+    inputs.iter().map(bytes).sum::<u64>() >= LONG_INPUT_BYTES
 }
 
 /// What stays the same from input to input.
