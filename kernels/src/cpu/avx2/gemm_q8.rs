@@ -73,7 +73,7 @@ pub enum Planes {
     Halves,
 }
 
-/// A block that is brought into the layout of [`Unpacked`].
+/// A block that is brought into the layout of [`Unpacked`]; unless it says how, one whose groups of 32 weights have a scale.
 pub trait Layout: Sixteens {
     /// How levels lie there.
     const PLANES: Planes;
@@ -83,7 +83,17 @@ pub trait Layout: Sixteens {
     /// # Safety
     ///
     /// The CPU has AVX2, FMA and F16C.
-    unsafe fn unpack(rows: [&[Self]; WIDTH], from: usize, out: &mut [Unpacked]);
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn unpack(rows: [&[Self]; WIDTH], from: usize, out: &mut [Unpacked]) {
+        unpack_groups(rows, from, out);
+    }
+}
+
+/// A block of 256 weights with a scale for each 16 of them, which is brought into that layout.
+pub trait Halves: Eighths {
+    /// Whether levels are below 8, else below 64.
+    const ARE_SMALL: bool;
 }
 
 impl Layout for BlockQ8_0 {
@@ -106,94 +116,50 @@ impl Layout for BlockQ4_0 {
     }
 }
 
-impl Layout for BlockQ4_1 {
-    const PLANES: Planes = Planes::Nibbles;
+impl<B: Halves> Layout for B {
+    const PLANES: Planes = if B::ARE_SMALL { Planes::SmallHalves } else { Planes::Halves };
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn unpack(rows: [&[Self]; WIDTH], from: usize, out: &mut [Unpacked]) {
-        unpack_groups(rows, from, out);
+        unpack_halves(rows, from, out);
     }
+}
+
+impl Layout for BlockQ4_1 {
+    const PLANES: Planes = Planes::Nibbles;
 }
 
 impl Layout for BlockQ5_0 {
     const PLANES: Planes = Planes::Bytes;
-
-    #[inline]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn unpack(rows: [&[Self]; WIDTH], from: usize, out: &mut [Unpacked]) {
-        unpack_groups(rows, from, out);
-    }
 }
 
 impl Layout for BlockQ5_1 {
     const PLANES: Planes = Planes::Bytes;
-
-    #[inline]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn unpack(rows: [&[Self]; WIDTH], from: usize, out: &mut [Unpacked]) {
-        unpack_groups(rows, from, out);
-    }
 }
 
 impl Layout for BlockIQ4_NL {
     const PLANES: Planes = Planes::Bytes;
-
-    #[inline]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn unpack(rows: [&[Self]; WIDTH], from: usize, out: &mut [Unpacked]) {
-        unpack_groups(rows, from, out);
-    }
 }
 
 impl Layout for BlockQ4_K {
     const PLANES: Planes = Planes::Nibbles;
-
-    #[inline]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn unpack(rows: [&[Self]; WIDTH], from: usize, out: &mut [Unpacked]) {
-        unpack_groups(rows, from, out);
-    }
 }
 
 impl Layout for BlockQ5_K {
     const PLANES: Planes = Planes::Bytes;
-
-    #[inline]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn unpack(rows: [&[Self]; WIDTH], from: usize, out: &mut [Unpacked]) {
-        unpack_groups(rows, from, out);
-    }
 }
 
-impl Layout for BlockQ2_K {
-    const PLANES: Planes = Planes::SmallHalves;
-
-    #[inline]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn unpack(rows: [&[Self]; WIDTH], from: usize, out: &mut [Unpacked]) {
-        unpack_halves(rows, from, out);
-    }
+impl Halves for BlockQ2_K {
+    const ARE_SMALL: bool = true;
 }
 
-impl Layout for BlockQ3_K {
-    const PLANES: Planes = Planes::SmallHalves;
-
-    #[inline]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn unpack(rows: [&[Self]; WIDTH], from: usize, out: &mut [Unpacked]) {
-        unpack_halves(rows, from, out);
-    }
+impl Halves for BlockQ3_K {
+    const ARE_SMALL: bool = true;
 }
 
-impl Layout for BlockQ6_K {
-    const PLANES: Planes = Planes::Halves;
-
-    #[inline]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn unpack(rows: [&[Self]; WIDTH], from: usize, out: &mut [Unpacked]) {
-        unpack_halves(rows, from, out);
-    }
+impl Halves for BlockQ6_K {
+    const ARE_SMALL: bool = false;
 }
 
 /// `out[i, j] = sum over k of w[j, k] x[i, k]` with rows of [`BlockQ8`].
@@ -357,7 +323,7 @@ fn of_neg_sums(w: &Unpacked, x: &BlockQ8) -> __m256i {
 
 /// [`Layout::unpack`] of blocks with a scale for each half.
 #[target_feature(enable = "avx2,fma,f16c")]
-fn unpack_halves<B: Eighths>(rows: [&[B]; WIDTH], from: usize, out: &mut [Unpacked]) {
+fn unpack_halves<B: Halves>(rows: [&[B]; WIDTH], from: usize, out: &mut [Unpacked]) {
     const IN_BLOCK: usize = SUPER_BLOCK / SMALL_BLOCK;
     for (i, out) in (from / IN_BLOCK..).zip(out.as_chunks_mut::<IN_BLOCK>().0) {
         for (r, row) in rows.iter().enumerate() {

@@ -47,6 +47,8 @@ pub(super) trait Quarters: Sixteens {
     const EXCESS: Option<i32>;
     /// Whether scales and minima belong to 32 weights; else to 16.
     const IS_WIDE: bool;
+    /// Whether products of levels and scales of 16 fit a byte; else all are multiplied apart.
+    const PRODUCTS_FIT: bool;
     /// Numbers of the two runs of levels in each vector.
     const RUNS: [[usize; 2]; QUARTERS];
 
@@ -75,6 +77,7 @@ const IN_ORDER: [[usize; 2]; QUARTERS] = [[0, 1], [2, 3], [4, 5], [6, 7]];
 impl Quarters for BlockQ2_K {
     const EXCESS: Option<i32> = None;
     const IS_WIDE: bool = false;
+    const PRODUCTS_FIT: bool = true;
     const RUNS: [[usize; 2]; QUARTERS] = FOUR_APART;
 
     #[inline]
@@ -95,6 +98,7 @@ impl Quarters for BlockQ2_K {
 impl Quarters for BlockQ3_K {
     const EXCESS: Option<i32> = Some(2);
     const IS_WIDE: bool = false;
+    const PRODUCTS_FIT: bool = true;
     const RUNS: [[usize; 2]; QUARTERS] = FOUR_APART;
 
     #[inline]
@@ -115,6 +119,7 @@ impl Quarters for BlockQ3_K {
 impl Quarters for BlockQ4_K {
     const EXCESS: Option<i32> = None;
     const IS_WIDE: bool = true;
+    const PRODUCTS_FIT: bool = false;
     const RUNS: [[usize; 2]; QUARTERS] = TWO_APART;
 
     #[inline]
@@ -133,6 +138,7 @@ impl Quarters for BlockQ4_K {
 impl Quarters for BlockQ5_K {
     const EXCESS: Option<i32> = None;
     const IS_WIDE: bool = true;
+    const PRODUCTS_FIT: bool = false;
     const RUNS: [[usize; 2]; QUARTERS] = TWO_APART;
 
     #[inline]
@@ -153,6 +159,7 @@ impl Quarters for BlockQ5_K {
 impl Quarters for BlockQ6_K {
     const EXCESS: Option<i32> = Some(5);
     const IS_WIDE: bool = false;
+    const PRODUCTS_FIT: bool = false;
     const RUNS: [[usize; 2]; QUARTERS] = IN_ORDER;
 
     #[inline]

@@ -17,15 +17,13 @@ use std::ops::Range;
 
 use super::blocks::*;
 use super::dot::prefetch_block;
+use super::few_q8_k::Quarters;
 use super::unpack_k::unpack_k;
 use super::unpacked::{GROUPS, QUADS, Unpacked, transpose_4, transpose_8};
 use super::{WIDTH, load, load_16, load_32, load_64, nibbles, store, store_64};
 use crate::activation::BlockQ8;
 use crate::cpu::product::Product;
-use crate::quant::{
-    Block, BlockIQ4_NL, BlockQ2_K, BlockQ3_K, BlockQ4_0, BlockQ4_1, BlockQ4_K, BlockQ5_0, BlockQ5_1, BlockQ5_K,
-    BlockQ6_K, BlockQ8_0, SMALL_BLOCK,
-};
+use crate::quant::{Block, BlockIQ4_NL, BlockQ4_0, BlockQ4_1, BlockQ5_0, BlockQ5_1, BlockQ8_0, SMALL_BLOCK};
 
 /// Blocks of a row that are worked on at a time: unpacked ones of two groups, 24 KiB, stay in the first-level cache.
 pub(super) const DEPTH: usize = 16;
@@ -47,10 +45,10 @@ const fn excess_factors<B: Layout>(h: usize) -> [i16; 2] {
     }
 }
 
-/// A block that is brought into the layout of [`Unpacked`].
+/// A block that is brought into the layout of [`Unpacked`]; unless it says how, one of 32 weights with a scale.
 pub trait Layout: Sixteens {
     /// What unsigned levels are larger by there than levels.
-    const EXCESS_OF_UNPACKED: i16;
+    const EXCESS_OF_UNPACKED: i16 = 128;
     /// Scales of 32 weights: one, or one for each half.
     const N_SCALES: usize = 1;
     /// Whether products of levels and scales of 16 take the place of the levels.
@@ -62,12 +60,14 @@ pub trait Layout: Sixteens {
     /// # Safety
     ///
     /// The CPU has the features of this module.
-    unsafe fn unpack(p: &Product<'_>, first: usize, range: Range<usize>, out: &mut [Unpacked]);
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+    unsafe fn unpack(p: &Product<'_>, first: usize, range: Range<usize>, out: &mut [Unpacked]) {
+        unpack_groups::<Self>(p, first, range.start, out);
+    }
 }
 
 impl Layout for BlockQ8_0 {
-    const EXCESS_OF_UNPACKED: i16 = 128;
-
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
     unsafe fn unpack(p: &Product<'_>, first: usize, range: Range<usize>, out: &mut [Unpacked]) {
@@ -85,92 +85,23 @@ impl Layout for BlockQ4_0 {
     }
 }
 
-impl Layout for BlockQ4_1 {
-    const EXCESS_OF_UNPACKED: i16 = 128;
+impl Layout for BlockQ4_1 {}
 
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-    unsafe fn unpack(p: &Product<'_>, first: usize, range: Range<usize>, out: &mut [Unpacked]) {
-        unpack_groups::<Self>(p, first, range.start, out);
-    }
-}
+impl Layout for BlockQ5_0 {}
 
-impl Layout for BlockQ5_0 {
-    const EXCESS_OF_UNPACKED: i16 = 128;
+impl Layout for BlockQ5_1 {}
 
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-    unsafe fn unpack(p: &Product<'_>, first: usize, range: Range<usize>, out: &mut [Unpacked]) {
-        unpack_groups::<Self>(p, first, range.start, out);
-    }
-}
+impl Layout for BlockIQ4_NL {}
 
-impl Layout for BlockQ5_1 {
-    const EXCESS_OF_UNPACKED: i16 = 128;
-
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-    unsafe fn unpack(p: &Product<'_>, first: usize, range: Range<usize>, out: &mut [Unpacked]) {
-        unpack_groups::<Self>(p, first, range.start, out);
-    }
-}
-
-impl Layout for BlockIQ4_NL {
-    const EXCESS_OF_UNPACKED: i16 = 128;
-
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-    unsafe fn unpack(p: &Product<'_>, first: usize, range: Range<usize>, out: &mut [Unpacked]) {
-        unpack_groups::<Self>(p, first, range.start, out);
-    }
-}
-
-impl Layout for BlockQ2_K {
-    const EXCESS_OF_UNPACKED: i16 = 0;
-    const HAS_PRODUCTS: bool = true;
-
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-    unsafe fn unpack(p: &Product<'_>, first: usize, range: Range<usize>, out: &mut [Unpacked]) {
-        unpack_k::<Self>(p, first, range.start, out);
-    }
-}
-
-impl Layout for BlockQ3_K {
-    /// Products are -124 ..= 128.
-    const EXCESS_OF_UNPACKED: i16 = 127;
-    const HAS_PRODUCTS: bool = true;
-
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-    unsafe fn unpack(p: &Product<'_>, first: usize, range: Range<usize>, out: &mut [Unpacked]) {
-        unpack_k::<Self>(p, first, range.start, out);
-    }
-}
-
-impl Layout for BlockQ4_K {
-    const EXCESS_OF_UNPACKED: i16 = 0;
-
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-    unsafe fn unpack(p: &Product<'_>, first: usize, range: Range<usize>, out: &mut [Unpacked]) {
-        unpack_k::<Self>(p, first, range.start, out);
-    }
-}
-
-impl Layout for BlockQ5_K {
-    const EXCESS_OF_UNPACKED: i16 = 0;
-
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-    unsafe fn unpack(p: &Product<'_>, first: usize, range: Range<usize>, out: &mut [Unpacked]) {
-        unpack_k::<Self>(p, first, range.start, out);
-    }
-}
-
-impl Layout for BlockQ6_K {
-    const EXCESS_OF_UNPACKED: i16 = 32;
-    const N_SCALES: usize = 2;
+impl<B: Quarters> Layout for B {
+    const EXCESS_OF_UNPACKED: i16 = match B::EXCESS {
+        None => 0,
+        // Products are -124 ..= 128.
+        Some(_) if B::PRODUCTS_FIT => 127,
+        Some(excess) => 1 << excess,
+    };
+    const N_SCALES: usize = if B::IS_WIDE || B::PRODUCTS_FIT { 1 } else { 2 };
+    const HAS_PRODUCTS: bool = B::PRODUCTS_FIT;
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]

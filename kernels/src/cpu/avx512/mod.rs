@@ -93,7 +93,7 @@ const fn fours<B: Fours + Layout>(formats: &mut Formats) {
     formats[B::FORMAT as usize].q8 = Some(of_unpacked(product_fours_q8::<B>));
 }
 
-const fn quarters<B: Quarters + Layout>(formats: &mut Formats) {
+const fn quarters<B: Quarters>(formats: &mut Formats) {
     sixteens::<B>(formats);
     formats[B::FORMAT as usize].q8 = Some(of_unpacked(product_many_q8::<B>));
     formats[B::FORMAT as usize].q8_k =

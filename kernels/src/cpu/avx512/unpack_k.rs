@@ -23,7 +23,7 @@ const IN_BLOCK: usize = SUPER_BLOCK / SMALL_BLOCK;
 /// one are that again. `from` begins a block, and `out` takes whole blocks.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-pub(super) fn unpack_k<B: Quarters + Layout>(p: &Product<'_>, first: usize, from: usize, out: &mut [Unpacked]) {
+pub(super) fn unpack_k<B: Quarters>(p: &Product<'_>, first: usize, from: usize, out: &mut [Unpacked]) {
     let rows: [&[B]; WIDTH] = std::array::from_fn(|r| p.blocks((first + r).min(p.n_rows - 1)));
     for (i, out) in (from / IN_BLOCK..).zip(out.as_chunks_mut::<IN_BLOCK>().0) {
         let none = Scales { d: _mm_setzero_ps(), scales: _mm256_setzero_si256(), mins: _mm256_setzero_si256() };
@@ -56,7 +56,7 @@ pub(super) fn unpack_k<B: Quarters + Layout>(p: &Product<'_>, first: usize, from
 /// Vector `c` of the unsigned levels of a block times the scales of their groups, made unsigned.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-fn products<B: Quarters + Layout>(levels: __m512i, of_row: &Scales, c: usize) -> __m512i {
+fn products<B: Quarters>(levels: __m512i, of_row: &Scales, c: usize) -> __m512i {
     // Levels of three bits are signed, those of two are not.
     let all: [i16; 8] = match B::EXCESS {
         Some(_) => [-4, -3, -2, -1, 0, 1, 2, 3],
@@ -73,7 +73,7 @@ fn products<B: Quarters + Layout>(levels: __m512i, of_row: &Scales, c: usize) ->
 /// Writes scales, offsets and minima of a block of each row.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-fn unpack_scales<B: Quarters + Layout>(of_rows: &[Scales; WIDTH], out: &mut [Unpacked; IN_BLOCK]) {
+fn unpack_scales<B: Quarters>(of_rows: &[Scales; WIDTH], out: &mut [Unpacked; IN_BLOCK]) {
     if B::HAS_PRODUCTS {
         for (r, of_row) in of_rows.iter().enumerate() {
             let (d, dmin) = (_mm_cvtss_f32(of_row.d), _mm_cvtss_f32(_mm_movehdup_ps(of_row.d)));
