@@ -58,7 +58,7 @@ pub(super) struct Prepared {
 }
 
 impl Prepared {
-    /// A node that wants scratch memory, and what appends its steps.
+    /// A node with this scratch memory, and what appends its steps.
     pub(super) fn new(
         needs: Needs,
         bind: impl FnOnce(&mut Lowering<'_>, At<'_>) -> Result<()> + Send + 'static,
@@ -66,9 +66,23 @@ impl Prepared {
         Self { needs, bind: Box::new(bind) }
     }
 
-    /// A node that wants none.
-    pub(super) fn without_scratch(bind: impl FnOnce(&mut Lowering<'_>, At<'_>) -> Result<()> + Send + 'static) -> Self {
-        Self::new(Needs::default(), bind)
+    /// A node that becomes one step.
+    pub(super) fn step<S: Step + 'static>(
+        needs: Needs,
+        make: impl FnOnce(&mut Lowering<'_>, At<'_>) -> Result<S> + Send + 'static,
+    ) -> Self {
+        Self::new(needs, move |cx, at| {
+            let step = make(cx, at)?;
+            cx.push(step);
+            Ok(())
+        })
+    }
+
+    /// A node that becomes one step and wants no scratch memory.
+    pub(super) fn without_scratch<S: Step + 'static>(
+        make: impl FnOnce(&mut Lowering<'_>, At<'_>) -> Result<S> + Send + 'static,
+    ) -> Self {
+        Self::step(Needs::default(), make)
     }
 }
 

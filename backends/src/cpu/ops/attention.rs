@@ -96,23 +96,30 @@ impl Blocks {
 pub(super) fn cached(machine: Machine, args: &[&TensorDesc], scale: f32) -> Prepared {
     let [n_ctx, n_head_kv] = [1, 2].map(|i| args[1].shape.dim(i));
     let blocks = Blocks::new(args[0], n_head_kv).joined(args[1], machine);
-    Prepared::new(blocks.needs(machine.kernels), move |cx, at| {
+    Prepared::step(blocks.needs(machine.kernels), move |cx, at| {
         let keys = Keys::Past { n_ctx, slots: cx.view(at.arg(3))?, positions: cx.view(at.arg(4))? };
-        push(cx, at, scale, keys, at.arg(5), blocks)
+        attend(cx, at, scale, keys, at.arg(5), blocks)
     })
 }
 
 /// `[q, k, v, sequences, ranges]`.
 pub(super) fn full(machine: Machine, args: &[&TensorDesc], scale: f32, window: Window) -> Prepared {
     let blocks = Blocks::new(args[0], args[1].shape.dim(1));
-    Prepared::new(blocks.needs(machine.kernels), move |cx, at| {
+    Prepared::step(blocks.needs(machine.kernels), move |cx, at| {
         let keys = Keys::Windows { window, ranges: cx.view(at.arg(4))? };
-        push(cx, at, scale, keys, at.arg(3), blocks)
+        attend(cx, at, scale, keys, at.arg(3), blocks)
     })
 }
 
-fn push(cx: &mut Lowering<'_>, at: At<'_>, scale: f32, keys: Keys, sequences: TensorId, blocks: Blocks) -> Result<()> {
-    let step = Attend {
+fn attend(
+    cx: &Lowering<'_>,
+    at: At<'_>,
+    scale: f32,
+    keys: Keys,
+    sequences: TensorId,
+    blocks: Blocks,
+) -> Result<Attend> {
+    Ok(Attend {
         q: cx.view(at.arg(0))?,
         k: KvView::new(cx, at.arg(1))?,
         v: KvView::new(cx, at.arg(2))?,
@@ -123,9 +130,7 @@ fn push(cx: &mut Lowering<'_>, at: At<'_>, scale: f32, keys: Keys, sequences: Te
         scale,
         blocks,
         kernels: cx.machine.kernels,
-    };
-    cx.push(step);
-    Ok(())
+    })
 }
 
 /// Keys or values in the format they are stored in, rows `[sequence or slot, token or position, head]`.

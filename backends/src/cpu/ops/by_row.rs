@@ -117,11 +117,11 @@ impl<Y: Results, F: for<'a> Fn(ChunkRows<'a, Y>, &mut Worker) + Send + Sync + 's
 
 /// A step that makes every row of the first result from the same row of the first operand, in place: `f` is given the row
 /// with its number.
-pub(super) fn in_place(
+pub(super) fn in_place<F: Fn(usize, &mut [f32]) + Send + Sync + 'static>(
     cx: &Lowering<'_>,
     at: At<'_>,
-    f: impl Fn(usize, &mut [f32]) + Send + Sync + 'static,
-) -> Result<impl Step + 'static> {
+    f: F,
+) -> Result<impl Step + use<F>> {
     // `None`: planned in place, `y` already holds x.
     let x = cx.unless_in_place(at.arg(0), at.out(0))?;
     Ok(ByRow::new(cx.result::<f32>(at.out(0))?, move |rows, _| {

@@ -98,9 +98,9 @@ pub(super) fn conv2d(
 ) -> Option<Prepared> {
     let (geometry, dims) = (Geometry::new(args[0], args[1], stride, pad), [0, 1, 2, 3].map(|i| args[1].shape.dim(i)));
     let format = format_of(args[1].dtype)?;
-    Some(Prepared::new(geometry.needs(machine), move |cx, at| {
+    Some(Prepared::step(geometry.needs(machine), move |cx, at| {
         let packed = cx.weight(at.arg(1))?.conv_weight(format, dims, machine.kernels)?;
-        let step = Conv2d {
+        Ok(Conv2d {
             x: cx.view(at.arg(0))?,
             w: View::dense(&packed, 0, geometry.c_out, geometry.k() * size_of::<f32>())?,
             bias: cx.view(at.arg(2))?,
@@ -109,9 +109,7 @@ pub(super) fn conv2d(
             worker: cx.scratch(at)?.1,
             geometry,
             machine,
-        };
-        cx.push(step);
-        Ok(())
+        })
     }))
 }
 
@@ -194,8 +192,8 @@ pub(super) fn causal_conv1d(args: &[&TensorDesc]) -> Prepared {
     let [width, d_conv] = [0, 1].map(|i| args[1].shape.dim(i));
     // Taps and history of the channels of a chunk.
     let needs = Needs { shared: 0, worker: width.min(CHANNELS) * (2 * d_conv - 1) };
-    Prepared::new(needs, move |cx, at| {
-        let step = CausalConv1d {
+    Prepared::step(needs, move |cx, at| {
+        Ok(CausalConv1d {
             x: cx.view(at.arg(0))?,
             w: cx.view(at.arg(1))?,
             state: cx.result(at.arg(2))?,
@@ -206,9 +204,7 @@ pub(super) fn causal_conv1d(args: &[&TensorDesc]) -> Prepared {
             n_seqs,
             worker: cx.scratch(at)?.1,
             kernels: cx.machine.kernels,
-        };
-        cx.push(step);
-        Ok(())
+        })
     })
 }
 

@@ -88,11 +88,11 @@ impl Walk {
 pub(super) fn conv2d(args: &[&TensorDesc], stride: usize, pad: usize) -> Option<Prepared> {
     let (kernel, x, kernel_width) = (Kernel::new(args[1])?, args[0].shape, args[1].shape.dim(3));
     let size = [x.dim(1), x.dim(2)];
-    Some(Prepared::new(kernel.needs(), move |cx, at| {
+    Some(Prepared::step(kernel.needs(), move |cx, at| {
         let out = cx.desc(at.out(0)).shape;
         let walk = Walk { size, size_out: [out.dim(1), out.dim(2)], kernel_width, stride, pad };
         let (x, taps, bias) = (cx.view::<f32>(at.arg(0))?, Taps::new(cx, at, kernel)?, cx.view::<f32>(at.arg(2))?);
-        cx.push(ByRow::new(cx.result::<f32>(at.out(0))?, move |pixels, worker| {
+        Ok(ByRow::new(cx.result::<f32>(at.out(0))?, move |pixels, worker| {
             let by_tap = taps.transposed(worker);
             for (pixel, y) in pixels {
                 y.copy_from_slice(bias.row(0));
@@ -102,18 +102,17 @@ pub(super) fn conv2d(args: &[&TensorDesc], stride: usize, pad: usize) -> Option<
                     }
                 }
             }
-        }));
-        Ok(())
+        }))
     }))
 }
 
 /// `[x, w, bias, sequences, ranges]`.
 pub(super) fn conv1d(args: &[&TensorDesc]) -> Option<Prepared> {
     let kernel = Kernel::new(args[1])?;
-    Some(Prepared::new(kernel.needs(), move |cx, at| {
+    Some(Prepared::step(kernel.needs(), move |cx, at| {
         let (x, taps, bias) = (cx.view::<f32>(at.arg(0))?, Taps::new(cx, at, kernel)?, cx.view::<f32>(at.arg(2))?);
         let (sequences, ranges) = (Sequences(cx.view(at.arg(3))?), cx.view::<i32>(at.arg(4))?);
-        cx.push(ByRow::new(cx.result::<f32>(at.out(0))?, move |rows, worker| {
+        Ok(ByRow::new(cx.result::<f32>(at.out(0))?, move |rows, worker| {
             let by_tap = taps.transposed(worker);
             for (r, y) in rows {
                 let inputs = sequences.of(r).map_or(0..0, |s| range(&ranges, s));
@@ -124,7 +123,6 @@ pub(super) fn conv1d(args: &[&TensorDesc]) -> Option<Prepared> {
                     }
                 }
             }
-        }));
-        Ok(())
+        }))
     }))
 }

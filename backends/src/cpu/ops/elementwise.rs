@@ -13,7 +13,7 @@ pub(super) fn binary(args: &[&TensorDesc], op: Binary) -> Prepared {
     let is_scalar = args[1].shape.rank() == 0;
     Prepared::without_scratch(move |cx, at| {
         let (b, kernels) = (cx.view::<f32>(at.arg(1))?, cx.machine.kernels);
-        let step = in_place(cx, at, move |r, y| {
+        in_place(cx, at, move |r, y| {
             let b = b.row(r % b.n_rows());
             match (op, is_scalar) {
                 (Binary::Add, false) => kernels.add(y, b),
@@ -21,9 +21,7 @@ pub(super) fn binary(args: &[&TensorDesc], op: Binary) -> Prepared {
                 (Binary::Add, true) => y.iter_mut().for_each(|y| *y += b[0]),
                 (Binary::Mul, true) => kernels.scale(y, b[0]),
             }
-        })?;
-        cx.push(step);
-        Ok(())
+        })
     })
 }
 
@@ -31,9 +29,7 @@ pub(super) fn binary(args: &[&TensorDesc], op: Binary) -> Prepared {
 pub(super) fn add_scaled(scale: f32) -> Prepared {
     Prepared::without_scratch(move |cx, at| {
         let (b, kernels) = (cx.view::<f32>(at.arg(1))?, cx.machine.kernels);
-        let step = in_place(cx, at, move |r, y| kernels.axpy_f32(y, scale, b.row(r)))?;
-        cx.push(step);
-        Ok(())
+        in_place(cx, at, move |r, y| kernels.axpy_f32(y, scale, b.row(r)))
     })
 }
 
@@ -41,9 +37,7 @@ pub(super) fn add_scaled(scale: f32) -> Prepared {
 pub(super) fn unary(act: Unary) -> Prepared {
     Prepared::without_scratch(move |cx, at| {
         let kernels = cx.machine.kernels;
-        let step = in_place(cx, at, move |_, y| activate(kernels, Some(act), y))?;
-        cx.push(step);
-        Ok(())
+        in_place(cx, at, move |_, y| activate(kernels, Some(act), y))
     })
 }
 
@@ -51,8 +45,6 @@ pub(super) fn unary(act: Unary) -> Prepared {
 pub(super) fn glu(act: Unary) -> Prepared {
     Prepared::without_scratch(move |cx, at| {
         let (up, kernels) = (cx.view::<f32>(at.arg(1))?, cx.machine.kernels);
-        let step = in_place(cx, at, move |r, y| gated(kernels, Some(act), y, up.row(r)))?;
-        cx.push(step);
-        Ok(())
+        in_place(cx, at, move |r, y| gated(kernels, Some(act), y, up.row(r)))
     })
 }

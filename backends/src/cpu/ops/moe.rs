@@ -27,12 +27,12 @@ pub(super) fn route(args: &[&TensorDesc], route: Route) -> Prepared {
     let n_expert = args[0].shape.last();
     // Scores, and scores with bias.
     let needs = Needs { shared: 0, worker: 2 * n_expert };
-    Prepared::new(needs, move |cx, at| {
+    Prepared::step(needs, move |cx, at| {
         let (logits, kernels) = (cx.view::<f32>(at.arg(0))?, cx.machine.kernels);
         let bias = at.node.args.get(1).map(|&b| cx.view::<f32>(b)).transpose()?;
         let scratch = cx.scratch(at)?.1;
         let results = (cx.result::<i32>(at.out(0))?, cx.result::<f32>(at.out(1))?);
-        cx.push(ByRow::of_width(results, n_expert, move |rows, worker| {
+        Ok(ByRow::of_width(results, n_expert, move |rows, worker| {
             let (scores, selection) = scratch.of(worker)[..2 * n_expert].split_at_mut(n_expert);
             for (r, (ids, weights)) in rows {
                 scores.copy_from_slice(logits.row(r));
@@ -54,8 +54,7 @@ pub(super) fn route(args: &[&TensorDesc], route: Route) -> Prepared {
                 let norm = if route.normalize { sum + route.norm_eps } else { 1.0 };
                 kernels.scale(weights, route.scale / norm);
             }
-        }));
-        Ok(())
+        }))
     })
 }
 
@@ -107,8 +106,8 @@ impl Tile {
 pub(super) fn linear(machine: Machine, args: &[&TensorDesc]) -> Option<Prepared> {
     let tile = Tile::new(machine, args[1])?;
     let (x, ids) = (args[0].shape, args[2].shape);
-    Some(Prepared::new(tile.needs(machine), move |cx, at| {
-        let step = ExpertLinear {
+    Some(Prepared::step(tile.needs(machine), move |cx, at| {
+        Ok(ExpertLinear {
             // A token has one row for all of its experts, or one for each.
             sharing: ids.elements() / x.rows(),
             x: cx.view(at.arg(0))?,
@@ -119,9 +118,7 @@ pub(super) fn linear(machine: Machine, args: &[&TensorDesc]) -> Option<Prepared>
             worker: cx.scratch(at)?.1,
             tile,
             kernels: cx.machine.kernels,
-        };
-        cx.push(step);
-        Ok(())
+        })
     }))
 }
 
@@ -185,7 +182,7 @@ impl Step for ExpertLinear {
 pub(super) fn sum() -> Prepared {
     Prepared::without_scratch(|cx, at| {
         let (x, weights, kernels) = (cx.view::<f32>(at.arg(0))?, cx.view::<f32>(at.arg(1))?, cx.machine.kernels);
-        cx.push(ByRow::new(cx.result::<f32>(at.out(0))?, move |rows, _| {
+        Ok(ByRow::new(cx.result::<f32>(at.out(0))?, move |rows, _| {
             for (r, y) in rows {
                 let weights = weights.row(r);
                 y.fill(0.0);
@@ -193,7 +190,6 @@ pub(super) fn sum() -> Prepared {
                     kernels.axpy_f32(y, *weight, x.row(r * weights.len() + u));
                 }
             }
-        }));
-        Ok(())
+        }))
     })
 }

@@ -11,9 +11,7 @@ use super::by_row::{ByRow, in_place};
 pub(super) fn norm(eps: f32) -> Prepared {
     Prepared::without_scratch(move |cx, at| {
         let (affine, kernels) = (Affine::new(cx, at, 1)?, cx.machine.kernels);
-        let step = in_place(cx, at, move |_, y| affine.apply(kernels, y, eps))?;
-        cx.push(step);
-        Ok(())
+        in_place(cx, at, move |_, y| affine.apply(kernels, y, eps))
     })
 }
 
@@ -25,7 +23,7 @@ pub(super) fn add_norm(eps: f32) -> Prepared {
         let residual = cx.view::<f32>(at.arg(1))?;
         let (affine, kernels) = (Affine::new(cx, at, 2)?, cx.machine.kernels);
         let results = (cx.result::<f32>(at.out(0))?, cx.result::<f32>(at.out(1))?);
-        cx.push(ByRow::new(results, move |rows, _| {
+        Ok(ByRow::new(results, move |rows, _| {
             for (r, (sum, y)) in rows {
                 if let Some(x) = &x {
                     sum.copy_from_slice(x.row(r));
@@ -34,8 +32,7 @@ pub(super) fn add_norm(eps: f32) -> Prepared {
                 y.copy_from_slice(sum);
                 affine.apply(kernels, y, eps);
             }
-        }));
-        Ok(())
+        }))
     })
 }
 

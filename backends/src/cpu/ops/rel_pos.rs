@@ -24,9 +24,7 @@ pub(super) fn positions(args: &[&TensorDesc]) -> Prepared {
     let (n_tokens, n) = (args[0].shape.dim(0), args[0].shape.last());
     Prepared::without_scratch(move |cx, at| {
         let frequencies = (0..n / 2).map(|i| BASE.powf(-2.0 * i as f64 / n as f64)).collect();
-        let step = RelPositions { n_tokens, frequencies, y: cx.result(at.out(0))? };
-        cx.push(step);
-        Ok(())
+        Ok(RelPositions { n_tokens, frequencies, y: cx.result(at.out(0))? })
     })
 }
 
@@ -66,8 +64,8 @@ pub(super) fn attention(args: &[&TensorDesc], scale: f32) -> Prepared {
     let [n_tokens, n_head, head_dim] = [0, 1, 2].map(|i| args[0].shape.dim(i));
     // A query with each bias, and its scores.
     let needs = Needs { shared: 0, worker: 2 * head_dim + n_tokens };
-    Prepared::new(needs, move |cx, at| {
-        let step = RelPosAttention {
+    Prepared::step(needs, move |cx, at| {
+        Ok(RelPosAttention {
             n_tokens,
             n_head,
             q: cx.view(at.arg(0))?,
@@ -82,9 +80,7 @@ pub(super) fn attention(args: &[&TensorDesc], scale: f32) -> Prepared {
             scale,
             worker: cx.scratch(at)?.1,
             kernels: cx.machine.kernels,
-        };
-        cx.push(step);
-        Ok(())
+        })
     })
 }
 

@@ -11,14 +11,12 @@ pub(super) fn rope(args: &[&TensorDesc], rope: Rope) -> Prepared {
     let n_head = args[0].shape.dim(1);
     Prepared::without_scratch(move |cx, at| {
         let (table, kernels) = (cx.rope_table(at.arg(1), rope)?, cx.machine.kernels);
-        let step = in_place(cx, at, move |r, y| {
+        in_place(cx, at, move |r, y| {
             let (cos, sin) = (table.cos.row(r / n_head), table.sin.row(r / n_head));
             match rope.pairs {
                 RopePairs::Halves => kernels.rope_half(y, cos, sin),
                 RopePairs::Interleaved => kernels.rope_interleaved(y, cos, sin),
             }
-        })?;
-        cx.push(step);
-        Ok(())
+        })
     })
 }

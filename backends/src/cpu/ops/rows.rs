@@ -9,7 +9,7 @@ use engine::tensor::TensorDesc;
 use half::f16;
 use kernels::cpu::Kernels;
 
-use super::super::context::Prepared;
+use super::super::context::{Needs, Prepared};
 use super::super::mem::{View, ViewMut};
 use super::super::region::{Step, Worker};
 use super::CHUNK_ELEMENTS;
@@ -31,15 +31,14 @@ pub(super) fn get_rows(args: &[&TensorDesc]) -> Option<Prepared> {
         let (table, ids) = (cx.bytes(at.arg(0))?, cx.view::<i32>(at.arg(1))?);
         let given = at.node.args.get(2).map(|&rows| cx.view::<f32>(rows)).transpose()?;
         let kernels = cx.machine.kernels;
-        cx.push(ByRow::new(cx.result::<f32>(at.out(0))?, move |rows, _| {
+        Ok(ByRow::new(cx.result::<f32>(at.out(0))?, move |rows, _| {
             for (r, y) in rows {
                 match (element(&ids, r), &given) {
                     (id @ ..0, Some(given)) => y.copy_from_slice(given.row(index(-1 - id))),
                     (id, _) => kernels.decode_row(format, table.row(index(id)), y),
                 }
             }
-        }));
-        Ok(())
+        }))
     }))
 }
 
@@ -57,7 +56,7 @@ pub(super) fn kv_write(args: &[&TensorDesc]) -> Prepared {
             DType::F16 => KvState::F16(cx.result(at.arg(1))?),
             _ => KvState::F32(cx.result(at.arg(1))?),
         };
-        let step = KvWrite {
+        Ok(KvWrite {
             x: cx.view(at.arg(0))?,
             state,
             slots: cx.view(at.arg(2))?,
@@ -67,9 +66,7 @@ pub(super) fn kv_write(args: &[&TensorDesc]) -> Prepared {
             n_head,
             n_ctx,
             kernels: cx.machine.kernels,
-        };
-        cx.push(step);
-        Ok(())
+        })
     })
 }
 
@@ -160,16 +157,12 @@ pub(super) fn range(ranges: &View<i32>, i: usize) -> Range<usize> {
 
 /// `[x]`.
 pub(super) fn copy() -> Prepared {
-    Prepared::without_scratch(|cx, at| {
-        let step = copied(cx.view(at.arg(0))?, cx.result(at.out(0))?);
-        cx.push(step);
-        Ok(())
-    })
+    Prepared::without_scratch(|cx, at| Ok(copied(cx.view(at.arg(0))?, cx.result(at.out(0))?)))
 }
 
 /// `[a, b]`.
 pub(super) fn concat() -> Prepared {
-    Prepared::without_scratch(|cx, at| {
+    Prepared::new(Needs::default(), |cx, at| {
         let mut first = 0;
         for &arg in &at.node.args {
             let x = cx.view(arg)?;
@@ -212,7 +205,7 @@ pub(super) fn mask(args: &[&TensorDesc], unit: usize) -> Prepared {
             };
             (0..n_ranges).any(|i| rows(i).contains(&row))
         };
-        cx.push(ByRow::new(y, move |rows, _| {
+        Ok(ByRow::new(y, move |rows, _| {
             for (r, y) in rows {
                 match &x {
                     _ if !is_real(r / views_per_row) => y.fill(0.0),
@@ -220,7 +213,6 @@ pub(super) fn mask(args: &[&TensorDesc], unit: usize) -> Prepared {
                     None => {}
                 }
             }
-        }));
-        Ok(())
+        }))
     })
 }
