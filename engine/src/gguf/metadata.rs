@@ -155,24 +155,19 @@ macro_rules! each_plain {
     };
 }
 
+/// The type in the file of one of these variants, which has its name.
+macro_rules! type_of {
+    ($on:expr, $($variant:ident)*) => {
+        match $on {
+            $(Self::$variant(_) => ValueType::$variant,)*
+        }
+    };
+}
+
 impl Value {
     /// The type in the file.
     pub const fn value_type(&self) -> ValueType {
-        match self {
-            Self::U8(_) => ValueType::U8,
-            Self::I8(_) => ValueType::I8,
-            Self::U16(_) => ValueType::U16,
-            Self::I16(_) => ValueType::I16,
-            Self::U32(_) => ValueType::U32,
-            Self::I32(_) => ValueType::I32,
-            Self::F32(_) => ValueType::F32,
-            Self::Bool(_) => ValueType::Bool,
-            Self::String(_) => ValueType::String,
-            Self::Array(_) => ValueType::Array,
-            Self::U64(_) => ValueType::U64,
-            Self::I64(_) => ValueType::I64,
-            Self::F64(_) => ValueType::F64,
-        }
+        type_of!(self, U8 I8 U16 I16 U32 I32 F32 Bool String Array U64 I64 F64)
     }
 
     /// The value of any integer type.
@@ -254,20 +249,7 @@ impl Value {
 impl Array {
     /// The elements' type in the file.
     pub const fn value_type(&self) -> ValueType {
-        match self {
-            Self::U8(_) => ValueType::U8,
-            Self::I8(_) => ValueType::I8,
-            Self::U16(_) => ValueType::U16,
-            Self::I16(_) => ValueType::I16,
-            Self::U32(_) => ValueType::U32,
-            Self::I32(_) => ValueType::I32,
-            Self::F32(_) => ValueType::F32,
-            Self::Bool(_) => ValueType::Bool,
-            Self::String(_) => ValueType::String,
-            Self::U64(_) => ValueType::U64,
-            Self::I64(_) => ValueType::I64,
-            Self::F64(_) => ValueType::F64,
-        }
+        type_of!(self, U8 I8 U16 I16 U32 I32 F32 Bool String U64 I64 F64)
     }
 
     /// Number of elements.
