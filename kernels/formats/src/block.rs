@@ -4,10 +4,14 @@ use bytemuck::Pod;
 
 use super::{Format, SMALL_BLOCK, SUPER_BLOCK, f16};
 
-/// [`Block::decode`] and [`Block::encode`] by the functions `decode` and `encode` of the module, which take the elements of
-/// whole blocks as arrays.
+/// What blocks of integer levels have alike: a length, and [`Block::INTEGERS`], of the given kind, [`Block::decode`] and
+/// [`Block::encode`] by the functions `integers`, `decode` and `encode` of the module. The last two take the elements of whole
+/// blocks as arrays.
 macro_rules! in_whole_blocks {
-    () => {
+    ($len:expr, $kind:ident) => {
+        const LEN: usize = $len;
+        const INTEGERS: Integers<Self> = Integers::$kind(integers);
+
         #[inline(always)]
         fn decode(blocks: &[Self], out: &mut [f32]) {
             decode(blocks, out.as_chunks_mut().0);

@@ -25,11 +25,9 @@ pub struct BlockIQ4_NL {
 }
 
 impl Block for BlockIQ4_NL {
-    const LEN: usize = SMALL_BLOCK;
     const SCALES: &'static [usize] = &[offset_of!(Self, d)];
-    const INTEGERS: Integers<Self> = Integers::Small(integers);
 
-    in_whole_blocks!();
+    in_whole_blocks!(SMALL_BLOCK, Small);
 }
 
 #[inline(always)]

@@ -25,12 +25,10 @@ pub struct BlockQ2_K {
 }
 
 impl Block for BlockQ2_K {
-    const LEN: usize = SUPER_BLOCK;
     const SCALES: &'static [usize] = &[offset_of!(Self, d), offset_of!(Self, dmin)];
     const SUBSTITUTE: Format = Format::Q4_0;
-    const INTEGERS: Integers<Self> = Integers::Super(integers);
 
-    in_whole_blocks!();
+    in_whole_blocks!(SUPER_BLOCK, Super);
 }
 
 #[inline(always)]

@@ -44,12 +44,10 @@ impl BlockQ3_K {
 }
 
 impl Block for BlockQ3_K {
-    const LEN: usize = SUPER_BLOCK;
     const SCALES: &'static [usize] = &[offset_of!(Self, d)];
     const SUBSTITUTE: Format = Format::Q4_0;
-    const INTEGERS: Integers<Self> = Integers::Super(integers);
 
-    in_whole_blocks!();
+    in_whole_blocks!(SUPER_BLOCK, Super);
 }
 
 #[inline(always)]

@@ -21,12 +21,10 @@ pub struct BlockQ4_0 {
 }
 
 impl Block for BlockQ4_0 {
-    const LEN: usize = SMALL_BLOCK;
     const SCALES: &'static [usize] = &[offset_of!(Self, d)];
     const LIMIT: f32 = 8.0 * f16::MAX;
-    const INTEGERS: Integers<Self> = Integers::Small(integers);
 
-    in_whole_blocks!();
+    in_whole_blocks!(SMALL_BLOCK, Small);
 }
 
 #[inline(always)]

@@ -24,11 +24,9 @@ pub struct BlockQ4_1 {
 }
 
 impl Block for BlockQ4_1 {
-    const LEN: usize = SMALL_BLOCK;
     const SCALES: &'static [usize] = &[offset_of!(Self, d), offset_of!(Self, m)];
-    const INTEGERS: Integers<Self> = Integers::Small(integers);
 
-    in_whole_blocks!();
+    in_whole_blocks!(SMALL_BLOCK, Small);
 }
 
 #[inline(always)]

@@ -32,12 +32,10 @@ impl BlockQ4_K {
 }
 
 impl Block for BlockQ4_K {
-    const LEN: usize = SUPER_BLOCK;
     const SCALES: &'static [usize] = &[offset_of!(Self, d), offset_of!(Self, dmin)];
     const SUBSTITUTE: Format = Format::Q5_0;
-    const INTEGERS: Integers<Self> = Integers::Super(integers);
 
-    in_whole_blocks!();
+    in_whole_blocks!(SUPER_BLOCK, Super);
 }
 
 #[inline(always)]

@@ -32,11 +32,9 @@ impl BlockQ5_0 {
 }
 
 impl Block for BlockQ5_0 {
-    const LEN: usize = SMALL_BLOCK;
     const SCALES: &'static [usize] = &[offset_of!(Self, d)];
-    const INTEGERS: Integers<Self> = Integers::Small(integers);
 
-    in_whole_blocks!();
+    in_whole_blocks!(SMALL_BLOCK, Small);
 }
 
 #[inline(always)]

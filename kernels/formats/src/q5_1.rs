@@ -36,11 +36,9 @@ impl BlockQ5_1 {
 }
 
 impl Block for BlockQ5_1 {
-    const LEN: usize = SMALL_BLOCK;
     const SCALES: &'static [usize] = &[offset_of!(Self, d), offset_of!(Self, m)];
-    const INTEGERS: Integers<Self> = Integers::Small(integers);
 
-    in_whole_blocks!();
+    in_whole_blocks!(SMALL_BLOCK, Small);
 }
 
 #[inline(always)]

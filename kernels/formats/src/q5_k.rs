@@ -34,12 +34,10 @@ impl BlockQ5_K {
 }
 
 impl Block for BlockQ5_K {
-    const LEN: usize = SUPER_BLOCK;
     const SCALES: &'static [usize] = &[offset_of!(Self, d), offset_of!(Self, dmin)];
     const SUBSTITUTE: Format = Format::Q5_1;
-    const INTEGERS: Integers<Self> = Integers::Super(integers);
 
-    in_whole_blocks!();
+    in_whole_blocks!(SUPER_BLOCK, Super);
 }
 
 #[inline(always)]
