@@ -21,8 +21,6 @@ pub(super) fn put<const R: usize, const M: usize>(results: [[f32; M]; R], s: &mu
 /// Defines attention for a set of CPU features, in a module that has [`rows_for`](super::rows::rows_for)'s kernels.
 macro_rules! attention_for {
     ($features:literal) => {
-        use std::ops::Range;
-
         use crate::cpu::attention::{self, Attention, KEY_BLOCK, KvRows, Parts, Scores};
         use crate::cpu::attention_tiles::{AHEAD, put};
 

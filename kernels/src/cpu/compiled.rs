@@ -1,10 +1,20 @@
 //! The bodies of [`super::scalar`] that the compiler turns into vector code, compiled for an instruction set.
 
-/// Defines the kernels of `scalar` again, for a set of CPU features that has fused multiply-add.
+/// Defines the kernels of `scalar` again, for a set of CPU features that has fused multiply-add. Panels of rows are made by the
+/// module's `prepare_panel`.
 macro_rules! compiled_for {
     ($features:literal) => {
         use crate::cpu::product::Operand;
         use crate::cpu::scalar;
+
+        /// Makes one panel of an operand; see `scalar::prepare`.
+        #[target_feature(enable = $features)]
+        pub fn prepare(operand: Operand, x: &[f32], stride: usize, n_rows: usize, k: usize, out: &mut [f32]) {
+            match operand {
+                Operand::Panels => prepare_panel(x, stride, n_rows, k, out),
+                Operand::Rows | Operand::Q8 | Operand::Q8K => prepare_rows(operand, x, stride, n_rows, k, out),
+            }
+        }
 
         compiled_for! { $features
             fn axpy_f32(y: &mut [f32], s: f32, x: &[f32]) = scalar::axpy_f32::<true>;

@@ -56,9 +56,12 @@ macro_rules! of_every_format {
 }
 
 /// Defines, for a set of CPU features, `PLAIN_CODE`: the kernels of every format from plain code and from the module's
-/// `dot_f32` and `product_panels`. Its table `FORMATS` is what `decode_row` looks into.
+/// `dot_f32` and `product_panels`; `WITH_PLAIN_FORMATS`, which has its `product_plain` and `decode_f16` too; and what its table
+/// `FORMATS` is made with. That is what `decode_row` looks into.
 macro_rules! formats_for {
     ($features:literal) => {
+        use std::ops::Range;
+
         use crate::cpu::formats::{FormatKernels, Formats, ProductKernel, of_every_format};
         use crate::cpu::integers;
         use crate::quant::{self, Arithmetic, Block, Listed};
@@ -68,6 +71,15 @@ macro_rules! formats_for {
         pub fn decode_row(format: Format, bytes: &[u8], out: &mut [f32]) {
             // SAFETY: kernels of this table need the features that this function has.
             unsafe { (FORMATS[format as usize].decode_row)(bytes, out) }
+        }
+
+        /// Decodes these columns of all rows of weights, at most `DEPTH`.
+        #[target_feature(enable = $features)]
+        fn decode_columns<const DEPTH: usize>(p: &Product<'_>, columns: Range<usize>, out: &mut [[f32; DEPTH]]) {
+            let bytes = p.format.row_bytes(columns.start)..p.format.row_bytes(columns.end);
+            for (j, row) in out.iter_mut().take(p.n_rows).enumerate() {
+                decode_row(p.format, &p.row(j)[bytes.clone()], &mut row[..columns.len()]);
+            }
         }
 
         #[target_feature(enable = $features)]
@@ -133,6 +145,23 @@ macro_rules! formats_for {
         }
 
         pub const PLAIN_CODE: Formats = quant::formats!(of_every_format);
+
+        const WITH_PLAIN_FORMATS: Formats = {
+            let mut formats = PLAIN_CODE;
+            plain::<F32Bytes>(&mut formats);
+            plain::<F16Bytes>(&mut formats);
+            formats[Format::F16 as usize].decode_row = decode_f16;
+            plain::<BF16Bytes>(&mut formats);
+            formats
+        };
+
+        const fn plain<B: Plain>(formats: &mut Formats) {
+            formats[B::FORMAT as usize].rows = ProductKernel { scratch_len: NOTHING, run: product_plain::<B> };
+        }
+
+        const fn sixteens<B: Sixteens>(formats: &mut Formats) {
+            formats[B::FORMAT as usize].decode_row = decode_blocks::<B>;
+        }
     };
 }
 

@@ -1,7 +1,7 @@
 //! Kernels for CPUs: one handle, [`Kernels`], through which everything is called.
 //!
 //! `scalar` says what every kernel means; the files of the other instruction sets hold faster versions of some of
-//! them, `compiled`, `rows` and `attention_tiles` what they share, and `formats` and `table` join them. Whoever holds a [`Kernels`]
+//! them, `compiled`, `rows`, `tiles` and `attention_tiles` what they share, and `formats` and `table` join them. Whoever holds a [`Kernels`]
 //! may call any kernel: it exists only for an instruction set that this CPU has.
 
 mod attention;
@@ -21,6 +21,8 @@ mod product;
 mod rows;
 mod scalar;
 mod table;
+#[cfg(target_arch = "x86_64")]
+mod tiles;
 
 pub use self::attention::{Attention, KEY_BLOCK, KvRows, QUERY_GROUP};
 pub use self::isa::{ISA_VARIABLE, Isa, UnknownIsa};

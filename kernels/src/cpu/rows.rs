@@ -12,15 +12,6 @@ pub(super) fn padded<T: Copy, const N: usize>(x: &[T], zero: T) -> [T; N] {
     y
 }
 
-/// Puts a tile's results, `[R][M]`, into `out`, whose rows are `n_rows` apart.
-pub(super) fn write<const R: usize, const M: usize>(results: [[f32; M]; R], out: &mut [f32], n_rows: usize) {
-    for (r, results) in results.into_iter().enumerate() {
-        for (i, y) in results.into_iter().enumerate() {
-            out[i * n_rows + r] = y;
-        }
-    }
-}
-
 /// Defines the kernels of plain rows for a set of CPU features.
 macro_rules! rows_for {
     ($features:literal) => {

@@ -45,6 +45,32 @@ pub trait Sixteens: Listed {
     unsafe fn sixteen(&self, c: usize) -> Sixteen;
 }
 
+/// Scales of a block of 256 weights and of its groups as they are stored, with minima where the format has them.
+#[derive(Clone, Copy)]
+pub enum StoredScales<'a> {
+    /// Scales of 16 groups, the low nibbles, and their minima.
+    Nibbles { d: F16Bytes, dmin: F16Bytes, pairs: &'a [u8; 16] },
+    /// Scales and minima of eight groups, as [`scales_mins_k4`] reads them.
+    Packed { d: F16Bytes, dmin: F16Bytes, packed: &'a [u8; 12] },
+    /// Scales of 16 groups, larger by 32.
+    AroundThirtyTwo { d: F16Bytes, scales: [u8; 16] },
+    /// Scales of 16 groups.
+    Signed { d: F16Bytes, scales: &'a [i8; 16] },
+}
+
+/// A block of 256 weights as it is stored: unsigned levels, and scales for its groups.
+pub trait Stored: Sixteens {
+    /// Bits of a level.
+    const BITS: i32;
+    /// Whether scales and minima belong to 32 weights, as in Q4_K and Q5_K; else to 16.
+    const IS_WIDE: bool = matches!(Self::BITS, 4 | 5);
+    /// What unsigned levels are larger by than levels, as a power of two, if they are: where nothing else makes weights negative.
+    const EXCESS: Option<i32> = if Self::HAS_OFFSET { None } else { Some(Self::BITS - 1) };
+
+    /// Scales and minima.
+    fn scales(&self) -> StoredScales<'_>;
+}
+
 /// Scales of a block and of its 16 groups; minima where the format has them.
 #[derive(Clone, Copy)]
 pub struct Scales {
@@ -58,18 +84,38 @@ pub struct Scales {
     pub mins: __m256i,
 }
 
-/// A block of 256 weights as eight vectors of unsigned levels, with scales for groups of 16.
-pub trait Eighths: Sixteens {
-    /// What unsigned levels are larger by than levels, as a power of two, if they are.
-    const EXCESS: Option<i32>;
+impl Scales {
+    /// Those of a block.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub fn of<B: Stored>(block: &B) -> Self {
+        match block.scales() {
+            StoredScales::Nibbles { d, dmin, pairs } => {
+                let both = _mm256_cvtepu8_epi16(load_16(pairs));
+                let (scales, mins) = (_mm256_and_si256(both, _mm256_set1_epi16(15)), _mm256_srli_epi16::<4>(both));
+                Self { d: value(d), dmin: value(dmin), scales, mins }
+            }
+            StoredScales::Packed { d, dmin, packed } => {
+                let (scales, mins) = scales_mins_k4(packed);
+                Self { d: value(d), dmin: value(dmin), scales: twice(scales), mins: twice(mins) }
+            }
+            StoredScales::AroundThirtyTwo { d, scales } => {
+                Self::without_mins(d, _mm_sub_epi8(load_16(&scales), _mm_set1_epi8(32)))
+            }
+            StoredScales::Signed { d, scales } => Self::without_mins(d, load_16(bytemuck::cast_ref(scales))),
+        }
+    }
 
-    /// Scales and minima.
-    ///
-    /// # Safety
-    ///
-    /// The CPU has AVX2, FMA and F16C.
-    unsafe fn scales(&self) -> Scales;
+    /// Signed scales.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn without_mins(d: F16Bytes, scales: __m128i) -> Self {
+        Self { d: value(d), dmin: 0.0, scales: _mm256_cvtepi8_epi16(scales), mins: _mm256_setzero_si256() }
+    }
+}
 
+/// A block of 256 weights as eight vectors of unsigned levels.
+pub trait Eighths: Stored {
     /// Vector `c` of the levels, those of elements `32 c .. 32 c + 32`.
     ///
     /// # Safety
@@ -154,17 +200,16 @@ impl Sixteens for BlockQ2_K {
     }
 }
 
-impl Eighths for BlockQ2_K {
-    const EXCESS: Option<i32> = None;
+impl Stored for BlockQ2_K {
+    const BITS: i32 = 2;
 
     #[inline]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn scales(&self) -> Scales {
-        let both = _mm256_cvtepu8_epi16(load_16(&self.scales));
-        let (scales, mins) = (_mm256_and_si256(both, _mm256_set1_epi16(15)), _mm256_srli_epi16::<4>(both));
-        Scales { d: value(self.d), dmin: value(self.dmin), scales, mins }
+    fn scales(&self) -> StoredScales<'_> {
+        StoredScales::Nibbles { d: self.d, dmin: self.dmin, pairs: &self.scales }
     }
+}
 
+impl Eighths for BlockQ2_K {
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn eighth(&self, c: usize) -> __m256i {
@@ -185,16 +230,16 @@ impl Sixteens for BlockQ3_K {
     }
 }
 
-impl Eighths for BlockQ3_K {
-    const EXCESS: Option<i32> = Some(2);
+impl Stored for BlockQ3_K {
+    const BITS: i32 = 3;
 
     #[inline]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn scales(&self) -> Scales {
-        let scales = _mm_sub_epi8(load_16(bytemuck::cast_ref(&self.unsigned_scales())), _mm_set1_epi8(32));
-        signed(self.d, scales)
+    fn scales(&self) -> StoredScales<'_> {
+        StoredScales::AroundThirtyTwo { d: self.d, scales: bytemuck::cast(self.unsigned_scales()) }
     }
+}
 
+impl Eighths for BlockQ3_K {
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn eighth(&self, c: usize) -> __m256i {
@@ -215,16 +260,16 @@ impl Sixteens for BlockQ4_K {
     }
 }
 
-impl Eighths for BlockQ4_K {
-    const EXCESS: Option<i32> = None;
+impl Stored for BlockQ4_K {
+    const BITS: i32 = 4;
 
     #[inline]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn scales(&self) -> Scales {
-        let (scales, mins) = scales_mins_k4(&self.scales);
-        Scales { d: value(self.d), dmin: value(self.dmin), scales: twice(scales), mins: twice(mins) }
+    fn scales(&self) -> StoredScales<'_> {
+        StoredScales::Packed { d: self.d, dmin: self.dmin, packed: &self.scales }
     }
+}
 
+impl Eighths for BlockQ4_K {
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn eighth(&self, c: usize) -> __m256i {
@@ -246,16 +291,16 @@ impl Sixteens for BlockQ5_K {
     }
 }
 
-impl Eighths for BlockQ5_K {
-    const EXCESS: Option<i32> = None;
+impl Stored for BlockQ5_K {
+    const BITS: i32 = 5;
 
     #[inline]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn scales(&self) -> Scales {
-        let (scales, mins) = scales_mins_k4(&self.scales);
-        Scales { d: value(self.d), dmin: value(self.dmin), scales: twice(scales), mins: twice(mins) }
+    fn scales(&self) -> StoredScales<'_> {
+        StoredScales::Packed { d: self.d, dmin: self.dmin, packed: &self.scales }
     }
+}
 
+impl Eighths for BlockQ5_K {
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn eighth(&self, c: usize) -> __m256i {
@@ -278,15 +323,16 @@ impl Sixteens for BlockQ6_K {
     }
 }
 
-impl Eighths for BlockQ6_K {
-    const EXCESS: Option<i32> = Some(5);
+impl Stored for BlockQ6_K {
+    const BITS: i32 = 6;
 
     #[inline]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn scales(&self) -> Scales {
-        signed(self.d, load_16(bytemuck::cast_ref(&self.scales)))
+    fn scales(&self) -> StoredScales<'_> {
+        StoredScales::Signed { d: self.d, scales: &self.scales }
     }
+}
 
+impl Eighths for BlockQ6_K {
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn eighth(&self, c: usize) -> __m256i {
@@ -294,13 +340,6 @@ impl Eighths for BlockQ6_K {
         let high = _mm256_slli_epi16::<4>(bits_32(&self.qh.as_chunks().0[h], 2 * k, 3));
         _mm256_or_si256(bits_32(&self.ql.as_chunks().0[2 * h + k % 2], 4 * (k / 2), 15), high)
     }
-}
-
-/// Signed scales without minima.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-fn signed(d: F16Bytes, scales: __m128i) -> Scales {
-    Scales { d: value(d), dmin: 0.0, scales: _mm256_cvtepi8_epi16(scales), mins: _mm256_setzero_si256() }
 }
 
 /// Eight scales of 32 weights, each twice.

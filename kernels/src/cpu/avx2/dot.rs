@@ -8,10 +8,10 @@
 use std::arch::x86_64::*;
 
 use super::blocks::*;
-use super::{Plain, Vector, WIDTH, lanes, load_16, load_32, sum, tile};
+use super::{Plain, Vector, WIDTH, by_lane, load_16, load_32, sum, tile};
 use crate::activation::{BlockQ8, BlockQ8_K};
 use crate::cpu::product::Product;
-use crate::cpu::rows::write;
+use crate::cpu::tiles::{in_tiles, write};
 use crate::quant::iq4_nl::VALUES;
 use crate::quant::{BF16Bytes, BlockIQ4_NL, BlockQ4_0, BlockQ4_1, BlockQ5_0, BlockQ5_1, BlockQ8_0, F16Bytes, F32Bytes};
 
@@ -132,89 +132,36 @@ pub trait Groups: Sixteens {
 /// The offset of formats that have none.
 const NONE: F16Bytes = F16Bytes([0; 2]);
 
-impl Groups for BlockQ8_0 {
-    const EXCESS: Excess = Excess::Signed;
+/// Implements [`Groups`]: what levels are larger by, scale and offset, and the levels.
+macro_rules! groups {
+    ($(|$b:ident: $block:ident| $excess:expr, $scales:expr, $levels:expr;)*) => {
+        $(
+            impl Groups for $block {
+                const EXCESS: Excess = $excess;
 
-    #[inline]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn levels(&self) -> __m256i {
-        load_32(bytemuck::cast_ref(&self.q))
-    }
+                #[inline]
+                #[target_feature(enable = "avx2,fma,f16c")]
+                unsafe fn levels(&self) -> __m256i {
+                    let $b = self;
+                    $levels
+                }
 
-    fn scales(&self) -> [F16Bytes; 2] {
-        [self.d, NONE]
-    }
+                fn scales(&self) -> [F16Bytes; 2] {
+                    let $b = self;
+                    $scales
+                }
+            }
+        )*
+    };
 }
 
-impl Groups for BlockQ4_0 {
-    const EXCESS: Excess = Excess::Power(3);
-
-    #[inline]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn levels(&self) -> __m256i {
-        nibbles(&self.qs)
-    }
-
-    fn scales(&self) -> [F16Bytes; 2] {
-        [self.d, NONE]
-    }
-}
-
-impl Groups for BlockQ4_1 {
-    const EXCESS: Excess = Excess::None;
-
-    #[inline]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn levels(&self) -> __m256i {
-        nibbles(&self.qs)
-    }
-
-    fn scales(&self) -> [F16Bytes; 2] {
-        [self.d, self.m]
-    }
-}
-
-impl Groups for BlockQ5_0 {
-    const EXCESS: Excess = Excess::Power(4);
-
-    #[inline]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn levels(&self) -> __m256i {
-        with_fifth_bits(nibbles(&self.qs), self.qh)
-    }
-
-    fn scales(&self) -> [F16Bytes; 2] {
-        [self.d, NONE]
-    }
-}
-
-impl Groups for BlockQ5_1 {
-    const EXCESS: Excess = Excess::None;
-
-    #[inline]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn levels(&self) -> __m256i {
-        with_fifth_bits(nibbles(&self.qs), self.qh)
-    }
-
-    fn scales(&self) -> [F16Bytes; 2] {
-        [self.d, self.m]
-    }
-}
-
-impl Groups for BlockIQ4_NL {
-    const EXCESS: Excess = Excess::Signed;
-
-    #[inline]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn levels(&self) -> __m256i {
-        let values = load_16(bytemuck::cast_ref(&VALUES));
-        _mm256_shuffle_epi8(_mm256_set_m128i(values, values), nibbles(&self.qs))
-    }
-
-    fn scales(&self) -> [F16Bytes; 2] {
-        [self.d, NONE]
-    }
+groups! {
+    |b: BlockQ8_0| Excess::Signed, [b.d, NONE], load_32(bytemuck::cast_ref(&b.q));
+    |b: BlockQ4_0| Excess::Power(3), [b.d, NONE], nibbles(&b.qs);
+    |b: BlockQ4_1| Excess::None, [b.d, b.m], nibbles(&b.qs);
+    |b: BlockQ5_0| Excess::Power(4), [b.d, NONE], with_fifth_bits(nibbles(&b.qs), b.qh);
+    |b: BlockQ5_1| Excess::None, [b.d, b.m], with_fifth_bits(nibbles(&b.qs), b.qh);
+    |b: BlockIQ4_NL| Excess::Signed, [b.d, NONE], values_of(nibbles(&b.qs));
 }
 
 /// The low nibbles of 16 bytes, then the high ones.
@@ -225,6 +172,14 @@ pub(super) fn nibbles(pairs: &[u8; 16]) -> __m256i {
     let shift = _mm256_set_epi64x(4, 4, 0, 0);
     let pairs = _mm256_srlv_epi64(_mm256_broadcastsi128_si256(load_16(pairs)), shift);
     _mm256_and_si256(pairs, _mm256_set1_epi8(15))
+}
+
+/// The values of IQ4_NL that nibbles stand for.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn values_of(nibbles: __m256i) -> __m256i {
+    let values = load_16(bytemuck::cast_ref(&VALUES));
+    _mm256_shuffle_epi8(_mm256_set_m128i(values, values), nibbles)
 }
 
 /// Levels with the given bits as their fifth ones.
@@ -269,13 +224,7 @@ fn tile_q8<B: Groups, const R: usize, const M: usize>(w: [&[B]; R], x: [&[BlockQ
             }
         }
     }
-    let mut results = [[0.0; M]; R];
-    for (i, acc) in acc.into_iter().enumerate() {
-        for (results, y) in results.iter_mut().zip(lanes(acc)) {
-            results[i] = y;
-        }
-    }
-    results
+    by_lane(acc)
 }
 
 /// Scales and offsets of four blocks.
@@ -338,25 +287,9 @@ fn sums_q8<B: Groups, const M: usize>(w: [&B; 4], x: [&BlockQ8; M]) -> [__m128i;
 pub fn product_q8_k<B: Eighths>(p: &Product<'_>, out: &mut [f32], _scratch: &mut [f32]) {
     for j in 0..p.n_rows {
         let w = p.blocks::<B>(j);
-        let x = |i: usize| p.activations(i);
-        let mut i = 0;
-        while i < p.m {
-            let out = &mut out[i * p.n_rows + j..];
-            match p.m - i {
-                1 => {
-                    write([dots_q8_k(w, [x(i)])], out, p.n_rows);
-                    i += 1;
-                }
-                2 | 3 => {
-                    write([dots_q8_k(w, [x(i), x(i + 1)])], out, p.n_rows);
-                    i += 2;
-                }
-                _ => {
-                    write([dots_q8_k(w, [x(i), x(i + 1), x(i + 2), x(i + 3)])], out, p.n_rows);
-                    i += 4;
-                }
-            }
-        }
+        in_tiles!(p.m, |i| p.activations(i), [4, 2], |i, x| {
+            write([dots_q8_k(w, x)], &mut out[i * p.n_rows + j..], p.n_rows);
+        });
     }
 }
 
@@ -366,14 +299,13 @@ const EIGHTHS: usize = 8;
 /// Dot products of a row with `M` rows of activations. Per block `x.d w.d sum(scale w.level x.q) - x.d w.dmin sum(min x.q)`,
 /// where scales and minima belong to groups of 16 and the sums are integers.
 ///
-/// Levels are unsigned, larger by [`Eighths::EXCESS`], so that `2^excess sum(scale x.q)` is taken off the first sum.
+/// Levels are unsigned, larger by [`Stored::EXCESS`], so that `2^excess sum(scale x.q)` is taken off the first sum.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn dots_q8_k<B: Eighths, const M: usize>(w: &[B], x: [&[BlockQ8_K]; M]) -> [f32; M] {
     let mut acc = [_mm256_setzero_ps(); M];
     for (b, w) in w.iter().enumerate() {
-        // SAFETY: this function has the features.
-        let Scales { d, dmin, scales, mins } = unsafe { w.scales() };
+        let Scales { d, dmin, scales, mins } = Scales::of(w);
         // The first eight scales in both halves, and the others.
         let scales_twice =
             [_mm256_permute2x128_si256::<0x00>(scales, scales), _mm256_permute2x128_si256::<0x11>(scales, scales)];

@@ -18,9 +18,9 @@ use super::{WIDTH, load, load_16, load_32, store, transpose};
 use crate::activation::BlockQ8;
 use crate::cpu::product::Product;
 use crate::cpu::rows::padded;
+use crate::cpu::tiles::{Results, in_tiles};
 use crate::quant::{
-    BlockIQ4_NL, BlockQ2_K, BlockQ3_K, BlockQ4_0, BlockQ4_1, BlockQ4_K, BlockQ5_0, BlockQ5_1, BlockQ5_K, BlockQ6_K,
-    BlockQ8_0, F16Bytes, SMALL_BLOCK, SUPER_BLOCK,
+    BlockIQ4_NL, BlockQ4_0, BlockQ4_1, BlockQ5_0, BlockQ5_1, BlockQ8_0, F16Bytes, SMALL_BLOCK, SUPER_BLOCK,
 };
 
 /// Blocks of a row that are unpacked at a time: those of eight rows, 11 KiB, stay in the first-level cache.
@@ -90,12 +90,6 @@ pub trait Layout: Sixteens {
     }
 }
 
-/// A block of 256 weights with a scale for each 16 of them, which is brought into that layout.
-pub trait Halves: Eighths {
-    /// Whether levels are below 8, else below 64.
-    const ARE_SMALL: bool;
-}
-
 impl Layout for BlockQ8_0 {
     const PLANES: Planes = Planes::Bytes;
 
@@ -116,13 +110,22 @@ impl Layout for BlockQ4_0 {
     }
 }
 
-impl<B: Halves> Layout for B {
-    const PLANES: Planes = if B::ARE_SMALL { Planes::SmallHalves } else { Planes::Halves };
+impl<B: Eighths> Layout for B {
+    const PLANES: Planes = match (B::IS_WIDE, B::BITS) {
+        (true, ..=4) => Planes::Nibbles,
+        (true, _) => Planes::Bytes,
+        (false, ..=3) => Planes::SmallHalves,
+        (false, _) => Planes::Halves,
+    };
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn unpack(rows: [&[Self]; WIDTH], from: usize, out: &mut [Unpacked]) {
-        unpack_halves(rows, from, out);
+        if B::IS_WIDE {
+            unpack_groups(rows, from, out);
+        } else {
+            unpack_halves(rows, from, out);
+        }
     }
 }
 
@@ -142,26 +145,6 @@ impl Layout for BlockIQ4_NL {
     const PLANES: Planes = Planes::Bytes;
 }
 
-impl Layout for BlockQ4_K {
-    const PLANES: Planes = Planes::Nibbles;
-}
-
-impl Layout for BlockQ5_K {
-    const PLANES: Planes = Planes::Bytes;
-}
-
-impl Halves for BlockQ2_K {
-    const ARE_SMALL: bool = true;
-}
-
-impl Halves for BlockQ3_K {
-    const ARE_SMALL: bool = true;
-}
-
-impl Halves for BlockQ6_K {
-    const ARE_SMALL: bool = false;
-}
-
 /// `out[i, j] = sum over k of w[j, k] x[i, k]` with rows of [`BlockQ8`].
 #[target_feature(enable = "avx2,fma,f16c")]
 pub fn product_many_q8<B: Layout>(p: &Product<'_>, out: &mut [f32]) {
@@ -176,35 +159,12 @@ pub fn product_many_q8<B: Layout>(p: &Product<'_>, out: &mut [f32]) {
             let blocks = &mut blocks[..to - from];
             // SAFETY: this function has the features.
             unsafe { B::unpack(rows, from, blocks) };
-            let x = |i: usize| &p.activations(i)[from..to];
-            let mut i = 0;
-            while i < p.m {
-                let out = &mut Results { out: &mut out[i * p.n_rows + first..], stride: p.n_rows, n, add: from > 0 };
-                macro_rules! columns {
-                    ($n:literal) => {{
-                        let x: [&[BlockQ8]; $n] = std::array::from_fn(|c| x(i + c));
-                        microkernel::<B, $n>(blocks, x, out);
-                        i += $n;
-                    }};
-                }
-                match p.m - i {
-                    1 => columns!(1),
-                    2 => columns!(2),
-                    3 => columns!(3),
-                    _ => columns!(4),
-                }
-            }
+            in_tiles!(p.m, |i| &p.activations(i)[from..to], [4, 3, 2], |i, x| {
+                let mut results = Results { out: &mut out[i * p.n_rows + first..], stride: p.n_rows, n, add: from > 0 };
+                microkernel::<B, _>(blocks, x, &mut results);
+            });
         }
     }
-}
-
-/// Where a microkernel's results go: rows of `out` that are `stride` apart, `n` elements of each.
-struct Results<'a> {
-    out: &'a mut [f32],
-    stride: usize,
-    n: usize,
-    /// Whether what is there is added to.
-    add: bool,
 }
 
 /// Adds the products of eight rows of weights with `C` rows of activations to the results.
@@ -323,12 +283,11 @@ fn of_neg_sums(w: &Unpacked, x: &BlockQ8) -> __m256i {
 
 /// [`Layout::unpack`] of blocks with a scale for each half.
 #[target_feature(enable = "avx2,fma,f16c")]
-fn unpack_halves<B: Halves>(rows: [&[B]; WIDTH], from: usize, out: &mut [Unpacked]) {
+fn unpack_halves<B: Eighths>(rows: [&[B]; WIDTH], from: usize, out: &mut [Unpacked]) {
     const IN_BLOCK: usize = SUPER_BLOCK / SMALL_BLOCK;
     for (i, out) in (from / IN_BLOCK..).zip(out.as_chunks_mut::<IN_BLOCK>().0) {
         for (r, row) in rows.iter().enumerate() {
-            // SAFETY: this function has the features.
-            let Scales { d, dmin, scales, mins } = unsafe { row[i].scales() };
+            let Scales { d, dmin, scales, mins } = Scales::of(&row[i]);
             let mins = match B::EXCESS {
                 Some(excess) => _mm256_sll_epi16(scales, _mm_cvtsi32_si128(excess)),
                 None => mins,

@@ -49,22 +49,9 @@ rows_for!("avx2,fma,f16c");
 formats_for!("avx2,fma,f16c");
 attention_for!("avx2,fma,f16c");
 
-/// Makes one panel of an operand; see `scalar::prepare`.
-#[target_feature(enable = "avx2,fma,f16c")]
-pub fn prepare(operand: Operand, x: &[f32], stride: usize, n_rows: usize, k: usize, out: &mut [f32]) {
-    match operand {
-        Operand::Panels => prepare_panel(x, stride, n_rows, k, out),
-        Operand::Rows | Operand::Q8 | Operand::Q8K => prepare_rows(operand, x, stride, n_rows, k, out),
-    }
-}
-
 /// The kernels of every format.
 pub static FORMATS: Formats = {
-    let mut formats = PLAIN_CODE;
-    plain::<F32Bytes>(&mut formats);
-    plain::<F16Bytes>(&mut formats);
-    formats[Format::F16 as usize].decode_row = decode_f16;
-    plain::<BF16Bytes>(&mut formats);
+    let mut formats = WITH_PLAIN_FORMATS;
     groups::<BlockQ8_0>(&mut formats);
     groups::<BlockQ4_0>(&mut formats);
     groups::<BlockQ4_1>(&mut formats);
@@ -78,14 +65,6 @@ pub static FORMATS: Formats = {
     eighths::<BlockQ6_K>(&mut formats);
     formats
 };
-
-const fn plain<B: Plain>(formats: &mut Formats) {
-    formats[B::FORMAT as usize].rows = ProductKernel { scratch_len: NOTHING, run: product_plain::<B> };
-}
-
-const fn sixteens<B: Sixteens>(formats: &mut Formats) {
-    formats[B::FORMAT as usize].decode_row = decode_blocks::<B>;
-}
 
 const fn groups<B: Groups + Layout>(formats: &mut Formats) {
     sixteens::<B>(formats);
@@ -218,4 +197,17 @@ pub(super) fn lanes(x: __m128) -> [f32; 4] {
     // SAFETY: `y` is 16 writable bytes, and the store needs no alignment.
     unsafe { _mm_storeu_ps(y.as_mut_ptr(), x) };
     y
+}
+
+/// The first `R` lanes of the vectors, lane by lane.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn by_lane<const R: usize, const M: usize>(vectors: [__m128; M]) -> [[f32; M]; R] {
+    let mut results = [[0.0; M]; R];
+    for (i, vector) in vectors.into_iter().enumerate() {
+        for (results, y) in results.iter_mut().zip(lanes(vector)) {
+            results[i] = y;
+        }
+    }
+    results
 }

@@ -9,10 +9,10 @@ use std::arch::x86_64::*;
 
 use bytemuck::Zeroable;
 
-use super::{Plain, Vector, WIDTH, lanes, load_32, load_64, tile};
+use super::{Plain, Vector, WIDTH, by_lane, load_32, load_64, tile};
 use crate::activation::BlockQ8;
 use crate::cpu::product::Product;
-use crate::cpu::rows::write;
+use crate::cpu::tiles::write;
 use crate::quant::{BF16Bytes, BlockQ8_0, F16Bytes, F32Bytes};
 
 /// Calls `$tile::<.., R, M>`, for 4 or 1 rows with 4, 2 or 1 activations, until all results are there.
@@ -118,13 +118,7 @@ fn tile_q8_0<const R: usize, const M: usize>(w: [&[BlockQ8_0]; R], x: [&[BlockQ8
         let w = [[&w0[b], &no_weights], [&w1[b], &no_weights], [&w2[b], &no_weights], [&w3[b], &no_weights]];
         acc = two_blocks_q8_0(w, x.map(|x| [&x[b], &none]), acc);
     }
-    let mut results = [[0.0; M]; R];
-    for (i, acc) in acc.into_iter().enumerate() {
-        for (results, y) in results.iter_mut().zip(lanes(acc)) {
-            results[i] = y;
-        }
-    }
-    results
+    by_lane(acc)
 }
 
 /// Adds two blocks of four rows of Q8_0. A vector holds one row's blocks behind each other, in lanes of 128 bits.

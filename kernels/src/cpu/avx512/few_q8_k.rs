@@ -1,7 +1,7 @@
 //! Products of 256-blocks with few rows of 8-bit activations: weights are read once, as they are stored.
 //!
 //! A result is the sum over blocks of `x.d w.d sum(scale w.level x.q) - x.d w.dmin sum(min x.q)`, where scales and minima
-//! belong to groups of 16 weights and the sums are integers, in 16 partial sums. Levels are unsigned, larger by [`Quarters::EXCESS`],
+//! belong to groups of 16 weights and the sums are integers, in 16 partial sums. Levels are unsigned, larger by [`Stored::EXCESS`],
 //! so that `2^excess sum(scale x.q)` is taken off the first sum.
 //!
 //! Bits of levels lie above each other in bytes, so that a vector of levels is two runs of 32 ([`Quarters::RUNS`]); activations are
@@ -13,12 +13,13 @@ use std::arch::x86_64::*;
 
 use bytemuck::{Pod, Zeroable};
 
-use super::blocks::Sixteens;
+use super::blocks::{Stored, StoredScales};
 use super::dot::prefetch_block;
 use super::{load_16, load_32, load_64, sum};
 use crate::activation::BlockQ8_K;
 use crate::cpu::avx2;
 use crate::cpu::product::Product;
+use crate::cpu::tiles::{in_tiles, write};
 use crate::quant::{BlockQ2_K, BlockQ3_K, BlockQ4_K, BlockQ5_K, BlockQ6_K, F16Bytes, SUPER_BLOCK};
 
 /// Vectors of levels in a block.
@@ -37,27 +38,46 @@ pub(super) struct Scales {
     pub d: __m128,
     /// Scales of the groups, words.
     pub scales: __m256i,
-    /// What sums of activations are multiplied with, words: minima, or scales in formats with a [`Quarters::EXCESS`].
+    /// What sums of activations are multiplied with, words: minima, or scales in formats with a [`Stored::EXCESS`].
     pub mins: __m256i,
 }
 
+impl Scales {
+    /// Those of a block.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+    pub fn of<B: Stored>(block: &B) -> Self {
+        match block.scales() {
+            StoredScales::Nibbles { d, dmin, pairs } => {
+                let both = _mm256_cvtepu8_epi16(load_16(pairs));
+                let (scales, mins) = (_mm256_and_si256(both, _mm256_set1_epi16(15)), _mm256_srli_epi16::<4>(both));
+                Self { d: widen(d, dmin), scales, mins }
+            }
+            // Eight scales, then eight minima, which are beside the second half of the sums.
+            StoredScales::Packed { d, dmin, packed } => {
+                let all = _mm256_cvtepu8_epi16(scales_mins_k4(packed));
+                Self { d: widen(d, dmin), scales: all, mins: all }
+            }
+            StoredScales::AroundThirtyTwo { d, scales } => {
+                Self::signed(d, _mm_sub_epi8(load_16(&scales), _mm_set1_epi8(32)))
+            }
+            StoredScales::Signed { d, scales } => Self::signed(d, load_16(bytemuck::cast_ref(scales))),
+        }
+    }
+
+    /// Signed scales, which are multiplied with sums of activations too.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+    fn signed(d: F16Bytes, scales: __m128i) -> Self {
+        let scales = _mm256_cvtepi8_epi16(scales);
+        Self { d: widen(d, F16Bytes::default()), scales, mins: scales }
+    }
+}
+
 /// A block of 256 weights as four vectors of unsigned levels.
-pub(super) trait Quarters: Sixteens {
-    /// What unsigned levels are larger by than levels, as a power of two, if they are.
-    const EXCESS: Option<i32>;
-    /// Whether scales and minima belong to 32 weights; else to 16.
-    const IS_WIDE: bool;
-    /// Whether products of levels and scales of 16 fit a byte; else all are multiplied apart.
-    const PRODUCTS_FIT: bool;
+pub(super) trait Quarters: Stored {
     /// Numbers of the two runs of levels in each vector.
     const RUNS: [[usize; 2]; QUARTERS];
-
-    /// Scales and minima.
-    ///
-    /// # Safety
-    ///
-    /// The CPU has the features of this module.
-    unsafe fn scales(&self) -> Scales;
 
     /// Vector `c` of the levels.
     ///
@@ -75,18 +95,7 @@ const TWO_APART: [[usize; 2]; QUARTERS] = [[0, 2], [1, 3], [4, 6], [5, 7]];
 const IN_ORDER: [[usize; 2]; QUARTERS] = [[0, 1], [2, 3], [4, 5], [6, 7]];
 
 impl Quarters for BlockQ2_K {
-    const EXCESS: Option<i32> = None;
-    const IS_WIDE: bool = false;
-    const PRODUCTS_FIT: bool = true;
     const RUNS: [[usize; 2]; QUARTERS] = FOUR_APART;
-
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-    unsafe fn scales(&self) -> Scales {
-        let both = _mm256_cvtepu8_epi16(load_16(&self.scales));
-        let (scales, mins) = (_mm256_and_si256(both, _mm256_set1_epi16(15)), _mm256_srli_epi16::<4>(both));
-        Scales { d: widen(self.d, self.dmin), scales, mins }
-    }
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
@@ -96,17 +105,7 @@ impl Quarters for BlockQ2_K {
 }
 
 impl Quarters for BlockQ3_K {
-    const EXCESS: Option<i32> = Some(2);
-    const IS_WIDE: bool = false;
-    const PRODUCTS_FIT: bool = true;
     const RUNS: [[usize; 2]; QUARTERS] = FOUR_APART;
-
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-    unsafe fn scales(&self) -> Scales {
-        let scales = load_16(bytemuck::cast_ref(&self.unsigned_scales()));
-        signed(self.d, _mm_sub_epi8(scales, _mm_set1_epi8(32)))
-    }
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
@@ -117,16 +116,7 @@ impl Quarters for BlockQ3_K {
 }
 
 impl Quarters for BlockQ4_K {
-    const EXCESS: Option<i32> = None;
-    const IS_WIDE: bool = true;
-    const PRODUCTS_FIT: bool = false;
     const RUNS: [[usize; 2]; QUARTERS] = TWO_APART;
-
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-    unsafe fn scales(&self) -> Scales {
-        wide(self.d, self.dmin, &self.scales)
-    }
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
@@ -136,16 +126,7 @@ impl Quarters for BlockQ4_K {
 }
 
 impl Quarters for BlockQ5_K {
-    const EXCESS: Option<i32> = None;
-    const IS_WIDE: bool = true;
-    const PRODUCTS_FIT: bool = false;
     const RUNS: [[usize; 2]; QUARTERS] = TWO_APART;
-
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-    unsafe fn scales(&self) -> Scales {
-        wide(self.d, self.dmin, &self.scales)
-    }
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
@@ -157,16 +138,7 @@ impl Quarters for BlockQ5_K {
 }
 
 impl Quarters for BlockQ6_K {
-    const EXCESS: Option<i32> = Some(5);
-    const IS_WIDE: bool = false;
-    const PRODUCTS_FIT: bool = false;
     const RUNS: [[usize; 2]; QUARTERS] = IN_ORDER;
-
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-    unsafe fn scales(&self) -> Scales {
-        signed(self.d, load_16(bytemuck::cast_ref(&self.scales)))
-    }
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
@@ -183,22 +155,6 @@ impl Quarters for BlockQ6_K {
 fn widen(low: F16Bytes, high: F16Bytes) -> __m128 {
     let both = u32::from(low.to_bits()) | u32::from(high.to_bits()) << 16;
     _mm_cvtph_ps(_mm_cvtsi32_si128(both.cast_signed()))
-}
-
-/// Signed scales of groups of 16.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-fn signed(d: F16Bytes, scales: __m128i) -> Scales {
-    let scales = _mm256_cvtepi8_epi16(scales);
-    Scales { d: widen(d, F16Bytes::default()), scales, mins: scales }
-}
-
-/// Eight scales, then eight minima, which are beside the second half of the sums.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-fn wide(d: F16Bytes, dmin: F16Bytes, packed: &[u8; 12]) -> Scales {
-    let all = _mm256_cvtepu8_epi16(scales_mins_k4(packed));
-    Scales { d: widen(d, dmin), scales: all, mins: all }
 }
 
 /// Bits `mask` of each byte, from bit `from` on.
@@ -236,23 +192,10 @@ pub fn product_few_q8_k<B: Quarters>(p: &Product<'_>, out: &mut [f32], scratch: 
     }
     let x = |i: usize| &x[i * n_blocks..][..n_blocks];
     for j in 0..p.n_rows {
-        let w = &p.blocks(j)[..n_blocks];
-        let mut i = 0;
-        while i < p.m {
-            macro_rules! columns {
-                ($($c:literal),*) => {{
-                    for y in tile::<B, { [$($c),*].len() }>(w, [$(x(i + $c)),*]) {
-                        out[i * p.n_rows + j] = y;
-                        i += 1;
-                    }
-                }};
-            }
-            match p.m - i {
-                1 => columns!(0),
-                2 | 3 => columns!(0, 1),
-                _ => columns!(0, 1, 2, 3),
-            }
-        }
+        let w = &p.blocks::<B>(j)[..n_blocks];
+        in_tiles!(p.m, x, [4, 2], |i, x| {
+            write([tile(w, x)], &mut out[i * p.n_rows + j..], p.n_rows);
+        });
     }
 }
 
@@ -283,8 +226,7 @@ fn tile<B: Quarters, const M: usize>(w: &[B], x: [&[Activations]; M]) -> [f32; M
     let mut offsets = [_mm256_setzero_ps(); M];
     for (b, w) in w.iter().enumerate() {
         prefetch_block(w, AHEAD);
-        // SAFETY: this function has the features.
-        let Scales { d, scales, mins } = unsafe { w.scales() };
+        let Scales { d, scales, mins } = Scales::of(w);
         let mut sums = [_mm512_setzero_si512(); M];
         for c in 0..QUARTERS {
             // SAFETY: this function has the features.

@@ -7,7 +7,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{decode_row, load, store};
+use super::{decode_columns, load, store};
 use crate::cpu::product::{PANEL_ROWS, Product};
 use crate::quant::SUPER_BLOCK;
 
@@ -36,10 +36,7 @@ pub fn product_panels(p: &Product<'_>, out: &mut [f32], scratch: &mut [f32]) {
     sums.as_flattened_mut().fill(0.0);
     for from in (0..p.k).step_by(DEPTH) {
         let depth = DEPTH.min(p.k - from);
-        let bytes = p.format.row_bytes(from)..p.format.row_bytes(from + depth);
-        for (j, row) in weights.as_chunks_mut::<DEPTH>().0.iter_mut().take(p.n_rows).enumerate() {
-            decode_row(p.format, &p.row(j)[bytes.clone()], &mut row[..depth]);
-        }
+        decode_columns(p, from..from + depth, weights.as_chunks_mut::<DEPTH>().0);
         // Groups of two and three rather than of three and one.
         let n_groups = n_panels.div_ceil(MAX_PANELS);
         for group in 0..n_groups {

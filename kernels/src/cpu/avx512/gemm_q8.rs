@@ -23,6 +23,7 @@ use super::unpacked::{GROUPS, QUADS, Unpacked, transpose_4, transpose_8};
 use super::{WIDTH, load, load_16, load_32, load_64, nibbles, store, store_64};
 use crate::activation::BlockQ8;
 use crate::cpu::product::Product;
+use crate::cpu::tiles::{Results, in_tiles};
 use crate::quant::{Block, BlockIQ4_NL, BlockQ4_0, BlockQ4_1, BlockQ5_0, BlockQ5_1, BlockQ8_0, SMALL_BLOCK};
 
 /// Blocks of a row that are worked on at a time: unpacked ones of two groups, 24 KiB, stay in the first-level cache.
@@ -97,11 +98,12 @@ impl<B: Quarters> Layout for B {
     const EXCESS_OF_UNPACKED: i16 = match B::EXCESS {
         None => 0,
         // Products are -124 ..= 128.
-        Some(_) if B::PRODUCTS_FIT => 127,
+        Some(_) if Self::HAS_PRODUCTS => 127,
         Some(excess) => 1 << excess,
     };
-    const N_SCALES: usize = if B::IS_WIDE || B::PRODUCTS_FIT { 1 } else { 2 };
-    const HAS_PRODUCTS: bool = B::PRODUCTS_FIT;
+    const N_SCALES: usize = if B::IS_WIDE || Self::HAS_PRODUCTS { 1 } else { 2 };
+    // Of larger levels they do not fit a byte.
+    const HAS_PRODUCTS: bool = !B::IS_WIDE && B::BITS <= 3;
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
@@ -239,40 +241,15 @@ pub fn product_many_q8<B: Layout>(p: &Product<'_>, out: &mut [f32], scratch: &mu
                 unsafe { B::unpack(p, first + g * WIDTH, from..to, &mut out[..to - from]) };
             }
             let groups: [&[Unpacked]; GROUPS] = std::array::from_fn(|g| &unpacked[g * DEPTH..][..to - from]);
-            let x = |i: usize| &p.activations(i)[from..to];
-            let mut i = 0;
-            while i < p.m {
-                let out = &mut Results { out: &mut out[i * p.n_rows + first..], stride: p.n_rows, n, add: from > 0 };
-                macro_rules! columns {
-                    ($n:literal) => {{
-                        let x: [&[BlockQ8]; $n] = std::array::from_fn(|c| x(i + c));
-                        match n_groups {
-                            1 => microkernel::<B, 1, $n>([groups[0]], x, out),
-                            _ => microkernel::<B, GROUPS, $n>(groups, x, out),
-                        }
-                        i += $n;
-                    }};
+            in_tiles!(p.m, |i| &p.activations(i)[from..to], [6, 5, 4, 3, 2], |i, x| {
+                let mut results = Results { out: &mut out[i * p.n_rows + first..], stride: p.n_rows, n, add: from > 0 };
+                match n_groups {
+                    1 => microkernel::<B, 1, _>([groups[0]], x, &mut results),
+                    _ => microkernel::<B, GROUPS, _>(groups, x, &mut results),
                 }
-                match p.m - i {
-                    1 => columns!(1),
-                    2 => columns!(2),
-                    3 => columns!(3),
-                    4 => columns!(4),
-                    5 => columns!(5),
-                    _ => columns!(6),
-                }
-            }
+            });
         }
     }
-}
-
-/// Where a microkernel's results go: rows of `out` that are `stride` apart, `n` elements of each.
-struct Results<'a> {
-    out: &'a mut [f32],
-    stride: usize,
-    n: usize,
-    /// Whether what is there is added to.
-    add: bool,
 }
 
 impl Results<'_> {

@@ -25,7 +25,7 @@ use self::few_q8_k::{Quarters, product_few_q8_k, product_few_q8_k_scratch_len};
 use self::gemm::{prepare_panel, product_panels, product_panels_scratch_len};
 use self::gemm_q8::{Layout, product_many_q8, product_many_q8_scratch_len};
 use super::attention_tiles::attention_for;
-use super::avx2::{self, blocks, lanes, load_16, load_32, narrow, widen};
+use super::avx2::{self, blocks, by_lane, load_16, load_32, narrow, widen};
 use super::compiled::compiled_for;
 use super::formats::formats_for;
 use super::product::Product;
@@ -49,22 +49,9 @@ rows_for!("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c");
 formats_for!("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c");
 attention_for!("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c");
 
-/// Makes one panel of an operand; see `scalar::prepare`.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-pub fn prepare(operand: Operand, x: &[f32], stride: usize, n_rows: usize, k: usize, out: &mut [f32]) {
-    match operand {
-        Operand::Panels => prepare_panel(x, stride, n_rows, k, out),
-        Operand::Rows | Operand::Q8 | Operand::Q8K => prepare_rows(operand, x, stride, n_rows, k, out),
-    }
-}
-
 /// The kernels of every format.
 pub static FORMATS: Formats = {
-    let mut formats = PLAIN_CODE;
-    plain::<F32Bytes>(&mut formats);
-    plain::<F16Bytes>(&mut formats);
-    formats[Format::F16 as usize].decode_row = decode_f16;
-    plain::<BF16Bytes>(&mut formats);
+    let mut formats = WITH_PLAIN_FORMATS;
     sixteens::<BlockQ8_0>(&mut formats);
     formats[Format::Q8_0 as usize].q8 = Some(of_unpacked(product_q8_0));
     fours::<BlockQ4_0>(&mut formats);
@@ -79,14 +66,6 @@ pub static FORMATS: Formats = {
     quarters::<BlockQ6_K>(&mut formats);
     formats
 };
-
-const fn plain<B: Plain>(formats: &mut Formats) {
-    formats[B::FORMAT as usize].rows = ProductKernel { scratch_len: NOTHING, run: product_plain::<B> };
-}
-
-const fn sixteens<B: Sixteens>(formats: &mut Formats) {
-    formats[B::FORMAT as usize].decode_row = decode_blocks::<B>;
-}
 
 const fn fours<B: Fours + Layout>(formats: &mut Formats) {
     sixteens::<B>(formats);

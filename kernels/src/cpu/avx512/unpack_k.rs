@@ -30,8 +30,7 @@ pub(super) fn unpack_k<B: Quarters>(p: &Product<'_>, first: usize, from: usize, 
         let mut of_rows = [none; WIDTH];
         for (of_row, row) in of_rows.iter_mut().zip(rows) {
             prefetch_block(&row[i], GROUPS * WIDTH * size_of_val(row));
-            // SAFETY: this function has the features.
-            *of_row = unsafe { row[i].scales() };
+            *of_row = Scales::of(&row[i]);
         }
         unpack_scales::<B>(&of_rows, out);
         for c in 0..QUARTERS {
