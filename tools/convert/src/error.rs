@@ -41,24 +41,27 @@ impl Error {
         self.cause.chain().find_map(|cause| cause.downcast_ref())
     }
 
-    pub(crate) fn usage(cause: impl fmt::Display) -> Self {
-        Self { kind: ErrorKind::Usage, cause: anyhow::anyhow!("{cause:#}") }
-    }
-
-    /// An error in a model or checkpoint; running out of memory keeps its own kind.
-    pub(crate) fn model(cause: impl Into<anyhow::Error>) -> Self {
-        let cause = cause.into();
+    /// Running out of memory keeps its own kind, whatever was being done.
+    fn of(kind: ErrorKind, cause: anyhow::Error) -> Self {
         let is_memory = |e: &engine::Error| matches!(e, engine::Error::OutOfMemory { .. });
         let memory = cause.chain().any(|e| e.downcast_ref().is_some_and(is_memory));
-        Self { kind: if memory { ErrorKind::Memory } else { ErrorKind::Model }, cause }
+        Self { kind: if memory { ErrorKind::Memory } else { kind }, cause }
+    }
+
+    pub(crate) fn usage(cause: impl Into<anyhow::Error>) -> Self {
+        Self::of(ErrorKind::Usage, cause.into())
+    }
+
+    pub(crate) fn model(cause: impl Into<anyhow::Error>) -> Self {
+        Self::of(ErrorKind::Model, cause.into())
     }
 
     pub(crate) fn output(cause: impl Into<anyhow::Error>) -> Self {
-        Self { kind: ErrorKind::Output, cause: cause.into() }
+        Self::of(ErrorKind::Output, cause.into())
     }
 
     pub(crate) fn interrupted() -> Self {
-        Self { kind: ErrorKind::Interrupted, cause: anyhow::anyhow!("interrupted") }
+        Self::of(ErrorKind::Interrupted, anyhow::anyhow!("interrupted"))
     }
 
     /// The same with `what` behind its line.

@@ -149,7 +149,7 @@ impl JsonFile {
     /// `None` when there is no such file.
     fn read(files: &Files, name: &str) -> Result<Option<Self>> {
         let Some((path, bytes)) = files.read(name, MAX_FILE_BYTES)? else { return Ok(None) };
-        let value = serde_json::from_slice(&bytes).map_err(|e| anyhow!("{}: not JSON: {e}", path.display()))?;
+        let value = serde_json::from_slice(&bytes).with_context(|| format!("{}: not JSON", path.display()))?;
         Ok(Some(Self { path, value }))
     }
 
@@ -162,7 +162,7 @@ impl JsonFile {
 /// A text in UTF-8; `None` when there is no such file.
 fn read_text(files: &Files, name: &str) -> Result<Option<String>> {
     let Some((path, bytes)) = files.read(name, MAX_FILE_BYTES)? else { return Ok(None) };
-    let text = String::from_utf8(bytes.into_owned()).map_err(|e| anyhow!("{}: {e}", path.display()))?;
+    let text = String::from_utf8(bytes.into_owned()).with_context(|| path.display().to_string())?;
     Ok(Some(text))
 }
 

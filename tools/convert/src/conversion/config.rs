@@ -5,7 +5,7 @@
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use engine::gguf::Value as GgufValue;
 use serde_json::{Map, Value};
 
@@ -38,7 +38,7 @@ impl Config {
     pub(super) fn read_optional(files: &Files, name: &str) -> Result<Option<Self>> {
         let Some((path, bytes)) = files.read(name, MAX_FILE_BYTES)? else { return Ok(None) };
         let name = path.display();
-        let value: Value = serde_json::from_slice(&bytes).map_err(|e| anyhow!("{name}: not JSON: {e}"))?;
+        let value: Value = serde_json::from_slice(&bytes).with_context(|| format!("{name}: not JSON"))?;
         let Value::Object(root) = value else {
             return Err(anyhow!("{name}: want a JSON object, got {}", shown(&value)));
         };

@@ -21,7 +21,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, anyhow, bail, ensure};
 use engine::DType;
 use engine::gguf::{Gguf, GgufWriter, Value};
 
@@ -214,7 +214,7 @@ impl Conversion {
 
     fn write_to_memory(&self) -> crate::Result<Gguf> {
         let mut out = GgufWriter::in_memory(&self.checkpoint.folder().display().to_string());
-        let [plan] = &self.text[..] else { return Err(Error::usage("a file in memory is not split")) };
+        let [plan] = &self.text[..] else { return Err(Error::usage(anyhow!("a file in memory is not split"))) };
         for (key, value) in &plan.keys {
             out.key(key, value.clone()).map_err(Error::model)?;
         }

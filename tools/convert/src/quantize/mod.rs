@@ -10,7 +10,7 @@ pub mod overrides;
 use std::ops::Range;
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use backends::format_of;
 use engine::gguf::{Gguf, GgufTensor};
 use kernels::quant::Format;
@@ -68,7 +68,7 @@ impl Quantization {
             if is_quantized && dtype != tensor.dtype && !allow_requantize {
                 let (path, dtype) = (source.path().display(), tensor.dtype);
                 let what = format!("{path}: {name} is {dtype} already; --allow-requantize quantizes it again");
-                return Err(Error::usage(what));
+                return Err(Error::usage(anyhow!(what)));
             }
             notices.extend(choice.notice(name, shape));
             if let Some(matrix) = importance.as_ref().filter(|_| dtype != tensor.dtype) {

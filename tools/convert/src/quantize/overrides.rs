@@ -77,7 +77,7 @@ fn parse_type(text: &str) -> Result<(Regex, DType)> {
         bail!("{name} is no type of tensors (want one of {})", names.join(", "));
     };
     // Names of tensors are in lower case, and so is what llama-quantize compares them with.
-    let regex = Regex::new(&pattern.to_lowercase()).map_err(|e| anyhow!("not a regular expression: {e}"))?;
+    let regex = Regex::new(&pattern.to_lowercase()).context("not a regular expression")?;
     Ok((regex, dtype))
 }
 

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::path::Path;
 
+use anyhow::anyhow;
 use models::languages::nearest;
 
 use super::{DEFAULT_SEED, Shape, Synthetic};
@@ -30,13 +31,13 @@ impl SyntheticModel {
     pub fn parse(argument: &Path) -> crate::Result<Option<Self>> {
         let argument = argument.to_string_lossy();
         let Some(text) = argument.strip_prefix(PREFIX) else { return Ok(None) };
-        let fail = |what: String| Err(Error::usage(format!("{argument}: {what}")));
+        let fail = |what: String| Err(Error::usage(anyhow!("{argument}: {what}")));
         let (name, file_type, given_seed) = match text.split(':').collect::<Vec<_>>()[..] {
             [name, file_type] => (name, file_type, None),
             [name, file_type, seed] => (name, file_type, Some(seed)),
             [name] => {
                 // A misspelt shape is the first thing to know.
-                shape(name).map_err(|what| Error::usage(format!("{argument}: {what}")))?;
+                shape(name).map_err(|what| Error::usage(anyhow!("{argument}: {what}")))?;
                 return fail(format!("want {PREFIX}SHAPE:TYPE[:SEED], such as {PREFIX}{name}:q8_0"));
             }
             _ => return fail(format!("want {PREFIX}SHAPE:TYPE[:SEED]")),
@@ -69,7 +70,7 @@ pub fn checkpoint(argument: &Path) -> crate::Result<Option<Synthetic>> {
         Some((name, seed)) => (name, Some(seed)),
         None => (text, None),
     };
-    let fail = |what: String| Error::usage(format!("{argument}: {what}"));
+    let fail = |what: String| Error::usage(anyhow!("{argument}: {what}"));
     let shape = shape(name).map_err(fail)?;
     if given_seed.is_some_and(|text| type_of(text).is_ok()) {
         return Err(fail(format!("want {PREFIX}SHAPE[:SEED]; the type is that of --type")));
