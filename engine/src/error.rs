@@ -27,6 +27,8 @@ pub enum Error {
         path: PathBuf,
         /// Expected and found.
         what: String,
+        /// What the parser of record said, where it refused the file.
+        source: Option<Cause>,
     },
     /// A graph was built from operands that do not fit each other.
     Graph {
@@ -141,7 +143,7 @@ impl std::fmt::Display for Error {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Io { path, source: _ } => write!(f, "{}", path.display()),
-            Self::Gguf { path, what } => write!(f, "{}: {what}", path.display()),
+            Self::Gguf { path, what, source: _ } => write!(f, "{}: {what}", path.display()),
             Self::Graph { at, op, msg } => write!(f, "{at}: {op}: {msg}"),
             Self::Unsupported { op, backend, why } => write!(f, "{op} is not supported by backend {backend}: {why}"),
             Self::OutOfMemory { what, wanted, free } => {
@@ -173,10 +175,9 @@ impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::Io { source, .. } => Some(source),
-            Self::Device { source, .. } => source.as_deref().map(|source| source as _),
+            Self::Gguf { source, .. } | Self::Device { source, .. } => source.as_deref().map(|source| source as _),
             Self::Plan(source) => Some(source),
-            Self::Gguf { .. }
-            | Self::Graph { .. }
+            Self::Graph { .. }
             | Self::Unsupported { .. }
             | Self::OutOfMemory { .. }
             | Self::UnknownBackend { .. }

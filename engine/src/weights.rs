@@ -131,7 +131,7 @@ impl WeightStore {
                 if let Some(WeightId(other)) = by_name.insert(tensor.name.to_owned(), id) {
                     let other = files[weights[other as usize].file].path().display();
                     let what = format!("tensor {} is in {other} too", tensor.name.escape_debug());
-                    return Err(Error::Gguf { path: gguf.path().to_owned(), what });
+                    return Err(Error::Gguf { path: gguf.path().to_owned(), what, source: None });
                 }
                 let desc = WeightDesc { name: tensor.name.to_owned(), dtype: tensor.dtype, shape: tensor.shape };
                 weights.push(Placed { desc, file, tensor: i });

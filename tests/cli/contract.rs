@@ -413,3 +413,12 @@ fn an_independent_parser_reads_the_subtitles() {
         assert_eq!(cue.payload, [segment["text"].as_str().unwrap()]);
     }
 }
+
+#[test]
+fn an_instruction_set_that_does_not_exist_is_named() {
+    for args in [["inspect", "--devices"], ["transcribe", "missing.wav"]] {
+        let run: Run = command(args).env("TYMPAN_ISA", "abacus").output().unwrap().into();
+        let want = "error: cpu: choosing kernels: TYMPAN_ISA: want scalar, avx2 or avx512, got \"abacus\"\n";
+        assert_eq!((run.code, run.out.as_str(), run.err.as_str()), (2, "", want));
+    }
+}

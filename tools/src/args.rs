@@ -152,7 +152,7 @@ impl DeviceArgs {
             let message = format!("--device {name}: no such device (accepted: auto, {})", known.join(", "));
             return Err(Failure::usage(message));
         }
-        let backend = backends::open(name, &options).map_err(Failure::usage)?;
+        let backend = backends::open(name, &options).map_err(Failure::refused)?;
         Ok(Device { backend, threads })
     }
 }

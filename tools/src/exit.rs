@@ -51,6 +51,11 @@ impl Failure {
         Self { exit: Exit::Usage, error: anyhow::anyhow!("{message}") }
     }
 
+    /// What a flag asks for that the system or a library refuses.
+    pub(crate) fn refused(error: impl Into<anyhow::Error>) -> Self {
+        Self { exit: Exit::Usage, error: error.into() }
+    }
+
     /// A flag or value of the contract that is not built yet.
     pub(crate) fn not_in_this_version(what: impl std::fmt::Display) -> Self {
         Self::usage(format!("{what}: not in this version"))

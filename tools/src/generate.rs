@@ -147,9 +147,8 @@ pub(crate) fn run(args: &GenerateArgs) -> Outcome<Exit> {
         ignore_stop: args.ignore_eos,
         prompt_logits: args.logits_out.is_some(),
     };
-    generator
-        .check(&request)
-        .map_err(|e| Failure::usage(format!("a prompt of {} tokens and -n {}: {e}", prompt.len(), args.max_tokens)))?;
+    let wanted = || format!("a prompt of {} tokens and -n {}", prompt.len(), args.max_tokens);
+    generator.check(&request).with_context(wanted).map_err(Failure::refused)?;
 
     let mut printer = Printer { token_ids: args.token_ids, printed: 0, result: Ok(()) };
     let generated = generator.generate(&request, &mut |id, text| printer.token(id, text));

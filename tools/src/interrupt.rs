@@ -22,7 +22,7 @@ impl Interrupt {
         match ctrlc::set_handler(handler) {
             // Another subcommand of this process asked before.
             Ok(()) | Err(ctrlc::Error::MultipleHandlers) => Ok(Self(())),
-            Err(e) => Err(Failure::usage(format!("cannot watch for Ctrl-C: {e}"))),
+            Err(e) => Err(Failure::refused(anyhow::Error::new(e).context("cannot watch for Ctrl-C"))),
         }
     }
 

@@ -70,7 +70,7 @@ impl OverrideArgs {
 
     /// Types and keys.
     pub(crate) fn overrides(&self) -> Outcome<Overrides> {
-        Overrides::parse(&self.tensor_type, &self.override_kv).map_err(|e| Failure::usage(format!("{e:#}")))
+        Overrides::parse(&self.tensor_type, &self.override_kv).map_err(Failure::refused)
     }
 }
 

@@ -49,7 +49,12 @@ impl ReferenceBackend {
     pub fn new(threads: Option<NonZeroUsize>) -> Result<Self> {
         let builder = ThreadPoolBuilder::new().num_threads(threads.map_or(0, NonZeroUsize::get));
         let pool = builder.thread_name(|i| format!("tympan-ref-{i}")).build();
-        Ok(Self { pool: Arc::new(pool.map_err(|e| failed(e.to_string()))?) })
+        let pool = pool.map_err(|e| Error::Device {
+            backend: "reference".into(),
+            msg: "starting threads".into(),
+            source: Some(e.into()),
+        })?;
+        Ok(Self { pool: Arc::new(pool) })
     }
 }
 

@@ -413,7 +413,7 @@ fn or<T>(value: Result<T, KeyError>, default: T) -> Result<T, KeyError> {
 }
 
 fn bad(path: &Path, what: String) -> Error {
-    Error::Gguf { path: path.to_owned(), what }
+    Error::Gguf { path: path.to_owned(), what, source: None }
 }
 
 /// A name from a file as a message shows it: on one line, and not too long.

@@ -21,7 +21,11 @@ use crate::error::{Error, Result};
 pub(super) fn parse(path: &Path, file: &[u8], header: &Header) -> Result<()> {
     let reader = Box::new(Cursor::new(without_vocabulary(file, header)));
     let mut container = GGUFContainer::new(ByteOrder::LE, reader, u64::MAX);
-    let model = container.decode().map_err(|e| bad(path, format!("gguf-rs refuses the header: {e:#}")))?;
+    let model = container.decode().map_err(|e| Error::Gguf {
+        path: path.to_owned(),
+        what: "gguf-rs refuses the header".into(),
+        source: Some(e.into()),
+    })?;
     compare_keys(path, file, header, &model)?;
     compare_tensors(path, header, &model)
 }

@@ -23,7 +23,7 @@ fn row(name: &str, threads: usize) -> Outcome<Vec<String>> {
         return Ok(vec![name.into(), "1".into(), String::new(), String::new(), what.into()]);
     }
     let options = CpuOptions { threads: std::num::NonZeroUsize::new(threads), isa: None };
-    let cpu = CpuBackend::new(&options).map_err(Failure::usage)?;
+    let cpu = CpuBackend::new(&options).map_err(Failure::refused)?;
     let others = Isa::ALL.into_iter().filter(|isa| isa.is_supported() && *isa != cpu.isa());
     let others: Vec<&str> = others.map(Isa::name).collect();
     let others = if others.is_empty() { String::new() } else { format!("TYMPAN_ISA also takes {}", others.join(", ")) };
