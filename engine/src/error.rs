@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 
 use crate::key::GraphKey;
-use crate::plan::PlanError;
 
 /// `Result` with the engine's error.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -80,8 +79,6 @@ pub enum Error {
         /// Expected and found.
         what: String,
     },
-    /// The layout of a graph's tensors is not sound.
-    Plan(PlanError),
     /// A key that no call has.
     Key {
         /// The key.
@@ -153,7 +150,6 @@ impl std::fmt::Display for Error {
             Self::UnknownBackend { name, known } => write!(f, "{name}: no such backend (known: {known})"),
             Self::Device { backend, msg, source: _ } => write!(f, "{backend}: {msg}"),
             Self::Refused { backend, what } => write!(f, "{backend}: {what}"),
-            Self::Plan(_) => f.write_str("the plan of a graph is not sound"),
             Self::Key { key, what } => write!(f, "{key:?}: {what}"),
             Self::NoState { index, n_states } => write!(f, "state {index} of {n_states}: there is none"),
             Self::NoFreeSlot { n_slots } => write!(f, "all {n_slots} slots are in use"),
@@ -176,7 +172,6 @@ impl std::error::Error for Error {
         match self {
             Self::Io { source, .. } => Some(source),
             Self::Gguf { source, .. } | Self::Device { source, .. } => source.as_deref().map(|source| source as _),
-            Self::Plan(source) => Some(source),
             Self::Graph { .. }
             | Self::Unsupported { .. }
             | Self::OutOfMemory { .. }

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use crate::backend::{Backend, Prepared};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::graph::Graph;
 use crate::pass::assign::{self, Cut, Homes};
 use crate::pass::fuse::{Fused, fuse};
 use crate::pass::prune::prune;
 use crate::pass::{CompileOptions, FuseCounts};
-use crate::plan::{MemoryPlan, plan, verify};
+use crate::plan::{MemoryPlan, PlanError, plan, verify};
 use crate::tensor::TensorId;
 
 /// A graph as the passes leave it, which of its nodes run on which backend, and where everything lies.
@@ -88,11 +88,11 @@ impl Planned {
 
     /// Checks all plans by replaying the graph, independently of what made them.
     ///
-    /// Errors: `Plan`.
-    pub fn verify(&self) -> Result<()> {
+    /// Errors: tensors that would meet. There are none unless the passes are at fault.
+    pub fn verify(&self) -> Result<(), PlanError> {
         let plans = (0..).zip(&self.plans).filter_map(|(backend, plan)| Some((backend, plan.as_ref()?)));
         for (backend, plan) in plans {
-            verify(&self.graph, &self.cuts, backend, plan).map_err(Error::Plan)?;
+            verify(&self.graph, &self.cuts, backend, plan)?;
         }
         Ok(())
     }

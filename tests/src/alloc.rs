@@ -1,4 +1,4 @@
-//! A counting allocator: how much memory a piece of code takes on its own thread.
+//! A counting allocator: how much memory a piece of code takes on its own thread. It also says no when it is told to.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -13,6 +13,7 @@ thread_local! {
     static CALLS: Cell<usize> = const { Cell::new(0) };
     static LIVE: Cell<isize> = const { Cell::new(0) };
     static PEAK: Cell<isize> = const { Cell::new(0) };
+    static MOST: Cell<usize> = const { Cell::new(usize::MAX) };
 }
 
 /// What [`measure`] saw on its thread.
@@ -33,6 +34,14 @@ pub fn measure<T>(f: impl FnOnce() -> T) -> (T, Usage) {
     (result, Usage { calls: CALLS.get() - calls, peak_bytes })
 }
 
+/// Runs `f` on a thread to which the system gives at most so many bytes at once.
+pub fn refusing<T>(most_bytes: usize, f: impl FnOnce() -> T) -> T {
+    let before = MOST.replace(most_bytes);
+    let result = f();
+    MOST.set(before);
+    result
+}
+
 fn count(bytes: isize) {
     let live = LIVE.get() + bytes;
     LIVE.set(live);
@@ -41,9 +50,12 @@ fn count(bytes: isize) {
 
 // A thread that ends frees memory after its counters are gone; those have no destructor, so access stays valid.
 #[allow(unsafe_code, reason = "an allocator is unsafe by nature")]
-// SAFETY: every call goes to the system's allocator unchanged.
+// SAFETY: every call goes to the system's allocator unchanged, or fails as it may.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        if layout.size() > MOST.get() {
+            return std::ptr::null_mut();
+        }
         CALLS.set(CALLS.get() + 1);
         count(layout.size() as isize);
         // SAFETY: the caller keeps the contract of `alloc`.
@@ -51,6 +63,9 @@ unsafe impl GlobalAlloc for Counting {
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        if layout.size() > MOST.get() {
+            return std::ptr::null_mut();
+        }
         CALLS.set(CALLS.get() + 1);
         count(layout.size() as isize);
         // SAFETY: the caller keeps the contract of `alloc_zeroed`.
@@ -64,6 +79,9 @@ unsafe impl GlobalAlloc for Counting {
     }
 
     unsafe fn realloc(&self, at: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        if size > MOST.get() {
+            return std::ptr::null_mut();
+        }
         CALLS.set(CALLS.get() + 1);
         count(size as isize - layout.size() as isize);
         // SAFETY: the caller keeps the contract of `realloc`.
@@ -74,6 +92,13 @@ unsafe impl GlobalAlloc for Counting {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn more_than_the_most_is_refused() {
+        let reserve = |n| Vec::<u8>::new().try_reserve_exact(n);
+        assert!(refusing(1000, || reserve(1000).is_ok() && reserve(1001).is_err()));
+        assert!(reserve(1001).is_ok());
+    }
 
     #[test]
     fn peak_counts_what_is_held_at_once() {

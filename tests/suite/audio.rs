@@ -385,12 +385,13 @@ fn he_aac_is_refused() {
 }
 
 /// A WAV file of 32-bit floats.
-fn float_wav(rate_hz: u32, n_channels: u16, samples: &[f32]) -> Vec<u8> {
+pub fn float_wav(rate_hz: u32, n_channels: u16, samples: &[f32]) -> Vec<u8> {
     let data: Vec<u8> = samples.iter().flat_map(|x| x.to_le_bytes()).collect();
     wav(3, rate_hz, n_channels, 32, &data)
 }
 
-fn wav(format: u16, rate_hz: u32, n_channels: u16, bits: u16, data: &[u8]) -> Vec<u8> {
+/// A WAV file of samples in this format.
+pub fn wav(format: u16, rate_hz: u32, n_channels: u16, bits: u16, data: &[u8]) -> Vec<u8> {
     let align = n_channels.wrapping_mul(bits / 8);
     let mut file = b"RIFF".to_vec();
     file.extend((36 + data.len() as u32).to_le_bytes());

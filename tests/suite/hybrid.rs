@@ -148,6 +148,14 @@ pub fn open_model(seed: u64, backends: &[Arc<dyn Backend>], options: SessionOpti
     Session::open(Arc::new(Hybrid::new(&weights, true)), &weights, backends, options).unwrap()
 }
 
+/// A session of a model that is no function of the key, and what changes the factor of its scores.
+pub fn open_changing(backend: Arc<dyn Backend>) -> (Session, impl Fn(f32)) {
+    let weights = weights(SEED);
+    let model = Arc::new(Hybrid::new(&weights, true));
+    let session = Session::open(Arc::clone(&model) as _, &weights, &[backend], options()).unwrap();
+    (session, move |scale: f32| model.scale.store(scale.to_bits(), Ordering::Relaxed))
+}
+
 /// A session of the model without its convolution.
 pub fn open_attention_only(backends: &[Arc<dyn Backend>]) -> Session {
     open_attention_only_with(backends, options())
@@ -223,20 +231,17 @@ fn reuse_on_and_off_give_the_same_bits() {
 
 #[test]
 fn a_model_that_is_no_function_of_the_key_is_found_out() {
-    let weights = weights(SEED);
-    let model = Arc::new(Hybrid::new(&weights, true));
-    let backend = backends().remove(0);
-    let mut s = Session::open(Arc::clone(&model) as _, &weights, &[backend], options()).unwrap();
+    let (mut s, change) = open_changing(backends().remove(0));
     let slot = s.memory_mut().acquire().unwrap();
     let mut next =
         || s.step(&Batch { seqs: &[Sequence { slot, tokens: Tokens::Ids(&[1]), rows: Rows::Last }] }).map(|_| ());
     next().unwrap();
     next().unwrap();
-    model.scale.store(0.4f32.to_bits(), Ordering::Relaxed);
+    change(0.4);
     let message = next().unwrap_err().to_string();
     assert!(message.contains("CachedAttention { scale: 0.3 }"), "{message}");
     assert!(message.contains("CachedAttention { scale: 0.4 }"), "{message}");
-    model.scale.store(0.3f32.to_bits(), Ordering::Relaxed);
+    change(0.3);
     next().unwrap();
     assert_eq!(s.memory().n_past(slot).unwrap(), 3, "the refused call changed nothing");
 }

@@ -9,6 +9,7 @@ mod convert;
 mod convert_lfm2;
 mod corrupted;
 mod damaged;
+mod errors;
 mod fusion;
 mod gguf;
 mod golden;

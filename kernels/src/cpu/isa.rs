@@ -1,6 +1,7 @@
 //! Which instruction set this CPU has, and the environment variable that lowers it.
 
 use std::fmt;
+use std::str::FromStr;
 use std::sync::OnceLock;
 
 /// Environment variable with the name of the highest instruction set to use.
@@ -48,10 +49,7 @@ impl Isa {
     pub fn detect() -> Result<Self, UnknownIsa> {
         let cap = match std::env::var_os(ISA_VARIABLE) {
             None => Self::Avx512,
-            Some(value) => Self::ALL
-                .into_iter()
-                .find(|isa| value == isa.name())
-                .ok_or_else(|| UnknownIsa(value.to_string_lossy().into_owned()))?,
+            Some(value) => value.to_string_lossy().parse()?,
         };
         Ok(Self::ALL.into_iter().rfind(|isa| *isa <= cap && isa.is_supported()).unwrap_or(Self::Scalar))
     }
@@ -60,6 +58,15 @@ impl Isa {
     pub fn is_supported(self) -> bool {
         static HIGHEST: OnceLock<Isa> = OnceLock::new();
         self <= *HIGHEST.get_or_init(highest)
+    }
+}
+
+impl FromStr for Isa {
+    type Err = UnknownIsa;
+
+    /// The instruction set of this name, as the environment variable takes it.
+    fn from_str(name: &str) -> Result<Self, UnknownIsa> {
+        Self::ALL.into_iter().find(|isa| isa.name() == name).ok_or_else(|| UnknownIsa(name.to_owned()))
     }
 }
 

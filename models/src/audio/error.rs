@@ -15,7 +15,6 @@ pub struct AudioError {
 
 /// What is wrong with an audio input.
 #[derive(Debug)]
-#[non_exhaustive]
 pub enum AudioErrorKind {
     /// The operating system refused to open or read it.
     Io(std::io::Error),
@@ -93,14 +92,34 @@ impl AudioErrorKind {
     pub(super) fn of(self, input: &str) -> AudioError {
         AudioError { input: input.into(), kind: self }
     }
+
+    /// What the system said.
+    fn cause(&self) -> Option<&std::io::Error> {
+        match self {
+            Self::Io(e) => Some(e),
+            Self::Empty
+            | Self::TooManyBytes
+            | Self::NotRecognised
+            | Self::Container { .. }
+            | Self::NoAudioTrack { .. }
+            | Self::Codec { .. }
+            | Self::Damaged { .. }
+            | Self::NoSamples
+            | Self::TooLong { .. }
+            | Self::SampleRate { .. }
+            | Self::RateChange { .. }
+            | Self::Channels { .. }
+            | Self::BadSample { .. } => None,
+        }
+    }
 }
 
 impl fmt::Display for AudioError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.kind {
+        match self.kind.cause() {
             // `source` has the rest.
-            AudioErrorKind::Io(_) => f.write_str(&self.input),
-            kind => write!(f, "{}: {kind}", self.input),
+            Some(_) => f.write_str(&self.input),
+            None => write!(f, "{}: {}", self.input, self.kind),
         }
     }
 }
@@ -139,9 +158,6 @@ impl fmt::Display for AudioErrorKind {
 
 impl std::error::Error for AudioError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match &self.kind {
-            AudioErrorKind::Io(e) => Some(e),
-            _ => None,
-        }
+        self.kind.cause().map(|e| e as _)
     }
 }
