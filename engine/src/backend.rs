@@ -54,10 +54,6 @@ impl std::fmt::Debug for Buffer {
 pub struct Caps {
     /// Alignment of tensors in the arena, in bytes; a power of two.
     pub alignment: usize,
-    /// Bytes that can still be allocated, where known.
-    pub free_bytes: Option<usize>,
-    /// Whether launch geometry depends on the length of the context, so that it must be in the key.
-    pub kv_buckets: bool,
 }
 
 /// A weight to be made ready for kernels.

@@ -118,7 +118,7 @@ impl Backend for CpuBackend {
     }
 
     fn caps(&self) -> Caps {
-        Caps { alignment: mem::ALIGNMENT, free_bytes: None, kv_buckets: false }
+        Caps { alignment: mem::ALIGNMENT }
     }
 
     fn prepare(&self, op: &Op, args: &[&TensorDesc]) -> Option<Prepared> {

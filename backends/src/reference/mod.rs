@@ -98,7 +98,7 @@ impl Backend for ReferenceBackend {
     }
 
     fn caps(&self) -> Caps {
-        Caps { alignment: ALIGNMENT, free_bytes: None, kv_buckets: false }
+        Caps { alignment: ALIGNMENT }
     }
 
     fn prepare(&self, _op: &Op, _args: &[&TensorDesc]) -> Option<Prepared> {

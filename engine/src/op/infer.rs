@@ -9,17 +9,17 @@ use crate::tensor::TensorDesc;
 
 /// Why operands do not fit an op: expected and found.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct OpError(pub String);
+pub(crate) struct OpError(pub(crate) String);
 
 /// Format and shape of every result.
-pub type Results = SmallVec<[(DType, Shape); 3]>;
+pub(crate) type Results = SmallVec<[(DType, Shape); 3]>;
 
 type Outs = Result<Results, OpError>;
 
 impl Op {
     /// Format and shape of every result, or why the arguments do not fit.
     #[deny(clippy::wildcard_enum_match_arm)]
-    pub fn infer(&self, args: &[TensorDesc]) -> Result<Results, OpError> {
+    pub(crate) fn infer(&self, args: &[TensorDesc]) -> Result<Results, OpError> {
         check_layout(&self.spec(), args)?;
         match *self {
             Self::GetRows => get_rows(args),

@@ -1,4 +1,4 @@
-//! [`Op`]: every operation of the engine, what it means and the order of its arguments. Result shapes are in [`infer`].
+//! [`Op`]: every operation of the engine, what it means and the order of its arguments. Result shapes are in `infer`.
 //!
 //! Every operand has contiguous innermost rows, but for the one that [`OpSpec::any_strides`] names. Activations are f32.
 //!
@@ -6,9 +6,7 @@
 //! [n_tokens]` says to which sequence a row belongs, -1 for padding; `ranges [n_seqs, 2]` where each sequence begins and ends.
 //! Ops that touch state skip padding, and what other ops compute for it is undefined and never read.
 
-pub mod infer;
-
-pub use infer::OpError;
+mod infer;
 
 /// A pointwise function of one variable.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
