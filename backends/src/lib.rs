@@ -3,6 +3,8 @@
 //! Read [`mod@reference`] first, where every op is a few lines of f64, then [`cpu`]: its `ops` has a line for each op, and
 //! its `lower` makes steps of nodes.
 
+#![warn(unreachable_pub)]
+
 pub mod cpu;
 mod format;
 pub mod reference;

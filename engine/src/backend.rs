@@ -121,7 +121,7 @@ impl Prepared {
     }
 
     /// Bytes of scratch memory that the node's kernels want while it runs.
-    pub fn scratch_bytes(&self) -> usize {
+    pub(crate) fn scratch_bytes(&self) -> usize {
         self.scratch_bytes
     }
 

@@ -3,7 +3,7 @@
 use crate::key::GraphKey;
 
 /// Compiled graphs of one session. Looking one up allocates nothing.
-pub struct GraphCache<T> {
+pub(crate) struct GraphCache<T> {
     /// Apart from the graphs: a search then looks at little memory, which is cold after a run.
     entries: Vec<Entry>,
     graphs: Vec<T>,
@@ -20,22 +20,12 @@ struct Entry {
 
 impl<T> GraphCache<T> {
     /// A cache for at most `capacity` graphs; 0 forgets each one at the next insertion.
-    pub fn new(capacity: usize) -> Self {
+    pub(crate) fn new(capacity: usize) -> Self {
         Self { entries: Vec::new(), graphs: Vec::new(), latest: 0, capacity, clock: 0 }
     }
 
-    /// Number of graphs held.
-    pub fn len(&self) -> usize {
-        self.graphs.len()
-    }
-
-    /// Whether no graph is held.
-    pub fn is_empty(&self) -> bool {
-        self.graphs.is_empty()
-    }
-
     /// Index of the graph with this key, which becomes the most recently used one.
-    pub fn find(&mut self, key: &GraphKey) -> Option<usize> {
+    pub(crate) fn find(&mut self, key: &GraphKey) -> Option<usize> {
         self.clock += 1;
         let latest = self.entries.get(self.latest).is_some_and(|e| e.key == *key);
         let index = if latest { self.latest } else { self.entries.iter().position(|e| e.key == *key)? };
@@ -46,7 +36,7 @@ impl<T> GraphCache<T> {
 
     /// Adds a graph, dropping the least recently used one if the cache is full. Returns its index, and whether one was
     /// dropped.
-    pub fn insert(&mut self, key: GraphKey, compiled: T) -> (usize, bool) {
+    pub(crate) fn insert(&mut self, key: GraphKey, compiled: T) -> (usize, bool) {
         self.clock += 1;
         let full = self.entries.len() >= self.capacity.max(1);
         if full && let Some((oldest, _)) = self.entries.iter().enumerate().min_by_key(|(_, e)| e.used) {
@@ -60,22 +50,22 @@ impl<T> GraphCache<T> {
     }
 
     /// The graph at an index that [`Self::find`] or [`Self::insert`] just gave.
-    pub fn get_mut(&mut self, index: usize) -> &mut T {
+    pub(crate) fn get_mut(&mut self, index: usize) -> &mut T {
         &mut self.graphs[index]
     }
 
     /// The graph at an index that [`Self::find`] or [`Self::insert`] just gave.
-    pub fn peek(&self, index: usize) -> &T {
+    pub(crate) fn peek(&self, index: usize) -> &T {
         &self.graphs[index]
     }
 
     /// Every graph that is held.
-    pub fn iter(&self) -> impl Iterator<Item = &T> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &T> {
         self.graphs.iter()
     }
 
     /// Drops every graph.
-    pub fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         self.entries.clear();
         self.graphs.clear();
     }
@@ -103,7 +93,7 @@ mod tests {
             assert_eq!(*cache.get_mut(at), n);
         }
         cache.insert(key(4), 4);
-        assert_eq!((cache.find(&key(3)), cache.len()), (None, 2));
+        assert_eq!((cache.find(&key(3)), cache.iter().count()), (None, 2));
         cache.clear();
         assert!(cache.find(&key(4)).is_none());
     }

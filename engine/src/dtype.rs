@@ -72,7 +72,7 @@ impl DType {
     }
 
     /// The format with this GGUF type id, if the engine stores it.
-    pub fn from_gguf_id(id: u32) -> Option<Self> {
+    pub(crate) fn from_gguf_id(id: u32) -> Option<Self> {
         Self::ALL.into_iter().find(|t| t.gguf_id() == id)
     }
 

@@ -115,7 +115,7 @@ impl Graph {
     }
 
     /// Descriptions of tensors.
-    pub fn descs(&self, ids: &[TensorId]) -> Operands<'_> {
+    pub(crate) fn descs(&self, ids: &[TensorId]) -> Operands<'_> {
         let mut descs = Operands::new();
         for &id in ids {
             descs.push(self.tensor(id));
@@ -146,7 +146,7 @@ impl Graph {
     }
 
     /// How many operands and outputs look at the tensor's bytes, through views or directly, for every root.
-    pub fn readers(&self) -> Vec<u32> {
+    pub(crate) fn readers(&self) -> Vec<u32> {
         let mut readers = vec![0; self.tensors.len()];
         for node in &self.nodes {
             for &arg in &node.args {

@@ -19,7 +19,7 @@
 //!
 //! **Reuse.** A model sees the key of a call and nothing else of it, so every call with that key can run the same compiled
 //! graph: token ids, positions, slots, lengths and output rows are inputs, a sequence's first token and the length of its
-//! past follow from the positions, and no mask is stored. [`key`] rounds sizes so that there are few keys, [`cache`] keeps
+//! past follow from the positions, and no mask is stored. [`key`] rounds sizes so that there are few keys, `cache` keeps
 //! the graphs used last, [`stats`] counts why others had to be built, and [`session::Reuse`] switches all of it off or
 //! checks every use against a fresh build.
 //!
@@ -31,10 +31,12 @@
 //!
 //! Model files are read by [`gguf`]; [`weights`] holds their tensors by name.
 
+#![warn(unreachable_pub)]
+
 pub mod backend;
 pub mod batch;
 pub mod builder;
-pub mod cache;
+mod cache;
 pub mod dtype;
 pub mod error;
 pub mod gguf;

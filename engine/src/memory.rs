@@ -10,7 +10,7 @@
 //! **Growth.** Every slot has addresses for the largest context from the beginning, and memory for what its sequence needs:
 //! it is committed as the sequence grows and given back when the slot is released. Nothing moves, so graphs stay bound.
 //! Where the system reserves no addresses without memory, buffers are as large as the context that was asked for, and
-//! are replaced by larger ones, with a copy, when a larger one is; [`Memory::n_moves`] counts that.
+//! are replaced by larger ones, with a copy, when a larger one is; [`Stats`](crate::session::Stats) counts that.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -213,7 +213,7 @@ impl Memory {
     }
 
     /// Positions that every slot has addresses for: what graphs are made for.
-    pub fn reserved_context(&self) -> usize {
+    pub(crate) fn reserved_context(&self) -> usize {
         self.reserved.n_ctx
     }
 
@@ -223,7 +223,7 @@ impl Memory {
     }
 
     /// How often all states moved to larger buffers, because the system reserves no addresses without memory.
-    pub fn n_moves(&self) -> u64 {
+    pub(crate) fn n_moves(&self) -> u64 {
         self.n_moves
     }
 

@@ -98,7 +98,7 @@ struct Interval {
 /// its lifetime.
 ///
 /// `scratch` gives the bytes that a node's kernels want; `alignment` is in bytes.
-pub fn plan(
+pub(crate) fn plan(
     graph: &Graph,
     cuts: &[Cut],
     backend: usize,

@@ -30,7 +30,7 @@ impl Shape {
 
     /// `n` of these behind each other, which together may have more than `u32::MAX` elements: strides count those of one.
     /// `None` for 0 and where the rank is used up.
-    pub fn stacked(self, n: usize) -> Option<Self> {
+    pub(crate) fn stacked(self, n: usize) -> Option<Self> {
         let mut dims = [1; MAX_RANK];
         dims[0] = u32::try_from(n).ok().filter(|&n| n > 0)?;
         dims.get_mut(1..=self.rank())?.copy_from_slice(self.dims());
@@ -77,7 +77,7 @@ impl Shape {
     }
 
     /// The same shape with another innermost extent; `None` for a scalar and where [`Shape::new`] gives it.
-    pub fn with_last(mut self, n: usize) -> Option<Self> {
+    pub(crate) fn with_last(mut self, n: usize) -> Option<Self> {
         let last = self.rank().checked_sub(1)?;
         self.dims[last] = u32::try_from(n).ok().filter(|&n| n > 0)?;
         self.dims().iter().try_fold(1u32, |elements, &d| elements.checked_mul(d))?;

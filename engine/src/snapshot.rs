@@ -24,11 +24,11 @@ const VERSION: u32 = 1;
 const SAMPLE_BYTES: usize = 64;
 
 /// Collects sections.
-pub struct Writer(Vec<u8>);
+pub(crate) struct Writer(Vec<u8>);
 
 impl Writer {
     /// The header for a sequence of `n_past` tokens.
-    pub fn new(model: u64, n_past: usize, n_sections: usize) -> Self {
+    pub(crate) fn new(model: u64, n_past: usize, n_sections: usize) -> Self {
         let mut out = MAGIC.to_vec();
         out.extend(VERSION.to_le_bytes());
         out.extend(u32::try_from(n_sections).expect("models have far fewer states").to_le_bytes());
@@ -40,7 +40,7 @@ impl Writer {
     }
 
     /// Appends the content of the next state.
-    pub fn section(&mut self, content: &[u8]) {
+    pub(crate) fn section(&mut self, content: &[u8]) {
         let len = (content.len() as u64).to_le_bytes();
         self.0.extend(len);
         self.0.extend(crc32c(&[&len, content]).to_le_bytes());
@@ -48,13 +48,13 @@ impl Writer {
     }
 
     /// The snapshot.
-    pub fn finish(self) -> Vec<u8> {
+    pub(crate) fn finish(self) -> Vec<u8> {
         self.0
     }
 }
 
 /// A snapshot whose header is sound.
-pub struct Snapshot<'a> {
+pub(crate) struct Snapshot<'a> {
     /// Tokens that the sequence has seen.
     pub n_past: usize,
     n_sections: usize,
@@ -64,7 +64,7 @@ pub struct Snapshot<'a> {
 /// Reads and checks the header.
 ///
 /// Errors: `Snapshot` for other bytes, another version, damage, or another model.
-pub fn read(bytes: &[u8], model: u64) -> Result<Snapshot<'_>> {
+pub(crate) fn read(bytes: &[u8], model: u64) -> Result<Snapshot<'_>> {
     let mut rest = Reader(bytes);
     if rest.array("the header")? != MAGIC {
         return Err(bad("these bytes are no snapshot"));
@@ -91,7 +91,7 @@ impl<'a> Snapshot<'a> {
     /// The contents, which must have exactly these lengths.
     ///
     /// Errors: `Snapshot` for another number of sections, another length, bytes behind the end, or damage.
-    pub fn sections(self, lengths: impl ExactSizeIterator<Item = usize>) -> Result<Vec<&'a [u8]>> {
+    pub(crate) fn sections(self, lengths: impl ExactSizeIterator<Item = usize>) -> Result<Vec<&'a [u8]>> {
         if self.n_sections != lengths.len() {
             return Err(bad(format!("want {} sections, got {}", lengths.len(), self.n_sections)));
         }
@@ -133,7 +133,7 @@ fn bad(what: impl Into<String>) -> Error {
 
 /// A number that differs between models: architecture, states but for their number of positions, and name, type, shape
 /// and first bytes of every weight. The order of the weights does not matter.
-pub fn model_identity(arch: &str, specs: &[StateSpec], weights: &WeightStore) -> u64 {
+pub(crate) fn model_identity(arch: &str, specs: &[StateSpec], weights: &WeightStore) -> u64 {
     let mut hash = Fnv::new();
     hash.bytes(arch.as_bytes());
     // States are stored as the machine computes with them.

@@ -110,7 +110,7 @@ impl States {
     }
 
     /// A state of any kind.
-    pub fn declare(&mut self, layer: usize, role: Role, extent: Extent) -> State {
+    fn declare(&mut self, layer: usize, role: Role, extent: Extent) -> State {
         let number = |n: usize| u32::try_from(n).expect("models have far fewer layers");
         let id = StateId(number(self.declarations.len()));
         self.declarations.push(Declaration { layer: number(layer), role, extent });
@@ -123,7 +123,7 @@ impl States {
     }
 
     /// Most positions that a slot can have: shapes count the elements of a slot in 32 bits.
-    pub fn largest_context(&self) -> usize {
+    pub(crate) fn largest_context(&self) -> usize {
         let positions = |d: &Declaration| match &d.extent {
             Extent::Positions(row) => {
                 let row_len = row.iter().fold(1usize, |n, d| n.saturating_mul(*d));

@@ -5,7 +5,7 @@ use crate::tokenizer::{Special, Tokenizer};
 
 /// The marks of turns in one vocabulary.
 #[derive(Clone, Copy, Debug)]
-pub struct ChatMarks {
+pub(crate) struct ChatMarks {
     im_start: u32,
     im_end: u32,
 }
@@ -14,20 +14,20 @@ impl ChatMarks {
     /// Looks the marks up.
     ///
     /// Errors: `Tokenizer` naming the first that the vocabulary lacks.
-    pub fn new(tokenizer: &Tokenizer) -> Result<Self> {
+    pub(crate) fn new(tokenizer: &Tokenizer) -> Result<Self> {
         let ids = tokenizer.ids_of(&["<|im_start|>", "<|im_end|>"])?;
         Ok(Self { im_start: ids[0], im_end: ids[1] })
     }
 
     /// A turn with this text, the next one's mark, and what that one begins with:
     /// `<|im_start|>{system}<|im_end|>\n<|im_start|>user\n`.
-    pub fn system_and_user(&self, tokenizer: &Tokenizer, system: &[u32]) -> Vec<u32> {
+    pub(crate) fn system_and_user(&self, tokenizer: &Tokenizer, system: &[u32]) -> Vec<u32> {
         let user = tokenizer.encode("user\n", Special::AsText);
         [&[self.im_start][..], system, &self.next_turn(tokenizer), &user].concat()
     }
 
     /// The end of a turn and the begin of this answer: `<|im_end|>\n<|im_start|>{answer}`.
-    pub fn answer(&self, tokenizer: &Tokenizer, answer: &[u32]) -> Vec<u32> {
+    pub(crate) fn answer(&self, tokenizer: &Tokenizer, answer: &[u32]) -> Vec<u32> {
         [&self.next_turn(tokenizer)[..], answer].concat()
     }
 

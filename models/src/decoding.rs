@@ -97,12 +97,12 @@ impl Decoding {
     }
 
     /// Tokens that are still to be fed before one can be generated; 0 once the prompt is in memory.
-    pub fn prompt_left(&self) -> usize {
+    pub(crate) fn prompt_left(&self) -> usize {
         self.prompt.ids.len() - self.n_fed
     }
 
     /// Tokens that wait to be fed.
-    pub fn n_waiting(&self) -> usize {
+    pub(crate) fn n_waiting(&self) -> usize {
         if self.prompt_left() > 0 { self.prompt_left() } else { self.next.len() }
     }
 
@@ -117,7 +117,7 @@ impl Decoding {
     }
 
     /// Most tokens that the sequence's memory will hold: nothing is fed after the last token.
-    pub fn n_most(&self) -> usize {
+    pub(crate) fn n_most(&self) -> usize {
         self.prompt.ids.len().saturating_add(self.rules.max_tokens.saturating_sub(1))
     }
 

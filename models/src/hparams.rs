@@ -9,14 +9,14 @@ const MAX_SIZE: u32 = 1 << 24;
 
 /// Metadata of a text file and, for speech, of its projector file or of a bundle that holds both.
 #[derive(Clone, Copy)]
-pub struct Hparams<'a> {
+pub(crate) struct Hparams<'a> {
     files: &'a [Gguf],
     prefix: &'a str,
 }
 
 impl<'a> Hparams<'a> {
     /// Keys that begin with `prefix`, in any of the files.
-    pub fn new(files: &'a [Gguf], prefix: &'a str) -> Self {
+    pub(crate) fn new(files: &'a [Gguf], prefix: &'a str) -> Self {
         Self { files, prefix }
     }
 
@@ -33,14 +33,14 @@ impl<'a> Hparams<'a> {
     }
 
     /// Whether the key is there.
-    pub fn contains(&self, name: &str) -> bool {
+    pub(crate) fn contains(&self, name: &str) -> bool {
         self.file(&self.key(name)).is_ok()
     }
 
     /// A size: at least 1.
     ///
     /// Errors: `MissingKey`, `WrongType`, `BadValue` for 0 and for sizes that no model has.
-    pub fn size(&self, name: &str) -> Result<usize> {
+    pub(crate) fn size(&self, name: &str) -> Result<usize> {
         let key = self.key(name);
         let file = self.file(&key)?;
         let value = file.get_u32(&key)?;
@@ -53,14 +53,14 @@ impl<'a> Hparams<'a> {
     /// A size, or `absent` where the key is not there.
     ///
     /// Errors: as [`Self::size`].
-    pub fn size_or(&self, name: &str, absent: usize) -> Result<usize> {
+    pub(crate) fn size_or(&self, name: &str, absent: usize) -> Result<usize> {
         if self.contains(name) { self.size(name) } else { Ok(absent) }
     }
 
     /// A number that may be 0, or `absent` where the key is not there.
     ///
     /// Errors: `WrongType`, `BadValue` for numbers that no model has.
-    pub fn count_or(&self, name: &str, absent: usize) -> Result<usize> {
+    pub(crate) fn count_or(&self, name: &str, absent: usize) -> Result<usize> {
         let key = self.key(name);
         let Ok(file) = self.file(&key) else { return Ok(absent) };
         let value = file.get_u32(&key)?;
@@ -73,7 +73,7 @@ impl<'a> Hparams<'a> {
     /// A flag, or `absent` where the key is not there.
     ///
     /// Errors: `WrongType`.
-    pub fn flag_or(&self, name: &str, absent: bool) -> Result<bool> {
+    pub(crate) fn flag_or(&self, name: &str, absent: bool) -> Result<bool> {
         let key = self.key(name);
         self.file(&key).map_or(Ok(absent), |file| Ok(file.get_bool(&key)?))
     }
@@ -81,7 +81,7 @@ impl<'a> Hparams<'a> {
     /// One number for each of `n_layer` layers, which may be 0; a single number holds for all.
     ///
     /// Errors: `MissingKey`, `WrongType`, `BadValue` for a list of another length and for numbers that no model has.
-    pub fn sizes_of_layers(&self, name: &str, n_layer: usize) -> Result<Vec<usize>> {
+    pub(crate) fn sizes_of_layers(&self, name: &str, n_layer: usize) -> Result<Vec<usize>> {
         let key = self.key(name);
         let file = self.file(&key)?;
         let values = match file.get_u32(&key) {
@@ -100,7 +100,7 @@ impl<'a> Hparams<'a> {
     /// A positive, finite number.
     ///
     /// Errors: `MissingKey`, `WrongType`, `BadValue`.
-    pub fn positive(&self, name: &str) -> Result<f32> {
+    pub(crate) fn positive(&self, name: &str) -> Result<f32> {
         let key = self.key(name);
         let file = self.file(&key)?;
         let value = file.get_f32(&key)?;
@@ -111,7 +111,7 @@ impl<'a> Hparams<'a> {
     }
 
     /// The error for a value that does not fit the others.
-    pub fn bad(&self, name: &str, what: String) -> Error {
+    pub(crate) fn bad(&self, name: &str, what: String) -> Error {
         let key = self.key(name);
         match self.file(&key) {
             Ok(file) => wrong(file, key, what),

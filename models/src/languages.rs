@@ -81,7 +81,7 @@ impl fmt::Display for UnknownLanguage {
 impl std::error::Error for UnknownLanguage {}
 
 /// ISO code of a language by its name in any case.
-pub fn code_of(name: &str) -> Option<&'static str> {
+fn code_of(name: &str) -> Option<&'static str> {
     LANGUAGES.iter().find(|language| language.name.eq_ignore_ascii_case(name)).map(|language| language.code)
 }
 

@@ -27,36 +27,36 @@ const MAX_CONV: usize = 64;
 
 /// Parameters of an LFM2 decoder.
 #[derive(Clone, Debug)]
-pub struct Lfm2Params {
+struct Lfm2Params {
     /// Rows of the embedding.
-    pub n_vocab: usize,
+    n_vocab: usize,
     /// Width of the residual stream.
-    pub n_embd: usize,
+    n_embd: usize,
     /// Query heads of attention layers.
-    pub n_head: usize,
+    n_head: usize,
     /// Width of a head.
-    pub head_dim: usize,
+    head_dim: usize,
     /// Key and value heads of every layer; 0 for a layer with a convolution.
-    pub n_head_kv: Vec<usize>,
+    n_head_kv: Vec<usize>,
     /// Taps of the convolutions, the current token's included.
-    pub d_conv: usize,
+    d_conv: usize,
     /// Added to the mean of squares in every norm.
-    pub eps: f32,
+    eps: f32,
     /// Base of the rotary frequencies.
-    pub rope_theta: f32,
+    rope_theta: f32,
     /// Mixtures of experts, where there are some.
-    pub moe: Option<MoeParams>,
+    moe: Option<MoeParams>,
 }
 
 /// Parameters of the layers with experts.
 #[derive(Clone, Copy, Debug)]
-pub struct MoeParams {
+struct MoeParams {
     /// Sizes.
-    pub shape: MoeShape,
+    shape: MoeShape,
     /// Experts that a token is sent to.
-    pub n_used: usize,
+    n_used: usize,
     /// Layers before the first mixture.
-    pub n_dense: usize,
+    n_dense: usize,
 }
 
 impl Lfm2Params {
@@ -175,7 +175,7 @@ impl Lfm2 {
     /// A decoder of architecture `lfm2moe`.
     ///
     /// Errors: as [`Self::load`].
-    pub fn load_moe(files: &[Gguf], w: &WeightStore) -> Result<Self> {
+    pub(crate) fn load_moe(files: &[Gguf], w: &WeightStore) -> Result<Self> {
         Self::read(files, "lfm2moe", w, true)
     }
 
@@ -223,11 +223,6 @@ impl Lfm2 {
             embed_tokens,
             hp,
         })
-    }
-
-    /// The parameters read from the file.
-    pub fn params(&self) -> &Lfm2Params {
-        &self.hp
     }
 }
 

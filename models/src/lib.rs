@@ -4,14 +4,16 @@
 //! [`qwen3`] is the one to read beside its official module. [`scheduler`] runs many sequences, [`transcribe`] and [`generate`]
 //! are what users of a model call.
 
+#![warn(unreachable_pub)]
+
 pub mod audio;
-pub mod blocks;
+mod blocks;
 mod chat;
 pub mod decoding;
-pub mod encoder_decoder;
-pub mod error;
+mod encoder_decoder;
+mod error;
 pub mod generate;
-pub mod hparams;
+mod hparams;
 pub mod languages;
 pub mod lfm2;
 pub mod lfm2_audio;

@@ -17,19 +17,19 @@ use crate::hparams::Hparams;
 
 /// Parameters of a Qwen3 decoder.
 #[derive(Clone, Copy, Debug)]
-pub struct Qwen3Params {
+struct Qwen3Params {
     /// Rows of the embedding.
-    pub n_vocab: usize,
+    n_vocab: usize,
     /// Number of layers.
-    pub n_layer: usize,
+    n_layer: usize,
     /// Sizes of attention.
-    pub attention: AttentionShape,
+    attention: AttentionShape,
     /// Width of the feed-forward block.
-    pub n_ff: usize,
+    n_ff: usize,
     /// Added to the mean of squares in every norm.
-    pub eps: f32,
+    eps: f32,
     /// Base of the rotary frequencies.
-    pub rope_theta: f32,
+    rope_theta: f32,
 }
 
 impl Qwen3Params {
@@ -117,11 +117,6 @@ impl Qwen3 {
             embed_tokens,
             hp,
         })
-    }
-
-    /// The parameters read from the file.
-    pub fn params(&self) -> &Qwen3Params {
-        &self.hp
     }
 }
 

@@ -100,7 +100,7 @@ pub fn known() -> String {
 }
 
 /// Names of the architectures that transcribe, for messages.
-pub fn known_speech() -> String {
+fn known_speech() -> String {
     let speech = ARCHITECTURES.iter().filter(|a| a.speech.is_some());
     speech.map(|a| a.name).collect::<Vec<_>>().join(", ")
 }

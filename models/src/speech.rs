@@ -62,7 +62,7 @@ pub trait SpeechFormat: Send + Sync {
 
 /// One text from the texts of consecutive segments: with a space between two, unless both neighbours are Chinese or
 /// Japanese characters. Empty texts are left out.
-pub fn join_texts<'a>(texts: impl IntoIterator<Item = &'a str>) -> String {
+pub(crate) fn join_texts<'a>(texts: impl IntoIterator<Item = &'a str>) -> String {
     let mut joined = String::new();
     for text in texts {
         let neighbours = (joined.chars().next_back(), text.chars().next());
@@ -97,7 +97,7 @@ fn is_cjk(c: char) -> bool {
 /// Languages of consecutive segments, separated by commas; empty ones and repeats of the one before are left out.
 ///
 /// Source: `qwen_asr`, `inference/utils.py`, `merge_languages`.
-pub fn merge_languages<'a>(languages: impl IntoIterator<Item = &'a str>) -> String {
+pub(crate) fn merge_languages<'a>(languages: impl IntoIterator<Item = &'a str>) -> String {
     let mut merged: Vec<&str> = languages.into_iter().map(trim).filter(|language| !language.is_empty()).collect();
     merged.dedup();
     merged.join(",")

@@ -11,7 +11,7 @@ use super::linear::dot;
 use super::operands::{Operands, decode, encode};
 
 /// `[x, state, slots, positions, sequences]`: stores the rows of every sequence.
-pub fn kv_write(cx: &Operands<'_>, args: &[TensorId]) -> Result<()> {
+pub(super) fn kv_write(cx: &Operands<'_>, args: &[TensorId]) -> Result<()> {
     let [n_slots, n_ctx, n_head_kv, head_dim] = cx.dims(args[1])?;
     let dtype = cx.desc(args[1]).dtype;
     let width = n_head_kv * head_dim;
@@ -57,7 +57,7 @@ impl Past<'_> {
 }
 
 /// `[q, k, v, slots, positions, sequences]`: over rows `0 ..= position` of the sequence's slot. NaN for padding.
-pub fn cached(cx: &Operands<'_>, args: &[TensorId], scale: f32) -> Result<Vec<f64>> {
+pub(super) fn cached(cx: &Operands<'_>, args: &[TensorId], scale: f32) -> Result<Vec<f64>> {
     let [n_tokens, n_head, head_dim] = cx.dims(args[0])?;
     let [n_slots, n_ctx, n_head_kv, _] = cx.dims(args[1])?;
     let q = cx.values(args[0])?;
@@ -86,7 +86,7 @@ pub fn cached(cx: &Operands<'_>, args: &[TensorId], scale: f32) -> Result<Vec<f6
 
 /// `[q, k, v, sequences, ranges]`: over the rows of the query's window. NaN for padding.
 #[deny(clippy::wildcard_enum_match_arm)]
-pub fn windowed(cx: &Operands<'_>, args: &[TensorId], scale: f32, window: Window) -> Result<Vec<f64>> {
+pub(super) fn windowed(cx: &Operands<'_>, args: &[TensorId], scale: f32, window: Window) -> Result<Vec<f64>> {
     let [n_tokens, n_head, head_dim] = cx.dims(args[0])?;
     let (q, k, v) = (cx.values(args[0])?, cx.values(args[1])?, cx.values(args[2])?);
     let ranges = cx.ranges(args[4], n_tokens)?;
@@ -116,7 +116,7 @@ const SINUSOID_BASE: f64 = 10_000.0;
 /// `[x]`: `[2 n_tokens - 1, n]`, sines and cosines of the distances `n_tokens - 1` down to `-(n_tokens - 1)`.
 ///
 /// Source: Vaswani et al. 2017, "Attention is all you need", section 3.5, for distances as Dai et al. 2019 have them.
-pub fn rel_positions(cx: &Operands<'_>, args: &[TensorId]) -> Result<Vec<f64>> {
+pub(super) fn rel_positions(cx: &Operands<'_>, args: &[TensorId]) -> Result<Vec<f64>> {
     let [n_tokens, n] = cx.dims(args[0])?;
     let mut out = Vec::with_capacity((2 * n_tokens - 1) * n);
     for r in 0..2 * n_tokens - 1 {
@@ -131,7 +131,7 @@ pub fn rel_positions(cx: &Operands<'_>, args: &[TensorId]) -> Result<Vec<f64>> {
 
 /// `[q, k, v, p, bias_u, bias_v, sequences, ranges]`: over the rows of the query's sequence, with relative positions. NaN
 /// for padding.
-pub fn rel_pos(cx: &Operands<'_>, args: &[TensorId], scale: f32) -> Result<Vec<f64>> {
+pub(super) fn rel_pos(cx: &Operands<'_>, args: &[TensorId], scale: f32) -> Result<Vec<f64>> {
     let [n_tokens, n_head, head_dim] = cx.dims(args[0])?;
     let [q, k, v, p, bias_u, bias_v] = [0, 1, 2, 3, 4, 5].map(|i| cx.values(args[i]));
     let (q, k, v, p, bias_u, bias_v) = (q?, k?, v?, p?, bias_u?, bias_v?);

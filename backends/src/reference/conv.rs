@@ -10,7 +10,7 @@ use super::operands::{Operands, Rows, decode, encode};
 
 /// `[x, w, state, slots, positions, ranges]`: `y[t] = sum_j w[:, j] * x[t - (d_conv - 1) + j]` over the slot's past.
 /// NaN for padding.
-pub fn causal_conv1d(cx: &Operands<'_>, args: &[TensorId]) -> Result<Vec<f64>> {
+pub(super) fn causal_conv1d(cx: &Operands<'_>, args: &[TensorId]) -> Result<Vec<f64>> {
     let [n_tokens, width] = cx.dims(args[0])?;
     let [n_slots, history, _] = cx.dims(args[2])?;
     let (x, w) = (cx.values(args[0])?, cx.values(args[1])?);
@@ -42,7 +42,7 @@ pub fn causal_conv1d(cx: &Operands<'_>, args: &[TensorId]) -> Result<Vec<f64>> {
 }
 
 /// `[x, w, bias]`: cross-correlation with a border of zeros; a product of patches with rearranged weights.
-pub fn conv2d(cx: &Operands<'_>, args: &[TensorId], stride: usize, pad: usize) -> Result<Vec<f64>> {
+pub(super) fn conv2d(cx: &Operands<'_>, args: &[TensorId], stride: usize, pad: usize) -> Result<Vec<f64>> {
     let [n, height, width, c_in] = cx.dims(args[0])?;
     let [c_out, _, kh, kw] = cx.dims(args[1])?;
     let (x, w, bias) = (cx.values(args[0])?, cx.values(args[1])?, cx.values(args[2])?);
@@ -72,7 +72,7 @@ pub fn conv2d(cx: &Operands<'_>, args: &[TensorId], stride: usize, pad: usize) -
 }
 
 /// `[x, w, bias]`: every channel with its own kernel, with a border of zeros.
-pub fn depthwise_conv2d(cx: &Operands<'_>, args: &[TensorId], stride: usize, pad: usize) -> Result<Vec<f64>> {
+pub(super) fn depthwise_conv2d(cx: &Operands<'_>, args: &[TensorId], stride: usize, pad: usize) -> Result<Vec<f64>> {
     let [n, height, width, channels] = cx.dims(args[0])?;
     let [_, _, kh, kw] = cx.dims(args[1])?;
     let (x, w, bias) = (cx.values(args[0])?, cx.values(args[1])?, cx.values(args[2])?);
@@ -95,7 +95,7 @@ pub fn depthwise_conv2d(cx: &Operands<'_>, args: &[TensorId], stride: usize, pad
 }
 
 /// `[x, w, bias, sequences, ranges]`: a centred kernel for every channel over the rows of a sequence. NaN for padding.
-pub fn depthwise_conv1d(cx: &Operands<'_>, args: &[TensorId]) -> Result<Vec<f64>> {
+pub(super) fn depthwise_conv1d(cx: &Operands<'_>, args: &[TensorId]) -> Result<Vec<f64>> {
     let [n_tokens, width] = cx.dims(args[0])?;
     let [_, d_conv] = cx.dims(args[1])?;
     let (x, w, bias) = (cx.values(args[0])?, cx.values(args[1])?, cx.values(args[2])?);
@@ -114,7 +114,7 @@ pub fn depthwise_conv1d(cx: &Operands<'_>, args: &[TensorId]) -> Result<Vec<f64>
 }
 
 /// `[x, ranges]`: zeros in the rows outside of every range; `unit` entries of the ranges make a row.
-pub fn mask_rows(cx: &Operands<'_>, args: &[TensorId], unit: usize) -> Result<Vec<f64>> {
+pub(super) fn mask_rows(cx: &Operands<'_>, args: &[TensorId], unit: usize) -> Result<Vec<f64>> {
     let mut out = cx.values(args[0])?.into_owned();
     let n_rows = cx.desc(args[0]).shape.dim(0);
     let ranges = cx.ranges(args[1], n_rows.saturating_mul(unit))?;

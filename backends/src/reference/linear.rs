@@ -12,7 +12,7 @@ const ROWS_PER_TASK: usize = 16;
 const LANES: usize = 8;
 
 /// `x . w^T + bias`: `[.., n]`.
-pub fn linear(cx: &Operands<'_>, x: TensorId, w: TensorId, bias: Option<TensorId>) -> Result<Vec<f64>> {
+pub(super) fn linear(cx: &Operands<'_>, x: TensorId, w: TensorId, bias: Option<TensorId>) -> Result<Vec<f64>> {
     let [n, k] = cx.dims(w)?;
     let mut y = product(&cx.values(x)?, &cx.rows(w)?, n, k)?;
     if let Some(bias) = bias {
@@ -23,7 +23,7 @@ pub fn linear(cx: &Operands<'_>, x: TensorId, w: TensorId, bias: Option<TensorId
 }
 
 /// `[m, n]`: every row of `x [m, k]` with every row of `w [n, k]`.
-pub fn product(x: &[f64], w: &Rows<'_>, n: usize, k: usize) -> Result<Vec<f64>> {
+pub(super) fn product(x: &[f64], w: &Rows<'_>, n: usize, k: usize) -> Result<Vec<f64>> {
     let m = x.len() / k;
     // [n, m]
     let mut columns = vec![0.0; n * m];
@@ -49,7 +49,7 @@ pub fn product(x: &[f64], w: &Rows<'_>, n: usize, k: usize) -> Result<Vec<f64>> 
 }
 
 /// `sum a_i b_i`.
-pub fn dot(a: &[f64], b: &[f64]) -> f64 {
+pub(super) fn dot(a: &[f64], b: &[f64]) -> f64 {
     let ((a, a_tail), (b, b_tail)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
     let mut sums = [0.0; LANES];
     for (a, b) in a.iter().zip(b) {

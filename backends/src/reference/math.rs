@@ -12,7 +12,7 @@ const FRACTION_TERMS: u32 = 120;
 /// `2 / sqrt(pi)` times the integral of `exp(-t^2)` from 0 to `x`; error below 1e-15.
 ///
 /// Source: Abramowitz and Stegun, 7.1.6: `2 / sqrt(pi) exp(-x^2) sum 2^n x^(2 n + 1) / (1 3 .. (2 n + 1))`.
-pub fn erf(x: f64) -> f64 {
+pub(super) fn erf(x: f64) -> f64 {
     if x.abs() >= SERIES_LIMIT {
         return x.signum() * (1.0 - erfc_tail(x.abs()));
     }
@@ -26,7 +26,7 @@ pub fn erf(x: f64) -> f64 {
 }
 
 /// `1 - erf(x)`, without cancellation for large `x`.
-pub fn erfc(x: f64) -> f64 {
+pub(super) fn erfc(x: f64) -> f64 {
     if x >= SERIES_LIMIT { erfc_tail(x) } else { 1.0 - erf(x) }
 }
 
@@ -38,7 +38,7 @@ fn erfc_tail(x: f64) -> f64 {
 
 /// The pointwise function.
 #[deny(clippy::wildcard_enum_match_arm)]
-pub fn activation(f: Unary, x: f64) -> f64 {
+pub(super) fn activation(f: Unary, x: f64) -> f64 {
     match f {
         Unary::Silu => x / (1.0 + (-x).exp()),
         Unary::Gelu => x / 2.0 * erfc(-x * FRAC_1_SQRT_2),

@@ -10,7 +10,7 @@ use super::operands::{Operands, index};
 
 /// `[logits]` or `[logits, bias]`: ids and weights by falling score.
 #[deny(clippy::wildcard_enum_match_arm)]
-pub fn route(cx: &Operands<'_>, args: &[TensorId], route: Route) -> Result<[Vec<f64>; 2]> {
+pub(super) fn route(cx: &Operands<'_>, args: &[TensorId], route: Route) -> Result<[Vec<f64>; 2]> {
     let logits = cx.values(args[0])?;
     let n_expert = cx.desc(args[0]).shape.last();
     let bias = if route.bias { Some(cx.values(args[1])?) } else { None };
@@ -37,7 +37,7 @@ pub fn route(cx: &Operands<'_>, args: &[TensorId], route: Route) -> Result<[Vec<
 }
 
 /// `[x, w, ids]`: each token's row, or its row for the expert, times the matrices of its experts.
-pub fn linear(cx: &Operands<'_>, args: &[TensorId]) -> Result<Vec<f64>> {
+pub(super) fn linear(cx: &Operands<'_>, args: &[TensorId]) -> Result<Vec<f64>> {
     let [n_expert, n, k] = cx.dims(args[1])?;
     let n_used = cx.desc(args[2]).shape.last();
     let (x, ids) = (cx.values(args[0])?, cx.values(args[2])?);
@@ -59,7 +59,7 @@ pub fn linear(cx: &Operands<'_>, args: &[TensorId]) -> Result<Vec<f64>> {
 }
 
 /// `[x, weights]`: the weighted sum over each token's experts.
-pub fn sum(cx: &Operands<'_>, args: &[TensorId]) -> Result<Vec<f64>> {
+pub(super) fn sum(cx: &Operands<'_>, args: &[TensorId]) -> Result<Vec<f64>> {
     let (x, weights) = (cx.values(args[0])?, cx.values(args[1])?);
     let (n, n_used) = (cx.desc(args[0]).shape.last(), cx.desc(args[1]).shape.last());
     let token = |(rows, weights): (&[f64], &[f64])| {

@@ -13,7 +13,7 @@ use super::{HostMemory, StoredWeight, failed};
 use crate::format::format_of;
 
 /// The tensors of a graph while it runs.
-pub struct Operands<'a> {
+pub(super) struct Operands<'a> {
     /// The graph.
     pub graph: &'a Graph,
     /// Values of inputs and results by tensor, in one piece.
@@ -23,7 +23,7 @@ pub struct Operands<'a> {
 }
 
 /// Rows of a weight or of an activation.
-pub enum Rows<'a> {
+pub(super) enum Rows<'a> {
     /// Stored in a format that decodes row by row.
     Stored(DType, &'a [u8]),
     /// Values in one piece.
@@ -32,7 +32,7 @@ pub enum Rows<'a> {
 
 impl Rows<'_> {
     /// Row `i` of `out.len()` elements.
-    pub fn row(&self, i: usize, out: &mut [f64]) -> Result<()> {
+    pub(super) fn row(&self, i: usize, out: &mut [f64]) -> Result<()> {
         let n = out.len();
         match self {
             Self::Stored(dtype, bytes) => {
@@ -52,18 +52,18 @@ impl Rows<'_> {
 
 impl<'a> Operands<'a> {
     /// The tensor's description.
-    pub fn desc(&self, id: TensorId) -> &'a TensorDesc {
+    pub(super) fn desc(&self, id: TensorId) -> &'a TensorDesc {
         self.graph.tensor(id)
     }
 
     /// The tensor's extents, outermost first.
-    pub fn dims<const N: usize>(&self, id: TensorId) -> Result<[usize; N]> {
+    pub(super) fn dims<const N: usize>(&self, id: TensorId) -> Result<[usize; N]> {
         let dims: Vec<usize> = self.desc(id).shape.dims().iter().map(|&d| d as usize).collect();
         dims.try_into().map_err(|_| failed(format!("want {N} extents, got {}", self.desc(id).shape)))
     }
 
     /// All elements in the order of the shape.
-    pub fn values(&self, id: TensorId) -> Result<Cow<'a, [f64]>> {
+    pub(super) fn values(&self, id: TensorId) -> Result<Cow<'a, [f64]>> {
         let desc = self.desc(id);
         let root = self.graph.root(id);
         let whole = self.root_values(root)?;
@@ -81,7 +81,7 @@ impl<'a> Operands<'a> {
     }
 
     /// The tensor's rows; those of a whole weight are decoded when they are asked for.
-    pub fn rows(&self, id: TensorId) -> Result<Rows<'a>> {
+    pub(super) fn rows(&self, id: TensorId) -> Result<Rows<'a>> {
         match self.desc(id).source {
             Source::Weight(w) => Ok(Rows::Stored(self.desc(id).dtype, self.weight_bytes(w.0)?)),
             Source::State(_) | Source::Input(_) | Source::Node(..) | Source::View { .. } => {
@@ -91,18 +91,18 @@ impl<'a> Operands<'a> {
     }
 
     /// Integers, each below `limit`: ids, slots, positions.
-    pub fn indices(&self, id: TensorId, limit: usize) -> Result<Vec<usize>> {
+    pub(super) fn indices(&self, id: TensorId, limit: usize) -> Result<Vec<usize>> {
         self.values(id)?.iter().map(|&v| index(v, limit)).collect()
     }
 
     /// The sequence of every row, none for padding.
-    pub fn sequences(&self, id: TensorId, n_seqs: usize) -> Result<Vec<Option<usize>>> {
+    pub(super) fn sequences(&self, id: TensorId, n_seqs: usize) -> Result<Vec<Option<usize>>> {
         let of_row = |&v: &f64| if v < 0.0 { Ok(None) } else { index(v, n_seqs).map(Some) };
         self.values(id)?.iter().map(of_row).collect()
     }
 
     /// The rows of every sequence, of `n_rows` in all.
-    pub fn ranges(&self, id: TensorId, n_rows: usize) -> Result<Vec<Range<usize>>> {
+    pub(super) fn ranges(&self, id: TensorId, n_rows: usize) -> Result<Vec<Range<usize>>> {
         let ends = self.indices(id, n_rows + 1)?;
         Ok(ends.as_chunks().0.iter().map(|&[start, end]| start..end).collect())
     }
@@ -148,13 +148,13 @@ impl<'a> Operands<'a> {
 }
 
 /// An integer operand as an index below `limit`.
-pub fn index(v: f64, limit: usize) -> Result<usize> {
+pub(super) fn index(v: f64, limit: usize) -> Result<usize> {
     let fits = v >= 0.0 && v < limit as f64;
     fits.then_some(v as usize).ok_or_else(|| failed(format!("index {v} is not below {limit}")))
 }
 
 /// `n` elements of any format, exactly. Whole rows only.
-pub fn decode(dtype: DType, bytes: &[u8], n: usize) -> Result<Vec<f64>> {
+pub(super) fn decode(dtype: DType, bytes: &[u8], n: usize) -> Result<Vec<f64>> {
     if bytes.len() != dtype.row_bytes(n) {
         return Err(failed(format!("{n} elements of {dtype}: want {} bytes, got {}", dtype.row_bytes(n), bytes.len())));
     }
@@ -167,7 +167,7 @@ pub fn decode(dtype: DType, bytes: &[u8], n: usize) -> Result<Vec<f64>> {
 }
 
 /// Stores elements of a state, rounded once to its format.
-pub fn encode(dtype: DType, values: &[f64], bytes: &mut [u8]) -> Result<()> {
+pub(super) fn encode(dtype: DType, values: &[f64], bytes: &mut [u8]) -> Result<()> {
     if dtype == DType::F32 {
         bytes.as_chunks_mut().0.iter_mut().zip(values).for_each(|(b, v)| *b = (*v as f32).to_le_bytes());
         Ok(())

@@ -5,13 +5,13 @@ use engine::op::{Binary, Rope, RopePairs, Unary};
 use super::math::activation;
 
 /// `f(y)` everywhere.
-pub fn unary(f: Unary, y: &mut [f64]) {
+pub(super) fn unary(f: Unary, y: &mut [f64]) {
     y.iter_mut().for_each(|v| *v = activation(f, *v));
 }
 
 /// `y op b`, with `b` repeated.
 #[deny(clippy::wildcard_enum_match_arm)]
-pub fn binary(op: Binary, y: &mut [f64], b: &[f64]) {
+pub(super) fn binary(op: Binary, y: &mut [f64], b: &[f64]) {
     for (y, b) in y.iter_mut().zip(b.iter().cycle()) {
         match op {
             Binary::Add => *y += b,
@@ -21,7 +21,7 @@ pub fn binary(op: Binary, y: &mut [f64], b: &[f64]) {
 }
 
 /// `y / sqrt(mean(y^2) + eps) * w` for every row of `w.len()` elements.
-pub fn rms_norm(y: &mut [f64], w: &[f64], eps: f32) {
+pub(super) fn rms_norm(y: &mut [f64], w: &[f64], eps: f32) {
     for row in y.chunks_exact_mut(w.len()) {
         let mean = row.iter().map(|v| v * v).sum::<f64>() / w.len() as f64;
         let scale = 1.0 / (mean + f64::from(eps)).sqrt();
@@ -30,7 +30,7 @@ pub fn rms_norm(y: &mut [f64], w: &[f64], eps: f32) {
 }
 
 /// `(y - mean) / sqrt(variance + eps) * w + b` for every row; the variance is that of the whole population.
-pub fn layer_norm(y: &mut [f64], w: &[f64], b: &[f64], eps: f32) {
+pub(super) fn layer_norm(y: &mut [f64], w: &[f64], b: &[f64], eps: f32) {
     let n = w.len() as f64;
     for row in y.chunks_exact_mut(w.len()) {
         let mean = row.iter().sum::<f64>() / n;
@@ -43,7 +43,7 @@ pub fn layer_norm(y: &mut [f64], w: &[f64], b: &[f64], eps: f32) {
 /// Rotates every head of `y [.., n_head, head_dim]`; `positions` has one entry per token.
 ///
 /// Source: Su et al. 2021, "RoFormer", section 3.2.2.
-pub fn rope(rope: Rope, y: &mut [f64], positions: &[f64], n_head: usize, head_dim: usize) {
+pub(super) fn rope(rope: Rope, y: &mut [f64], positions: &[f64], n_head: usize, head_dim: usize) {
     let n_rot = rope.n_rot as usize;
     let theta = |i: usize| f64::from(rope.theta_base).powf(-2.0 * i as f64 / n_rot as f64);
     for (token, position) in y.chunks_exact_mut(n_head * head_dim).zip(positions) {

@@ -6,7 +6,7 @@ use engine::tensor::TensorId;
 use super::operands::{Operands, index};
 
 /// `[table, ids]`: row `ids[..]` of the table.
-pub fn get_rows(cx: &Operands<'_>, args: &[TensorId]) -> Result<Vec<f64>> {
+pub(super) fn get_rows(cx: &Operands<'_>, args: &[TensorId]) -> Result<Vec<f64>> {
     let [n_rows, n] = cx.dims(args[0])?;
     let table = cx.rows(args[0])?;
     let ids = cx.indices(args[1], n_rows)?;
@@ -16,7 +16,7 @@ pub fn get_rows(cx: &Operands<'_>, args: &[TensorId]) -> Result<Vec<f64>> {
 }
 
 /// `[table, ids, rows]`: row `ids[..]` of the table, or row `-1 - ids[..]` of `rows` where the id is negative.
-pub fn embed(cx: &Operands<'_>, args: &[TensorId]) -> Result<Vec<f64>> {
+pub(super) fn embed(cx: &Operands<'_>, args: &[TensorId]) -> Result<Vec<f64>> {
     let [n_rows, n] = cx.dims(args[0])?;
     let (table, vectors) = (cx.rows(args[0])?, cx.rows(args[2])?);
     let ids = cx.values(args[1])?;

@@ -20,13 +20,13 @@ pub(super) struct AlignedBytes {
 
 impl AlignedBytes {
     /// Makes room for `n` more bytes in one allocation; `false` where memory does not suffice.
-    pub fn reserve(&mut self, n: usize) -> bool {
+    pub(super) fn reserve(&mut self, n: usize) -> bool {
         let units = self.len.checked_add(n).map(|n| n.div_ceil(TENSOR_ALIGNMENT));
         units.is_some_and(|n| self.units.try_reserve_exact(n - self.units.len()).is_ok())
     }
 
     /// Appends `bytes`.
-    pub fn extend(&mut self, bytes: &[u8]) {
+    pub(super) fn extend(&mut self, bytes: &[u8]) {
         let end = self.len + bytes.len();
         self.units.resize(end.div_ceil(TENSOR_ALIGNMENT), Unit([0; TENSOR_ALIGNMENT]));
         bytemuck::cast_slice_mut(&mut self.units)[self.len..end].copy_from_slice(bytes);

@@ -57,7 +57,7 @@ impl ValueType {
     }
 
     /// The type with this id.
-    pub fn from_id(id: u32) -> Option<Self> {
+    pub(crate) fn from_id(id: u32) -> Option<Self> {
         Self::ALL.get(usize::try_from(id).ok()?).copied()
     }
 

@@ -277,16 +277,6 @@ impl Gguf {
         or(self.get_u32(key), default)
     }
 
-    /// [`Gguf::get_f32`], or `default` where the key is absent.
-    pub fn get_f32_or(&self, key: &str, default: f32) -> Result<f32, KeyError> {
-        or(self.get_f32(key), default)
-    }
-
-    /// [`Gguf::get_bool`], or `default` where the key is absent.
-    pub fn get_bool_or(&self, key: &str, default: bool) -> Result<bool, KeyError> {
-        or(self.get_bool(key), default)
-    }
-
     /// [`Gguf::get_str`], or `default` where the key is absent.
     pub fn get_str_or<'a>(&'a self, key: &str, default: &'a str) -> Result<&'a str, KeyError> {
         or(self.get_str(key), default)

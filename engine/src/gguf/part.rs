@@ -76,11 +76,11 @@ pub(super) struct Part {
 }
 
 impl Part {
-    pub fn open(path: &Path) -> Result<Self> {
+    pub(super) fn open(path: &Path) -> Result<Self> {
         Self::read(path, Bytes::Mapped(Arc::new(Mapping::open(path)?)))
     }
 
-    pub fn read(path: &Path, bytes: Bytes) -> Result<Self> {
+    pub(super) fn read(path: &Path, bytes: Bytes) -> Result<Self> {
         let header = scan::scan(path, &bytes)?;
         let alignment = alignment_of(path, &header, &bytes)?;
         parse::parse(path, &bytes, &header)?;
@@ -94,7 +94,7 @@ impl Part {
     }
 
     /// The value of one of the `split.` keys.
-    pub fn split(&self, key: &str) -> Result<Option<u64>> {
+    pub(super) fn split(&self, key: &str) -> Result<Option<u64>> {
         let Some(found) = self.keys.iter().find(|k| k.name == key) else { return Ok(None) };
         let value = if let Kind::One(_) = found.kind { decode(found, &self.bytes).as_integer() } else { None };
         match value.and_then(|v| u64::try_from(v).ok()) {
@@ -104,7 +104,7 @@ impl Part {
     }
 
     /// Checks that this is part `i`, counted from 0, of `n_parts`.
-    pub fn check_place(&self, i: u64, n_parts: u64) -> Result<()> {
+    pub(crate) fn check_place(&self, i: u64, n_parts: u64) -> Result<()> {
         let (no, count) = (self.split(SPLIT_NO)?, self.split(SPLIT_COUNT)?);
         if count != Some(n_parts) || n_parts > MAX_PARTS {
             let got = count.map_or("none".into(), |n| n.to_string());

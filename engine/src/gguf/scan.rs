@@ -68,7 +68,7 @@ pub(super) struct Key {
 
 impl Key {
     /// Whether the value is an array that may be as long as a vocabulary.
-    pub fn is_vocabulary(&self) -> bool {
+    pub(super) fn is_vocabulary(&self) -> bool {
         matches!(self.kind, Kind::Many(..)) && self.name.starts_with(VOCABULARY_PREFIX)
     }
 }

@@ -39,7 +39,7 @@ pub struct Cut {
 /// The backend of every node.
 ///
 /// Errors: `Unsupported` for a node that no backend takes where it may run.
-pub fn assign(graph: &Graph, backends: &[Arc<dyn Backend>], homes: Homes<'_>) -> Result<Vec<usize>> {
+pub(crate) fn assign(graph: &Graph, backends: &[Arc<dyn Backend>], homes: Homes<'_>) -> Result<Vec<usize>> {
     if backends.len() == 1 {
         // Whether it takes all of them shows when they are prepared.
         return Ok(vec![0; graph.nodes.len()]);
@@ -66,7 +66,7 @@ fn in_order(homes: Homes<'_>, layer: Option<u32>, n_backends: usize) -> impl Ite
 
 /// A backend for each of `n_states` states: the first that takes every node of this graph which touches it, the one of its
 /// layer before others.
-pub fn place_states(graph: &Graph, backends: &[Arc<dyn Backend>], layers: &[usize], of: &[u32]) -> Vec<usize> {
+pub(crate) fn place_states(graph: &Graph, backends: &[Arc<dyn Backend>], layers: &[usize], of: &[u32]) -> Vec<usize> {
     let homes = Homes { layers, states: &[] };
     let home = |(state, &layer): (u32, &u32)| {
         let touches = |n: &&Node| n.args.iter().any(|&arg| state_of(graph, arg) == Some(StateId(state)));
@@ -83,7 +83,7 @@ pub fn place_states(graph: &Graph, backends: &[Arc<dyn Backend>], layers: &[usiz
 /// What the backends decide about the nodes that were assigned to them; `known` has it for those that were asked about.
 ///
 /// Errors: `Unsupported` for a node that its backend does not take.
-pub fn prepare(
+pub(crate) fn prepare(
     graph: &Graph,
     backends: &[Arc<dyn Backend>],
     owners: &[usize],
@@ -122,7 +122,7 @@ fn state_of(graph: &Graph, t: TensorId) -> Option<StateId> {
 }
 
 /// The cuts of a graph in execution order.
-pub fn cuts(graph: &Graph, owners: &[usize]) -> Vec<Cut> {
+pub(crate) fn cuts(graph: &Graph, owners: &[usize]) -> Vec<Cut> {
     let mut cuts: Vec<Cut> = Vec::new();
     let mut start = 0;
     for run in owners.chunk_by(|a, b| a == b) {

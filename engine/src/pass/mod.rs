@@ -2,7 +2,7 @@
 
 pub mod assign;
 pub mod fuse;
-pub mod prune;
+pub(crate) mod prune;
 
 use std::collections::BTreeMap;
 

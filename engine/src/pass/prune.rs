@@ -4,7 +4,7 @@ use crate::graph::Graph;
 use crate::pass::fuse::renumber;
 
 /// Removes nodes whose results nobody reads and that write no state.
-pub fn prune(graph: &mut Graph) {
+pub(crate) fn prune(graph: &mut Graph) {
     let mut needed = vec![false; graph.tensors.len()];
     for &out in &graph.outputs {
         needed[graph.root(out).index()] = true;

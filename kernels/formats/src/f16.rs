@@ -12,18 +12,18 @@ pub(super) const MAX: f32 = 65504.0;
 
 /// The nearest half of `x`, ties to even; subnormals are kept, infinity from 65520 on. NaN becomes sign + 0x7E00.
 #[inline]
-pub fn from_f32(x: f32) -> u16 {
+pub(crate) fn from_f32(x: f32) -> u16 {
     if x.is_nan() { (x.to_bits() >> 16) as u16 & 0x8000 | 0x7E00 } else { half::f16::from_f32(x).to_bits() }
 }
 
 /// The value of a half, exactly.
 #[inline]
-pub fn to_f32(bits: u16) -> f32 {
+pub(crate) fn to_f32(bits: u16) -> f32 {
     half::f16::from_bits(bits).to_f32()
 }
 
 /// Whether these are the bits of neither an infinity nor a NaN.
-pub const fn is_finite(bits: u16) -> bool {
+pub(crate) const fn is_finite(bits: u16) -> bool {
     const EXPONENT: u16 = 0x7C00;
     bits & EXPONENT != EXPONENT
 }
@@ -34,7 +34,7 @@ pub const fn is_finite(bits: u16) -> bool {
 pub struct F16Bytes(pub [u8; 2]);
 
 impl F16Bytes {
-    /// The nearest half of `x`; see [`from_f32`].
+    /// The nearest half of `x`, ties to even; subnormals are kept, infinity from 65520 on.
     #[inline]
     pub fn from_f32(x: f32) -> Self {
         Self(from_f32(x).to_le_bytes())

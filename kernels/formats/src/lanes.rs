@@ -48,63 +48,63 @@ impl<const W: usize> Neg for Lanes<W> {
 
 impl<const W: usize> Lanes<W> {
     /// +0.0 everywhere, with which every sum begins.
-    pub const ZERO: Self = Self([0.0; W]);
+    pub(crate) const ZERO: Self = Self([0.0; W]);
 
     #[inline(always)]
-    pub fn splat(x: f32) -> Self {
+    pub(crate) fn splat(x: f32) -> Self {
         Self([x; W])
     }
 
     #[inline(always)]
-    pub fn abs(self) -> Self {
+    pub(crate) fn abs(self) -> Self {
         Self(self.0.map(f32::abs))
     }
 
     #[inline(always)]
-    pub fn sqrt(self) -> Self {
+    pub(crate) fn sqrt(self) -> Self {
         Self(self.0.map(f32::sqrt))
     }
 
     #[inline(always)]
-    pub fn gt(self, other: Self) -> Mask<W> {
+    pub(crate) fn gt(self, other: Self) -> Mask<W> {
         Mask(from_fn(|l| self.0[l] > other.0[l]))
     }
 
     #[inline(always)]
-    pub fn ge(self, other: Self) -> Mask<W> {
+    pub(crate) fn ge(self, other: Self) -> Mask<W> {
         Mask(from_fn(|l| self.0[l] >= other.0[l]))
     }
 
     #[inline(always)]
-    pub fn eq(self, other: Self) -> Mask<W> {
+    pub(crate) fn eq(self, other: Self) -> Mask<W> {
         Mask(from_fn(|l| self.0[l] == other.0[l]))
     }
 
     /// The nearest integers, ties to even, between `low` and `high`.
     #[inline(always)]
-    pub fn round_clamped(self, low: i32, high: i32) -> Self {
+    pub(crate) fn round_clamped(self, low: i32, high: i32) -> Self {
         Self(self.0.map(|x| round(x).max(low).min(high) as f32))
     }
 }
 
 impl<const W: usize> Mask<W> {
     #[inline(always)]
-    pub fn select(self, yes: Lanes<W>, no: Lanes<W>) -> Lanes<W> {
+    pub(crate) fn select(self, yes: Lanes<W>, no: Lanes<W>) -> Lanes<W> {
         Lanes(from_fn(|l| if self.0[l] { yes.0[l] } else { no.0[l] }))
     }
 
     #[inline(always)]
-    pub fn and(self, other: Self) -> Self {
+    pub(crate) fn and(self, other: Self) -> Self {
         Self(from_fn(|l| self.0[l] & other.0[l]))
     }
 
     #[inline(always)]
-    pub fn not(self) -> Self {
+    pub(crate) fn not(self) -> Self {
         Self(self.0.map(|x| !x))
     }
 
     #[inline(always)]
-    pub fn any(self) -> bool {
+    pub(crate) fn any(self) -> bool {
         self.0.iter().fold(false, |any, x| any | x)
     }
 }

@@ -12,25 +12,27 @@
 //! ([`Integers`]), multiplied in integers by plain code. An instruction set has faster kernels for those formats for which its
 //! module in `kernels` adds them.
 
+#![warn(unreachable_pub)]
+
 mod block;
 mod format;
 mod lanes;
 mod search;
 
 pub mod bf16;
-pub mod f16;
-pub mod f32;
+mod f16;
+mod f32;
 pub mod iq4_nl;
-pub mod q2_k;
-pub mod q3_k;
-pub mod q4_0;
-pub mod q4_1;
-pub mod q4_k;
-pub mod q5_0;
-pub mod q5_1;
-pub mod q5_k;
-pub mod q6_k;
-pub mod q8_0;
+mod q2_k;
+mod q3_k;
+mod q4_0;
+mod q4_1;
+mod q4_k;
+mod q5_0;
+mod q5_1;
+mod q5_k;
+mod q6_k;
+mod q8_0;
 
 pub use self::bf16::BF16Bytes;
 pub use self::block::{Arithmetic, Block, Group, Integers, Listed, Sixteen, SuperBlock, decode_row, encode_row};

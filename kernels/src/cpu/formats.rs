@@ -8,7 +8,7 @@ use crate::quant::Format;
 
 /// Kernels of one instruction set for one format. Calling them is sound on a CPU that has it.
 #[derive(Clone, Copy)]
-pub struct FormatKernels {
+pub(super) struct FormatKernels {
     /// Decodes one row.
     pub decode_row: unsafe fn(&[u8], &mut [f32]),
     /// Encodes one row; an importance for each column, or none.
@@ -25,7 +25,7 @@ pub struct FormatKernels {
 
 /// `out[i, j] = sum over k of w[j, k] x[i, k]`.
 #[derive(Clone, Copy)]
-pub struct ProductKernel {
+pub(super) struct ProductKernel {
     /// `f32`s that it needs to work in, for rows of weights, their length, and rows of activations.
     pub scratch_len: fn(usize, usize, usize) -> usize,
     /// Product, results, what it works in.
@@ -33,11 +33,11 @@ pub struct ProductKernel {
 }
 
 /// The kernels of every format, in the order of [`Format::ALL`].
-pub type Formats = [FormatKernels; Format::ALL.len()];
+pub(super) type Formats = [FormatKernels; Format::ALL.len()];
 
 impl FormatKernels {
     /// The kernel of products with an operand, which is one that the format has.
-    pub fn product(&self, operand: Operand) -> ProductKernel {
+    pub(super) fn product(&self, operand: Operand) -> ProductKernel {
         let kernel = match operand {
             Operand::Rows => Some(self.rows),
             Operand::Panels => Some(self.panels),

@@ -28,7 +28,7 @@ fn by_block<B: Block, W, X: bytemuck::Pod>(
 
 /// Groups of 32 weights with [`BlockQ8`]: `sum over groups of w.scale x.d (levels . x.q) + w.offset x.d sum(x.q)`.
 #[inline(always)]
-pub fn groups_q8<B: Block>(p: &Product<'_>, out: &mut [f32]) {
+pub(super) fn groups_q8<B: Block>(p: &Product<'_>, out: &mut [f32]) {
     by_block::<B, Group, BlockQ8>(p, out, const { B::INTEGERS.small() }, |w, x, acc| {
         let dot: i32 = w.levels.iter().zip(x.q).map(|(w, x)| i32::from(*w) * i32::from(x)).sum();
         let acc = acc + w.scale * x.d * dot as f32;
@@ -38,7 +38,7 @@ pub fn groups_q8<B: Block>(p: &Product<'_>, out: &mut [f32]) {
 
 /// Blocks of 256 weights with [`BlockQ8`]: `sum over sixteens of x.d (w.d scale (level . x.q) - w.dmin min sum(x.q))`.
 #[inline(always)]
-pub fn super_blocks_q8<B: Block>(p: &Product<'_>, out: &mut [f32]) {
+pub(super) fn super_blocks_q8<B: Block>(p: &Product<'_>, out: &mut [f32]) {
     type Activations = [BlockQ8; SUPER_BLOCK / SMALL_BLOCK];
     by_block::<B, SuperBlock, Activations>(p, out, const { B::INTEGERS.super_block() }, |w, x, mut acc| {
         for (j, sixteen) in w.sixteens.iter().enumerate() {
@@ -54,7 +54,7 @@ pub fn super_blocks_q8<B: Block>(p: &Product<'_>, out: &mut [f32]) {
 /// `sum over blocks of x.d (w.d sum over j of scale (level . x.q) - w.dmin sum over j of min sum(x.q))`, where the sums over j
 /// are integers.
 #[inline(always)]
-pub fn super_blocks_q8_k<B: Block>(p: &Product<'_>, out: &mut [f32]) {
+pub(super) fn super_blocks_q8_k<B: Block>(p: &Product<'_>, out: &mut [f32]) {
     by_block::<B, SuperBlock, BlockQ8_K>(p, out, const { B::INTEGERS.super_block() }, |w, x, acc| {
         let (mut sum, mut offset) = (0, 0);
         for ((sixteen, q), q_sum) in w.sixteens.iter().zip(x.q.as_chunks().0).zip(x.sums) {

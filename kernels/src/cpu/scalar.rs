@@ -14,11 +14,11 @@ use crate::math::{self, fma};
 use crate::quant::{self, Arithmetic, Block};
 
 /// Partial sums of a reduction.
-pub const LANES: usize = 16;
+pub(super) const LANES: usize = 16;
 
 /// Joins partial sums: halves are added until one is left.
 #[inline(always)]
-pub fn sum_lanes(mut acc: [f32; LANES]) -> f32 {
+pub(super) fn sum_lanes(mut acc: [f32; LANES]) -> f32 {
     let mut width = LANES / 2;
     while width > 0 {
         for i in 0..width {
@@ -47,7 +47,7 @@ fn sum_by(x: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
 
 /// `sum a_i b_i`.
 #[inline(always)]
-pub fn dot_f32<const FMA: bool>(a: &[f32], b: &[f32]) -> f32 {
+pub(super) fn dot_f32<const FMA: bool>(a: &[f32], b: &[f32]) -> f32 {
     let mut acc = [0.0; LANES];
     let ((a, a_tail), (b, b_tail)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
     for (a, b) in a.iter().zip(b) {
@@ -62,7 +62,7 @@ pub fn dot_f32<const FMA: bool>(a: &[f32], b: &[f32]) -> f32 {
 }
 
 /// `sum a_i b_i` with `a` widened.
-pub fn dot_f16(a: &[f16], b: &[f32]) -> f32 {
+pub(super) fn dot_f16(a: &[f16], b: &[f32]) -> f32 {
     let mut acc = [0.0; LANES];
     for (a, b) in a.chunks(LANES).zip(b.chunks(LANES)) {
         for ((acc, a), b) in acc.iter_mut().zip(a).zip(b) {
@@ -74,7 +74,7 @@ pub fn dot_f16(a: &[f16], b: &[f32]) -> f32 {
 
 /// `y += s x`.
 #[inline(always)]
-pub fn axpy_f32<const FMA: bool>(y: &mut [f32], s: f32, x: &[f32]) {
+pub(super) fn axpy_f32<const FMA: bool>(y: &mut [f32], s: f32, x: &[f32]) {
     for (y, x) in y.iter_mut().zip(x) {
         *y = fma::<FMA>(s, *x, *y);
     }
@@ -82,28 +82,28 @@ pub fn axpy_f32<const FMA: bool>(y: &mut [f32], s: f32, x: &[f32]) {
 
 /// `y += a b`, element by element.
 #[inline(always)]
-pub fn add_product<const FMA: bool>(y: &mut [f32], a: &[f32], b: &[f32]) {
+pub(super) fn add_product<const FMA: bool>(y: &mut [f32], a: &[f32], b: &[f32]) {
     for ((y, a), b) in y.iter_mut().zip(a).zip(b) {
         *y = fma::<FMA>(*a, *b, *y);
     }
 }
 
 /// `y += s x` with `x` widened.
-pub fn axpy_f16(y: &mut [f32], s: f32, x: &[f16]) {
+pub(super) fn axpy_f16(y: &mut [f32], s: f32, x: &[f16]) {
     for (y, x) in y.iter_mut().zip(x) {
         *y = fma::<false>(s, x.to_f32(), *y);
     }
 }
 
 /// Widens a row.
-pub fn f16_to_f32(x: &[f16], y: &mut [f32]) {
+pub(super) fn f16_to_f32(x: &[f16], y: &mut [f32]) {
     for (y, x) in y.iter_mut().zip(x) {
         *y = x.to_f32();
     }
 }
 
 /// Rounds a row to halves, ties to even.
-pub fn f32_to_f16(x: &[f32], y: &mut [f16]) {
+pub(super) fn f32_to_f16(x: &[f32], y: &mut [f16]) {
     for (y, x) in y.iter_mut().zip(x) {
         *y = f16::from_f32(*x);
     }
@@ -111,7 +111,7 @@ pub fn f32_to_f16(x: &[f32], y: &mut [f16]) {
 
 /// Makes one panel of an operand from up to `panel_rows` rows, `stride` apart.
 #[inline(always)]
-pub fn prepare(operand: Operand, x: &[f32], stride: usize, n_rows: usize, k: usize, out: &mut [f32]) {
+pub(super) fn prepare(operand: Operand, x: &[f32], stride: usize, n_rows: usize, k: usize, out: &mut [f32]) {
     match operand {
         Operand::Rows => out.copy_from_slice(&x[..k]),
         Operand::Q8 => quantize_q8(x[..k].as_chunks().0, bytemuck::cast_slice_mut(out)),
@@ -128,7 +128,7 @@ pub fn prepare(operand: Operand, x: &[f32], stride: usize, n_rows: usize, k: usi
 }
 
 /// The kernels of every format in plain Rust.
-pub static FORMATS: Formats = quant::formats!(of_every_format);
+pub(super) static FORMATS: Formats = quant::formats!(of_every_format);
 
 const fn of_plain_code<B: Block>() -> FormatKernels {
     const ROW: fn(usize, usize, usize) -> usize = |_, k, _| k;
@@ -187,7 +187,7 @@ fn product_panels<B: Block>(p: &Product<'_>, out: &mut [f32], scratch: &mut [f32
 ///
 /// Keys are taken in blocks of [`KEY_BLOCK`] with a running maximum; inside a block values are added in ascending order.
 /// Source of the method: Milakov and Gimelshein 2018, "Online normalizer calculation for softmax".
-pub fn attention(a: &Attention<'_>, out: &mut [f32], scratch: &mut [f32]) {
+pub(super) fn attention(a: &Attention<'_>, out: &mut [f32], scratch: &mut [f32]) {
     for (i, ([start, end], out)) in a.ranges.iter().zip(out.chunks_exact_mut(a.head_dim)).enumerate() {
         let head = i / (a.ranges.len() / a.n_head) * a.head_dim;
         let q = &a.q[i * a.q_stride..][..a.head_dim];
@@ -225,7 +225,7 @@ pub fn attention(a: &Attention<'_>, out: &mut [f32], scratch: &mut [f32]) {
 
 /// The largest element, NaN ignored; minus infinity of nothing.
 #[inline(always)]
-pub fn max_of(x: &[f32]) -> f32 {
+pub(super) fn max_of(x: &[f32]) -> f32 {
     let mut acc = [f32::NEG_INFINITY; LANES];
     let (chunks, tail) = x.as_chunks::<LANES>();
     for x in chunks {
@@ -241,7 +241,7 @@ pub fn max_of(x: &[f32]) -> f32 {
 
 /// `x_i = e^(x_i - max)`; returns their sum.
 #[inline(always)]
-pub fn exp_sum<const FMA: bool>(x: &mut [f32], max: f32) -> f32 {
+pub(super) fn exp_sum<const FMA: bool>(x: &mut [f32], max: f32) -> f32 {
     for x in x.iter_mut() {
         *x = math::exp::<FMA>(*x - max);
     }
@@ -250,7 +250,7 @@ pub fn exp_sum<const FMA: bool>(x: &mut [f32], max: f32) -> f32 {
 
 /// `y = y / sqrt(mean(y^2) + eps) * w`.
 #[inline(always)]
-pub fn rms_norm<const FMA: bool>(y: &mut [f32], w: &[f32], eps: f32) {
+pub(super) fn rms_norm<const FMA: bool>(y: &mut [f32], w: &[f32], eps: f32) {
     let mean = sum_by(y, |acc, x| fma::<FMA>(x, x, acc)) / y.len() as f32;
     let scale = 1.0 / (mean + eps).sqrt();
     for (y, w) in y.iter_mut().zip(w) {
@@ -260,7 +260,7 @@ pub fn rms_norm<const FMA: bool>(y: &mut [f32], w: &[f32], eps: f32) {
 
 /// `y = (y - mean) / sqrt(variance + eps) * w + b`; the variance is that of the whole population, from a second pass.
 #[inline(always)]
-pub fn layer_norm<const FMA: bool>(y: &mut [f32], w: &[f32], b: &[f32], eps: f32) {
+pub(super) fn layer_norm<const FMA: bool>(y: &mut [f32], w: &[f32], b: &[f32], eps: f32) {
     let n = y.len() as f32;
     let mean = sum_by(y, |acc, x| acc + x) / n;
     let variance = sum_by(y, |acc, x| fma::<FMA>(x - mean, x - mean, acc)) / n;
@@ -272,7 +272,7 @@ pub fn layer_norm<const FMA: bool>(y: &mut [f32], w: &[f32], b: &[f32], eps: f32
 
 /// `y += x`.
 #[inline(always)]
-pub fn add(y: &mut [f32], x: &[f32]) {
+pub(super) fn add(y: &mut [f32], x: &[f32]) {
     for (y, x) in y.iter_mut().zip(x) {
         *y += x;
     }
@@ -280,7 +280,7 @@ pub fn add(y: &mut [f32], x: &[f32]) {
 
 /// `y *= x`.
 #[inline(always)]
-pub fn mul(y: &mut [f32], x: &[f32]) {
+pub(super) fn mul(y: &mut [f32], x: &[f32]) {
     for (y, x) in y.iter_mut().zip(x) {
         *y *= x;
     }
@@ -288,7 +288,7 @@ pub fn mul(y: &mut [f32], x: &[f32]) {
 
 /// `y *= s`.
 #[inline(always)]
-pub fn scale(y: &mut [f32], s: f32) {
+pub(super) fn scale(y: &mut [f32], s: f32) {
     for y in y {
         *y *= s;
     }
@@ -296,7 +296,7 @@ pub fn scale(y: &mut [f32], s: f32) {
 
 /// `y = silu(y)`; see [`math::silu`].
 #[inline(always)]
-pub fn silu<const FMA: bool>(y: &mut [f32]) {
+pub(super) fn silu<const FMA: bool>(y: &mut [f32]) {
     for y in y {
         *y = math::silu::<FMA>(*y);
     }
@@ -304,7 +304,7 @@ pub fn silu<const FMA: bool>(y: &mut [f32]) {
 
 /// `y = sigmoid(y)`; see [`math::sigmoid`].
 #[inline(always)]
-pub fn sigmoid<const FMA: bool>(y: &mut [f32]) {
+pub(super) fn sigmoid<const FMA: bool>(y: &mut [f32]) {
     for y in y {
         *y = math::sigmoid::<FMA>(*y);
     }
@@ -312,7 +312,7 @@ pub fn sigmoid<const FMA: bool>(y: &mut [f32]) {
 
 /// `y = gelu(y)`, the exact form; see [`math::gelu`].
 #[inline(always)]
-pub fn gelu<const FMA: bool>(y: &mut [f32]) {
+pub(super) fn gelu<const FMA: bool>(y: &mut [f32]) {
     for y in y {
         *y = math::gelu::<FMA>(*y);
     }
@@ -320,7 +320,7 @@ pub fn gelu<const FMA: bool>(y: &mut [f32]) {
 
 /// `y = gelu(y)`, the tanh form; see [`math::gelu_tanh`].
 #[inline(always)]
-pub fn gelu_tanh<const FMA: bool>(y: &mut [f32]) {
+pub(super) fn gelu_tanh<const FMA: bool>(y: &mut [f32]) {
     for y in y {
         *y = math::gelu_tanh::<FMA>(*y);
     }
@@ -328,7 +328,7 @@ pub fn gelu_tanh<const FMA: bool>(y: &mut [f32]) {
 
 /// `y = max(y, 0)`; NaN stays.
 #[inline(always)]
-pub fn relu(y: &mut [f32]) {
+pub(super) fn relu(y: &mut [f32]) {
     for y in y {
         *y = if *y < 0.0 { 0.0 } else { *y };
     }
@@ -336,7 +336,7 @@ pub fn relu(y: &mut [f32]) {
 
 /// `gate = silu(gate) up`.
 #[inline(always)]
-pub fn silu_mul<const FMA: bool>(gate: &mut [f32], up: &[f32]) {
+pub(super) fn silu_mul<const FMA: bool>(gate: &mut [f32], up: &[f32]) {
     for (gate, up) in gate.iter_mut().zip(up) {
         *gate = math::silu::<FMA>(*gate) * up;
     }
@@ -344,7 +344,7 @@ pub fn silu_mul<const FMA: bool>(gate: &mut [f32], up: &[f32]) {
 
 /// Rotates the pairs `(x[i], x[i + n])`, n = `cos.len()`, by the angle of index i.
 #[inline(always)]
-pub fn rope_half(x: &mut [f32], cos: &[f32], sin: &[f32]) {
+pub(super) fn rope_half(x: &mut [f32], cos: &[f32], sin: &[f32]) {
     let (first, rest) = x.split_at_mut(cos.len());
     for (((a, b), c), s) in first.iter_mut().zip(rest).zip(cos).zip(sin) {
         (*a, *b) = (*a * c - *b * s, *b * c + *a * s);
@@ -353,7 +353,7 @@ pub fn rope_half(x: &mut [f32], cos: &[f32], sin: &[f32]) {
 
 /// Rotates the pairs `(x[2 i], x[2 i + 1])` by the angle of index i.
 #[inline(always)]
-pub fn rope_interleaved(x: &mut [f32], cos: &[f32], sin: &[f32]) {
+pub(super) fn rope_interleaved(x: &mut [f32], cos: &[f32], sin: &[f32]) {
     for (([a, b], c), s) in x.as_chunks_mut().0.iter_mut().zip(cos).zip(sin) {
         (*a, *b) = (*a * c - *b * s, *b * c + *a * s);
     }

@@ -7,14 +7,14 @@ use engine::weights::{Weight, WeightStore};
 use crate::error::Result;
 
 /// `x . weight^T + bias`.
-pub struct Linear {
+pub(crate) struct Linear {
     weight: Weight, // [n_out, n_in]
     bias: Weight,   // [n_out]
 }
 
 impl Linear {
     /// The weights `{name}.weight` and `{name}.bias`. Extents of 1 are passed over: a pointwise convolution is this layer.
-    pub fn load(w: &WeightStore, name: &str, n_out: usize, n_in: usize) -> Result<Self> {
+    pub(crate) fn load(w: &WeightStore, name: &str, n_out: usize, n_in: usize) -> Result<Self> {
         Ok(Self {
             weight: w.get_squeezed(&format!("{name}.weight"), [n_out, n_in])?,
             bias: w.get_squeezed(&format!("{name}.bias"), [n_out])?,
@@ -22,13 +22,13 @@ impl Linear {
     }
 
     /// `x [.., n_in]` gives `[.., n_out]`.
-    pub fn build(&self, g: &GraphBuilder<'_>, x: Tensor) -> Tensor {
+    pub(crate) fn build(&self, g: &GraphBuilder<'_>, x: Tensor) -> Tensor {
         g.linear_bias(x, self.weight, self.bias)
     }
 }
 
 /// Layer norm over the innermost extent.
-pub struct LayerNorm {
+pub(crate) struct LayerNorm {
     weight: Weight, // [n]
     bias: Weight,   // [n]
     eps: f32,
@@ -36,12 +36,12 @@ pub struct LayerNorm {
 
 impl LayerNorm {
     /// The weights `{name}.weight` and `{name}.bias`.
-    pub fn load(w: &WeightStore, name: &str, n: usize, eps: f32) -> Result<Self> {
+    pub(crate) fn load(w: &WeightStore, name: &str, n: usize, eps: f32) -> Result<Self> {
         Ok(Self { weight: w.get(&format!("{name}.weight"), [n])?, bias: w.get(&format!("{name}.bias"), [n])?, eps })
     }
 
     /// `x [.., n]` gives the same shape.
-    pub fn build(&self, g: &GraphBuilder<'_>, x: Tensor) -> Tensor {
+    pub(crate) fn build(&self, g: &GraphBuilder<'_>, x: Tensor) -> Tensor {
         g.layer_norm(x, self.weight, self.bias, self.eps)
     }
 }

@@ -10,7 +10,7 @@ use crate::error::Result;
 
 /// Sizes of an attention block.
 #[derive(Clone, Copy, Debug)]
-pub struct AttentionShape {
+pub(crate) struct AttentionShape {
     /// Width of the residual stream.
     pub n_embd: usize,
     /// Query heads.
@@ -22,7 +22,7 @@ pub struct AttentionShape {
 }
 
 /// Norms of queries and keys over the width of a head, before the rotation.
-pub struct QkNorm {
+pub(crate) struct QkNorm {
     q: Weight, // [head_dim]
     k: Weight, // [head_dim]
     eps: f32,
@@ -38,7 +38,7 @@ enum Projections {
 
 /// Causal grouped-query attention: `softmax(q k^T / sqrt(head_dim)) v`, query head `h` on key head `h n_head_kv / n_head`.
 /// Source: transformers, `Qwen3Attention.forward`.
-pub struct Attention {
+pub(crate) struct Attention {
     shape: AttentionShape,
     qkv: Projections,
     output: Weight, // [n_embd, n_head * head_dim]
@@ -49,7 +49,7 @@ pub struct Attention {
 
 impl Attention {
     /// The weights `{prefix}.attn_*`; queries, keys and values in one matrix where there is an `attn_qkv`.
-    pub fn load(
+    pub(crate) fn load(
         w: &WeightStore,
         prefix: &str,
         shape: AttentionShape,
@@ -83,7 +83,7 @@ impl Attention {
     }
 
     /// `x` and the result: `[n_tokens, n_embd]`.
-    pub fn build(&self, g: &GraphBuilder<'_>, batch: &BatchInputs, x: Tensor) -> Tensor {
+    pub(crate) fn build(&self, g: &GraphBuilder<'_>, batch: &BatchInputs, x: Tensor) -> Tensor {
         let [q, k, v] = self.project(g, x);
         let QkNorm { q: q_norm, k: k_norm, eps } = self.qk_norm;
         let q = g.rope(g.rms_norm(q, q_norm, eps), batch, self.rope);

@@ -9,7 +9,7 @@ use crate::error::Result;
 
 /// `down(silu(gate(x)) * up(x))`. Source: transformers, `Qwen3MLP.forward`; Shazeer 2020, "GLU Variants Improve
 /// Transformer".
-pub struct SwiGlu {
+pub(crate) struct SwiGlu {
     gate: Weight, // [n_ff, n_embd]
     up: Weight,   // [n_ff, n_embd]
     down: Weight, // [n_embd, n_ff]
@@ -17,7 +17,7 @@ pub struct SwiGlu {
 
 impl SwiGlu {
     /// The weights `{prefix}.ffn_*`.
-    pub fn load(w: &WeightStore, prefix: &str, n_embd: usize, n_ff: usize) -> Result<Self> {
+    pub(crate) fn load(w: &WeightStore, prefix: &str, n_embd: usize, n_ff: usize) -> Result<Self> {
         let name = |part: &str| format!("{prefix}.{part}.weight");
         Ok(Self {
             gate: w.get(&name("ffn_gate"), [n_ff, n_embd])?,
@@ -27,7 +27,7 @@ impl SwiGlu {
     }
 
     /// `x` and the result: `[.., n_embd]`.
-    pub fn build(&self, g: &GraphBuilder<'_>, x: Tensor) -> Tensor {
+    pub(crate) fn build(&self, g: &GraphBuilder<'_>, x: Tensor) -> Tensor {
         g.linear(g.glu(Unary::Silu, g.linear(x, self.gate), g.linear(x, self.up)), self.down)
     }
 }

@@ -1,10 +1,10 @@
 //! Parts that architectures share, each readable beside the official module of the same name.
 
-pub mod affine;
-pub mod attention;
-pub mod ffn;
-pub mod moe;
-pub mod short_conv;
+pub(crate) mod affine;
+pub(crate) mod attention;
+pub(crate) mod ffn;
+pub(crate) mod moe;
+pub(crate) mod short_conv;
 
 use engine::weights::WeightStore;
 
@@ -13,7 +13,7 @@ use crate::error::Result;
 /// Extent 0 of a weight: for widths that metadata do not say, or say wrongly.
 ///
 /// Errors: `Weight`.
-pub fn rows_of(w: &WeightStore, name: &str) -> Result<usize> {
+pub(crate) fn rows_of(w: &WeightStore, name: &str) -> Result<usize> {
     let (_, desc) = w.find(name).ok_or_else(|| w.missing(name))?;
     Ok(desc.shape.dims().first().map_or(0, |&d| d as usize))
 }

@@ -9,7 +9,7 @@ use crate::error::Result;
 
 /// Sizes of a mixture.
 #[derive(Clone, Copy, Debug)]
-pub struct MoeShape {
+pub(crate) struct MoeShape {
     /// Width of the residual stream.
     pub n_embd: usize,
     /// Width of an expert.
@@ -20,7 +20,7 @@ pub struct MoeShape {
 
 /// `sum_e weight_e down_e(silu(gate_e(x)) * up_e(x))` over the experts that the router chooses.
 /// Source: transformers, `Lfm2MoeSparseMoeBlock.forward`; Shazeer et al. 2017, "Outrageously large neural networks".
-pub struct Moe {
+pub(crate) struct Moe {
     router: Weight,              // [n_expert, n_embd]
     expert_bias: Option<Weight>, // [n_expert], for the choice alone
     gate: Weight,                // [n_expert, n_ff, n_embd]
@@ -31,7 +31,7 @@ pub struct Moe {
 
 impl Moe {
     /// The weights `{prefix}.ffn_*_exps` and those of the router.
-    pub fn load(w: &WeightStore, prefix: &str, shape: MoeShape, route: Route) -> Result<Self> {
+    pub(crate) fn load(w: &WeightStore, prefix: &str, shape: MoeShape, route: Route) -> Result<Self> {
         let MoeShape { n_embd, n_ff, n_expert } = shape;
         let name = |part: &str| format!("{prefix}.{part}.weight");
         Ok(Self {
@@ -45,7 +45,7 @@ impl Moe {
     }
 
     /// `x` and the result: `[.., n_embd]`. `layer` is in the names of taps.
-    pub fn build(&self, g: &GraphBuilder<'_>, layer: usize, x: Tensor) -> Tensor {
+    pub(crate) fn build(&self, g: &GraphBuilder<'_>, layer: usize, x: Tensor) -> Tensor {
         let logits = g.name(g.linear(x, self.router), ("blk", layer, "router.logits"));
         let [ids, weights] = g.route(logits, self.expert_bias, self.route);
         let ids = g.name(ids, ("blk", layer, "router.experts"));

@@ -9,7 +9,7 @@ use crate::error::Result;
 
 /// Gated short convolution: `out_proj(c * conv(b * u))` with `[b, c, u] = in_proj(x)`; the state holds the last inputs of
 /// the convolution. Source: transformers, `Lfm2ShortConv.forward`.
-pub struct ShortConv {
+pub(crate) struct ShortConv {
     in_proj: Weight,  // [3 * n_embd, n_embd]
     conv: Weight,     // [n_embd, d_conv], newest tap last
     out_proj: Weight, // [n_embd, n_embd]
@@ -18,7 +18,7 @@ pub struct ShortConv {
 
 impl ShortConv {
     /// The weights `{prefix}.shortconv.*`.
-    pub fn load(w: &WeightStore, prefix: &str, n_embd: usize, d_conv: usize, state: State) -> Result<Self> {
+    pub(crate) fn load(w: &WeightStore, prefix: &str, n_embd: usize, d_conv: usize, state: State) -> Result<Self> {
         let name = |part: &str| format!("{prefix}.shortconv.{part}.weight");
         Ok(Self {
             in_proj: w.get(&name("in_proj"), [3 * n_embd, n_embd])?,
@@ -29,7 +29,7 @@ impl ShortConv {
     }
 
     /// `x` and the result: `[n_tokens, n_embd]`.
-    pub fn build(&self, g: &GraphBuilder<'_>, batch: &BatchInputs, x: Tensor) -> Tensor {
+    pub(crate) fn build(&self, g: &GraphBuilder<'_>, batch: &BatchInputs, x: Tensor) -> Tensor {
         let [b, c, u] = g.chunk(g.linear(x, self.in_proj));
         let y = g.causal_conv1d(g.mul(b, u), self.conv, self.state, batch);
         g.linear(g.mul(c, y), self.out_proj)

@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::hparams::Hparams;
 
 /// Frames of a chunk, which is convolved by itself: one second. Not in the files: `2 * n_window` of every release.
-pub const CHUNK_FRAMES: usize = 100;
+const CHUNK_FRAMES: usize = 100;
 /// Prefix of the keys that llama.cpp does not know: it computes with the windows of the releases.
 const OWN_KEYS: &str = "tympan.audio";
 /// Frames that attend to each other, a part of a chunk left out: `n_window_infer`.

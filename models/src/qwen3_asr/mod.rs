@@ -9,7 +9,7 @@ use engine::gguf::Gguf;
 use engine::model::Model;
 use engine::weights::WeightStore;
 
-pub use encoder::{CHUNK_FRAMES, Encoder, audio_tokens};
+pub use encoder::{Encoder, audio_tokens};
 
 use crate::audio::{MelParams, MelRecipe};
 use crate::encoder_decoder::EncoderDecoder;

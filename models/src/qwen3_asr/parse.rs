@@ -6,7 +6,7 @@
 use crate::speech::{Parsed, trim};
 
 /// Between the language and the text.
-pub const ASR_TEXT: &str = "<asr_text>";
+pub(crate) const ASR_TEXT: &str = "<asr_text>";
 /// Begins the line that names the language.
 const LANGUAGE: &str = "language ";
 /// Named instead of a language when nothing is spoken.

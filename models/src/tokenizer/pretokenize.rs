@@ -24,7 +24,7 @@ pub enum PreTokenizer {
 
 impl PreTokenizer {
     /// Names that [`PreTokenizer::from_name`] knows.
-    pub const NAMES: [&str; 3] = ["qwen2", "llama-bpe", "lfm2"];
+    pub(crate) const NAMES: [&str; 3] = ["qwen2", "llama-bpe", "lfm2"];
 
     /// The rule that GGUF files call `name`.
     pub fn from_name(name: &str) -> Option<Self> {

@@ -156,7 +156,7 @@ impl Checkpoint {
     }
 
     /// Adds what tells whether the files are still the same: their headers, sizes and times of change.
-    pub fn stamp(&self, hash: &mut Xxh64) {
+    pub(crate) fn stamp(&self, hash: &mut Xxh64) {
         for file in &self.files {
             let length = file.first_chunk::<LENGTH_BYTES>().map_or(0, |length| u64::from_le_bytes(*length));
             let header = usize::try_from(length).unwrap_or(usize::MAX).saturating_add(LENGTH_BYTES);

@@ -9,7 +9,7 @@ use super::{WIDTH, load_16, store, widen};
 
 /// Decodes one row of F16; exact.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub fn decode_f16(bytes: &[u8], out: &mut [f32]) {
+pub(super) fn decode_f16(bytes: &[u8], out: &mut [f32]) {
     let ((x, x_tail), (y, y_tail)) = (bytes.as_chunks::<{ 2 * WIDTH }>(), out.as_chunks_mut::<WIDTH>());
     for (y, x) in y.iter_mut().zip(x) {
         store(y, _mm256_cvtph_ps(load_16(x)));
@@ -21,7 +21,7 @@ pub fn decode_f16(bytes: &[u8], out: &mut [f32]) {
 
 /// Decodes one row of blocks; exact.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub fn decode_blocks<B: Sixteens>(bytes: &[u8], out: &mut [f32]) {
+pub(super) fn decode_blocks<B: Sixteens>(bytes: &[u8], out: &mut [f32]) {
     let out = out.as_chunks_mut::<WIDTH>().0.as_chunks_mut::<2>().0.chunks_exact_mut(B::LEN / SIXTEEN);
     for (block, out) in bytemuck::cast_slice::<_, B>(bytes).iter().zip(out) {
         for (c, y) in out.iter_mut().enumerate() {

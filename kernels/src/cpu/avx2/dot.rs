@@ -52,13 +52,13 @@ macro_rules! tiles {
 
 /// Products of a plain format with rows of f32.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub fn product_plain<B: Plain>(p: &Product<'_>, out: &mut [f32], _scratch: &mut [f32]) {
+pub(super) fn product_plain<B: Plain>(p: &Product<'_>, out: &mut [f32], _scratch: &mut [f32]) {
     tiles!(tile_plain, B, p, out, |i| p.panel(i));
 }
 
 /// Products of 32-blocks with few rows of [`BlockQ8`].
 #[target_feature(enable = "avx2,fma,f16c")]
-pub fn product_few_q8<B: Groups>(p: &Product<'_>, out: &mut [f32]) {
+pub(super) fn product_few_q8<B: Groups>(p: &Product<'_>, out: &mut [f32]) {
     tiles!(tile_q8, B, p, out, |i| p.activations(i));
 }
 
@@ -104,7 +104,7 @@ impl Plain for BF16Bytes {
 
 /// What levels are larger by than those of the format.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Excess {
+pub(super) enum Excess {
     /// They are signed, and as they are.
     Signed,
     /// They are 0 ..= 31, and as they are.
@@ -114,7 +114,7 @@ pub enum Excess {
 }
 
 /// A block of 32 weights as one vector of levels.
-pub trait Groups: Sixteens {
+pub(super) trait Groups: Sixteens {
     /// What levels are larger by.
     const EXCESS: Excess;
 
@@ -284,7 +284,7 @@ fn sums_q8<B: Groups, const M: usize>(w: [&B; 4], x: [&BlockQ8; M]) -> [__m128i;
 
 /// Products of 256-blocks with rows of [`BlockQ8_K`].
 #[target_feature(enable = "avx2,fma,f16c")]
-pub fn product_q8_k<B: Eighths>(p: &Product<'_>, out: &mut [f32], _scratch: &mut [f32]) {
+pub(super) fn product_q8_k<B: Eighths>(p: &Product<'_>, out: &mut [f32], _scratch: &mut [f32]) {
     for j in 0..p.n_rows {
         let w = p.blocks::<B>(j);
         in_tiles!(p.m, |i| p.activations(i), [4, 2], |i, x| {

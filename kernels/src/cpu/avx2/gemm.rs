@@ -18,14 +18,14 @@ const ROWS: usize = 6;
 const DEPTH: usize = SUPER_BLOCK;
 
 /// `f32`s that [`product_panels`] needs to work in: decoded rows, then results by panel.
-pub fn product_panels_scratch_len(n_rows: usize, m: usize) -> usize {
+pub(super) fn product_panels_scratch_len(n_rows: usize, m: usize) -> usize {
     let n_rows = n_rows.next_multiple_of(ROWS);
     n_rows * DEPTH + n_rows * m.next_multiple_of(PANEL_ROWS)
 }
 
 /// `out[i, j] = sum over k of w[j, k] x[i, k]` with panels.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub fn product_panels(p: &Product<'_>, out: &mut [f32], scratch: &mut [f32]) {
+pub(super) fn product_panels(p: &Product<'_>, out: &mut [f32], scratch: &mut [f32]) {
     let n_rows = p.n_rows.next_multiple_of(ROWS);
     let (weights, sums) = scratch.split_at_mut(n_rows * DEPTH);
     // [n_panels, n_rows, PANEL_ROWS]
@@ -84,7 +84,7 @@ fn halves(x: &[f32; PANEL_ROWS]) -> [&[f32; 8]; 2] {
 
 /// Transposes `n_rows` rows into one panel `[k, PANEL_ROWS]`; missing rows become zeros.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub fn prepare_panel(x: &[f32], stride: usize, n_rows: usize, k: usize, out: &mut [f32]) {
+pub(super) fn prepare_panel(x: &[f32], stride: usize, n_rows: usize, k: usize, out: &mut [f32]) {
     let out = &mut out.as_chunks_mut::<PANEL_ROWS>().0[..k];
     let (blocks, tail) = out.as_chunks_mut::<8>();
     for (b, columns) in blocks.iter_mut().enumerate() {

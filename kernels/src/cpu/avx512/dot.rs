@@ -52,7 +52,7 @@ macro_rules! tiles {
 
 /// Products of a plain format with rows of f32.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-pub fn product_plain<B: Plain>(p: &Product<'_>, out: &mut [f32], _scratch: &mut [f32]) {
+pub(super) fn product_plain<B: Plain>(p: &Product<'_>, out: &mut [f32], _scratch: &mut [f32]) {
     tiles!(tile_alone, [B,], p, out, |j| p.blocks(j), |i| p.panel(i));
 }
 
@@ -65,7 +65,7 @@ fn tile_alone<B: Plain, const R: usize, const M: usize>(w: [&[B]; R], x: [&[f32]
 
 /// Products of Q8_0 with few rows of [`BlockQ8`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-pub fn product_few_q8_0(p: &Product<'_>, out: &mut [f32]) {
+pub(super) fn product_few_q8_0(p: &Product<'_>, out: &mut [f32]) {
     tiles!(tile_q8_0, [], p, out, |j| p.blocks(j), |i| p.activations(i));
 }
 

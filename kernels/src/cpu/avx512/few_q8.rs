@@ -21,7 +21,7 @@ use crate::quant::iq4_nl::VALUES;
 use crate::quant::{BlockIQ4_NL, BlockQ4_0, BlockQ4_1, BlockQ5_0, BlockQ5_1, SMALL_BLOCK};
 
 /// A block of 32 weights that is taken from four rows at once. It begins with its scale and its offset.
-pub trait Fours: Sixteens {
+pub(super) trait Fours: Sixteens {
     /// What unsigned levels are larger by than levels, as a power of two, if they are.
     const EXCESS: Option<u32>;
 
@@ -89,7 +89,7 @@ impl Fours for BlockIQ4_NL {
 
 /// `out[i, j] = sum over k of w[j, k] x[i, k]` with less than [`MANY`] rows of [`BlockQ8`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-pub fn product_few_q8<B: Fours>(p: &Product<'_>, out: &mut [f32]) {
+pub(super) fn product_few_q8<B: Fours>(p: &Product<'_>, out: &mut [f32]) {
     let mut tail = [[B::zeroed(); DEPTH]; WIDTH];
     let n_blocks = p.k / SMALL_BLOCK;
     for first in (0..p.n_rows).step_by(WIDTH) {

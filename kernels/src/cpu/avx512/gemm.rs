@@ -21,14 +21,14 @@ const MAX_PANELS: usize = 3;
 const DEPTH: usize = SUPER_BLOCK;
 
 /// `f32`s that [`product_panels`] needs to work in: decoded rows, then results by panel.
-pub fn product_panels_scratch_len(n_rows: usize, m: usize) -> usize {
+pub(super) fn product_panels_scratch_len(n_rows: usize, m: usize) -> usize {
     let n_rows = n_rows.next_multiple_of(ROWS);
     n_rows * DEPTH + n_rows * m.next_multiple_of(PANEL_ROWS)
 }
 
 /// `out[i, j] = sum over k of w[j, k] x[i, k]` with panels.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-pub fn product_panels(p: &Product<'_>, out: &mut [f32], scratch: &mut [f32]) {
+pub(super) fn product_panels(p: &Product<'_>, out: &mut [f32], scratch: &mut [f32]) {
     let (n_rows, n_panels) = (p.n_rows.next_multiple_of(ROWS), p.m.div_ceil(PANEL_ROWS));
     let (weights, sums) = scratch.split_at_mut(n_rows * DEPTH);
     // [n_panels, n_rows, PANEL_ROWS]
@@ -121,7 +121,7 @@ fn scatter(sums: &[[f32; PANEL_ROWS]], out: &mut [f32]) {
 
 /// Transposes `n_rows` rows into one panel `[k, PANEL_ROWS]`; missing rows become zeros.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-pub fn prepare_panel(x: &[f32], stride: usize, n_rows: usize, k: usize, out: &mut [f32]) {
+pub(super) fn prepare_panel(x: &[f32], stride: usize, n_rows: usize, k: usize, out: &mut [f32]) {
     let out = &mut out.as_chunks_mut::<PANEL_ROWS>().0[..k];
     for (b, columns) in out.chunks_mut(16).enumerate() {
         let mut rows = [_mm512_setzero_ps(); PANEL_ROWS];

@@ -26,7 +26,8 @@ pub use self::encode::Difference;
 pub use self::partial::stamp;
 pub use self::plan::{FilePlan, MAX_PARTS, PlannedTensor, part_path};
 pub use self::verify::TensorReport;
-pub use self::write::{Written, write_tensor};
+pub use self::write::Written;
+pub(crate) use self::write::write_tensor;
 pub use self::xxh64::Xxh64;
 
 /// Where the tensors of planned files come from.

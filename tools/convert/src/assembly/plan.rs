@@ -59,7 +59,7 @@ impl<S> FilePlan<S> {
     }
 
     /// Gives `key` this value, behind all others.
-    pub fn set_key(&mut self, key: &str, value: Value) {
+    pub(crate) fn set_key(&mut self, key: &str, value: Value) {
         self.keys.retain(|(found, _)| found != key);
         self.keys.push((key.to_owned(), value));
     }

@@ -35,7 +35,7 @@ pub struct Written {
 /// Writes the bytes of a tensor that is next in `out`.
 ///
 /// Fails with the code of a bad model for values that are not finite or do not fit, and as `watch` and `out` demand.
-pub fn write_tensor<W: Weights>(
+pub(crate) fn write_tensor<W: Weights>(
     weights: &W,
     tensor: &PlannedTensor<W::Source>,
     out: &mut GgufWriter,

@@ -26,12 +26,12 @@ impl Xxh64 {
     }
 
     /// Adds a number, so that it cannot run into its neighbours.
-    pub fn add_number(&mut self, n: u64) {
+    pub(crate) fn add_number(&mut self, n: u64) {
         self.add(&n.to_le_bytes());
     }
 
     /// Adds bytes behind their number.
-    pub fn add_text(&mut self, text: &[u8]) {
+    pub(crate) fn add_text(&mut self, text: &[u8]) {
         self.add_number(text.len() as u64);
         self.add(text);
     }

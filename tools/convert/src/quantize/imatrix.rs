@@ -59,7 +59,7 @@ impl ImportanceMatrix {
     }
 
     /// Adds what tells whether it is still the same.
-    pub fn stamp(&self, hash: &mut Xxh64) {
+    pub(crate) fn stamp(&self, hash: &mut Xxh64) {
         self.file.paths().for_each(|path| assembly::stamp(path, hash));
     }
 
@@ -90,7 +90,7 @@ impl ImportanceMatrix {
 
     /// The importance of the columns of a tensor that becomes `dtype`, `[n_matrices, n_columns]`; nothing where there is
     /// none to use. Errors: as for [`ImportanceMatrix::check`].
-    pub fn of_tensor(&self, name: &str, shape: Shape, dtype: DType) -> Result<Option<Vec<f32>>> {
+    pub(crate) fn of_tensor(&self, name: &str, shape: Shape, dtype: DType) -> Result<Option<Vec<f32>>> {
         if !uses_importance(dtype) {
             return Ok(None);
         }

@@ -77,7 +77,7 @@ impl FileType {
     }
 
     /// Whether a weight takes less than 8 bits.
-    pub const fn is_below_8_bits(self) -> bool {
+    pub(crate) const fn is_below_8_bits(self) -> bool {
         let block = self.dtype().block();
         block.bytes * 8 < block.len * 8
     }
@@ -155,7 +155,7 @@ pub struct Choice {
 
 impl Choice {
     /// `wanted`, or what takes its place in rows of `row` elements.
-    pub fn fitting(wanted: DType, row: usize) -> Self {
+    pub(crate) fn fitting(wanted: DType, row: usize) -> Self {
         let dtype = fitting(wanted, row);
         Self { dtype, replaced: (dtype != wanted).then_some(wanted) }
     }
@@ -237,7 +237,7 @@ const KEPT_PARTS: [&str; 35] = [
 ];
 
 /// Whether a tensor is copied whatever the mix.
-pub fn keeps_type(tensor: &Tensor<'_>) -> bool {
+pub(crate) fn keeps_type(tensor: &Tensor<'_>) -> bool {
     let rank = tensor.shape.dims().iter().skip_while(|&&dim| dim == 1).count();
     let name = tensor.name;
     rank < 2

@@ -33,13 +33,13 @@ impl Overrides {
     /// The type that the first matching expression gives to the tensor `name`, and which expression that is.
     ///
     /// Source: llama.cpp, `llama-quant.cpp`: the first match wins, anywhere in the name.
-    pub fn dtype_of(&self, name: &str) -> Option<DType> {
+    pub(crate) fn dtype_of(&self, name: &str) -> Option<DType> {
         let matches = |regex: &Regex| regex.is_match(name).unwrap_or(false);
         self.types.iter().find(|(regex, _)| matches(regex)).map(|(_, dtype)| *dtype)
     }
 
     /// Checks that every expression matches one of `names`, tensors whose type can be chosen.
-    pub fn check_types<'a>(&self, names: impl Iterator<Item = &'a str> + Clone) -> Result<()> {
+    pub(crate) fn check_types<'a>(&self, names: impl Iterator<Item = &'a str> + Clone) -> Result<()> {
         for (regex, _) in &self.types {
             let is_used = names.clone().any(|name| regex.is_match(name).unwrap_or(false));
             ensure!(is_used, "--tensor-type {}: no tensor whose type can be chosen has such a name", regex.as_str());
@@ -50,7 +50,7 @@ impl Overrides {
     /// Sets the keys: those of an audio tower in `tower`, where that is a file of its own, all others in `decoder`.
     ///
     /// Errors: a key whose value has another kind.
-    pub fn set_keys<S>(&self, decoder: &mut FilePlan<S>, mut tower: Option<&mut FilePlan<S>>) -> Result<()> {
+    pub(crate) fn set_keys<S>(&self, decoder: &mut FilePlan<S>, mut tower: Option<&mut FilePlan<S>>) -> Result<()> {
         for (key, value) in &self.keys {
             let plan = match &mut tower {
                 Some(tower) if key.starts_with(TOWER_KEYS) => tower,

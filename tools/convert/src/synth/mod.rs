@@ -26,7 +26,7 @@ pub use self::shapes::Shape;
 /// Counts up when the same shape, type and seed give other files, so that no older file stands in for them.
 pub const VERSION: u32 = 1;
 /// The seed where none is given.
-pub const DEFAULT_SEED: u64 = 1;
+pub(crate) const DEFAULT_SEED: u64 = 1;
 
 /// A checkpoint of a published shape with random weights.
 #[derive(Clone, Debug)]

@@ -33,7 +33,7 @@ const STEM_CHANNELS: usize = 480;
 
 /// Mean and standard deviation.
 #[derive(Clone, Copy, Debug)]
-pub struct Scale(pub f32, pub f32);
+pub(crate) struct Scale(pub(super) f32, pub(super) f32);
 
 /// A published model.
 #[derive(Clone, Copy, Debug)]
@@ -41,12 +41,12 @@ pub struct Shape {
     /// As the command line calls it.
     pub name: &'static str,
     /// Its architecture with its numbers.
-    pub kind: Kind,
+    pub(crate) kind: Kind,
 }
 
 /// Architectures.
 #[derive(Clone, Copy, Debug)]
-pub enum Kind {
+pub(crate) enum Kind {
     /// A Qwen3 text model.
     Qwen3(Qwen3),
     /// Qwen3-ASR, original layout.
@@ -59,83 +59,83 @@ pub enum Kind {
 
 /// The numbers of a Qwen3 decoder that differ between sizes.
 #[derive(Clone, Copy, Debug)]
-pub struct Qwen3 {
+pub(crate) struct Qwen3 {
     /// Width.
-    pub n_embd: usize,
+    pub(super) n_embd: usize,
     /// Layers.
-    pub n_layer: usize,
+    pub(super) n_layer: usize,
     /// Heads of queries.
-    pub n_head: usize,
+    pub(super) n_head: usize,
     /// Heads of keys and values.
-    pub n_head_kv: usize,
+    pub(super) n_head_kv: usize,
     /// Width of a head.
-    pub head_dim: usize,
+    pub(super) head_dim: usize,
     /// Width of the feed-forward layers.
-    pub n_ff: usize,
+    pub(super) n_ff: usize,
     /// Longest context.
-    pub n_ctx: usize,
+    pub(super) n_ctx: usize,
 }
 
 /// The numbers of Qwen3-ASR's encoder.
 #[derive(Clone, Copy, Debug)]
-pub struct AudioTower {
+pub(crate) struct AudioTower {
     /// Width.
-    pub n_embd: usize,
+    pub(super) n_embd: usize,
     /// Layers.
-    pub n_layer: usize,
+    pub(super) n_layer: usize,
     /// Heads.
-    pub n_head: usize,
+    pub(super) n_head: usize,
     /// Width of the feed-forward layers.
-    pub n_ff: usize,
+    pub(super) n_ff: usize,
 }
 
 /// The numbers of an LFM2 decoder that differ between sizes.
 #[derive(Clone, Copy, Debug)]
-pub struct Lfm2 {
+pub(crate) struct Lfm2 {
     /// Width.
-    pub n_embd: usize,
+    pub(super) n_embd: usize,
     /// Heads of queries; there are 8 of keys and values.
-    pub n_head: usize,
+    pub(super) n_head: usize,
     /// Layers.
-    pub n_layer: usize,
+    pub(super) n_layer: usize,
     /// Which layers have attention.
-    pub attention: &'static [usize],
+    pub(super) attention: &'static [usize],
     /// Width of the feed-forward layers, as the configuration names it.
-    pub n_ff: usize,
+    pub(super) n_ff: usize,
     /// Whether two thirds of that are meant, rounded up to a multiple of 256.
-    pub adjusts_ff: bool,
+    pub(super) adjusts_ff: bool,
     /// Experts, where there are any.
-    pub experts: Option<Experts>,
+    pub(super) experts: Option<Experts>,
 }
 
 /// Layers with experts.
 #[derive(Clone, Copy, Debug)]
-pub struct Experts {
+pub(crate) struct Experts {
     /// Experts of a layer.
-    pub n_expert: usize,
+    pub(super) n_expert: usize,
     /// Experts of a token.
-    pub n_used: usize,
+    pub(super) n_used: usize,
     /// Width of an expert.
-    pub n_ff: usize,
+    pub(super) n_ff: usize,
     /// Layers without experts, all in front.
-    pub n_dense: usize,
+    pub(super) n_dense: usize,
 }
 
 /// The numbers of LFM2-Audio's encoder.
 #[derive(Clone, Copy, Debug)]
-pub struct Conformer {
+pub(crate) struct Conformer {
     /// Width.
-    pub n_embd: usize,
+    pub(super) n_embd: usize,
     /// Layers.
-    pub n_layer: usize,
+    pub(super) n_layer: usize,
     /// Heads.
-    pub n_head: usize,
+    pub(super) n_head: usize,
     /// Channels of the stem.
-    pub n_channels: usize,
+    pub(super) n_channels: usize,
     /// Taps of the convolution along time.
-    pub n_taps: usize,
+    pub(super) n_taps: usize,
     /// Audio tokens of all codebooks.
-    pub n_audio_tokens: usize,
+    pub(super) n_audio_tokens: usize,
 }
 
 /// Qwen3-0.6B, and inside Qwen3-ASR 0.6B.
@@ -215,7 +215,7 @@ impl Shape {
     ];
 
     /// `config.json` of the checkpoint.
-    pub fn config(&self) -> Value {
+    pub(crate) fn config(&self) -> Value {
         match &self.kind {
             Kind::Qwen3(text) => {
                 let ids = json!({"bos_token_id": 151_643, "eos_token_id": 151_645});
@@ -251,7 +251,7 @@ impl Shape {
     }
 
     /// The tensors of the checkpoint, in its order.
-    pub fn tensors(&self) -> Vec<Tensor> {
+    pub(crate) fn tensors(&self) -> Vec<Tensor> {
         let mut tensors = Tensors(Vec::new());
         match &self.kind {
             Kind::Qwen3(text) => text.tensors("model.", &mut tensors),
@@ -287,15 +287,15 @@ impl Shape {
 
 /// A tensor of a checkpoint.
 #[derive(Clone, Debug)]
-pub struct Tensor {
+pub(crate) struct Tensor {
     /// Its name.
-    pub name: String,
+    pub(super) name: String,
     /// Its extents, outermost first.
-    pub dims: Vec<usize>,
+    pub(super) dims: Vec<usize>,
     /// What its elements are like.
-    pub scale: Scale,
+    pub(super) scale: Scale,
     /// The tensor whose elements it has, if not its own.
-    pub noise_of: Option<String>,
+    pub(super) noise_of: Option<String>,
 }
 
 /// Tensors as they are collected.
