@@ -11,6 +11,8 @@
 //!
 //! Lengths that do not fit together are a mistake of the caller and panic.
 
+#![warn(unreachable_pub)]
+
 pub mod activation;
 pub mod cpu;
 pub mod math;

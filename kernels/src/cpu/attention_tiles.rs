@@ -26,7 +26,7 @@ macro_rules! attention_for {
 
         /// See `scalar::attention`.
         #[target_feature(enable = $features)]
-        pub fn attention(a: &Attention<'_>, out: &mut [f32], scratch: &mut [f32]) {
+        pub(super) fn attention(a: &Attention<'_>, out: &mut [f32], scratch: &mut [f32]) {
             let parts = Parts {
                 scores: |q: &[&[f32]], k: KvRows<'_>, keys: Range<usize>, s: &mut Scores| match k {
                     KvRows::F32 { x, stride } => scores::<F32Bytes>(q, bytemuck::cast_slice(x), stride, keys, s),

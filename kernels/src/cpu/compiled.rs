@@ -9,7 +9,7 @@ macro_rules! compiled_for {
 
         /// Makes one panel of an operand; see `scalar::prepare`.
         #[target_feature(enable = $features)]
-        pub fn prepare(operand: Operand, x: &[f32], stride: usize, n_rows: usize, k: usize, out: &mut [f32]) {
+        pub(super) fn prepare(operand: Operand, x: &[f32], stride: usize, n_rows: usize, k: usize, out: &mut [f32]) {
             match operand {
                 Operand::Panels => prepare_panel(x, stride, n_rows, k, out),
                 Operand::Rows | Operand::Q8 | Operand::Q8K => prepare_rows(operand, x, stride, n_rows, k, out),
@@ -41,7 +41,7 @@ macro_rules! compiled_for {
         $(
             #[doc = concat!("[`", stringify!($body), "`] with `", $features, "`.")]
             #[target_feature(enable = $features)]
-            pub fn $name($($arg: $type),*) $(-> $result)? {
+            pub(super) fn $name($($arg: $type),*) $(-> $result)? {
                 $body($($arg),*)
             }
         )*

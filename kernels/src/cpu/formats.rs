@@ -68,7 +68,7 @@ macro_rules! formats_for {
 
         /// Decodes one row of weights; exact.
         #[target_feature(enable = $features)]
-        pub fn decode_row(format: Format, bytes: &[u8], out: &mut [f32]) {
+        pub(super) fn decode_row(format: Format, bytes: &[u8], out: &mut [f32]) {
             // SAFETY: kernels of this table need the features that this function has.
             unsafe { (FORMATS[format as usize].decode_row)(bytes, out) }
         }
@@ -144,7 +144,7 @@ macro_rules! formats_for {
             }
         }
 
-        pub const PLAIN_CODE: Formats = quant::formats!(of_every_format);
+        pub(super) const PLAIN_CODE: Formats = quant::formats!(of_every_format);
 
         const WITH_PLAIN_FORMATS: Formats = {
             let mut formats = PLAIN_CODE;

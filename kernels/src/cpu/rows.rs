@@ -19,7 +19,7 @@ macro_rules! rows_for {
 
         /// `sum a_i b_i`: element i in lane i % `WIDTH`.
         #[target_feature(enable = $features)]
-        pub fn dot_f32(a: &[f32], b: &[f32]) -> f32 {
+        pub(super) fn dot_f32(a: &[f32], b: &[f32]) -> f32 {
             let mut acc = zero();
             let ((a, a_tail), (b, b_tail)) = (a.as_chunks::<WIDTH>(), b.as_chunks::<WIDTH>());
             for (a, b) in a.iter().zip(b) {
@@ -30,7 +30,7 @@ macro_rules! rows_for {
 
         /// `sum a_i b_i` with `a` widened: element i in lane i % `WIDTH`.
         #[target_feature(enable = $features)]
-        pub fn dot_f16(a: &[half::f16], b: &[f32]) -> f32 {
+        pub(super) fn dot_f16(a: &[half::f16], b: &[f32]) -> f32 {
             let mut acc = zero();
             let ((a, a_tail), (b, b_tail)) = (a.as_chunks::<WIDTH>(), b.as_chunks::<WIDTH>());
             for (a, b) in a.iter().zip(b) {
@@ -41,7 +41,7 @@ macro_rules! rows_for {
 
         /// `y += s x` with `x` widened.
         #[target_feature(enable = $features)]
-        pub fn axpy_f16(y: &mut [f32], s: f32, x: &[half::f16]) {
+        pub(super) fn axpy_f16(y: &mut [f32], s: f32, x: &[half::f16]) {
             let factor = splat(s);
             let ((y, y_tail), (x, x_tail)) = (y.as_chunks_mut::<WIDTH>(), x.as_chunks::<WIDTH>());
             for (y, x) in y.iter_mut().zip(x) {
@@ -54,7 +54,7 @@ macro_rules! rows_for {
 
         /// Widens a row; exact.
         #[target_feature(enable = $features)]
-        pub fn f16_to_f32(x: &[half::f16], y: &mut [f32]) {
+        pub(super) fn f16_to_f32(x: &[half::f16], y: &mut [f32]) {
             let ((x, x_tail), (y, y_tail)) = (x.as_chunks::<WIDTH>(), y.as_chunks_mut::<WIDTH>());
             for (y, x) in y.iter_mut().zip(x) {
                 store(y, load_f16(x));
@@ -66,7 +66,7 @@ macro_rules! rows_for {
 
         /// Rounds a row to halves, ties to even.
         #[target_feature(enable = $features)]
-        pub fn f32_to_f16(x: &[f32], y: &mut [half::f16]) {
+        pub(super) fn f32_to_f16(x: &[f32], y: &mut [half::f16]) {
             let ((x, x_tail), (y, y_tail)) = (x.as_chunks::<WIDTH>(), y.as_chunks_mut::<WIDTH>());
             for (y, x) in y.iter_mut().zip(x) {
                 store_f16(y, load(x));

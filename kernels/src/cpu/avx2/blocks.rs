@@ -12,11 +12,11 @@ use crate::quant::{
 };
 
 /// Weights that [`Sixteens::sixteen`] gives.
-pub const SIXTEEN: usize = 16;
+pub(crate) const SIXTEEN: usize = 16;
 
 /// Sixteen weights: `scale * level`, and `+ offset` in formats that [have one](Sixteens::HAS_OFFSET).
 #[derive(Clone, Copy)]
-pub struct Sixteen {
+pub(crate) struct Sixteen {
     /// Signed bytes.
     pub levels: __m128i,
     /// Factor of all of them.
@@ -33,7 +33,7 @@ impl Sixteen {
 }
 
 /// A block that is taken apart sixteen weights at a time.
-pub trait Sixteens: Listed {
+pub(crate) trait Sixteens: Listed {
     /// Whether weights are more than levels times a scale.
     const HAS_OFFSET: bool;
 
@@ -47,7 +47,7 @@ pub trait Sixteens: Listed {
 
 /// Scales of a block of 256 weights and of its groups as they are stored, with minima where the format has them.
 #[derive(Clone, Copy)]
-pub enum StoredScales<'a> {
+pub(crate) enum StoredScales<'a> {
     /// Scales of 16 groups, the low nibbles, and their minima.
     Nibbles { d: F16Bytes, dmin: F16Bytes, pairs: &'a [u8; 16] },
     /// Scales and minima of eight groups, as [`scales_mins_k4`] reads them.
@@ -59,7 +59,7 @@ pub enum StoredScales<'a> {
 }
 
 /// A block of 256 weights as it is stored: unsigned levels, and scales for its groups.
-pub trait Stored: Sixteens {
+pub(crate) trait Stored: Sixteens {
     /// Bits of a level.
     const BITS: i32;
     /// Whether scales and minima belong to 32 weights, as in Q4_K and Q5_K; else to 16.
@@ -73,7 +73,7 @@ pub trait Stored: Sixteens {
 
 /// Scales of a block and of its 16 groups; minima where the format has them.
 #[derive(Clone, Copy)]
-pub struct Scales {
+pub(crate) struct Scales {
     /// Scale of the scales.
     pub d: f32,
     /// Scale of the minima.
@@ -88,7 +88,7 @@ impl Scales {
     /// Those of a block.
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    pub fn of<B: Stored>(block: &B) -> Self {
+    pub(crate) fn of<B: Stored>(block: &B) -> Self {
         match block.scales() {
             StoredScales::Nibbles { d, dmin, pairs } => {
                 let both = _mm256_cvtepu8_epi16(load_16(pairs));
@@ -115,7 +115,7 @@ impl Scales {
 }
 
 /// A block of 256 weights as eight vectors of unsigned levels.
-pub trait Eighths: Stored {
+pub(crate) trait Eighths: Stored {
     /// Vector `c` of the levels, those of elements `32 c .. 32 c + 32`.
     ///
     /// # Safety

@@ -31,7 +31,7 @@ const QUADS: usize = SMALL_BLOCK / 4;
 
 /// A block of each of 8 rows.
 #[derive(Clone, Copy)]
-pub struct Unpacked {
+pub(super) struct Unpacked {
     /// Byte `4 r + i` of vector `v` is the low nibble of level `4 v + i` of row `r`, made unsigned.
     low: [[u8; 32]; QUADS],
     /// The high nibbles; unused in formats of 4 bits.
@@ -60,7 +60,7 @@ const EMPTY: Unpacked = Unpacked {
 
 /// How the unsigned levels of a format lie in [`Unpacked`].
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Planes {
+pub(super) enum Planes {
     /// Levels below 16, in the low plane.
     Nibbles,
     /// The same, larger by 8 than levels.
@@ -74,7 +74,7 @@ pub enum Planes {
 }
 
 /// A block that is brought into the layout of [`Unpacked`]; unless it says how, one whose groups of 32 weights have a scale.
-pub trait Layout: Sixteens {
+pub(super) trait Layout: Sixteens {
     /// How levels lie there.
     const PLANES: Planes;
 
@@ -147,7 +147,7 @@ impl Layout for BlockIQ4_NL {
 
 /// `out[i, j] = sum over k of w[j, k] x[i, k]` with rows of [`BlockQ8`].
 #[target_feature(enable = "avx2,fma,f16c")]
-pub fn product_many_q8<B: Layout>(p: &Product<'_>, out: &mut [f32]) {
+pub(super) fn product_many_q8<B: Layout>(p: &Product<'_>, out: &mut [f32]) {
     let mut blocks = [EMPTY; DEPTH];
     let n_blocks = p.k / SMALL_BLOCK;
     for first in (0..p.n_rows).step_by(WIDTH) {

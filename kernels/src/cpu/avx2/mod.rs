@@ -50,7 +50,7 @@ formats_for!("avx2,fma,f16c");
 attention_for!("avx2,fma,f16c");
 
 /// The kernels of every format.
-pub static FORMATS: Formats = {
+pub(super) static FORMATS: Formats = {
     let mut formats = WITH_PLAIN_FORMATS;
     groups::<BlockQ8_0>(&mut formats);
     groups::<BlockQ4_0>(&mut formats);

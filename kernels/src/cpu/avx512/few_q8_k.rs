@@ -46,7 +46,7 @@ impl Scales {
     /// Those of a block.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-    pub fn of<B: Stored>(block: &B) -> Self {
+    pub(super) fn of<B: Stored>(block: &B) -> Self {
         match block.scales() {
             StoredScales::Nibbles { d, dmin, pairs } => {
                 let both = _mm256_cvtepu8_epi16(load_16(pairs));
@@ -178,13 +178,13 @@ struct Activations {
 }
 
 /// `f32`s that [`product_few_q8_k`] needs to work in: activations, and room to align them.
-pub fn product_few_q8_k_scratch_len(k: usize, m: usize) -> usize {
+pub(super) fn product_few_q8_k_scratch_len(k: usize, m: usize) -> usize {
     (m * (k / SUPER_BLOCK) + 1) * size_of::<Activations>() / size_of::<f32>()
 }
 
 /// `out[i, j] = sum over k of w[j, k] x[i, k]` with rows of [`BlockQ8_K`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-pub fn product_few_q8_k<B: Quarters>(p: &Product<'_>, out: &mut [f32], scratch: &mut [f32]) {
+pub(super) fn product_few_q8_k<B: Quarters>(p: &Product<'_>, out: &mut [f32], scratch: &mut [f32]) {
     let (_, x, _) = bytemuck::pod_align_to_mut::<_, Activations>(scratch);
     let n_blocks = p.k / SUPER_BLOCK;
     for i in 0..p.m {

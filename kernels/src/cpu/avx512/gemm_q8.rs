@@ -47,7 +47,7 @@ const fn excess_factors<B: Layout>(h: usize) -> [i16; 2] {
 }
 
 /// A block that is brought into the layout of [`Unpacked`]; unless it says how, one of 32 weights with a scale.
-pub trait Layout: Sixteens {
+pub(super) trait Layout: Sixteens {
     /// What unsigned levels are larger by there than levels.
     const EXCESS_OF_UNPACKED: i16 = 128;
     /// Scales of 32 weights: one, or one for each half.
@@ -116,7 +116,7 @@ impl<B: Quarters> Layout for B {
 pub(super) type Blocks<'a, B> = [&'a [B; DEPTH]; WIDTH];
 
 /// `f32`s that [`product_many_q8`] needs to work in: unpacked blocks, and room to align them.
-pub fn product_many_q8_scratch_len() -> usize {
+pub(super) fn product_many_q8_scratch_len() -> usize {
     (GROUPS * DEPTH + 1) * size_of::<Unpacked>() / size_of::<f32>()
 }
 
@@ -228,7 +228,7 @@ pub(super) fn four<B: Block>(w: &Blocks<'_, B>, b: usize, r: usize, from: usize)
 
 /// `out[i, j] = sum over k of w[j, k] x[i, k]` with rows of [`BlockQ8`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-pub fn product_many_q8<B: Layout>(p: &Product<'_>, out: &mut [f32], scratch: &mut [f32]) {
+pub(super) fn product_many_q8<B: Layout>(p: &Product<'_>, out: &mut [f32], scratch: &mut [f32]) {
     let (_, unpacked, _) = bytemuck::pod_align_to_mut::<_, Unpacked>(scratch);
     let n_blocks = p.k / SMALL_BLOCK;
     for first in (0..p.n_rows).step_by(GROUPS * WIDTH) {

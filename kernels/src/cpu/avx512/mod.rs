@@ -50,7 +50,7 @@ formats_for!("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c");
 attention_for!("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c");
 
 /// The kernels of every format.
-pub static FORMATS: Formats = {
+pub(super) static FORMATS: Formats = {
     let mut formats = WITH_PLAIN_FORMATS;
     sixteens::<BlockQ8_0>(&mut formats);
     formats[Format::Q8_0 as usize].q8 = Some(of_unpacked(product_q8_0));
