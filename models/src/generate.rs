@@ -13,7 +13,7 @@ use crate::Loaded;
 use crate::decoding::{Decoding, Finish, Prompt, Rules};
 use crate::error::{Error, Result};
 use crate::sample::Sampling;
-use crate::scheduler::Scheduler;
+use crate::scheduler::{SPARE_BYTES, Scheduler};
 use crate::tokenizer::{Special, TokenKind, Tokenizer};
 
 /// Positions of a slot before the first request says how many it needs.
@@ -90,7 +90,12 @@ impl Generator {
         let is_control = |id: &u32| tokenizer.kind(*id) == Some(TokenKind::Control);
         let by_text = STOP.iter().filter_map(|text| tokenizer.id_of(text)).filter(is_control);
         let stop = tokenizer.eos().into_iter().chain(end_of_turn).chain(by_text).collect();
-        let options = SessionOptions { n_ctx: FIRST_CONTEXT.min(n_ctx), kv_dtype, ..SessionOptions::default() };
+        let options = SessionOptions {
+            n_ctx: FIRST_CONTEXT.min(n_ctx),
+            kv_dtype,
+            spare_bytes: SPARE_BYTES,
+            ..SessionOptions::default()
+        };
         let session = Session::open(Arc::clone(&loaded.model), &loaded.weights, backends, options)?;
         Ok(Self { scheduler: Scheduler::new(session), tokenizer, stop, n_ctx })
     }

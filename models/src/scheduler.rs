@@ -14,6 +14,10 @@ use crate::error::{Error, Result};
 /// Slots grow in steps of this many positions, so that sequences of similar length share compiled graphs.
 const CONTEXT_STEP: usize = 256;
 
+/// What drivers of one request after another keep of the memory of a sequence for the next one: more than a segment of
+/// speech or a page of text needs in the largest models.
+pub(crate) const SPARE_BYTES: usize = 256 << 20;
+
 /// A sequence of a scheduler; no number is given twice.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct SequenceId(u64);

@@ -15,7 +15,7 @@ use crate::audio::{MelSpectrogram, split};
 use crate::decoding::{Decoding, Finish, Prompt, Rules};
 use crate::error::{Error, Result};
 use crate::sample::Sampling;
-use crate::scheduler::Scheduler;
+use crate::scheduler::{SPARE_BYTES, Scheduler};
 use crate::speech::{self, SpeechFormat, join_texts, merge_languages};
 use crate::tokenizer::Tokenizer;
 
@@ -171,7 +171,13 @@ impl Transcriber {
         let format = loaded.arch.speech_format(&tokenizer).map_err(|e| e.of_vocabulary(loaded.files[0].path()))?;
         let encoder = loaded.model.encoder().ok_or(Error::NoEncoder { arch: loaded.arch.name })?;
         let mel = MelSpectrogram::new(format.mel(encoder.n_mels))?;
-        let options = SessionOptions { n_slots: 1, n_ctx: FIRST_CONTEXT, kv_dtype, ..SessionOptions::default() };
+        let options = SessionOptions {
+            n_slots: 1,
+            n_ctx: FIRST_CONTEXT,
+            kv_dtype,
+            spare_bytes: SPARE_BYTES,
+            ..SessionOptions::default()
+        };
         let session = Session::open(Arc::clone(&loaded.model), &loaded.weights, backends, options)?;
         let n_usable = tokenizer.n_used(loaded.model.n_vocab());
         Ok(Self { scheduler: Scheduler::new(session), tokenizer, mel, format, n_usable })

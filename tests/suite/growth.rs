@@ -221,3 +221,44 @@ fn where_nothing_can_be_reserved_growth_copies_and_says_so() {
         assert_eq!(got, step(&mut want, &[(wanted[0], &[3]), (wanted[1], &[4])]));
     }
 }
+
+#[test]
+fn spare_memory_is_taken_over_and_given_up_where_it_is_needed() {
+    for inner in backends() {
+        let backend = Faulty::new(Arc::clone(&inner), |_| false);
+        let options = SessionOptions { n_ctx: 64, spare_bytes: usize::MAX, ..options() };
+        let mut s = open_model(SEED, &[Arc::clone(&backend) as _], options.clone());
+        // What a sequence finds there, of this one or of another, is never read.
+        let run = |s: &mut Session, seed: u64, n: usize| {
+            let slot = s.memory_mut().acquire().unwrap();
+            let got = [step(s, &[(slot, &tokens(seed, n))]), step(s, &[(slot, &[7])])];
+            (slot, got)
+        };
+        let (slot, want) = run(&mut s, 1, 30);
+        let bytes = s.stats().state_bytes;
+        s.memory_mut().release(slot);
+        assert_eq!(s.stats().state_bytes, bytes, "kept");
+        for (seed, n) in [(2, 31), (1, 30)] {
+            let (slot, got) = run(&mut s, seed, n);
+            assert_eq!((s.stats().state_bytes, got == want), (bytes, seed == 1));
+            s.memory_mut().release(slot);
+        }
+        // Another slot gets no memory until the spare one is given back.
+        let other = s.memory_mut().acquire_at(slot.index() + 1).unwrap();
+        backend.fail_commit(0);
+        s.memory_mut().grow(other, 5).unwrap();
+        let grown = s.stats().state_bytes;
+        assert!(grown < bytes, "{grown} of {bytes}");
+        assert!(grown == step_bytes(&mut s, other), "growing asked for no more");
+        // A limit below what a sequence had keeps nothing.
+        s.memory_mut().keep_spare(grown - 1);
+        s.memory_mut().release(other);
+        assert_eq!(s.stats().state_bytes, 0);
+    }
+}
+
+/// Committed bytes after a step for which there is memory.
+fn step_bytes(s: &mut Session, slot: Slot) -> usize {
+    step(s, &[(slot, &tokens(5, 5))]);
+    s.stats().state_bytes
+}

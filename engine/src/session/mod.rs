@@ -78,6 +78,8 @@ pub struct SessionOptions {
     pub compile: CompileOptions,
     /// Whether [`Stats::run_ns`] is kept: two readings of the clock in every call.
     pub timed: bool,
+    /// Bytes of ended sequences that the next ones take over, in place of going back to the system ([`Memory::keep_spare`]).
+    pub spare_bytes: usize,
 }
 
 impl Default for SessionOptions {
@@ -93,6 +95,7 @@ impl Default for SessionOptions {
             placement: Vec::new(),
             compile: CompileOptions::default(),
             timed: false,
+            spare_bytes: 0,
         }
     }
 }
@@ -154,7 +157,8 @@ impl Session {
         }
         check_context(options.n_ctx)?;
         let homes = homes(&*model, backends, &options)?;
-        let memory = Memory::new(backends, homes, model.states(), &options.states())?;
+        let mut memory = Memory::new(backends, homes, model.states(), &options.states())?;
+        memory.keep_spare(options.spare_bytes);
         let n_weights = weights.len();
         Ok(Self {
             n_vocab: model.n_vocab(),
