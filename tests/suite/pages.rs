@@ -46,7 +46,7 @@ fn recipes_name_the_lists() {
     for (path, list) in [
         ("engine/src/op/mod.rs", "pub enum Op {"),
         ("backends/src/cpu/ops/mod.rs", "fn prepare("),
-        ("tests/src/cases/mod.rs", "const FAMILIES"),
+        ("tests/src/cases/mod.rs", "macro_rules! families"),
         ("engine/src/pass/fuse.rs", "const RULES"),
         ("kernels/formats/src/lib.rs", "macro_rules! formats"),
         ("models/src/registry.rs", "const ARCHITECTURES"),
