@@ -100,7 +100,7 @@ mod tests {
         for t in DType::ALL {
             assert_eq!(DType::from_gguf_id(t.gguf_id()), Some(t));
         }
-        assert_eq!(DType::from_gguf_id(40), None);
+        assert_eq!(DType::from_gguf_id(28), None);
     }
 
     #[test]

@@ -13,7 +13,10 @@ const ROW: usize = 512;
 fn fixture(name: &str) -> Vec<u8> {
     let path =
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/quant").join(format!("{name}.safetensors"));
-    std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+    std::fs::read(&path).unwrap_or_else(|e| {
+        let how = "what ggml makes of known rows; README.md beside it says how it is made";
+        panic!("{}: {e}: want {how}", path.display())
+    })
 }
 
 fn floats(bytes: &[u8]) -> Vec<f32> {

@@ -246,7 +246,7 @@ impl<'a> Cursor<'a> {
         let id = self.u32()?;
         let offset = self.u64()?;
         let Some(dtype) = DType::from_gguf_id(id) else {
-            let known = foreign_type(id).map_or(String::new(), |name| format!("{name}, "));
+            let known = ggml_type(id).map_or(String::new(), |name| format!("{name}, "));
             return Err(self.bad(format!("tensor {}: type {known}id {id}, is not supported", shown(&name))));
         };
         let fail = |what: String| self.bad(format!("tensor {}: {what}", shown(&name)));
@@ -323,10 +323,22 @@ impl<'a> Cursor<'a> {
     }
 }
 
-/// Names of tensor types that ggml knows and the engine does not store. Source: ggml, `enum ggml_type`.
-fn foreign_type(id: u32) -> Option<&'static str> {
+/// The name of a tensor type that ggml knows, whether the engine stores it or not. Source: ggml, `enum ggml_type`.
+fn ggml_type(id: u32) -> Option<&'static str> {
     Some(match id {
+        0 => "F32",
+        1 => "F16",
+        2 => "Q4_0",
+        3 => "Q4_1",
+        6 => "Q5_0",
+        7 => "Q5_1",
+        8 => "Q8_0",
         9 => "Q8_1",
+        10 => "Q2_K",
+        11 => "Q3_K",
+        12 => "Q4_K",
+        13 => "Q5_K",
+        14 => "Q6_K",
         15 => "Q8_K",
         16 => "IQ2_XXS",
         17 => "IQ2_XS",
@@ -338,13 +350,28 @@ fn foreign_type(id: u32) -> Option<&'static str> {
         23 => "IQ4_XS",
         24 => "I8",
         25 => "I16",
+        26 => "I32",
         27 => "I64",
         28 => "F64",
         29 => "IQ1_M",
+        30 => "BF16",
         34 => "TQ1_0",
         35 => "TQ2_0",
         39 => "MXFP4",
         40 => "NVFP4",
         _ => return None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn formats_have_the_numbers_of_ggml() {
+        for dtype in DType::ALL {
+            let id = dtype.gguf_id();
+            assert_eq!(ggml_type(id), Some(dtype.name()), "id {id} of {dtype} in the list of formats");
+        }
+    }
 }

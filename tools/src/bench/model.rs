@@ -54,7 +54,10 @@ fn format_name(file: &Gguf) -> String {
     match mix {
         FileType::F32 => "all F32".into(),
         FileType::Q2_K => "Q2_K - Medium".into(),
-        FileType::IQ4_NL => "IQ4_NL - 4.5 bpw".into(),
+        mix if mix.name().starts_with("iq") => {
+            let block = mix.dtype().block();
+            format!("{mix} - {} bpw", (8 * block.bytes) as f64 / block.len as f64)
+        }
         mix => mix.to_string().replace("K_S", "K - Small").replace("K_M", "K - Medium").replace("K_L", "K - Large"),
     }
 }
