@@ -56,7 +56,7 @@ pub struct Speech {
 }
 
 /// Every architecture.
-pub const ARCHITECTURES: [Arch; 5] = [
+pub const ARCHITECTURES: &[Arch] = &[
     Arch {
         name: "qwen3-asr",
         text: "qwen3vl",
@@ -96,7 +96,7 @@ pub const ARCHITECTURES: [Arch; 5] = [
 
 /// Names of all architectures, for messages.
 pub fn known() -> String {
-    ARCHITECTURES.map(|a| a.name).join(", ")
+    ARCHITECTURES.iter().map(|a| a.name).collect::<Vec<_>>().join(", ")
 }
 
 /// Names of the architectures that transcribe, for messages.

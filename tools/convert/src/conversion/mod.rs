@@ -278,8 +278,18 @@ struct Part {
     rows: Vec<Row>,
 }
 
+/// Reads and checks the configuration of a checkpoint, and plans its parts.
+type ReadParts = fn(&Model) -> Result<Parts>;
+
+/// Every architecture that has a `model_type`, under this name.
+const MODEL_TYPES: &[(&str, ReadParts)] = &[
+    ("qwen3_asr", Parts::qwen3_asr),
+    ("qwen3", Parts::qwen3),
+    ("lfm2", |checkpoint| Ok(Parts::lfm2(checkpoint, Lfm2Config::read(&checkpoint.config())?))),
+    ("lfm2_moe", |checkpoint| Ok(Parts::lfm2(checkpoint, Lfm2Config::read_moe(&checkpoint.config())?))),
+];
+
 impl Parts {
-    /// The only place that lists the architectures.
     fn read(checkpoint: &Model) -> Result<Self> {
         const KEY: &str = "model_type";
         const ARCHITECTURES: &str = "architectures";
@@ -287,20 +297,20 @@ impl Parts {
         let config = checkpoint.config();
         let architectures = config.texts_or_none(ARCHITECTURES)?;
         match (config.text_or_none(KEY)?, architectures) {
-            (Some("qwen3_asr"), _) => Self::qwen3_asr(checkpoint),
-            (Some("qwen3"), _) => Self::qwen3(checkpoint),
-            (Some("lfm2"), _) => Ok(Self::lfm2(checkpoint, Lfm2Config::read(&config)?)),
-            (Some("lfm2_moe"), _) => Ok(Self::lfm2(checkpoint, Lfm2Config::read_moe(&config)?)),
+            (Some(name), _) => match MODEL_TYPES.iter().find(|(known, _)| *known == name) {
+                Some((_, read)) => read(checkpoint),
+                None => {
+                    let known = MODEL_TYPES.iter().map(|(known, _)| *known).collect::<Vec<_>>().join(", ");
+                    let supported = format!("supported: {known}, and LFM2-Audio without a type");
+                    bail!(config.error(KEY, &format!("{name:?} is not supported ({supported})")))
+                }
+            },
             // Published without a type.
             (None, Some(names)) if names == [LFM2_AUDIO] => Self::lfm2_audio(checkpoint),
             (None, Some(names)) => {
                 bail!(config.error(ARCHITECTURES, &format!("{names:?} without model_type: want [{LFM2_AUDIO:?}]")))
             }
             (None, None) => bail!(config.error(KEY, "is missing")),
-            (Some(other), _) => {
-                const SUPPORTED: &str = "supported: qwen3_asr, qwen3, lfm2, lfm2_moe, and LFM2-Audio without a type";
-                bail!(config.error(KEY, &format!("{other:?} is not supported ({SUPPORTED})")))
-            }
         }
     }
 
