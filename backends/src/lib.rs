@@ -28,22 +28,29 @@ pub struct Options {
 pub struct BackendDef {
     /// The name by which users choose it.
     pub name: &'static str,
+    /// What users may want to know of it, in a few words.
+    pub about: &'static str,
     /// Makes one.
     pub open: fn(&Options) -> Result<Arc<dyn Backend>>,
 }
 
 /// Every backend, in order of preference.
-const BACKENDS: [BackendDef; 2] = [
+const BACKENDS: &[BackendDef] = &[
     BackendDef {
         name: cpu::NAME,
+        about: "",
         open: |options| Ok(Arc::new(cpu::CpuBackend::new(&cpu::CpuOptions { threads: options.threads, isa: None })?)),
     },
-    BackendDef { name: "reference", open: |options| Ok(Arc::new(reference::ReferenceBackend::new(options.threads)?)) },
+    BackendDef {
+        name: "reference",
+        about: "plain f64 interpreter, for checking",
+        open: |options| Ok(Arc::new(reference::ReferenceBackend::new(options.threads)?)),
+    },
 ];
 
 /// Every backend, in order of preference.
 pub fn list() -> &'static [BackendDef] {
-    &BACKENDS
+    BACKENDS
 }
 
 /// The backend called `name`. Errors: `UnknownBackend` for a name that is not in the list.

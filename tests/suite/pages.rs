@@ -1,5 +1,6 @@
 //! The pages for those who change the code: what they name is there.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 const PAGES: [&str; 4] = ["README.md", "CONTRIBUTING.md", "ARCHITECTURE.md", "CHANGELOG.md"];
@@ -37,6 +38,14 @@ fn pages_name_what_is_there() {
         }
     }
     assert!(n_paths > 30, "only {n_paths} paths were found: the pages are written otherwise");
+}
+
+/// A backend is a folder, under the name by which users choose it.
+#[test]
+fn every_backend_is_listed() {
+    let entries = std::fs::read_dir(root().join("backends/src")).unwrap().map(|entry| entry.unwrap());
+    let folders = entries.filter(|entry| entry.path().is_dir()).map(|entry| entry.file_name().into_string().unwrap());
+    assert_eq!(folders.collect::<BTreeSet<_>>(), backends::list().iter().map(|b| b.name.to_owned()).collect());
 }
 
 /// Every recipe names the place whose list an addition joins; the lists are there under these names.

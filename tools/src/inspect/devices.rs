@@ -1,5 +1,6 @@
 //! What computes on this machine.
 
+use backends::BackendDef;
 use backends::cpu::{CpuBackend, CpuOptions};
 use kernels::cpu::Isa;
 
@@ -13,19 +14,18 @@ use crate::report::cpu_name;
 /// Errors: a device that does not exist.
 pub(super) fn text(args: &DeviceArgs) -> Outcome<String> {
     let threads = args.open()?.threads;
-    let rows: Vec<Vec<String>> = backends::list().iter().map(|b| row(b.name, threads)).collect::<Outcome<_>>()?;
+    let rows: Vec<Vec<String>> = backends::list().iter().map(|b| row(b, threads)).collect::<Outcome<_>>()?;
     Ok(table(&["device", "threads", "instructions", "processor", ""], &rows, &[1]))
 }
 
-fn row(name: &str, threads: usize) -> Outcome<Vec<String>> {
-    if name != backends::cpu::NAME {
-        let what = "plain f64 interpreter, for checking";
-        return Ok(vec![name.into(), "1".into(), String::new(), String::new(), what.into()]);
+fn row(BackendDef { name, about, .. }: &BackendDef, threads: usize) -> Outcome<Vec<String>> {
+    if *name != backends::cpu::NAME {
+        return Ok(vec![(*name).into(), "1".into(), String::new(), String::new(), (*about).into()]);
     }
     let options = CpuOptions { threads: std::num::NonZeroUsize::new(threads), isa: None };
     let cpu = CpuBackend::new(&options).map_err(Failure::refused)?;
     let others = Isa::ALL.into_iter().filter(|isa| isa.is_supported() && *isa != cpu.isa());
     let others: Vec<&str> = others.map(Isa::name).collect();
     let others = if others.is_empty() { String::new() } else { format!("TYMPAN_ISA also takes {}", others.join(", ")) };
-    Ok(vec![name.into(), cpu.n_threads().to_string(), cpu.isa().to_string(), cpu_name(), others])
+    Ok(vec![(*name).into(), cpu.n_threads().to_string(), cpu.isa().to_string(), cpu_name(), others])
 }
