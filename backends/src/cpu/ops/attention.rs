@@ -79,6 +79,18 @@ impl Blocks {
         self.blocks() * self.parts()
     }
 
+    /// Rows and key-value heads of a part of a block that has so many runs of rows of one sequence. By rows where most are of
+    /// sequences of their own and every part gets one.
+    fn part(&self, block: Range<usize>, part: usize, n_runs: usize) -> (Range<usize>, Range<usize>) {
+        let n_parts = self.parts();
+        if self.joins && block.len() >= n_parts && 2 * n_runs > block.len() {
+            let at = |part: usize| block.start + block.len() * part / n_parts;
+            (at(part)..at(part + 1), 0..self.n_head_kv)
+        } else {
+            (block, part * self.heads..(part + 1) * self.heads)
+        }
+    }
+
     /// Queries of one call of the kernel at most.
     fn queries(&self) -> usize {
         self.tokens * self.heads * self.group()
@@ -216,16 +228,11 @@ struct Attend {
 impl Attend {
     /// Rows and key-value heads of a chunk.
     fn part(&self, chunk: usize) -> (Range<usize>, Range<usize>) {
-        let Blocks { n_tokens, n_head_kv, tokens, heads, joins, .. } = self.blocks;
+        let Blocks { n_tokens, tokens, .. } = self.blocks;
         let n_parts = self.blocks.parts();
-        let (block, part) = (piece(chunk / n_parts, tokens, n_tokens), chunk % n_parts);
+        let block = piece(chunk / n_parts, tokens, n_tokens);
         let n_runs = self.sequences.runs(block.clone()).count();
-        if joins && 2 * n_runs > block.len() {
-            let at = |part: usize| block.start + block.len() * part / n_parts;
-            (at(part)..at(part + 1), 0..n_head_kv)
-        } else {
-            (block, part * heads..(part + 1) * heads)
-        }
+        self.blocks.part(block, chunk % n_parts, n_runs)
     }
 
     /// Rows of one sequence.
@@ -281,6 +288,28 @@ impl Step for Attend {
             let at_once = self.blocks.heads_up_to(self.blocks.queries() / (group * rows.len())).min(heads.len());
             for first in heads.clone().step_by(at_once) {
                 self.attend(s, &rows, &(first..first + at_once), scratch);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_share_a_block_and_none_is_idle() {
+        for (n_rows, heads) in (1..=8).flat_map(|n| [1, 2, 4].map(|heads| (n, heads))) {
+            let blocks =
+                Blocks { n_tokens: n_rows, n_head: 8, n_head_kv: 8, head_dim: 4, tokens: n_rows, heads, joins: true };
+            for n_runs in 1..=n_rows {
+                let mut seen = vec![0; n_rows * 8];
+                for part in 0..blocks.parts() {
+                    let (rows, heads) = blocks.part(0..n_rows, part, n_runs);
+                    assert!(!rows.is_empty() && !heads.is_empty(), "{n_rows} rows, {n_runs} runs, part {part}");
+                    rows.for_each(|r| heads.clone().for_each(|h| seen[r * 8 + h] += 1));
+                }
+                assert_eq!(seen, vec![1; n_rows * 8]);
             }
         }
     }
