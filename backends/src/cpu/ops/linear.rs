@@ -129,10 +129,12 @@ pub(super) fn linear(
     precision: Precision,
 ) -> Option<Prepared> {
     let plan = Plan::new(machine, args[0], &args[1..2], 1, precision)?;
+    // Not the whole plan: there is one of these for every product of a graph.
+    let (tiling, takes_rows) = (plan.tilings[0], plan.takes_rows);
     Some(Prepared::new(plan.needs, move |cx, at| {
         let bias = at.node.args.get(2).map(|&bias| cx.view(bias)).transpose()?;
-        let part = Part { bias, act, ..Part::new(cx, plan.tilings[0], at.arg(1), at.out(0))? };
-        products(cx, at, smallvec![part], plan.takes_rows)
+        let part = Part { bias, act, ..Part::new(cx, tiling, at.arg(1), at.out(0))? };
+        products(cx, at, smallvec![part], takes_rows)
     }))
 }
 
@@ -152,10 +154,11 @@ pub(super) fn group(machine: Machine, args: &[&TensorDesc], n: usize, precision:
 /// `[x, gate, up]`.
 pub(super) fn glu(machine: Machine, args: &[&TensorDesc], act: Unary, precision: Precision) -> Option<Prepared> {
     let plan = Plan::new(machine, args[0], &args[1..3], 2, precision)?;
+    let (tiling, format, takes_rows) = (plan.tilings[0], plan.tilings[1].format, plan.takes_rows);
     Some(Prepared::new(plan.needs, move |cx, at| {
-        let up = Some((cx.bytes(at.arg(2))?, plan.tilings[1].format));
-        let part = Part { up, act: Some(act), ..Part::new(cx, plan.tilings[0], at.arg(1), at.out(0))? };
-        products(cx, at, smallvec![part], plan.takes_rows)
+        let up = Some((cx.bytes(at.arg(2))?, format));
+        let part = Part { up, act: Some(act), ..Part::new(cx, tiling, at.arg(1), at.out(0))? };
+        products(cx, at, smallvec![part], takes_rows)
     }))
 }
 
