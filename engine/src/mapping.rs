@@ -50,13 +50,14 @@ impl Mapping {
     /// The bytes in memory of their own, in large pages where the system has them, copied by these threads. Pages of the file
     /// are given back as they are copied.
     ///
-    /// Errors: `Io` where memory does not suffice.
+    /// Errors: `OutOfMemory`.
     pub fn into_resident(self, threads: &dyn Parallel) -> Result<Self> {
         if self.map.is_empty() {
             return Ok(self);
         }
-        let io = |source| Error::Io { path: self.path.clone(), source };
-        let mut copy = memmap2::MmapMut::map_anon(self.map.len()).map_err(io)?;
+        let (what, wanted) = (format!("a copy of {}", self.path.display()), self.map.len());
+        let refused = |_| Error::OutOfMemory { what: what.clone(), wanted, free: None };
+        let mut copy = memmap2::MmapMut::map_anon(wanted).map_err(refused)?;
         #[cfg(target_os = "linux")]
         let _ = copy.advise(memmap2::Advice::HugePage);
         threads.chunks_mut(&mut copy, PIECE_BYTES, |i, piece| {
@@ -64,7 +65,7 @@ impl Mapping {
             piece.copy_from_slice(&self.map[from.clone()]);
             self.release(from);
         });
-        let map = copy.make_read_only().map_err(io)?;
+        let map = copy.make_read_only().map_err(refused)?;
         Ok(Self { map, path: self.path, is_copy: true })
     }
 

@@ -8,7 +8,8 @@
 //! read, so a sequence without recurrent state, or without a past, is what it was before the call.
 //!
 //! **Growth.** Every slot has addresses for the largest context from the beginning, and memory for what its sequence needs:
-//! it is committed as the sequence grows and given back when the slot is released. Nothing moves, so graphs stay bound.
+//! it is committed as the sequence grows and given back when the slot is released, but for what [`Memory::keep_spare`] allows.
+//! Nothing moves, so graphs stay bound.
 //! Where the system reserves no addresses without memory, buffers are as large as the context that was asked for, and
 //! are replaced by larger ones, with a copy, when a larger one is; [`Stats`](crate::session::Stats) counts that.
 

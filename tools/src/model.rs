@@ -15,7 +15,7 @@ use crate::cache::{self, ModelFiles};
 use crate::exit::{Failure, Outcome};
 use crate::report::Verbosity;
 
-/// A run whose weights are read often enough to copy them first, in memory that is free.
+/// Memory that has to be free before a file is copied unasked, in sizes of the file.
 const SPARE_FACTOR: u64 = 2;
 
 /// How a model is brought into memory.
@@ -43,9 +43,8 @@ impl Loading {
         if !is_resident {
             return Ok(file);
         }
-        drop(file);
         let start = Instant::now();
-        let file = workers::with(self.threads, || Gguf::open_resident(path, &workers::Workers))??;
+        let file = workers::with(self.threads, || file.into_resident(&workers::Workers))??;
         let megabytes = file.file_bytes() >> 20;
         let ms = start.elapsed().as_millis();
         say.detail(format_args!("weights: {} copied to memory, {megabytes} MiB in {ms} ms", short_name(path)));

@@ -89,15 +89,14 @@ impl Gguf {
         Self::join(parts)
     }
 
-    /// As [`Gguf::open`], with all bytes copied to memory by these threads: the files may change or vanish from then on, and
-    /// reading is faster where their pages in memory are small.
+    /// The file with all bytes copied to memory by these threads: it may change or vanish from then on, and reading is faster
+    /// where its pages in memory are small. What others hold too stays where it is.
     ///
-    /// Errors: as for [`Gguf::open`], and `Io` where memory does not suffice.
-    pub fn open_resident(path: &Path, threads: &dyn Parallel) -> Result<Self> {
-        let Self(mut opened) = Self::open(path)?;
-        let opened_alone = Arc::get_mut(&mut opened).expect("it was opened here");
-        for part in &mut opened_alone.parts {
-            part.make_resident(threads)?;
+    /// Errors: `OutOfMemory`.
+    pub fn into_resident(self, threads: &dyn Parallel) -> Result<Self> {
+        let mut opened = self.0;
+        if let Some(opened) = Arc::get_mut(&mut opened) {
+            opened.parts.iter_mut().try_for_each(|part| part.make_resident(threads))?;
         }
         Ok(Self(opened))
     }
