@@ -100,6 +100,8 @@ pub enum Error {
         /// The logits.
         source: NotFinite,
     },
+    /// Whoever watched wanted no more.
+    Cancelled,
     /// An argument of a request makes no sense to this model.
     Argument {
         /// The argument.
@@ -143,6 +145,7 @@ impl std::fmt::Display for Error {
             Self::Tokenizer { path: None, what } => write!(f, "tokenizer: {what}"),
             Self::FrontEnd { parameter, what } => write!(f, "audio front end: {parameter}: {what}"),
             Self::NotFinite { sequence, step, source: _ } => write!(f, "sequence {sequence}, step {step}"),
+            Self::Cancelled => f.write_str("cancelled"),
             Self::Argument { name, what } => write!(f, "{name}: {what}"),
         }
     }
@@ -166,6 +169,7 @@ impl std::error::Error for Error {
             | Self::NoEncoder { .. }
             | Self::Tokenizer { .. }
             | Self::FrontEnd { .. }
+            | Self::Cancelled
             | Self::Argument { .. } => None,
         }
     }

@@ -60,20 +60,16 @@ pub trait SpeechFormat: Send + Sync {
     }
 }
 
-/// One text from the texts of consecutive segments: with a space between two, unless both neighbours are Chinese or
-/// Japanese characters. Empty texts are left out.
-pub(crate) fn join_texts<'a>(texts: impl IntoIterator<Item = &'a str>) -> String {
-    let mut joined = String::new();
-    for text in texts {
-        let neighbours = (joined.chars().next_back(), text.chars().next());
-        if let (Some(before), Some(after)) = neighbours
-            && !(is_cjk(before) && is_cjk(after))
-        {
-            joined.push(' ');
-        }
-        joined.push_str(text);
+/// Adds the text of the next segment to a text: with a space between the two, unless both neighbours are Chinese or Japanese
+/// characters. Nothing is added for a segment without text.
+pub(crate) fn push_text(joined: &mut String, text: &str) {
+    let neighbours = (joined.chars().next_back(), text.chars().next());
+    if let (Some(before), Some(after)) = neighbours
+        && !(is_cjk(before) && is_cjk(after))
+    {
+        joined.push(' ');
     }
-    joined
+    joined.push_str(text);
 }
 
 /// Characters of scripts that are written without spaces: Han, kana, bopomofo, and their punctuation and full-width forms.
@@ -119,7 +115,11 @@ mod tests {
 
     #[test]
     fn segments_are_joined_with_a_space_except_between_cjk() {
-        let joined = |texts: &[&str]| join_texts(texts.iter().copied());
+        let joined = |texts: &[&str]| {
+            let mut joined = String::new();
+            texts.iter().for_each(|text| push_text(&mut joined, text));
+            joined
+        };
         assert_eq!(joined(&["one", "", "two."]), "one two.");
         assert_eq!(
             joined(&["\u{4f60}\u{597d}\u{3002}", "\u{4e16}\u{754c}"]),

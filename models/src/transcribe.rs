@@ -16,7 +16,7 @@ use crate::decoding::{Decoding, Finish, Prompt, Rules};
 use crate::error::{Error, Result};
 use crate::sample::Sampling;
 use crate::scheduler::{SPARE_BYTES, Scheduler};
-use crate::speech::{self, SpeechFormat, join_texts, merge_languages};
+use crate::speech::{self, SpeechFormat, merge_languages, push_text};
 use crate::tokenizer::Tokenizer;
 
 /// Rate of the samples that [`Transcriber::transcribe`] takes.
@@ -67,6 +67,14 @@ impl Transcript {
     pub fn truncated(&self) -> bool {
         self.segments.iter().any(|s| s.truncated)
     }
+
+    /// Adds the next segment; what the text was stays its beginning.
+    fn push(&mut self, segment: Segment) {
+        push_text(&mut self.text, &segment.text);
+        self.segments.push(segment);
+        let languages = merge_languages(self.segments.iter().filter_map(|s| s.language.as_deref()));
+        self.language = Some(languages).filter(|l| !l.is_empty());
+    }
 }
 
 /// The text of one piece of a clip.
@@ -105,11 +113,21 @@ pub struct Timings {
     pub generated_tokens: usize,
 }
 
-/// What a caller may watch while a clip is transcribed.
+/// What a caller may watch, and stop, while a clip is transcribed.
 pub trait Observer {
-    /// More of an answer was decoded; `answer` is all of segment `segment` so far.
-    fn answer(&mut self, segment: usize, answer: &Partial<'_>) {
-        let _ = (segment, answer);
+    /// Whether to stop. Looked at before every stage of a segment and after every call of the decoder.
+    fn is_cancelled(&self) -> bool {
+        false
+    }
+
+    /// More of an answer was decoded; `answer` is all of the segment so far.
+    fn answer(&mut self, answer: &Partial<'_>) {
+        let _ = answer;
+    }
+
+    /// A segment is finished, the last one of `so_far`, whose text is a beginning of the whole.
+    fn segment(&mut self, so_far: &Transcript) {
+        let _ = so_far;
     }
 
     /// Intermediate tensors of a segment, for checking conversions.
@@ -127,12 +145,17 @@ pub struct Partial<'a> {
     format: &'a dyn SpeechFormat,
     raw: &'a str,
     language: Option<&'a str>,
+    /// The text of the segments before.
+    before: &'a str,
 }
 
 impl Partial<'_> {
-    /// The text in it, none while it is not clear where the text begins.
-    pub fn text(&self) -> Option<String> {
-        self.format.text_so_far(self.raw, self.language)
+    /// The text of the clip up to here, none while it is not clear where the answer's text begins.
+    pub fn text_so_far(&self) -> Option<String> {
+        let text = self.format.text_so_far(self.raw, self.language)?;
+        let mut joined = self.before.to_owned();
+        push_text(&mut joined, &text);
+        Some(joined)
     }
 }
 
@@ -210,7 +233,8 @@ impl Transcriber {
 
     /// Transcribes mono samples at [`RATE_HZ`], at least one.
     ///
-    /// Errors: no samples; a context or language that the model has no prompt for; a prompt that no context holds.
+    /// Errors: no samples; a context or language that the model has no prompt for; a prompt that no context holds;
+    /// `NotFinite`; `Cancelled` where the observer says so before the last segment is finished.
     pub fn transcribe(
         &mut self,
         samples: &[f32],
@@ -225,14 +249,21 @@ impl Transcriber {
             max => split(samples, RATE_HZ, max),
         };
         let prompt = self.format.prompt(&self.tokenizer, request.context, request.language)?;
-        let mut timings = Timings::default();
-        let mut segments = Vec::with_capacity(ranges.len());
+        let mut transcript = Transcript {
+            duration_s: seconds(samples.len()),
+            language: None,
+            text: String::new(),
+            segments: Vec::with_capacity(ranges.len()),
+            timings: Timings::default(),
+        };
         let n_segments = ranges.len();
         for (i, range) in ranges.into_iter().enumerate() {
-            let job = Job { index: i, n_segments, samples: &samples[range.clone()], prompt: &prompt, request };
-            let (token_ids, raw, truncated) = self.segment(&job, &mut timings, observer)?;
+            let Transcript { text, timings, .. } = &mut transcript;
+            let samples = &samples[range.clone()];
+            let job = Job { index: i, n_segments, samples, before: text, prompt: &prompt, request };
+            let (token_ids, raw, truncated) = self.segment(&job, timings, observer)?;
             let answer = self.format.parse(&raw, request.language);
-            segments.push(Segment {
+            transcript.push(Segment {
                 start_s: seconds(range.start),
                 end_s: seconds(range.end),
                 text: answer.text,
@@ -240,15 +271,9 @@ impl Transcriber {
                 truncated,
                 token_ids,
             });
+            observer.segment(&transcript);
         }
-        Ok(Transcript {
-            duration_s: seconds(samples.len()),
-            language: Some(merge_languages(segments.iter().filter_map(|s| s.language.as_deref())))
-                .filter(|l| !l.is_empty()),
-            text: join_texts(segments.iter().map(|s| s.text.as_str())),
-            segments,
-            timings,
-        })
+        Ok(transcript)
     }
 
     fn segment(
@@ -261,15 +286,18 @@ impl Transcriber {
         let format: &dyn SpeechFormat = &**format;
         let n_embd = scheduler.session().model().n_embd();
 
+        go_on(observer)?;
         let start = Instant::now();
         let features = mel.compute(job.samples, scheduler.session().parallel())?;
         timings.mel += start.elapsed();
 
+        go_on(observer)?;
         let start = Instant::now();
         let input = Features { n_mels: features.n_mels, n_frames: features.n_frames, values: &features.values };
         let embeddings = scheduler.session_mut().encode(&[input])?.clip(0).to_vec();
         timings.encode += start.elapsed();
 
+        go_on(observer)?;
         let mut start = Instant::now();
         let n_audio = embeddings.len() / n_embd;
         let ids = prompt_ids(job.prompt, n_audio);
@@ -285,11 +313,13 @@ impl Transcriber {
         let mut decoder = tokenizer.decoder(true);
         let mut answer = Answer::default();
         let mut prompt_left = ids.len();
+        let mut is_cancelled = false;
         scheduler.run(Decoding::new(prompt, n_embd, rules), &mut |event, logits| {
             if prompt_left > 0 {
                 prompt_left -= event.accepted;
                 if prompt_left > 0 {
-                    return ControlFlow::Continue(());
+                    is_cancelled = observer.is_cancelled();
+                    return if is_cancelled { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
                 }
                 timings.prefill += start.elapsed();
                 start = Instant::now();
@@ -305,16 +335,19 @@ impl Transcriber {
             for &id in &event.tokens {
                 answer.ids.push(id);
                 decoder.push(id, &mut answer.text);
-                let partial = Partial { format, raw: &answer.text, language: job.request.language };
-                observer.answer(job.index, &partial);
+                let language = job.request.language;
+                observer.answer(&Partial { format, raw: &answer.text, language, before: job.before });
             }
             match event.finish {
                 Some(Finish::Stop(id)) => answer.ids.push(id),
                 Some(Finish::Limit) => answer.truncated = true,
-                None => {}
+                None => is_cancelled = observer.is_cancelled(),
             }
-            ControlFlow::Continue(())
+            if is_cancelled { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         })?;
+        if is_cancelled {
+            return Err(Error::Cancelled);
+        }
         decoder.finish(&mut answer.text);
         timings.decode += start.elapsed();
         timings.audio_tokens += n_audio;
@@ -324,11 +357,18 @@ impl Transcriber {
     }
 }
 
+/// Errors: `Cancelled`.
+fn go_on(observer: &dyn Observer) -> Result<()> {
+    if observer.is_cancelled() { Err(Error::Cancelled) } else { Ok(()) }
+}
+
 /// One segment to transcribe.
 struct Job<'a> {
     index: usize,
     n_segments: usize,
     samples: &'a [f32],
+    /// The text of the segments before.
+    before: &'a str,
     prompt: &'a speech::Prompt,
     request: &'a Request<'a>,
 }

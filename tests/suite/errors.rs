@@ -34,7 +34,7 @@ use models::languages::{self, UnknownLanguage};
 use models::sample::{NotFinite, Sampling, greedy};
 use models::scheduler::Scheduler;
 use models::tokenizer::{Tokenizer, Vocabulary};
-use models::transcribe::Transcriber;
+use models::transcribe::{Observer, Request, Transcriber};
 use models::{Error as ModelError, LoadOptions, Loaded, registry};
 use tests::alloc::refusing;
 use tests::draft::Draft;
@@ -96,7 +96,7 @@ variants! {
     "models/src/languages.rs": UnknownLanguage, |_e| One::Only, One [Only];
     "models/src/error.rs": ModelError, |e| e, ModelError [
         Engine, Key, MissingKey, BadValue, Weight, BadWeight, NoTextModel, NoProjector, UnknownArchitecture, NotSpeech,
-        NoEncoder, Tokenizer, FrontEnd, NotFinite, Argument
+        NoEncoder, Tokenizer, FrontEnd, NotFinite, Cancelled, Argument
     ];
     "models/src/sample.rs": NotFinite, |_e| One::Only, One [Only];
     "tools/convert/src/error.rs": ConvertError, |e| e.kind(), ConvertErrorKind [
@@ -444,6 +444,18 @@ fn speech(table: &mut Table) {
     table.row("NotSpeech", open(&load("lfm2", false)), says, None);
     let says = "there is no audio encoder: only the language model of qwen3-asr was loaded";
     table.row("NoEncoder", open(&load("qwen3_asr", true)), says, None);
+    let mut transcriber = open(&load("qwen3_asr", false)).unwrap();
+    let cancelled = transcriber.transcribe(&[0.0; 16_000], &Request::default(), &mut Impatient);
+    table.row("Cancelled", cancelled, "cancelled", None);
+}
+
+/// Wants nothing.
+struct Impatient;
+
+impl Observer for Impatient {
+    fn is_cancelled(&self) -> bool {
+        true
+    }
 }
 
 fn requests(table: &mut Table) {

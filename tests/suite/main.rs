@@ -31,3 +31,4 @@ mod schedules;
 mod tokenizer;
 mod types;
 mod vocab;
+mod watching;

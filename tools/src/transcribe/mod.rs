@@ -454,12 +454,11 @@ impl Watcher {
 }
 
 impl Observer for Watcher {
-    fn answer(&mut self, segment: usize, answer: &Partial<'_>) {
-        // Only the first segment's text is a beginning of the whole for certain.
-        if !self.live || segment > 0 {
+    fn answer(&mut self, answer: &Partial<'_>) {
+        if !self.live {
             return;
         }
-        let Some(text) = answer.text() else { return };
+        let Some(text) = answer.text_so_far() else { return };
         if let Some(more) = text.strip_prefix(self.printed.as_str()) {
             // The end of the run reports a broken terminal.
             let _ = print(more);
