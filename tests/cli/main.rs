@@ -10,6 +10,10 @@ mod inspect;
 mod quantize;
 mod resume;
 mod run;
+#[cfg(unix)]
+mod signals;
+#[cfg(unix)]
+mod streams;
 mod synth;
 #[cfg(target_os = "linux")]
 mod threads;

@@ -12,6 +12,8 @@ use tempfile::TempDir;
 use tests::rng::Rng;
 
 use crate::run::{Run, command, fixtures, tympan};
+#[cfg(unix)]
+use crate::signals::{SIGNALS, send};
 
 /// Inner widths of the feed-forward networks: most of what has to be written.
 const N_FF: usize = 49_152;
@@ -268,14 +270,13 @@ fn other_sources_and_options_start_over() {
 fn signals_keep_what_is_done() {
     let (source, out) = (checkpoint(), tempfile::tempdir().unwrap());
     let job = Job::convert(&source, &out, "q4_k_m");
-    for signal in ["INT", "TERM"] {
+    for (signal, exit) in SIGNALS {
         loop {
             job.clear();
             let Some(child) = job.start_until(job.n_bytes() / 4) else { continue };
-            let kill = format!("kill -{signal} {}", child.id());
-            assert!(std::process::Command::new("sh").args(["-c", &kill]).status().unwrap().success());
+            send(signal, &child);
             let code = child.wait_with_output().unwrap().status.code();
-            if code == Some(130) {
+            if code == Some(exit) {
                 break;
             }
             // It was done before the signal came.

@@ -10,9 +10,9 @@ use convert::workers;
 
 use crate::args::parse_threads;
 use crate::exit::{Exit, Outcome};
-use crate::interrupt::Interrupt;
 use crate::progress::Bar;
 use crate::report::Verbosity;
+use crate::streams;
 
 /// How planned files are written.
 #[derive(Args, Debug)]
@@ -43,30 +43,28 @@ impl AssemblyArgs {
     /// Lists, writes or compares the files, and prints their names.
     pub(crate) fn run<W: Weights>(&self, assembly: &Assembly<'_, W>) -> Outcome<Exit> {
         if self.dry_run {
-            print!("{}", assembly.list());
+            streams::print(&assembly.list())?;
             return Ok(Exit::Done);
         }
-        let interrupt = Interrupt::install()?;
         let is_there = !assembly.is_begun() && assembly.paths().all(Path::is_file);
         if !(self.verify && is_there) {
-            let bar = Bar::new(assembly.elements(), self.quiet, interrupt);
+            let bar = Bar::new(assembly.elements(), self.quiet);
             let result = workers::with(self.threads, || assembly.write(&bar))?;
             bar.finish();
             say_kept(result?);
         }
         if self.verify {
-            let bar = Bar::new(assembly.elements(), self.quiet, interrupt);
+            let bar = Bar::new(assembly.elements(), self.quiet);
             let mut summary = Summary::default();
             let say = Verbosity::new(false, self.verbose);
             let mut add = |tensor: &TensorReport<'_>| summary.add(tensor, say);
             let result = workers::with(self.threads, || assembly.verify(&bar, &mut add))?;
             bar.finish();
             result?;
-            eprintln!("{summary}");
+            streams::say(summary);
         }
-        for path in assembly.paths() {
-            println!("{}", path.display());
-        }
+        let names: String = assembly.paths().map(|path| format!("{}\n", path.display())).collect();
+        streams::print(&names)?;
         Ok(Exit::Done)
     }
 }
@@ -75,7 +73,7 @@ impl AssemblyArgs {
 fn say_kept(written: Written) {
     let Written { kept_bytes, new_bytes } = written;
     if kept_bytes > 0 {
-        eprintln!("tensor bytes: {kept_bytes} kept, {new_bytes} written anew");
+        streams::say(format_args!("tensor bytes: {kept_bytes} kept, {new_bytes} written anew"));
     }
 }
 

@@ -10,7 +10,6 @@ use convert::synth::{SyntheticModel, VERSION};
 use convert::{Conversion, Options};
 
 use crate::exit::{Failure, Outcome};
-use crate::interrupt::Interrupt;
 use crate::progress::Bar;
 use crate::report::Verbosity;
 
@@ -68,7 +67,7 @@ pub(crate) fn open(model: &SyntheticModel, say: Verbosity) -> Outcome<ModelFiles
     let at = files.text.display();
     say.note(format_args!("making a model with random weights ({model}; {size}): {at}"));
     let started = Instant::now();
-    let bar = Bar::new(conversion.elements(), say == Verbosity::Quiet, Interrupt::install()?);
+    let bar = Bar::new(conversion.elements(), say == Verbosity::Quiet);
     let result = conversion.write(&files.paths(), &bar);
     bar.finish();
     result.map_err(|error| with_hint(error, &size, &directory))?;

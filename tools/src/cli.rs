@@ -10,7 +10,9 @@ use crate::convert::{self, ConvertArgs};
 use crate::exit::{Exit, Failure, Outcome};
 use crate::generate::{self, GenerateArgs};
 use crate::inspect::{self, InspectArgs};
+use crate::interrupt;
 use crate::quantize::{self, QuantizeArgs};
+use crate::streams;
 use crate::transcribe::{self, TranscribeArgs};
 
 /// What `--version -v` adds.
@@ -53,30 +55,28 @@ enum Command {
 
 /// Parses the arguments of the process, runs the subcommand and gives its exit code.
 pub(crate) fn main() -> ExitCode {
-    let cli = match Cli::try_parse_from(bench::spelt_out(std::env::args_os())) {
-        Ok(cli) => cli,
-        Err(e) => {
-            let exit = if e.use_stderr() { Exit::Usage } else { Exit::Done };
-            // A closed pipe is the reader's choice.
-            let _ = e.print();
-            return exit.into();
-        }
-    };
-    match run(cli) {
+    match interrupt::install().and_then(|()| run()) {
         Ok(exit) => exit.into(),
         Err(failure) => {
-            eprintln!("error: {failure}");
+            failure.say();
             failure.exit.into()
         }
     }
 }
 
-fn run(cli: Cli) -> Outcome<Exit> {
-    if cli.version {
-        println!("tympan {}", env!("CARGO_PKG_VERSION"));
-        if cli.verbose {
-            println!("{LICENCES}");
+fn run() -> Outcome<Exit> {
+    let cli = match Cli::try_parse_from(bench::spelt_out(std::env::args_os())) {
+        Ok(cli) => cli,
+        Err(e) if e.use_stderr() => {
+            let _ = e.print();
+            return Ok(Exit::Usage);
         }
+        // Help.
+        Err(e) => return streams::printed(e.print()).map(|()| Exit::Done),
+    };
+    if cli.version {
+        let licences = if cli.verbose { format!("{LICENCES}\n") } else { String::new() };
+        streams::print(&format!("tympan {}\n{licences}", env!("CARGO_PKG_VERSION")))?;
         return Ok(Exit::Done);
     }
     match cli.command {
@@ -87,13 +87,15 @@ fn run(cli: Cli) -> Outcome<Exit> {
         Some(Command::Generate(args)) => generate::run(&args),
         Some(Command::Inspect(args)) => inspect::run(&args),
         Some(Command::Completions { shell }) => {
-            clap_complete::generate(shell, &mut Cli::command(), "tympan", &mut std::io::stdout());
-            Ok(Exit::Done)
+            // They expect a writer that never fails.
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "tympan", &mut script);
+            streams::print(&String::from_utf8_lossy(&script)).map(|()| Exit::Done)
         }
         Some(Command::Man) => {
-            let page = clap_mangen::Man::new(Cli::command());
-            page.render(&mut std::io::stdout()).map_err(Failure::input)?;
-            Ok(Exit::Done)
+            let mut page = Vec::new();
+            clap_mangen::Man::new(Cli::command()).render(&mut page).map_err(Failure::output)?;
+            streams::print(&String::from_utf8_lossy(&page)).map(|()| Exit::Done)
         }
         None => Err(Failure::usage("no subcommand given")),
     }

@@ -11,6 +11,7 @@ use engine::DType;
 use crate::assembly::AssemblyArgs;
 use crate::exit::{Exit, Failure, Outcome};
 use crate::quantize::OverrideArgs;
+use crate::streams;
 
 fn types() -> PossibleValuesParser {
     FileType::ALL.map(FileType::name).into()
@@ -94,7 +95,7 @@ pub(crate) fn run(args: &ConvertArgs) -> Outcome<Exit> {
         let checkpoint = args.checkpoint.display();
         return Err(Failure::usage(format!("--audio-type {name}: {checkpoint} has no audio tower")));
     }
-    conversion.notices().iter().for_each(|line| eprintln!("{line}"));
+    conversion.notices().iter().for_each(streams::say);
     let paths = output_paths(&conversion.file_names(), args.output.as_deref());
     if let Some(folder) =
         args.output.as_deref().filter(|output| !args.writing.dry_run && !paths.contains(&output.into()))

@@ -5,6 +5,8 @@ use std::process::ExitCode;
 use convert::ErrorKind;
 use engine::error::Chain;
 
+use crate::{interrupt, streams};
+
 /// Why the program ended. The numbers are part of the command line's contract.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Exit {
@@ -16,14 +18,19 @@ pub enum Exit {
     Usage = 2,
     /// An input cannot be read or decoded.
     Input = 3,
-    /// A model or checkpoint is missing, malformed or unsupported.
+    /// A model or checkpoint is missing, malformed, unsupported, changed while it was used or gives values that are not
+    /// finite.
     Model = 4,
     /// The memory does not suffice.
     Memory = 5,
     /// A text was cut at the token limit.
     Truncated = 6,
-    /// Interrupted by the user.
+    /// Ended by the end of its terminal (HUP).
+    HungUp = 129,
+    /// Interrupted by the user (INT).
     Interrupted = 130,
+    /// Asked to end (TERM).
+    Terminated = 143,
 }
 
 impl From<Exit> for ExitCode {
@@ -40,20 +47,48 @@ pub(crate) struct Failure {
     pub exit: Exit,
     /// What failed, on which file, expected and found.
     pub error: anyhow::Error,
+    /// Whether the run ends with it, however much is left to do.
+    pub ends_run: bool,
 }
 
 /// `Result` with an exit code.
 pub(crate) type Outcome<T> = Result<T, Failure>;
 
 impl Failure {
+    fn new(exit: Exit, error: anyhow::Error) -> Self {
+        Self { exit, error, ends_run: false }
+    }
+
+    /// The same, and the run ends with it.
+    pub(crate) fn ending(self) -> Self {
+        Self { ends_run: true, ..self }
+    }
+
+    /// Nobody reads standard output any more: the run is done, and nothing is said of it.
+    pub(crate) fn reader_gone() -> Self {
+        Self::new(Exit::Done, anyhow::anyhow!("standard output is closed")).ending()
+    }
+
+    /// A signal came; `what` is kept.
+    pub(crate) fn interrupted(what: impl std::fmt::Display) -> Self {
+        Self::new(interrupt::exit().unwrap_or(Exit::Interrupted), anyhow::anyhow!("{what}")).ending()
+    }
+
+    /// Says it on standard error; there is nothing to say of a reader that has gone.
+    pub(crate) fn say(&self) {
+        if self.exit != Exit::Done {
+            streams::say(format_args!("error: {self}"));
+        }
+    }
+
     /// A usage error.
     pub(crate) fn usage(message: impl std::fmt::Display) -> Self {
-        Self { exit: Exit::Usage, error: anyhow::anyhow!("{message}") }
+        Self::new(Exit::Usage, anyhow::anyhow!("{message}"))
     }
 
     /// What a flag asks for that the system or a library refuses.
     pub(crate) fn refused(error: impl Into<anyhow::Error>) -> Self {
-        Self { exit: Exit::Usage, error: error.into() }
+        Self::new(Exit::Usage, error.into())
     }
 
     /// A flag or value of the contract that is not built yet.
@@ -65,17 +100,17 @@ impl Failure {
     pub(crate) fn model(error: impl Into<anyhow::Error>) -> Self {
         let error = error.into();
         let exit = if error.chain().any(is_out_of_memory) { Exit::Memory } else { Exit::Model };
-        Self { exit, error }
+        Self::new(exit, error)
     }
 
     /// An output that cannot be written.
     pub(crate) fn output(error: impl Into<anyhow::Error>) -> Self {
-        Self { exit: Exit::SomeFailed, error: error.into() }
+        Self::new(Exit::SomeFailed, error.into())
     }
 
     /// An error in an input.
     pub(crate) fn input(error: impl Into<anyhow::Error>) -> Self {
-        Self { exit: Exit::Input, error: error.into() }
+        Self::new(Exit::Input, error.into())
     }
 }
 
@@ -86,9 +121,9 @@ impl From<convert::Error> for Failure {
             ErrorKind::Model => Exit::Model,
             ErrorKind::Memory => Exit::Memory,
             ErrorKind::Output => Exit::SomeFailed,
-            ErrorKind::Interrupted => Exit::Interrupted,
+            ErrorKind::Interrupted => return Self::interrupted(error),
         };
-        Self { exit, error: error.into() }
+        Self::new(exit, error.into())
     }
 }
 

@@ -1,6 +1,5 @@
 //! `tympan generate`: text in, text out, for language models and those inside speech models.
 
-use std::io::Write;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -16,6 +15,7 @@ use crate::args::{DeviceArgs, KvType, ModelArgs};
 use crate::exit::{Exit, Failure, Outcome};
 use crate::output::write_atomically;
 use crate::report::{Verbosity, peak_rss_bytes};
+use crate::streams;
 
 /// Most tokens that `-n` accepts.
 const MAX_TOKENS: u64 = 1 << 20;
@@ -150,10 +150,10 @@ pub(crate) fn run(args: &GenerateArgs) -> Outcome<Exit> {
     let wanted = || format!("a prompt of {} tokens and -n {}", prompt.len(), args.max_tokens);
     generator.check(&request).with_context(wanted).map_err(Failure::refused)?;
 
-    let mut printer = Printer { token_ids: args.token_ids, printed: 0, result: Ok(()) };
+    let mut printer = Printer { token_ids: args.token_ids, printed: 0, failure: None };
     let generated = generator.generate(&request, &mut |id, text| printer.token(id, text));
     let generated = generated.with_context(|| model.name.clone()).map_err(Failure::model)?;
-    printer.end(&generated.text).map_err(Failure::output)?;
+    printer.end(&generated.text)?;
     if let Some(path) = &args.logits_out {
         write_logits(path, prompt.len(), &generated.prompt_logits).map_err(Failure::output)?;
     }
@@ -168,11 +168,11 @@ struct Printer {
     token_ids: bool,
     /// Bytes of the text, or ids, that are out.
     printed: usize,
-    result: std::io::Result<()>,
+    failure: Option<Failure>,
 }
 
 impl Printer {
-    /// A new token, and the text so far. Breaks when nobody reads any more.
+    /// A new token, and the text so far. Breaks when standard output takes no more.
     fn token(&mut self, id: u32, text: &str) -> ControlFlow<()> {
         let new = if self.token_ids {
             self.printed += 1;
@@ -182,27 +182,19 @@ impl Printer {
             self.printed = text.len();
             new
         };
-        self.print(&new);
-        if self.result.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        self.failure = streams::print(&new).err();
+        if self.failure.is_none() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     }
 
     /// Ends the line, after what the end of the text made complete.
     ///
-    /// Errors: an output that could not be written. A reader that has gone away is no error, as with other tools.
-    fn end(mut self, text: &str) -> anyhow::Result<()> {
-        if self.result.is_ok() {
-            let rest = if self.token_ids { "" } else { &text[self.printed..] };
-            self.print(&format!("{rest}\n"));
+    /// Errors: standard output could not be written, now or before.
+    fn end(self, text: &str) -> Outcome<()> {
+        if let Some(failure) = self.failure {
+            return Err(failure);
         }
-        match self.result {
-            Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-            other => other.context("standard output"),
-        }
-    }
-
-    fn print(&mut self, text: &str) {
-        let mut out = std::io::stdout().lock();
-        self.result = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+        let rest = if self.token_ids { "" } else { &text[self.printed..] };
+        streams::print(&format!("{rest}\n"))
     }
 }
 

@@ -1,33 +1,82 @@
-//! Ctrl-C and the signals that ask a process to end. [`Interrupt`] is a flag that long work looks at, so that it leaves
-//! nothing half done.
+//! Ctrl-C and the other signals that ask a process to end. They end it at once, with their exit code, unless somebody is
+//! there who would rather leave nothing half done: [`Interrupt`] is the type to read first.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
 
 use crate::exit::{Exit, Failure, Outcome};
+use crate::signal;
 
-static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+/// The signals, and what the process exits with.
+const SIGNALS: &[(i32, Exit)] = &[
+    (SIGINT, Exit::Interrupted),
+    (SIGTERM, Exit::Terminated),
+    #[cfg(unix)]
+    (signal_hook::consts::SIGHUP, Exit::HungUp),
+];
 
-/// Whether the user asked to stop.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Interrupt(());
+/// What signals set and look at.
+struct Flags {
+    /// Whether the next signal ends the process at once.
+    at_once: Arc<AtomicBool>,
+    /// Exit code of the last signal that came, 0 where none did.
+    exit: Arc<AtomicUsize>,
+}
+
+static FLAGS: OnceLock<Flags> = OnceLock::new();
+
+/// Takes over the signals; those that were ignored when the process started stay so, as `nohup` wants it.
+///
+/// Errors: the system refuses.
+pub(crate) fn install() -> Outcome<()> {
+    let flags = FLAGS.get_or_init(|| Flags { at_once: Arc::new(true.into()), exit: Arc::new(0.into()) });
+    for &(number, exit) in SIGNALS.iter().filter(|(number, _)| !signal::is_ignored(*number)) {
+        // In this order: the first signal that somebody waits for must not end the process on its way.
+        flag::register_conditional_shutdown(number, exit as i32, Arc::clone(&flags.at_once))
+            .and_then(|_| flag::register(number, Arc::clone(&flags.at_once)))
+            .and_then(|_| flag::register_usize(number, Arc::clone(&flags.exit), exit as usize))
+            .map_err(|e| Failure::refused(anyhow::Error::new(e).context("cannot watch for signals")))?;
+    }
+    Ok(())
+}
+
+/// Somebody who looks for signals, or whom they must not disturb: while there is one, the first signal only sets it, and the
+/// second one ends the process.
+#[derive(Debug)]
+pub(crate) struct Interrupt {
+    /// Whether signals ended the process before.
+    is_outermost: bool,
+}
 
 impl Interrupt {
-    /// Takes over the signals. The first one sets the flag, the second one ends the process at once.
-    pub(crate) fn install() -> Outcome<Self> {
-        let handler = || {
-            if INTERRUPTED.swap(true, Ordering::Relaxed) {
-                std::process::exit(Exit::Interrupted as i32);
-            }
-        };
-        match ctrlc::set_handler(handler) {
-            // Another subcommand of this process asked before.
-            Ok(()) | Err(ctrlc::Error::MultipleHandlers) => Ok(Self(())),
-            Err(e) => Err(Failure::refused(anyhow::Error::new(e).context("cannot watch for Ctrl-C"))),
-        }
+    /// Begins to look.
+    pub(crate) fn watch() -> Self {
+        let Some(flags) = FLAGS.get() else { return Self { is_outermost: false } };
+        let is_outermost = flags.at_once.swap(false, Ordering::SeqCst);
+        // It may have come between the two.
+        flags.at_once.fetch_or(flags.exit.load(Ordering::SeqCst) != 0, Ordering::SeqCst);
+        Self { is_outermost }
     }
 
     /// Whether a signal came.
-    pub(crate) fn is_set(self) -> bool {
-        INTERRUPTED.load(Ordering::Relaxed)
+    pub(crate) fn is_set(&self) -> bool {
+        exit().is_some()
     }
+}
+
+impl Drop for Interrupt {
+    fn drop(&mut self) {
+        if let Some(flags) = FLAGS.get().filter(|_| self.is_outermost) {
+            flags.at_once.store(true, Ordering::SeqCst);
+        }
+    }
+}
+
+/// What the process exits with for the signal that came; none where none did.
+pub(crate) fn exit() -> Option<Exit> {
+    let code = FLAGS.get()?.exit.load(Ordering::SeqCst);
+    SIGNALS.iter().map(|&(_, exit)| exit).find(|&exit| exit as usize == code)
 }

@@ -3,6 +3,7 @@
 //! `tympan` parses, calls the libraries (`models`, `convert`) and maps errors to exit codes; what it computes is theirs.
 
 #![warn(unreachable_pub)]
+#![deny(clippy::print_stdout, clippy::print_stderr, reason = "`streams` writes there, and never panics")]
 
 mod args;
 mod assembly;
@@ -21,6 +22,8 @@ mod progress;
 mod quantize;
 mod report;
 mod samples;
+mod signal;
+mod streams;
 mod transcribe;
 
 use std::process::ExitCode;

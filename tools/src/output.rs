@@ -6,17 +6,12 @@ use std::path::Path;
 
 use anyhow::Context;
 
-/// Writes text to standard output. A reader that has gone away is no error, as with other tools.
-pub(crate) fn print(text: &str) -> anyhow::Result<()> {
-    let mut out = std::io::stdout();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-        other => other.context("writing to standard output"),
-    }
-}
+use crate::interrupt::Interrupt;
 
 /// Writes `dir/name`, creating the directory where it is missing.
 pub(crate) fn write_atomically(dir: &Path, name: impl AsRef<OsStr>, bytes: &[u8]) -> anyhow::Result<()> {
+    // The temporary file has to go, whatever happens.
+    let _undisturbed = Interrupt::watch();
     std::fs::create_dir_all(dir).with_context(|| format!("{}: cannot be created", dir.display()))?;
     let path = dir.join(name.as_ref());
     let at = || format!("{}: cannot be written", path.display());

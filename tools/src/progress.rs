@@ -7,8 +7,9 @@ use convert::Watch;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::interrupt::Interrupt;
+use crate::streams;
 
-/// Progress on standard error, and the user's interruption.
+/// Progress on standard error, and signals: while there is one, they are left to those who look at it.
 pub(crate) struct Bar {
     bar: ProgressBar,
     written: AtomicU64,
@@ -17,7 +18,7 @@ pub(crate) struct Bar {
 
 impl Bar {
     /// A bar of `elements`, drawn where standard error is a terminal and `quiet` is not set.
-    pub(crate) fn new(elements: u64, quiet: bool, interrupt: Interrupt) -> Self {
+    pub(crate) fn new(elements: u64, quiet: bool) -> Self {
         let target = if quiet || !std::io::stderr().is_terminal() {
             ProgressDrawTarget::hidden()
         } else {
@@ -26,7 +27,7 @@ impl Bar {
         let bar = ProgressBar::with_draw_target(Some(elements), target);
         let style = ProgressStyle::with_template("{bar:30} {percent:>3}% {msg} (eta {eta})");
         bar.set_style(style.expect("the template is a constant").progress_chars("=> "));
-        Self { bar, written: AtomicU64::new(0), interrupt }
+        Self { bar, written: AtomicU64::new(0), interrupt: Interrupt::watch() }
     }
 
     /// Removes the bar.
@@ -48,6 +49,6 @@ impl Watch for Bar {
 
     /// Prints the line above the bar.
     fn note(&self, line: &str) {
-        self.bar.suspend(|| eprintln!("{line}"));
+        self.bar.suspend(|| streams::say(line));
     }
 }

@@ -12,6 +12,7 @@ use engine::gguf::Gguf;
 
 use crate::assembly::AssemblyArgs;
 use crate::exit::{Exit, Failure, Outcome};
+use crate::streams;
 
 /// Writes a GGUF file in another type.
 ///
@@ -85,6 +86,6 @@ pub(crate) fn run(args: &QuantizeArgs) -> Outcome<Exit> {
     let source = Gguf::open(&args.input).map_err(Failure::model)?;
     let importance = args.overrides.importance()?;
     let plan = Quantization::plan(source, mix, importance, &overrides, args.allow_requantize)?;
-    plan.notices().iter().for_each(|line| eprintln!("{line}"));
+    plan.notices().iter().for_each(streams::say);
     args.writing.run(&plan.assembly(&args.output)?)
 }

@@ -1,4 +1,6 @@
-//! Lines on standard error, and what the operating system says about this process.
+//! How much is said on standard error, and what the operating system says about this process.
+
+use crate::streams;
 
 /// How much is said on standard error.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Debug)]
@@ -27,14 +29,14 @@ impl Verbosity {
     /// Says a line unless quiet.
     pub(crate) fn note(self, line: impl std::fmt::Display) {
         if self >= Self::Normal {
-            eprintln!("{line}");
+            streams::say(line);
         }
     }
 
     /// Says a line when detail was asked for.
     pub(crate) fn detail(self, line: impl std::fmt::Display) {
         if self >= Self::Detail {
-            eprintln!("{line}");
+            streams::say(line);
         }
     }
 }

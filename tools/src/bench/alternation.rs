@@ -21,6 +21,7 @@ use super::statistics::{CONFIDENCE, median_interval, percentile};
 use super::timed::Timed;
 use crate::args::KvType;
 use crate::exit::{Failure, Outcome};
+use crate::streams;
 
 /// Rounds of a test with a limit, at most; where they do not suffice for a sure verdict the median of the ratios decides.
 const MAX_ROUNDS: usize = 100;
@@ -79,7 +80,8 @@ impl Other {
         for (i, flags) in tests.iter().enumerate() {
             let rounds = Rounds::run(self.max_regress, |who, round| {
                 if progress && who == Who::Ours {
-                    eprintln!("tympan bench: beside the baseline: {}/{}: round {}", i + 1, tests.len(), round + 1);
+                    let (test, n_tests, round) = (i + 1, tests.len(), round + 1);
+                    streams::say(format_args!("tympan bench: beside the baseline: {test}/{n_tests}: round {round}"));
                 }
                 let program = if who == Who::Ours { &this } else { &self.program };
                 row(program, flags)

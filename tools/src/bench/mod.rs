@@ -44,6 +44,7 @@ use crate::args::{DeviceArgs, KvType, ModelArgs, Switch, WeightsArg};
 use crate::exit::{Exit, Failure, Outcome};
 use crate::model::{Loading, Model};
 use crate::report::{Verbosity, peak_rss_bytes};
+use crate::streams::{self, StandardError};
 
 pub(crate) use self::flags::spelt_out;
 
@@ -246,9 +247,8 @@ impl BenchArgs {
 /// Errors: usage, a model that cannot be loaded, too little memory, an output that cannot be written.
 pub(crate) fn run(args: &BenchArgs) -> Outcome<Exit> {
     if args.list_devices {
-        for backend in backends::list() {
-            println!("{}", backend.name);
-        }
+        let names: String = backends::list().iter().map(|backend| format!("{}\n", backend.name)).collect();
+        streams::print(&names)?;
         return Ok(Exit::Done);
     }
     let say = Verbosity::new(args.quiet, args.verbose);
@@ -278,7 +278,7 @@ pub(crate) fn run(args: &BenchArgs) -> Outcome<Exit> {
     }
     let columns = lists.columns(args.extra, &args.foreign.recorded());
     let mut out = Printer::new(args.output, columns.clone(), args.extra, Box::new(std::io::stdout()));
-    let mut err = args.output_err.map(|f| Printer::new(f, columns, args.extra, Box::new(std::io::stderr())));
+    let mut err = args.output_err.map(|f| Printer::new(f, columns, args.extra, Box::new(StandardError)));
     let models = args.models();
     let mut rows = Vec::new();
     let n_tests = models.len() * combinations.len();
@@ -292,7 +292,8 @@ pub(crate) fn run(args: &BenchArgs) -> Outcome<Exit> {
         let facts = model::facts(&model.loaded, &filename);
         for c in &combinations {
             if args.progress {
-                eprintln!("tympan bench: {}/{n_tests}: {} of {filename}", rows.len() + 1, c.test.name());
+                let (i, test) = (rows.len() + 1, c.test.name());
+                streams::say(format_args!("tympan bench: {i}/{n_tests}: {test} of {filename}"));
             }
             if !rows.is_empty() && args.delay > 0 {
                 std::thread::sleep(Duration::from_secs(args.delay));
@@ -300,9 +301,9 @@ pub(crate) fn run(args: &BenchArgs) -> Outcome<Exit> {
             let backend = devices.get(c.threads)?;
             let measure = || measure_one(args, &model, &facts, c, &backend);
             let row = compared(baseline.as_ref(), Row::timed, |row: &Row| row.settings.test.name(), measure, say)?;
-            out.row(&row).map_err(Failure::output)?;
+            streams::printed(out.row(&row))?;
             if let Some(err) = &mut err {
-                err.row(&row).map_err(Failure::output)?;
+                streams::printed(err.row(&row))?;
             }
             rows.push(row);
         }
@@ -316,9 +317,9 @@ pub(crate) fn run(args: &BenchArgs) -> Outcome<Exit> {
             let gain = if lists.reuse.len() > 1 { reuse_table::table(&rows) } else { String::new() };
             let profiles = rows.iter().filter_map(Row::profile_table);
             let tables = std::iter::once(gain).chain(profiles).chain(comparison.iter().map(|c| c.report.table.clone()));
-            printer.write(&tables.collect::<String>()).map_err(Failure::output)?;
+            streams::printed(printer.write(&tables.collect::<String>()))?;
         }
-        printer.end().map_err(Failure::output)?;
+        streams::printed(printer.end())?;
     }
     finish(args, comparison.as_ref(), &timed, say)
 }
@@ -378,7 +379,7 @@ fn finish(args: &BenchArgs, comparison: Option<&Comparison>, timed: &[Timed], sa
         say.note(note);
     }
     for row in &report.slower {
-        eprintln!("slower: {row}");
+        streams::say(format_args!("slower: {row}"));
     }
     if report.n_compared == 0 {
         let path = theirs.path().display();
@@ -458,12 +459,12 @@ fn run_audio(
     let tests = alternation::clip_tests(args, lists);
     let comparison = compare(args, baseline, other, tests.into_iter(), &timed)?;
     let streams: [(Option<Format>, Box<dyn std::io::Write>); 2] =
-        [(Some(args.output), Box::new(std::io::stdout())), (args.output_err, Box::new(std::io::stderr()))];
+        [(Some(args.output), Box::new(std::io::stdout())), (args.output_err, Box::new(StandardError))];
     for (format, stream) in streams {
         let Some(format) = format else { continue };
         let mut printer = Printer::new(format, Vec::new(), args.extra, stream);
         let table = comparison.as_ref().filter(|_| format == Format::Md).map(|c| c.report.table.clone());
-        printer.write(&(asr::text(&rows, format) + &table.unwrap_or_default())).map_err(Failure::output)?;
+        streams::printed(printer.write(&(asr::text(&rows, format) + &table.unwrap_or_default())))?;
     }
     finish(args, comparison.as_ref(), &timed, say)
 }

@@ -1,8 +1,7 @@
 //! Rows as markdown, csv, json, jsonl and sql, each as llama-bench writes it.
 
-use std::io::Write;
+use std::io::{Result, Write};
 
-use anyhow::{Context, Result};
 use clap::ValueEnum;
 use serde_json::{Map, Value};
 
@@ -183,7 +182,7 @@ impl<'a> Printer<'a> {
             Format::None => String::new(),
             Format::Jsonl => format!("{}\n", Value::Object(row.fields())),
             Format::Json => {
-                let object = serde_json::to_string_pretty(&Value::Object(row.fields())).context("a row")?;
+                let object = format!("{:#}", Value::Object(row.fields()));
                 let indented = object.replace('\n', "\n  ");
                 format!("{}  {indented}", if self.n_rows == 0 { "[\n" } else { ",\n" })
             }
@@ -208,10 +207,7 @@ impl<'a> Printer<'a> {
     ///
     /// Errors: the output cannot be written. A reader that has gone away is no error, as with other tools.
     pub(super) fn write(&mut self, text: &str) -> Result<()> {
-        match self.out.write_all(text.as_bytes()).and_then(|()| self.out.flush()) {
-            Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-            other => other.context("writing rows"),
-        }
+        self.out.write_all(text.as_bytes()).and_then(|()| self.out.flush())
     }
 
     /// The format.

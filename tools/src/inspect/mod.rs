@@ -116,7 +116,7 @@ pub(crate) fn run(args: &InspectArgs) -> Outcome<Exit> {
         })??;
         if args.json { listing.json(args.verbose) } else { listing.text(args.verbose) }
     };
-    crate::output::print(&text).map_err(Failure::output)?;
+    crate::streams::print(&text)?;
     Ok(Exit::Done)
 }
 

@@ -107,8 +107,13 @@ fn text(transcript: &Transcript, timestamps: bool) -> String {
     if !timestamps {
         return format!("{}\n", transcript.text);
     }
+    timed_lines(&transcript.segments)
+}
+
+/// Segments on lines of their own, with their times.
+pub(super) fn timed_lines(segments: &[Segment]) -> String {
     let line = |s: &Segment| format!("[{} --> {}] {}\n", clock(s.start_s, '.'), clock(s.end_s, '.'), s.text);
-    transcript.segments.iter().map(line).collect()
+    segments.iter().map(line).collect()
 }
 
 /// One cue per segment with text; a blank line would end a cue, so the text is one line.

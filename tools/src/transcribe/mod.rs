@@ -3,9 +3,9 @@
 mod dump;
 mod formats;
 mod inputs;
+mod watcher;
 
 use std::collections::HashMap;
-use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -14,7 +14,7 @@ use clap::{Args, ValueEnum};
 use engine::stats::BuildReason;
 use models::LoadOptions;
 use models::qwen3_asr::AudioAttention;
-use models::transcribe::{Observer, Partial, Request, Tensors, Transcriber, Transcript};
+use models::transcribe::{Request, Transcriber, Transcript};
 
 use crate::args::{Device, DeviceArgs, KvType, ModelArgs};
 use crate::exit::{Exit, Failure, Outcome};
@@ -22,8 +22,10 @@ use crate::model::Model;
 use crate::output::write_atomically;
 use crate::report::{Verbosity, peak_rss_bytes};
 use crate::samples::Samples;
+use crate::streams::print;
 use formats::{Facts, Format, render};
 use inputs::Input;
+use watcher::{TextStream, Watcher};
 
 /// Longest accepted `--segment`, in seconds: a day.
 const MAX_SEGMENT_S: f64 = 86_400.0;
@@ -40,8 +42,8 @@ Examples:
   tympan transcribe -m Qwen3-ASR-0.6B-Q8_0.gguf --language German -f srt,json -o out interviews/
   ffmpeg -i film.mkv -f wav - | tympan transcribe -m MODEL.gguf -
 
-Exit codes: 0 done, 1 some of several inputs failed, 2 usage, 3 an input cannot be read, 4 model, 5 memory, 6 a text was \
-cut at the token limit, 130 interrupted.")]
+Exit codes: 0 done, 1 some of several inputs failed or an output cannot be written, 2 usage, 3 an input cannot be read, \
+4 model, 5 memory, 6 a text was cut at the token limit, 129, 130, 143 ended by HUP, INT, TERM.")]
 pub(crate) struct TranscribeArgs {
     /// Audio files, directories, or - for standard input
     #[arg(value_name = "FILES|DIRS|-", required = true)]
@@ -124,6 +126,13 @@ pub(crate) struct TranscribeArgs {
     verbose: bool,
 }
 
+impl TranscribeArgs {
+    /// Whether segments carry times in this format.
+    fn has_timestamps(&self, format: Format) -> bool {
+        self.timestamps.map_or(format != Format::Text, |kind| kind == Timestamps::Segment)
+    }
+}
+
 /// What has times in the output.
 #[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
 enum Timestamps {
@@ -191,10 +200,17 @@ pub(crate) fn run(args: &TranscribeArgs) -> Outcome<Exit> {
     for (input, stem) in &inputs {
         match run.input(input, stem) {
             Ok(transcript) => truncated |= transcript.truncated(),
+            Err(failure) if failure.ends_run => return end(failures, failure),
             Err(failure) => failures.push(failure),
         }
     }
     finish(failures, n_inputs, truncated)
+}
+
+/// The end of a run that cannot go on, or is not wanted any more.
+fn end(failures: Vec<Failure>, last: Failure) -> Outcome<Exit> {
+    failures.iter().for_each(Failure::say);
+    Err(last)
 }
 
 /// The exit code of the whole run; every failure but a last one that is returned is said here.
@@ -204,13 +220,11 @@ fn finish(mut failures: Vec<Failure>, n_inputs: usize, truncated: bool) -> Outco
     }
     let all_failed = failures.len() == n_inputs;
     let last = failures.pop();
-    for failure in &failures {
-        eprintln!("error: {failure}");
-    }
+    failures.iter().for_each(Failure::say);
     match last {
         Some(failure) if all_failed => Err(failure),
         Some(failure) => {
-            eprintln!("error: {failure}");
+            failure.say();
             Ok(Exit::SomeFailed)
         }
         None => Ok(Exit::Done),
@@ -335,12 +349,21 @@ impl Run<'_> {
             max_tokens: args.max_tokens.map(|n| usize::try_from(n).unwrap_or(usize::MAX)),
             ignore_stop: false,
         };
-        let live = args.output.is_none() && args.format == [Format::Text] && std::io::stdout().is_terminal();
-        let live = live && args.timestamps != Some(Timestamps::Segment);
-        let mut watcher = Watcher::new(live, args.dump.is_some());
-        let transcript = self.transcriber.transcribe(&samples.values, &request, &mut watcher);
-        let transcript = transcript.with_context(|| self.model.name.clone()).with_context(|| input.name());
-        let transcript = transcript.map_err(Failure::model)?;
+        let stream = (args.output.is_none() && args.format == [Format::Text])
+            .then(|| TextStream::new(args.has_timestamps(Format::Text)));
+        let mut watcher = Watcher::new(stream, args.dump.is_some());
+        let transcript = match self.transcriber.transcribe(&samples.values, &request, &mut watcher) {
+            Ok(transcript) => transcript,
+            Err(error) => {
+                watcher.break_off()?;
+                if matches!(error, models::Error::Cancelled) {
+                    return Err(Failure::interrupted(format_args!("{}: interrupted", input.name())));
+                }
+                let error = anyhow::Error::new(error).context(self.model.name.clone()).context(input.name());
+                return Err(Failure::model(error));
+            }
+        };
+        watcher.finish()?;
         let facts = Facts {
             file: input.name(),
             architecture: self.model.loaded.arch.name.into(),
@@ -367,21 +390,17 @@ impl Run<'_> {
     /// Writes the transcript in every format, and the dump.
     fn write(&self, stem: &str, transcript: &Transcript, facts: &Facts, watcher: &Watcher) -> Outcome<()> {
         for &format in &self.args.format {
-            let timestamps = match self.args.timestamps {
-                Some(t) => t == Timestamps::Segment,
-                None => format != Format::Text,
-            };
-            let facts = Facts { timestamps, ..facts.clone() };
-            let body = render(format, transcript, &facts);
+            let facts = Facts { timestamps: self.args.has_timestamps(format), ..facts.clone() };
+            let body = || render(format, transcript, &facts);
             match &self.args.output {
-                Some(dir) => write_atomically(dir, format!("{stem}.{}", format.extension()), body.as_bytes()),
-                None if watcher.live => watcher.end_line(&transcript.text),
-                None => print(&body),
+                Some(dir) => write_atomically(dir, format!("{stem}.{}", format.extension()), body().as_bytes())
+                    .map_err(Failure::output)?,
+                None if watcher.prints() => {}
+                None => print(&body())?,
             }
-            .map_err(Failure::input)?;
         }
         if let Some(dir) = &self.args.dump {
-            dump::write(dir, stem, &watcher.dumped).map_err(Failure::input)?;
+            dump::write(dir, stem, &watcher.dumped).map_err(Failure::output)?;
         }
         Ok(())
     }
@@ -418,57 +437,6 @@ impl Run<'_> {
             ("total", facts.total_ms, graphs),
         ] {
             self.say.note(format_args!("{stage:>12} {ms:>10.2} ms  {detail}"));
-        }
-    }
-}
-
-/// Prints to standard output; a reader that has gone away ends the program quietly, as it does for other tools.
-fn print(text: &str) -> anyhow::Result<()> {
-    let mut out = std::io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-        other => other.context("standard output"),
-    }
-}
-
-/// Prints text as it is decoded, and keeps tensors for the dump.
-struct Watcher {
-    live: bool,
-    printed: String,
-    wants_tensors: bool,
-    dumped: Vec<dump::Dumped>,
-}
-
-impl Watcher {
-    fn new(live: bool, wants_tensors: bool) -> Self {
-        Self { live, printed: String::new(), wants_tensors, dumped: Vec::new() }
-    }
-
-    /// Ends the line that was printed bit by bit; starts anew where the final text is another one.
-    fn end_line(&self, text: &str) -> anyhow::Result<()> {
-        match text.strip_prefix(self.printed.as_str()) {
-            Some(rest) => print(&format!("{rest}\n")),
-            None => print(&format!("\n{text}\n")),
-        }
-    }
-}
-
-impl Observer for Watcher {
-    fn answer(&mut self, answer: &Partial<'_>) {
-        if !self.live {
-            return;
-        }
-        let Some(text) = answer.text_so_far() else { return };
-        if let Some(more) = text.strip_prefix(self.printed.as_str()) {
-            // The end of the run reports a broken terminal.
-            let _ = print(more);
-            self.printed = text;
-        }
-    }
-
-    fn tensors(&mut self, segment: usize, n_segments: usize, tensors: &Tensors<'_>) {
-        if self.wants_tensors {
-            self.dumped.push(dump::Dumped::new(segment, n_segments, tensors));
         }
     }
 }

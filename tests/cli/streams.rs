@@ -1,0 +1,189 @@
+//! Standard streams that are closed, full or slow: what every subcommand makes of them.
+//!
+//! Pairs of conditions are covered; `TYMPAN_TEST_ALL=1` takes all combinations.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::fs::OpenOptions;
+use std::io::{PipeReader, Read};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use crate::run::{clip, command, fixtures};
+
+/// Set to run every combination.
+const ALL: &str = "TYMPAN_TEST_ALL";
+
+/// How standard output is.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Out {
+    Open,
+    /// A reader that takes one byte at a time.
+    Slow,
+    /// A reader that has gone.
+    Gone,
+    /// No descriptor.
+    Closed,
+    Full,
+}
+
+/// How standard error is.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Err {
+    Open,
+    Gone,
+    Closed,
+    Full,
+}
+
+/// How standard input is.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum In {
+    Empty,
+    Closed,
+}
+
+/// Arguments of a run that succeeds; `OUT` stands for a file in a folder of its own.
+const RUNS: &[&[&str]] = &[
+    &["transcribe", "CLIP"],
+    &["transcribe", "-f", "jsonl", "CLIP", "CLIP"],
+    &["transcribe", "--timestamps", "segment", "CLIP"],
+    &["transcribe", "--help"],
+    &["convert", "MODEL", "--dry-run", "-o", "OUT"],
+    &["convert", "MODEL", "-o", "OUT"],
+    &["convert", "MODEL", "--verify", "-v", "-o", "OUT"],
+    &["quantize", "GGUF", "OUT", "q4_0", "--allow-requantize"],
+    &["generate", "-v", "--prompt-ids", "1,2,3", "-n", "3", "--ignore-eos"],
+    &["bench", "-p", "8", "-n", "1", "-r", "1", "--progress"],
+    &["bench", "--list-devices"],
+    &["inspect", "GGUF"],
+    &["inspect", "--devices"],
+    &["completions", "bash"],
+    &["man"],
+    &["-V", "-v"],
+    &["--help"],
+];
+
+/// The arguments with files in place of their names.
+fn arguments(run: &[&str], folder: &Path) -> Vec<OsString> {
+    let file = |name: &&str| match *name {
+        "CLIP" => clip("yes.wav").into(),
+        "MODEL" => fixtures().join("golden/lfm2").into(),
+        "GGUF" => fixtures().join("quant/model.gguf").into(),
+        "OUT" => folder.join("out.gguf").into(),
+        other => other.into(),
+    };
+    run.iter().map(file).collect()
+}
+
+/// A command whose standard streams are so, and the pipe of its standard output where there is a reader.
+fn with_streams(arguments: &[OsString], out: Out, err: Err, input: In) -> (Command, Option<PipeReader>) {
+    let program = command(arguments);
+    // Only a shell can leave a descriptor closed.
+    let mut script = "exec \"$0\" \"$@\"".to_owned();
+    let mut close = |is_closed: bool, how: &str| script.push_str(if is_closed { how } else { "" });
+    close(out == Out::Closed, " >&-");
+    close(err == Err::Closed, " 2>&-");
+    close(input == In::Closed, " <&-");
+    let mut shell = Command::new("sh");
+    shell.args(["-c", &script]).arg(program.get_program()).args(program.get_args());
+    shell.current_dir(program.get_current_dir().unwrap()).stdin(Stdio::null());
+    for (name, value) in program.get_envs() {
+        match value {
+            Some(value) => shell.env(name, value),
+            None => shell.env_remove(name),
+        };
+    }
+    let full = || OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let (reader, writer) = std::io::pipe().unwrap();
+    match out {
+        Out::Full => shell.stdout(full()),
+        Out::Open | Out::Slow | Out::Gone | Out::Closed => shell.stdout(writer),
+    };
+    let reader = matches!(out, Out::Open | Out::Slow).then_some(reader);
+    match err {
+        Err::Open => shell.stderr(Stdio::piped()),
+        Err::Full => shell.stderr(full()),
+        Err::Gone | Err::Closed => shell.stderr(std::io::pipe().unwrap().1),
+    };
+    (shell, reader)
+}
+
+fn read_slowly(mut pipe: PipeReader) -> String {
+    let (mut bytes, mut byte) = (Vec::new(), [0]);
+    while pipe.read(&mut byte).unwrap() > 0 {
+        bytes.push(byte[0]);
+        std::thread::yield_now();
+    }
+    String::from_utf8(bytes).unwrap()
+}
+
+/// Numbers and the name of a folder differ from run to run.
+fn without_numbers(text: &str, folder: &Path) -> String {
+    text.replace(folder.to_str().unwrap(), "").chars().filter(|c| !c.is_ascii_digit() && *c != ' ').collect()
+}
+
+fn check(run: &[&str], want: &str, (out, err, input): (Out, Err, In)) {
+    let what = format!("{run:?}, {out:?}, {err:?}, {input:?}");
+    let folder = tempfile::tempdir().unwrap();
+    let arguments = arguments(run, folder.path());
+    let (mut shell, reader) = with_streams(&arguments, out, err, input);
+    let child = shell.spawn().unwrap();
+    // The command keeps the writer's end.
+    drop(shell);
+    let text = reader.map(|mut pipe| match out {
+        Out::Slow => read_slowly(pipe),
+        _ => {
+            let mut text = String::new();
+            pipe.read_to_string(&mut text).unwrap();
+            text
+        }
+    });
+    let finished = child.wait_with_output().unwrap();
+    let said = String::from_utf8(finished.stderr).unwrap();
+    assert!(!said.contains("panicked") && !said.contains("os error"), "{what}: {said}");
+    let code = if out == Out::Full { 1 } else { 0 };
+    assert_eq!(finished.status.code(), Some(code), "{what}: {said}");
+    let errors: Vec<&str> = said.lines().filter(|line| line.starts_with("error: ")).collect();
+    let full = ["error: standard output cannot be written: no space left on device"];
+    assert_eq!(errors, if out == Out::Full && err == Err::Open { &full[..] } else { &[] }, "{what}");
+    if let Some(text) = text {
+        assert_eq!(without_numbers(&text, folder.path()), want, "{what}");
+    }
+    let mut left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    left.retain(|name| name != "out.gguf");
+    assert!(left.is_empty(), "{what}: {left:?}");
+    let writes = run.contains(&"OUT") && !run.contains(&"--dry-run");
+    assert_eq!(folder.path().join("out.gguf").exists(), writes, "{what}: work is not lost with a stream");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn streams_cost_nothing_but_what_would_have_been_on_them() {
+    let all = std::env::var_os(ALL).is_some_and(|value| !value.is_empty());
+    let mut covered = BTreeSet::new();
+    for (i, run) in RUNS.iter().enumerate() {
+        let folder = tempfile::tempdir().unwrap();
+        let undisturbed = command(arguments(run, folder.path())).output().unwrap();
+        let want = without_numbers(&String::from_utf8(undisturbed.stdout).unwrap(), folder.path());
+        assert!(!want.is_empty(), "{run:?}");
+        for (out, err, input) in conditions() {
+            let pairs = [format!("{i} {out:?}"), format!("{i} {err:?}"), format!("{i} {input:?}")];
+            let others = [format!("{out:?} {err:?}"), format!("{out:?} {input:?}"), format!("{err:?} {input:?}")];
+            let n_before = covered.len();
+            covered.extend(pairs.into_iter().chain(others));
+            if all || covered.len() > n_before {
+                check(run, &want, (out, err, input));
+            }
+        }
+    }
+}
+
+/// All conditions of the streams; neighbours differ in as much as possible, so that few of them cover all pairs.
+fn conditions() -> Vec<(Out, Err, In)> {
+    let outs = [Out::Open, Out::Slow, Out::Gone, Out::Closed, Out::Full];
+    let errs = [Err::Open, Err::Gone, Err::Closed, Err::Full];
+    let inputs = [In::Empty, In::Closed];
+    let n = outs.len() * errs.len() * inputs.len();
+    (0..n).map(|i| (outs[i % outs.len()], errs[i % errs.len()], inputs[i / 20])).collect()
+}

@@ -1,0 +1,71 @@
+//! Standard output and standard error; nothing else writes to them. What cannot be said costs nothing; what cannot be
+//! printed ends the run.
+
+use std::fmt::{Display, Write as _};
+use std::io::{self, Write};
+
+use anyhow::Context;
+
+use crate::exit::{Failure, Outcome};
+
+/// Prints a piece of the result on standard output, at once.
+///
+/// Errors: [`Failure::reader_gone`] where nobody reads any more; the system's reason otherwise, such as a full disk.
+pub(crate) fn print(text: &str) -> Outcome<()> {
+    let mut out = io::stdout().lock();
+    printed(out.write_all(text.as_bytes()).and_then(|()| out.flush()))
+}
+
+/// What became of bytes that something else printed on standard output.
+///
+/// Errors: as those of [`print`].
+pub(crate) fn printed(result: io::Result<()>) -> Outcome<()> {
+    match result {
+        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Err(Failure::reader_gone()),
+        other => other.context("standard output cannot be written").map_err(|e| Failure::output(e).ending()),
+    }
+}
+
+/// Says a line on standard error, with control characters escaped. Where nobody hears, nothing happens.
+pub(crate) fn say(line: impl Display) {
+    let mut text = escaped(&line.to_string());
+    text.push('\n');
+    let _ = io::stderr().write_all(text.as_bytes());
+}
+
+/// Standard error as something that never fails.
+pub(crate) struct StandardError;
+
+impl Write for StandardError {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let _ = io::stderr().write_all(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The text with its control characters as escapes, but for line breaks: names of files must not steer a terminal.
+fn escaped(text: &str) -> String {
+    let mut out = String::with_capacity(text.len() + 1);
+    for c in text.chars() {
+        if c.is_control() && c != '\n' {
+            let _ = write!(out, "{}", c.escape_default());
+        } else {
+            out.push(c);
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::escaped;
+
+    #[test]
+    fn control_characters_are_shown() {
+        assert_eq!(escaped("a\u{1b}[31m\r\tb\u{9b}\nc \u{e4}"), "a\\u{1b}[31m\\r\\tb\\u{9b}\nc \u{e4}");
+    }
+}

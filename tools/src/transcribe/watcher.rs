@@ -1,0 +1,134 @@
+//! What is done with a transcript while it grows: [`Watcher`] prints it, keeps what `--dump` wants, and ends it when a signal
+//! comes or standard output takes no more.
+
+use std::io::IsTerminal;
+
+use models::transcribe::{Observer, Partial, Tensors, Transcript};
+
+use super::dump::Dumped;
+use super::formats::timed_lines;
+use crate::exit::{Failure, Outcome};
+use crate::interrupt::Interrupt;
+use crate::streams::print;
+
+/// The text of a clip on standard output. What is finished is printed at once, on a terminal every word.
+pub(super) struct TextStream {
+    /// Whether segments stand on lines of their own, with their times.
+    has_times: bool,
+    is_terminal: bool,
+    /// The text that is out.
+    printed: String,
+    /// Segments that are out.
+    n_segments: usize,
+    /// Bytes of the text of those.
+    n_settled: usize,
+}
+
+impl TextStream {
+    /// Nothing is out yet.
+    pub(super) fn new(has_times: bool) -> Self {
+        let is_terminal = std::io::stdout().is_terminal();
+        Self { has_times, is_terminal, printed: String::new(), n_segments: 0, n_settled: 0 }
+    }
+
+    fn answer(&mut self, answer: &Partial<'_>) -> Outcome<()> {
+        if self.has_times || !self.is_terminal {
+            return Ok(());
+        }
+        let Some(text) = answer.text_so_far() else { return Ok(()) };
+        // A text that turns out otherwise is printed when its segment is finished.
+        let Some(more) = text.strip_prefix(self.printed.as_str()) else { return Ok(()) };
+        print(more)?;
+        self.printed = text;
+        Ok(())
+    }
+
+    fn segment(&mut self, so_far: &Transcript) -> Outcome<()> {
+        let Transcript { text, segments, .. } = so_far;
+        if self.has_times {
+            print(&timed_lines(&segments[self.n_segments..]))?;
+        } else {
+            match text.strip_prefix(self.printed.as_str()) {
+                Some(more) => print(more)?,
+                None => print(&format!("\n{}", text[self.n_settled..].trim_start()))?,
+            }
+            self.printed.clone_from(text);
+        }
+        (self.n_segments, self.n_settled) = (segments.len(), text.len());
+        Ok(())
+    }
+
+    /// Ends the last line.
+    fn end(&self) -> Outcome<()> {
+        if self.has_times { Ok(()) } else { print("\n") }
+    }
+}
+
+/// Watches over a clip.
+pub(super) struct Watcher {
+    stream: Option<TextStream>,
+    wants_tensors: bool,
+    /// Tensors of the segments so far.
+    pub dumped: Vec<Dumped>,
+    interrupt: Interrupt,
+    failure: Option<Failure>,
+}
+
+impl Watcher {
+    /// Signals are left to it as long as it lives.
+    pub(super) fn new(stream: Option<TextStream>, wants_tensors: bool) -> Self {
+        Self { stream, wants_tensors, dumped: Vec::new(), interrupt: Interrupt::watch(), failure: None }
+    }
+
+    /// Whether the text is on standard output already.
+    pub(super) fn prints(&self) -> bool {
+        self.stream.is_some()
+    }
+
+    /// Ends the line of a whole text.
+    ///
+    /// Errors: standard output could not be written, now or before.
+    pub(super) fn finish(&mut self) -> Outcome<()> {
+        match (self.failure.take(), &self.stream) {
+            (Some(failure), _) => Err(failure),
+            (None, Some(stream)) => stream.end(),
+            (None, None) => Ok(()),
+        }
+    }
+
+    /// Ends the line of a text that nothing will be added to, where one has begun.
+    ///
+    /// Errors: as [`Self::finish`].
+    pub(super) fn break_off(&mut self) -> Outcome<()> {
+        self.stream.take_if(|stream| stream.printed.is_empty());
+        self.finish()
+    }
+
+    fn keep(&mut self, result: Outcome<()>) {
+        if let Err(failure) = result {
+            self.failure.get_or_insert(failure);
+        }
+    }
+}
+
+impl Observer for Watcher {
+    fn is_cancelled(&self) -> bool {
+        self.failure.is_some() || self.interrupt.is_set()
+    }
+
+    fn answer(&mut self, answer: &Partial<'_>) {
+        let result = self.stream.as_mut().map_or(Ok(()), |stream| stream.answer(answer));
+        self.keep(result);
+    }
+
+    fn segment(&mut self, so_far: &Transcript) {
+        let result = self.stream.as_mut().map_or(Ok(()), |stream| stream.segment(so_far));
+        self.keep(result);
+    }
+
+    fn tensors(&mut self, segment: usize, n_segments: usize, tensors: &Tensors<'_>) {
+        if self.wants_tensors {
+            self.dumped.push(Dumped::new(segment, n_segments, tensors));
+        }
+    }
+}
