@@ -7,6 +7,8 @@ mod convert;
 mod exact_text;
 mod generate;
 mod inspect;
+#[cfg(unix)]
+mod outputs;
 mod quantize;
 mod resume;
 mod run;

@@ -1,7 +1,7 @@
 //! What `tympan convert` and `tympan quantize` have in common on the command line. [`AssemblyArgs`] is the type to read first.
 
 use std::num::NonZeroUsize;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 
@@ -10,6 +10,7 @@ use convert::workers;
 
 use crate::args::parse_threads;
 use crate::exit::{Exit, Outcome};
+use crate::output::{Destination, refuse_collisions};
 use crate::progress::Bar;
 use crate::report::Verbosity;
 use crate::streams;
@@ -40,6 +41,25 @@ pub(crate) struct AssemblyArgs {
 }
 
 impl AssemblyArgs {
+    /// Checks where files will be written that are made from `inputs`. Gives their paths, those that links lead to where they
+    /// are links.
+    ///
+    /// Errors: a place that takes no file, a file that is an input.
+    pub(crate) fn outputs<'i>(
+        &self,
+        paths: &[PathBuf],
+        inputs: impl IntoIterator<Item = &'i Path>,
+    ) -> Outcome<Vec<PathBuf>> {
+        if self.dry_run {
+            return Ok(paths.to_owned());
+        }
+        let is_only_read = self.verify && paths.iter().all(|path| path.is_file());
+        let find = if is_only_read { Destination::find } else { Destination::check };
+        let outputs = paths.iter().map(|path| find(path)).collect::<Outcome<Vec<Destination>>>()?;
+        refuse_collisions(&outputs, inputs)?;
+        Ok(outputs.iter().map(|output| output.target().to_owned()).collect())
+    }
+
     /// Lists, writes or compares the files, and prints their names.
     pub(crate) fn run<W: Weights>(&self, assembly: &Assembly<'_, W>) -> Outcome<Exit> {
         if self.dry_run {

@@ -10,8 +10,12 @@ use engine::DType;
 
 use crate::assembly::AssemblyArgs;
 use crate::exit::{Exit, Failure, Outcome};
+use crate::output::make_folder;
 use crate::quantize::OverrideArgs;
 use crate::streams;
+
+/// Ending of the files that are written.
+const GGUF: &str = "gguf";
 
 fn types() -> PossibleValuesParser {
     FileType::ALL.map(FileType::name).into()
@@ -95,21 +99,28 @@ pub(crate) fn run(args: &ConvertArgs) -> Outcome<Exit> {
         let checkpoint = args.checkpoint.display();
         return Err(Failure::usage(format!("--audio-type {name}: {checkpoint} has no audio tower")));
     }
-    conversion.notices().iter().for_each(streams::say);
     let paths = output_paths(&conversion.file_names(), args.output.as_deref());
-    if let Some(folder) =
-        args.output.as_deref().filter(|output| !args.writing.dry_run && !paths.contains(&output.into()))
-    {
-        let io = |source| engine::Error::Io { path: folder.to_owned(), source };
-        std::fs::create_dir_all(folder).map_err(io).map_err(Failure::output)?;
+    let checkpoint = files_of(&args.checkpoint);
+    let inputs = checkpoint.iter().map(PathBuf::as_path).chain(args.overrides.imatrix.as_deref());
+    if let Some(folder) = args.output.as_ref().filter(|output| !args.writing.dry_run && !paths.contains(output)) {
+        make_folder(folder)?;
     }
+    let paths = args.writing.outputs(&paths, inputs)?;
+    conversion.notices().iter().for_each(streams::say);
     args.writing.run(&conversion.assembly(&paths)?)
+}
+
+/// The files of a checkpoint; GGUF files beside them are none of them.
+fn files_of(checkpoint: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(checkpoint).into_iter().flatten().flatten();
+    let is_gguf = |path: &Path| path.extension().is_some_and(|e| e.eq_ignore_ascii_case(GGUF));
+    entries.map(|entry| entry.path()).filter(|path| !is_gguf(path) || path.is_symlink()).collect()
 }
 
 /// Where files called `names` go. `output`: a directory or a file.
 fn output_paths(names: &[String], output: Option<&Path>) -> Vec<PathBuf> {
     let Some(output) = output else { return names.iter().map(PathBuf::from).collect() };
-    let is_file = output.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf")) && !output.is_dir();
+    let is_file = output.extension().is_some_and(|e| e.eq_ignore_ascii_case(GGUF)) && !output.is_dir();
     match output.file_name() {
         Some(name) if is_file => {
             let projector = output.with_file_name(projector_name(&name.to_string_lossy()));

@@ -33,6 +33,21 @@ pub enum Exit {
     Terminated = 143,
 }
 
+impl Exit {
+    /// Of a run over several inputs, of which some failed for these reasons.
+    pub(crate) fn of_several(failed: &[Self], n_inputs: usize) -> Self {
+        let is = |exit: Self| failed.contains(&exit);
+        let none_was_read = failed.len() == n_inputs && failed.iter().all(|&exit| exit == Self::Input);
+        match failed {
+            [only] if n_inputs == 1 => *only,
+            _ if is(Self::Model) => Self::Model,
+            _ if is(Self::Memory) => Self::Memory,
+            _ if none_was_read => Self::Input,
+            _ => Self::SomeFailed,
+        }
+    }
+}
+
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {
         // The discriminants are all below 256.
@@ -141,5 +156,25 @@ impl std::fmt::Display for Failure {
         let text = Chain(self.error.as_ref()).to_string();
         let line: Vec<&str> = text.lines().map(str::trim).filter(|l| !l.is_empty()).collect();
         f.write_str(&line.join(" "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Exit::{self, Input, Memory, Model, SomeFailed};
+
+    #[test]
+    fn several_inputs_have_one_exit_code() {
+        for (failed, n_inputs, want) in [
+            (&[Input][..], 1, Input),
+            (&[Memory], 1, Memory),
+            (&[Input], 2, SomeFailed),
+            (&[Input, Input], 2, Input),
+            (&[Input, SomeFailed], 2, SomeFailed),
+            (&[Input, Memory, Model], 3, Model),
+            (&[Memory, Input], 5, Memory),
+        ] {
+            assert_eq!(Exit::of_several(failed, n_inputs), want, "{failed:?} of {n_inputs}");
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! `tympan generate`: text in, text out, for language models and those inside speech models.
 
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::Context;
@@ -13,7 +13,7 @@ use safetensors::tensor::{Dtype, TensorView};
 
 use crate::args::{DeviceArgs, KvType, ModelArgs};
 use crate::exit::{Exit, Failure, Outcome};
-use crate::output::write_atomically;
+use crate::output::{Destination, refuse_collisions};
 use crate::report::{Verbosity, peak_rss_bytes};
 use crate::streams;
 
@@ -122,6 +122,8 @@ pub(crate) fn run(args: &GenerateArgs) -> Outcome<Exit> {
     if args.prompt.as_deref() == Some("") {
         return Err(Failure::usage("--prompt: want some text, got none"));
     }
+    let logits_out = args.logits_out.as_deref().map(Destination::check_with_folder).transpose()?;
+    refuse_collisions(logits_out.as_slice(), args.model.as_deref())?;
     let device = args.device.open()?;
     let reuse = args.device.reuse()?;
 
@@ -154,8 +156,8 @@ pub(crate) fn run(args: &GenerateArgs) -> Outcome<Exit> {
     let generated = generator.generate(&request, &mut |id, text| printer.token(id, text));
     let generated = generated.with_context(|| model.name.clone()).map_err(Failure::model)?;
     printer.end(&generated.text)?;
-    if let Some(path) = &args.logits_out {
-        write_logits(path, prompt.len(), &generated.prompt_logits).map_err(Failure::output)?;
+    if let Some(destination) = &logits_out {
+        write_logits(destination, prompt.len(), &generated.prompt_logits).map_err(Failure::output)?;
     }
     summary(say, &prompt, &generated, load_s);
     let stats = generator.stats();
@@ -199,13 +201,11 @@ impl Printer {
 }
 
 /// Writes `logits` `[n_tokens, n_vocab]`.
-fn write_logits(path: &Path, n_tokens: usize, logits: &[f32]) -> anyhow::Result<()> {
+fn write_logits(destination: &Destination, n_tokens: usize, logits: &[f32]) -> anyhow::Result<()> {
     let bytes: Vec<u8> = logits.iter().flat_map(|x| x.to_le_bytes()).collect();
     let view = TensorView::new(Dtype::F32, vec![n_tokens, logits.len() / n_tokens], &bytes).context("logits")?;
     let file = safetensors::serialize([("logits", view)], None).context("logits")?;
-    let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let name = path.file_name().with_context(|| format!("{}: not the name of a file", path.display()))?;
-    write_atomically(dir, name, &file)
+    destination.write(&file)
 }
 
 fn summary(say: Verbosity, prompt: &[u32], generated: &Generated, load_s: f64) {

@@ -86,6 +86,8 @@ pub(crate) fn run(args: &QuantizeArgs) -> Outcome<Exit> {
     let source = Gguf::open(&args.input).map_err(Failure::model)?;
     let importance = args.overrides.importance()?;
     let plan = Quantization::plan(source, mix, importance, &overrides, args.allow_requantize)?;
+    let inputs = plan.source().paths().chain([&*args.input]).chain(args.overrides.imatrix.as_deref());
+    let outputs = args.writing.outputs(std::slice::from_ref(&args.output), inputs)?;
     plan.notices().iter().for_each(streams::say);
-    args.writing.run(&plan.assembly(&args.output)?)
+    args.writing.run(&plan.assembly(&outputs[0])?)
 }

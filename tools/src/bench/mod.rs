@@ -43,6 +43,7 @@ use self::timed::Timed;
 use crate::args::{DeviceArgs, KvType, ModelArgs, Switch, WeightsArg};
 use crate::exit::{Exit, Failure, Outcome};
 use crate::model::{Loading, Model};
+use crate::output::refuse_collisions;
 use crate::report::{Verbosity, peak_rss_bytes};
 use crate::streams::{self, StandardError};
 
@@ -260,9 +261,12 @@ pub(crate) fn run(args: &BenchArgs) -> Outcome<Exit> {
         let name = flat.to_possible_value().map_or(String::new(), |v| v.get_name().to_owned());
         return Err(Failure::usage(format!("--profile: {name} has no place for it (accepted: md, json, jsonl)")));
     }
-    if let Some(path) = &args.plot {
-        plot::check(path)?;
-    }
+    let plot = args.plot.as_deref().map(plot::check).transpose()?;
+    let compared_with = args.baseline.iter().chain(&args.baseline_program);
+    refuse_collisions(
+        plot.as_slice(),
+        args.model.iter().chain(&args.audio).chain(compared_with).map(PathBuf::as_path),
+    )?;
     let lists = Lists::read(args)?;
     let baseline = args.baseline.as_deref().map(|path| Baseline::open(path, args.max_regress)).transpose()?;
     let other = args.baseline_program.as_deref().map(|p| Other::open(p, args.max_regress)).transpose()?;
@@ -369,7 +373,7 @@ fn compared<R>(
 /// The picture, and the judgement on what was measured.
 fn finish(args: &BenchArgs, comparison: Option<&Comparison>, timed: &[Timed], say: Verbosity) -> Outcome<Exit> {
     if let Some(path) = &args.plot {
-        plot::write(path, comparison.map_or(timed, |c| &c.ours), comparison.map(|c| &c.theirs))?;
+        plot::write(&plot::check(path)?, comparison.map_or(timed, |c| &c.ours), comparison.map(|c| &c.theirs))?;
     }
     let Some(Comparison { report, theirs, .. }) = comparison else { return Ok(Exit::Done) };
     if args.output != Format::Md && args.output_err != Some(Format::Md) {

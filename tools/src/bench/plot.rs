@@ -6,12 +6,10 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-use anyhow::anyhow;
-
 use super::baseline::Baseline;
 use super::timed::Timed;
 use crate::exit::{Failure, Outcome};
-use crate::output::write_atomically;
+use crate::output::Destination;
 
 /// Sizes in pixels.
 const WIDTH: f64 = 960.0;
@@ -31,21 +29,21 @@ const BEFORE: &str = "#b8c2cc";
 const INK: &str = "#1a202c";
 const GRID: &str = "#e2e8f0";
 
-/// Whether the picture can have this name.
+/// Where the picture goes.
 ///
-/// Errors: a file that is not called `.svg`.
-pub(super) fn check(path: &Path) -> Outcome<()> {
-    let is_svg = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("svg"));
-    if is_svg { Ok(()) } else { Err(Failure::usage(format!("--plot {}: want a file named .svg", path.display()))) }
+/// Errors: a file that is not called `.svg`; a place that takes no file.
+pub(super) fn check(path: &Path) -> Outcome<Destination> {
+    if !path.extension().is_some_and(|e| e.eq_ignore_ascii_case("svg")) {
+        return Err(Failure::usage(format!("--plot {}: want a file named .svg", path.display())));
+    }
+    Destination::check_with_folder(path)
 }
 
 /// Writes the picture.
 ///
 /// Errors: a file that cannot be written.
-pub(super) fn write(path: &Path, rows: &[Timed], baseline: Option<&Baseline>) -> Outcome<()> {
-    let name = path.file_name().ok_or_else(|| Failure::output(anyhow!("{}: not a file name", path.display())))?;
-    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    write_atomically(dir, name, picture(rows, baseline).as_bytes()).map_err(Failure::output)
+pub(super) fn write(destination: &Destination, rows: &[Timed], baseline: Option<&Baseline>) -> Outcome<()> {
+    destination.write(picture(rows, baseline).as_bytes()).map_err(Failure::output)
 }
 
 /// Rows of one test.

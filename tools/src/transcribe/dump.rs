@@ -1,12 +1,10 @@
 //! `--dump`: intermediate tensors as safetensors, for comparing with other implementations.
 
-use std::path::Path;
-
 use anyhow::Context;
 use models::transcribe::Tensors;
 use safetensors::tensor::{Dtype, TensorView};
 
-use crate::output::write_atomically;
+use crate::output::Destination;
 
 /// Tensors of one segment: name, type, shape and little-endian bytes.
 pub(super) struct Dumped(Vec<(String, Dtype, Vec<usize>, Vec<u8>)>);
@@ -27,12 +25,13 @@ impl Dumped {
     }
 }
 
-/// Writes `<stem>.safetensors`.
-pub(super) fn write(dir: &Path, stem: &str, segments: &[Dumped]) -> anyhow::Result<()> {
+/// Writes the tensors of all segments.
+///
+/// Errors: the file cannot be written.
+pub(super) fn write(place: &Destination, segments: &[Dumped]) -> anyhow::Result<()> {
     let views = segments.iter().flat_map(|s| &s.0).map(|(name, dtype, shape, bytes)| {
         TensorView::new(*dtype, shape.clone(), bytes).map(|view| (name.clone(), view)).context("dump")
     });
     let views = views.collect::<anyhow::Result<Vec<_>>>()?;
-    let bytes = safetensors::serialize(views, None).context("dump")?;
-    write_atomically(dir, format!("{stem}.safetensors"), &bytes)
+    place.write(&safetensors::serialize(views, None).context("dump")?)
 }

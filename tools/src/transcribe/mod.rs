@@ -3,28 +3,33 @@
 mod dump;
 mod formats;
 mod inputs;
+mod journal;
+mod outputs;
 mod watcher;
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::mem::take;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use clap::{Args, ValueEnum};
 use engine::stats::BuildReason;
 use models::LoadOptions;
 use models::qwen3_asr::AudioAttention;
 use models::transcribe::{Request, Transcriber, Transcript};
+use serde_json::{Value, json};
 
 use crate::args::{Device, DeviceArgs, KvType, ModelArgs};
 use crate::exit::{Exit, Failure, Outcome};
 use crate::model::Model;
-use crate::output::write_atomically;
 use crate::report::{Verbosity, peak_rss_bytes};
 use crate::samples::Samples;
 use crate::streams::print;
 use formats::{Facts, Format, render};
 use inputs::Input;
+use journal::{Header, Journal};
+use outputs::{Existing, Outputs, Wanted};
 use watcher::{TextStream, Watcher};
 
 /// Longest accepted `--segment`, in seconds: a day.
@@ -69,6 +74,14 @@ pub(crate) struct TranscribeArgs {
     /// Write one file per input and format into this directory, named after the input [default: standard output]
     #[arg(short, long, value_name = "DIR")]
     output: Option<PathBuf>,
+
+    /// Replace outputs that exist
+    #[arg(long, conflicts_with = "skip_existing")]
+    overwrite: bool,
+
+    /// Leave inputs alone whose outputs exist [default: where an output exists, nothing is done]
+    #[arg(long)]
+    skip_existing: bool,
 
     /// Language spoken: name or ISO code from the model's list, or auto. Qwen3-ASR finds the language with auto; LFM2-Audio
     /// is asked in English with auto, and names no language
@@ -127,6 +140,34 @@ pub(crate) struct TranscribeArgs {
 }
 
 impl TranscribeArgs {
+    /// The files that are asked for.
+    fn wanted(&self) -> Wanted<'_> {
+        let existing = match (self.overwrite, self.skip_existing) {
+            (true, _) => Existing::Overwrite,
+            (false, true) => Existing::Skip,
+            (false, false) => Existing::Refuse,
+        };
+        Wanted {
+            folder: self.output.as_deref(),
+            formats: &self.format,
+            dump: self.dump.as_deref(),
+            existing,
+            model: self.model.model.iter().chain(&self.model.mmproj).map(PathBuf::as_path).collect(),
+        }
+    }
+
+    /// What a text depends on besides the audio and the model.
+    fn text_options(&self) -> Value {
+        json!({
+            "language": self.language,
+            "context": self.context,
+            "segment": self.segment,
+            "max_tokens": self.max_tokens,
+            "full_attention": self.audio_attention == Some(AttentionArg::Full),
+            "kv_type": self.kv_type.name(),
+        })
+    }
+
     /// Whether segments carry times in this format.
     fn has_timestamps(&self, format: Format) -> bool {
         self.timestamps.map_or(format != Format::Text, |kind| kind == Timestamps::Segment)
@@ -175,7 +216,14 @@ pub(crate) fn run(args: &TranscribeArgs) -> Outcome<Exit> {
     let device = args.device.open()?;
     let reuse = args.device.reuse()?;
     let (inputs, mut failures) = expand(args, say);
-    let inputs = named(args, inputs)?;
+    let named = named(args, inputs)?;
+    let outputs = Outputs::plan(&args.wanted(), &named)?;
+    let inputs: Vec<(Input, Outputs)> =
+        named.into_iter().zip(outputs).filter_map(|((input, _), outputs)| Some((input, outputs?))).collect();
+    if inputs.is_empty() && failures.is_empty() {
+        say.note("nothing to do: all outputs exist");
+        return Ok(Exit::Done);
+    }
 
     args.model.prepare(args.device.threads, say)?;
     let load = Instant::now();
@@ -197,8 +245,8 @@ pub(crate) fn run(args: &TranscribeArgs) -> Outcome<Exit> {
     let n_inputs = inputs.len() + failures.len();
     let mut run = Run { args, say, language, device, model, transcriber, load_ms };
     let mut truncated = false;
-    for (input, stem) in &inputs {
-        match run.input(input, stem) {
+    for (input, outputs) in &inputs {
+        match run.input(input, outputs) {
             Ok(transcript) => truncated |= transcript.truncated(),
             Err(failure) if failure.ends_run => return end(failures, failure),
             Err(failure) => failures.push(failure),
@@ -215,20 +263,10 @@ fn end(failures: Vec<Failure>, last: Failure) -> Outcome<Exit> {
 
 /// The exit code of the whole run; every failure but a last one that is returned is said here.
 fn finish(mut failures: Vec<Failure>, n_inputs: usize, truncated: bool) -> Outcome<Exit> {
-    if failures.is_empty() {
-        return Ok(if truncated { Exit::Truncated } else { Exit::Done });
-    }
-    let all_failed = failures.len() == n_inputs;
-    let last = failures.pop();
+    let exits: Vec<Exit> = failures.iter().map(|failure| failure.exit).collect();
+    let Some(last) = failures.pop() else { return Ok(if truncated { Exit::Truncated } else { Exit::Done }) };
     failures.iter().for_each(Failure::say);
-    match last {
-        Some(failure) if all_failed => Err(failure),
-        Some(failure) => {
-            failure.say();
-            Ok(Exit::SomeFailed)
-        }
-        None => Ok(Exit::Done),
-    }
+    Err(Failure { exit: Exit::of_several(&exits, n_inputs), ..last })
 }
 
 /// Refuses what makes no sense together and what this version does not have.
@@ -315,8 +353,8 @@ fn named(args: &TranscribeArgs, inputs: Vec<Input>) -> Outcome<Vec<(Input, Strin
 }
 
 /// Whether the inputs together are long enough that it pays to copy the weights first.
-fn is_long(inputs: &[(Input, String)]) -> bool {
-    let bytes = |(input, _): &(Input, String)| match input {
+fn is_long(inputs: &[(Input, Outputs)]) -> bool {
+    let bytes = |(input, _): &(Input, Outputs)| match input {
         Input::File(path) => std::fs::metadata(path).map_or(0, |file| file.len()),
         Input::Stdin => 0,
     };
@@ -335,7 +373,7 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    fn input(&mut self, input: &Input, stem: &str) -> Outcome<Transcript> {
+    fn input(&mut self, input: &Input, outputs: &Outputs) -> Outcome<Transcript> {
         let args = self.args;
         let start = Instant::now();
         let samples = match input {
@@ -351,17 +389,11 @@ impl Run<'_> {
         };
         let stream = (args.output.is_none() && args.format == [Format::Text])
             .then(|| TextStream::new(args.has_timestamps(Format::Text)));
-        let mut watcher = Watcher::new(stream, args.dump.is_some());
+        let journal = outputs.journalled().map(|output| self.journal(input, output)).transpose()?;
+        let mut watcher = Watcher::new(stream, journal, outputs.dump.is_some());
         let transcript = match self.transcriber.transcribe(&samples.values, &request, &mut watcher) {
             Ok(transcript) => transcript,
-            Err(error) => {
-                watcher.break_off()?;
-                if matches!(error, models::Error::Cancelled) {
-                    return Err(Failure::interrupted(format_args!("{}: interrupted", input.name())));
-                }
-                let error = anyhow::Error::new(error).context(self.model.name.clone()).context(input.name());
-                return Err(Failure::model(error));
-            }
+            Err(error) => return Err(self.broken_off(input, watcher, error)),
         };
         watcher.finish()?;
         let facts = Facts {
@@ -379,7 +411,7 @@ impl Run<'_> {
             total_ms: start.elapsed().as_secs_f64() * 1000.0,
             peak_rss_bytes: peak_rss_bytes(),
         };
-        self.write(stem, &transcript, &facts, &watcher)?;
+        self.write(outputs, &transcript, &facts, watcher)?;
         self.summary(&transcript, &facts);
         if transcript.truncated() {
             self.say.note(format_args!("{}: text cut at the token limit (--max-tokens)", input.name()));
@@ -387,22 +419,62 @@ impl Run<'_> {
         Ok(transcript)
     }
 
-    /// Writes the transcript in every format, and the dump.
-    fn write(&self, stem: &str, transcript: &Transcript, facts: &Facts, watcher: &Watcher) -> Outcome<()> {
-        for &format in &self.args.format {
+    /// Begins the journal of an input whose transcript will be `output`.
+    fn journal(&self, input: &Input, output: &Path) -> Outcome<Journal> {
+        let files = &self.model.loaded.files;
+        let model: Vec<_> = files.iter().map(|file| (file.path().display().to_string(), file.file_bytes())).collect();
+        let input = match input {
+            Input::File(path) => Some(&**path),
+            Input::Stdin => None,
+        };
+        let header = Header { input, model: &model, options: self.args.text_options() };
+        Journal::begin(output, &header).map_err(Failure::output)
+    }
+
+    /// Why an input has no whole transcript, and what is left of it.
+    fn broken_off(&self, input: &Input, mut watcher: Watcher, error: models::Error) -> Failure {
+        let journal = watcher.journal.take();
+        if let Err(failure) = watcher.break_off() {
+            journal.into_iter().for_each(Journal::remove);
+            return failure;
+        }
+        let name = input.name();
+        if !matches!(error, models::Error::Cancelled) {
+            journal.into_iter().for_each(Journal::remove);
+            return Failure::model(anyhow::Error::new(error).context(self.model.name.clone()).context(name));
+        }
+        match journal.and_then(Journal::keep) {
+            Some(kept) => Failure::interrupted(format_args!(
+                "{name}: interrupted; its finished segments are in {}",
+                kept.display()
+            )),
+            None => Failure::interrupted(format_args!("{name}: interrupted")),
+        }
+    }
+
+    /// Writes the transcript in every format, and the dump. The journal is there until they are.
+    fn write(&self, outputs: &Outputs, transcript: &Transcript, facts: &Facts, mut watcher: Watcher) -> Outcome<()> {
+        let (journal, dumped, is_printed) = (watcher.journal.take(), take(&mut watcher.dumped), watcher.prints());
+        // From here on signals are nobody's but the files'.
+        drop(watcher);
+        let body = |format| {
             let facts = Facts { timestamps: self.args.has_timestamps(format), ..facts.clone() };
-            let body = || render(format, transcript, &facts);
-            match &self.args.output {
-                Some(dir) => write_atomically(dir, format!("{stem}.{}", format.extension()), body().as_bytes())
-                    .map_err(Failure::output)?,
-                None if watcher.prints() => {}
-                None => print(&body())?,
-            }
+            render(format, transcript, &facts)
+        };
+        if self.args.output.is_none() && !is_printed {
+            self.args.format.iter().try_for_each(|&format| print(&body(format)))?;
         }
-        if let Some(dir) = &self.args.dump {
-            dump::write(dir, stem, &watcher.dumped).map_err(Failure::output)?;
-        }
-        Ok(())
+        let transcripts = outputs.transcripts.iter().map(|(format, place)| place.write(body(*format).as_bytes()));
+        let dump = outputs.dump.iter().map(|place| dump::write(place, &dumped));
+        let written: anyhow::Result<()> = transcripts.chain(dump).collect();
+        let Err(error) = written else {
+            journal.into_iter().for_each(Journal::remove);
+            return Ok(());
+        };
+        let failure = Failure::output(error);
+        let kept = journal.and_then(Journal::keep);
+        let kept = kept.map_or(String::new(), |path| format!("; the finished segments are in {}", path.display()));
+        Err(Failure { error: anyhow!("{failure}{kept}"), ..failure })
     }
 
     fn summary(&self, transcript: &Transcript, facts: &Facts) {

@@ -1,5 +1,5 @@
-//! What is done with a transcript while it grows: [`Watcher`] prints it, keeps what `--dump` wants, and ends it when a signal
-//! comes or standard output takes no more.
+//! What is done with a transcript while it grows: [`Watcher`] prints it or keeps a journal, copies what `--dump` wants, and ends
+//! it when a signal comes or nothing can be written any more.
 
 use std::io::IsTerminal;
 
@@ -7,6 +7,7 @@ use models::transcribe::{Observer, Partial, Tensors, Transcript};
 
 use super::dump::Dumped;
 use super::formats::timed_lines;
+use super::journal::Journal;
 use crate::exit::{Failure, Outcome};
 use crate::interrupt::Interrupt;
 use crate::streams::print;
@@ -67,6 +68,8 @@ impl TextStream {
 /// Watches over a clip.
 pub(super) struct Watcher {
     stream: Option<TextStream>,
+    /// Taken by those who end it.
+    pub journal: Option<Journal>,
     wants_tensors: bool,
     /// Tensors of the segments so far.
     pub dumped: Vec<Dumped>,
@@ -76,8 +79,8 @@ pub(super) struct Watcher {
 
 impl Watcher {
     /// Signals are left to it as long as it lives.
-    pub(super) fn new(stream: Option<TextStream>, wants_tensors: bool) -> Self {
-        Self { stream, wants_tensors, dumped: Vec::new(), interrupt: Interrupt::watch(), failure: None }
+    pub(super) fn new(stream: Option<TextStream>, journal: Option<Journal>, wants_tensors: bool) -> Self {
+        Self { stream, journal, wants_tensors, dumped: Vec::new(), interrupt: Interrupt::watch(), failure: None }
     }
 
     /// Whether the text is on standard output already.
@@ -87,7 +90,7 @@ impl Watcher {
 
     /// Ends the line of a whole text.
     ///
-    /// Errors: standard output could not be written, now or before.
+    /// Errors: standard output or the journal could not be written, now or before.
     pub(super) fn finish(&mut self) -> Outcome<()> {
         match (self.failure.take(), &self.stream) {
             (Some(failure), _) => Err(failure),
@@ -124,6 +127,8 @@ impl Observer for Watcher {
     fn segment(&mut self, so_far: &Transcript) {
         let result = self.stream.as_mut().map_or(Ok(()), |stream| stream.segment(so_far));
         self.keep(result);
+        let result = self.journal.as_mut().map_or(Ok(()), |journal| journal.append(so_far));
+        self.keep(result.map_err(Failure::output));
     }
 
     fn tensors(&mut self, segment: usize, n_segments: usize, tensors: &Tensors<'_>) {

@@ -51,11 +51,18 @@ pub(super) struct Record {
 
 impl Journal {
     /// Reads a journal; `None` where there is none, or not a whole one.
+    ///
+    /// Errors: it cannot be read; the file is something else.
     pub(super) fn read(partial: &mut Partial) -> Result<Option<Self>> {
         partial.rewind()?;
-        let io = |source| engine::Error::Io { path: partial.path.clone(), source };
+        let io = |source| engine::Error::Io { path: partial.target.clone(), source };
         let mut bytes = Vec::new();
         (&partial.file).take(MAX_BYTES).read_to_end(&mut bytes).map_err(io)?;
+        // Its first line may be torn.
+        let n_title = bytes.len().min(TITLE.len());
+        if bytes[..n_title] != TITLE.as_bytes()[..n_title] {
+            return Err(partial.foreign("a file that is no journal"));
+        }
         Ok(Self::parse(&String::from_utf8_lossy(&bytes)))
     }
 
@@ -109,7 +116,7 @@ impl Record {
     /// Appends the record to a journal, in one piece.
     pub(super) fn append(file: usize, end: u64, hash: u64, journal: &mut Partial) -> engine::Result<()> {
         let line = format!("at {file} {end} {hash:016x}\n");
-        let io = |source| engine::Error::Io { path: journal.path.clone(), source };
+        let io = |source| engine::Error::Io { path: journal.target.clone(), source };
         (&journal.file).write_all(line.as_bytes()).map_err(io)
     }
 }

@@ -23,7 +23,7 @@ use self::encode::Encoder;
 use crate::error::Error;
 
 pub use self::encode::Difference;
-pub use self::partial::stamp;
+pub use self::partial::{Partial, beside, stamp};
 pub use self::plan::{FilePlan, MAX_PARTS, PlannedTensor, part_path};
 pub use self::verify::TensorReport;
 pub use self::write::Written;

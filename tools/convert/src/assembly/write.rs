@@ -4,10 +4,11 @@
 //! Both are locked, so that a second process stops before it spoils anything. A process that is killed or interrupted
 //! leaves them; one that fails does not.
 
+use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use engine::gguf::{GgufWriter, PlacedTensor};
 
 use super::encode::Encoder;
@@ -69,10 +70,19 @@ impl<W: Weights> Assembly<'_, W> {
     /// not finite or do not fit, with that of a failed output, also where another process writes the same files, and
     /// when `watch` says so; then what is done stays for the next call.
     pub fn write(&self, watch: &dyn Watch) -> crate::Result<Written> {
+        if self.files.iter().any(|file| is_stream(&file.path)) {
+            return workers::inside(|| self.write_through(watch))?;
+        }
         let fingerprint = self.fingerprint();
         let mut desk = Desk::open(self).map_err(Error::output)?;
-        let place = desk.resume(self, fingerprint, watch).map_err(Error::output)?;
-        let done = workers::inside(|| self.write_from(place, &mut desk, watch))?;
+        let place = match desk.resume(self, fingerprint, watch) {
+            Ok(place) => place,
+            Err(e) => {
+                desk.leave();
+                return Err(Error::output(e));
+            }
+        };
+        let done = workers::inside(|| self.write_from(place, fingerprint.source, &mut desk, watch))?;
         match done {
             Ok(written) => {
                 desk.clear();
@@ -100,9 +110,13 @@ impl<W: Weights> Assembly<'_, W> {
             plan.add_text(path.file_name().unwrap_or_default().as_encoded_bytes());
             plan.add_text(&layout.header());
         }
+        Fingerprint { plan: plan.value(), source: self.source_stamp() }
+    }
+
+    fn source_stamp(&self) -> u64 {
         let mut source = Xxh64::default();
         self.weights.stamp(&mut source);
-        Fingerprint { plan: plan.value(), source: source.value() }
+        source.value()
     }
 
     /// Tensor bytes before a place.
@@ -116,13 +130,18 @@ impl<W: Weights> Assembly<'_, W> {
         self.files.iter().enumerate().take(place.file + 1).map(of_file).sum()
     }
 
-    fn write_from(&self, place: Place, desk: &mut Desk, watch: &dyn Watch) -> crate::Result<Written> {
+    fn write_from(&self, place: Place, source: u64, desk: &mut Desk, watch: &dyn Watch) -> crate::Result<Written> {
         let kept_bytes = self.tensor_bytes_before(place);
         for i in place.file..self.files.len() {
             let at = if i == place.file { place.at } else { 0 };
-            if at < self.files[i].layout.file_bytes() {
-                self.write_file(i, at, desk, watch)?;
+            let end = self.files[i].layout.file_bytes();
+            if at < end {
+                self.write_file(i, &mut desk.page(&self.files[i].path, i, at, end).map_err(Error::output)?, watch)?;
             }
+        }
+        if self.source_stamp() != source {
+            let base = self.base.display();
+            return Err(Error::model(anyhow!("{base}: what it is made from has changed while it was written")));
         }
         if watch.is_interrupted() {
             return Err(Error::interrupted());
@@ -142,11 +161,26 @@ impl<W: Weights> Assembly<'_, W> {
         Ok(Written { kept_bytes, new_bytes: self.tensor_bytes() - kept_bytes })
     }
 
-    /// Writes file `i` from byte `at` on.
-    fn write_file(&self, i: usize, at: u64, desk: &mut Desk, watch: &dyn Watch) -> crate::Result<()> {
+    /// Writes the file to the pipe or device that has its name.
+    fn write_through(&self, watch: &dyn Watch) -> crate::Result<Written> {
+        let [AssemblyFile { path, layout, .. }] = &self.files[..] else {
+            let base = self.base.display();
+            return Err(Error::usage(anyhow!(
+                "{base}: a pipe or device takes one file, and there are {}",
+                self.files.len()
+            )));
+        };
+        let io = |source| engine::Error::Io { path: path.clone(), source };
+        let out = OpenOptions::new().write(true).open(path).map_err(io).map_err(Error::output)?;
+        let mut page = Page::new(path, &out, 0, layout.file_bytes(), None);
+        self.write_file(0, &mut page, watch)?;
+        Ok(Written { kept_bytes: 0, new_bytes: self.tensor_bytes() })
+    }
+
+    /// Writes file `i` from where its page is.
+    fn write_file(&self, i: usize, page: &mut Page<'_>, watch: &dyn Watch) -> crate::Result<()> {
         let AssemblyFile { plan, layout, .. } = &self.files[i];
-        let mut page = desk.page(i, at, layout.file_bytes()).map_err(Error::output)?;
-        if at == 0 {
+        if page.at == 0 {
             page.put(&layout.header()).map_err(Error::output)?;
         }
         let start = layout.data_start();
@@ -206,14 +240,13 @@ impl Desk {
                 return Err(io(std::io::ErrorKind::InvalidFilename).into());
             }
         }
-        let journal = Partial::open(journal_path(&assembly.base))?;
+        let journal = Partial::open(journal_path(&assembly.base), &assembly.base)?;
         let mut partials = Vec::new();
         for AssemblyFile { path, .. } in &assembly.files {
-            match Partial::open(partial_path(path)) {
+            match Partial::open(partial_path(path), path) {
                 Ok(partial) => partials.push(Some(partial)),
                 Err(e) => {
-                    let all = partials.into_iter().flatten().chain([journal]);
-                    all.filter(|partial| partial.len().is_ok_and(|n| n == 0)).for_each(Partial::remove);
+                    Self { journal, partials, recorded: Place::default() }.leave();
                     return Err(e);
                 }
             }
@@ -250,20 +283,29 @@ impl Desk {
                     "what they are made from has changed since"
                 }
             }
-            None => "",
+            None => {
+                // Without a journal there is nothing in them that is ours.
+                for partial in self.partials.iter().flatten() {
+                    if self.journal.is_empty()? && !partial.is_empty()? {
+                        return Err(partial.foreign("a file that no journal knows"));
+                    }
+                }
+                ""
+            }
         };
         if was_begun {
             let base = assembly.base.display();
             watch.note(&format!("{base}: the files of an interrupted run are not used: {why}; starting over"));
         }
-        self.journal.cut(0)?;
+        // The journal last: without it the others would be nobody's.
         for partial in self.partials.iter_mut().flatten() {
             partial.cut(0)?;
         }
+        self.journal.cut(0)?;
         let names = self.partials.iter().flatten().filter_map(|partial| partial.path.file_name()?.to_str());
         let head = Journal::head(fingerprint, names);
         let journal = &mut self.journal;
-        journal.file.write_all(head.as_bytes()).with_context(|| journal.path.display().to_string())?;
+        journal.file.write_all(head.as_bytes()).with_context(|| journal.target.display().to_string())?;
         Ok(Place::default())
     }
 
@@ -335,19 +377,19 @@ impl Desk {
             if is_partial
                 && path.exists()
                 && !is_ours(&path)
-                && let Ok(partial) = Partial::open(path)
+                && let Ok(partial) = Partial::open(path.clone(), &path)
             {
                 partial.remove();
             }
         }
     }
 
-    /// File `i`, to be written from byte `at` to `end`.
-    fn page(&mut self, i: usize, at: u64, end: u64) -> Result<Page<'_>> {
+    /// File `i`, which will be called `target`, to be written from byte `at` to `end`.
+    fn page<'a>(&'a mut self, target: &'a Path, i: usize, at: u64, end: u64) -> Result<Page<'a>> {
         let partial = self.partials[i].as_mut().context("a file that is not whole has no name")?;
         partial.cut(at)?;
-        let Self { journal, recorded, .. } = self;
-        Ok(Page { partial, journal, recorded, i, at, end, from: at, hash: Xxh64::default() })
+        let records = Records { journal: &mut self.journal, recorded: &mut self.recorded, i };
+        Ok(Page::new(target, &partial.file, at, end, Some(records)))
     }
 
     fn recorded_bytes<W: Weights>(&self, assembly: &Assembly<'_, W>) -> u64 {
@@ -358,6 +400,12 @@ impl Desk {
         let (kept, all) = (self.recorded_bytes(assembly), assembly.tensor_bytes().max(1));
         // Close enough for a bar.
         (assembly.elements() as f64 * (kept as f64 / all as f64)) as u64
+    }
+
+    /// Leaves what was there, and removes what is empty.
+    fn leave(self) {
+        let all = self.partials.into_iter().flatten().chain([self.journal]);
+        all.filter(|partial| partial.is_empty().is_ok_and(|is_empty| is_empty)).for_each(Partial::remove);
     }
 
     /// Removes everything that has no name.
@@ -379,24 +427,41 @@ fn hash_of_path(path: &Path, from: u64, to: u64) -> std::io::Result<Option<u64>>
     hash_range(&std::fs::File::open(path)?, from, to)
 }
 
+/// Whether something at `path` is written to and not replaced: a pipe or a device.
+fn is_stream(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|found| !found.is_file() && !found.is_dir())
+}
+
 /// A file that grows.
 struct Page<'a> {
-    partial: &'a mut Partial,
-    journal: &'a mut Partial,
-    recorded: &'a mut Place,
-    i: usize,
+    /// What messages call it.
+    target: &'a Path,
+    out: &'a File,
     /// Its length now, and in the end.
     at: u64,
     end: u64,
     /// Where the bytes begin that the journal does not have, and their hash.
     from: u64,
     hash: Xxh64,
+    /// `None` where it cannot be gone on with.
+    records: Option<Records<'a>>,
 }
 
-impl Page<'_> {
+/// Where a page says how far it is.
+struct Records<'a> {
+    journal: &'a mut Partial,
+    recorded: &'a mut Place,
+    i: usize,
+}
+
+impl<'a> Page<'a> {
+    fn new(target: &'a Path, out: &'a File, at: u64, end: u64, records: Option<Records<'a>>) -> Self {
+        Self { target, out, at, end, from: at, hash: Xxh64::default(), records }
+    }
+
     fn put(&mut self, bytes: &[u8]) -> Result<()> {
-        let io = |source| engine::Error::Io { path: self.partial.path.clone(), source };
-        self.partial.file.write_all(bytes).map_err(io)?;
+        let io = |source| engine::Error::Io { path: self.target.to_owned(), source };
+        self.out.write_all(bytes).map_err(io)?;
         self.hash.add(bytes);
         self.at += bytes.len() as u64;
         Ok(())
@@ -409,11 +474,12 @@ impl Page<'_> {
     /// Tells the journal about everything so far.
     fn record(&mut self) -> Result<()> {
         debug_assert!(self.at <= self.end, "a file is as long as its plan");
+        let Some(Records { journal, recorded, i }) = &mut self.records else { return Ok(()) };
         if self.at == self.from {
             return Ok(());
         }
-        Record::append(self.i, self.at, self.hash.value(), self.journal)?;
-        *self.recorded = Place { file: self.i, at: self.at };
+        Record::append(*i, self.at, self.hash.value(), journal)?;
+        **recorded = Place { file: *i, at: self.at };
         (self.from, self.hash) = (self.at, Xxh64::default());
         Ok(())
     }

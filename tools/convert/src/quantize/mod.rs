@@ -87,6 +87,11 @@ impl Quantization {
         Ok(Self { source, importance, plan, notices })
     }
 
+    /// The file that it is made from.
+    pub fn source(&self) -> &Gguf {
+        &self.source
+    }
+
     /// Lines for the user: tensors that do not get what the mix wants.
     pub fn notices(&self) -> &[String] {
         &self.notices
