@@ -20,6 +20,13 @@ pub enum Error {
         /// Its answer.
         source: std::io::Error,
     },
+    /// A file was changed while it was used.
+    Changed {
+        /// The file.
+        path: PathBuf,
+        /// What is different.
+        what: String,
+    },
     /// A GGUF file is malformed or not supported.
     Gguf {
         /// The file, or a name for bytes in memory.
@@ -140,6 +147,7 @@ impl std::fmt::Display for Error {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Io { path, source: _ } => write!(f, "{}", path.display()),
+            Self::Changed { path, what } => write!(f, "{}: has changed while it was used: {what}", path.display()),
             Self::Gguf { path, what, source: _ } => write!(f, "{}: {what}", path.display()),
             Self::Graph { at, op, msg } => write!(f, "{at}: {op}: {msg}"),
             Self::Unsupported { op, backend, why } => write!(f, "{op} is not supported by backend {backend}: {why}"),
@@ -172,7 +180,8 @@ impl std::error::Error for Error {
         match self {
             Self::Io { source, .. } => Some(source),
             Self::Gguf { source, .. } | Self::Device { source, .. } => source.as_deref().map(|source| source as _),
-            Self::Graph { .. }
+            Self::Changed { .. }
+            | Self::Graph { .. }
             | Self::Unsupported { .. }
             | Self::OutOfMemory { .. }
             | Self::UnknownBackend { .. }

@@ -189,3 +189,24 @@ fn truncated_empty_and_mistaken_files() {
         "a directory without a checkpoint",
     );
 }
+
+#[test]
+fn a_weight_that_is_not_finite_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let (good, bad) = (dir.path().join("good.gguf"), dir.path().join("bad.gguf"));
+    convert(&fixtures().join("golden/qwen3_asr"), &good).expect(0);
+    // One that is found when the model is loaded, and one that only the logits show.
+    let step = "sequence 0, step 0: logits that are not finite";
+    for (tensor, bits, step) in [("blk.1.attn_norm.weight", 0xff80_0000, ""), ("output.weight", 0x7f80_7f80, step)] {
+        let mut draft = Draft::of(&Gguf::open(&good).unwrap());
+        draft.tensor(tensor).bytes[8..12].copy_from_slice(&u32::to_le_bytes(bits));
+        draft.write(&bad);
+        let generate = ["generate", "--prompt-ids", "1,2", "-n", "2", "-m", bad.to_str().unwrap()];
+        for run in [transcribe(Some(&bad), &clip("yes.wav")), tympan(generate)] {
+            let run = run.expect(4);
+            check(&run, 4, "bad.gguf", tensor);
+            assert!(run.err.contains(tensor) && run.err.contains("values are not finite"), "{}", run.err);
+            assert!(run.err.contains(step), "{}", run.err);
+        }
+    }
+}

@@ -2,6 +2,8 @@
 
 mod bad_input;
 mod bench;
+#[cfg(unix)]
+mod changed;
 mod contract;
 mod convert;
 mod exact_text;

@@ -331,3 +331,28 @@ fn a_quantization_that_is_killed_goes_on() {
     let (kept, new) = kept_and_new(&job.finish());
     assert!(new * 10 <= (kept + new) * 6, "{kept} kept, {new} new");
 }
+
+#[cfg(unix)]
+#[test]
+fn a_source_that_changes_under_work_is_named() {
+    type Change = fn(&Path);
+    let cut_short: Change = |path| OpenOptions::new().write(true).open(path).unwrap().set_len(1000).unwrap();
+    let touched: Change = |path| {
+        let file = OpenOptions::new().write(true).open(path).unwrap();
+        file.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+    };
+    for (change, says) in [(cut_short, "model.safetensors: the file gives no bytes"), (touched, "has changed while")] {
+        let (source, out) = (checkpoint(), tempfile::tempdir().unwrap());
+        let job = Job::convert(&source, &out, "q4_k_m");
+        let mut child = command(&job.args);
+        let mut child = child.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        while job.unfinished() < job.n_bytes() / 8 {
+            assert_eq!(child.try_wait().unwrap(), None);
+        }
+        change(&source.path().join("model.safetensors"));
+        let run = child.wait_with_output().unwrap();
+        let said = String::from_utf8(run.stderr).unwrap();
+        assert!(run.status.code() == Some(4) && said.contains(says), "{:?}: {said}", run.status);
+        assert_eq!(job.check(), 0);
+    }
+}

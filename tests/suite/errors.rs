@@ -82,7 +82,7 @@ macro_rules! variants {
 
 variants! {
     "engine/src/error.rs": EngineError, |e| e, EngineError [
-        Io, Gguf, Graph, Unsupported, OutOfMemory, UnknownBackend, Device, Refused, Key, NoState, NoFreeSlot,
+        Io, Changed, Gguf, Graph, Unsupported, OutOfMemory, UnknownBackend, Device, Refused, Key, NoState, NoFreeSlot,
         ContextFull, NotRewindable, TornSlot, StaleGraph, Snapshot, Batch
     ];
     "engine/src/gguf/key.rs": KeyError, |e| e, KeyError [Missing, WrongType];
@@ -212,6 +212,8 @@ fn files(table: &mut Table) {
     let wrong = file.get_u32("general.architecture");
     assert_eq!(wrong.as_ref().unwrap_err().path(), path);
     table.row("WrongType", wrong, "metadata key general.architecture: want ", None);
+    std::fs::OpenOptions::new().append(true).open(&path).unwrap().set_len(0).unwrap();
+    table.row("Changed", file.check_unchanged(), &format!("{name}: has changed while it was used: had "), None);
     let store = WeightStore::new([file]).unwrap();
     table.row("Missing", store.get("bias", [2]), "tensor bias is missing", None);
     let wrong = store.get("norm", [3]);

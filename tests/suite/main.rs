@@ -17,6 +17,7 @@ mod growth;
 mod hybrid;
 mod malformed;
 mod memory;
+mod not_finite;
 mod ops;
 mod pages;
 mod placement;

@@ -154,8 +154,9 @@ pub(crate) fn run(args: &GenerateArgs) -> Outcome<Exit> {
 
     let mut printer = Printer { token_ids: args.token_ids, printed: 0, failure: None };
     let generated = generator.generate(&request, &mut |id, text| printer.token(id, text));
-    let generated = generated.with_context(|| model.name.clone()).map_err(Failure::model)?;
+    let generated = generated.map_err(|e| model.failure(e))?;
     printer.end(&generated.text)?;
+    model.check_unchanged()?;
     if let Some(destination) = &logits_out {
         write_logits(destination, prompt.len(), &generated.prompt_logits).map_err(Failure::output)?;
     }

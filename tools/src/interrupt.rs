@@ -38,9 +38,13 @@ pub(crate) fn install() -> Outcome<()> {
         flag::register_conditional_shutdown(number, exit as i32, Arc::clone(&flags.at_once))
             .and_then(|_| flag::register(number, Arc::clone(&flags.at_once)))
             .and_then(|_| flag::register_usize(number, Arc::clone(&flags.exit), exit as usize))
-            .map_err(|e| Failure::refused(anyhow::Error::new(e).context("cannot watch for signals")))?;
+            .map_err(refused)?;
     }
-    Ok(())
+    signal::explain_bus_errors().map_err(refused)
+}
+
+fn refused(error: std::io::Error) -> Failure {
+    Failure::refused(anyhow::Error::new(error).context("cannot watch for signals"))
 }
 
 /// Somebody who looks for signals, or whom they must not disturb: while there is one, the first signal only sets it, and the

@@ -13,6 +13,7 @@ use models::{LoadOptions, Loaded};
 use crate::args::{ModelArgs, WeightsArg};
 use crate::cache::{self, ModelFiles};
 use crate::exit::{Failure, Outcome};
+use crate::inspect::statistics::first_not_finite;
 use crate::report::Verbosity;
 
 /// Memory that has to be free before a file is copied unasked, in sizes of the file.
@@ -67,6 +68,32 @@ pub(crate) struct Model {
     pub name: String,
     /// The type that most of its tensors have, as the file says.
     pub dtype: String,
+}
+
+impl Model {
+    /// Whether its files are still those that were loaded.
+    ///
+    /// Errors: one of them was written to. Nothing that it computes means anything: the run ends.
+    pub(crate) fn check_unchanged(&self) -> Outcome<()> {
+        let changed = self.loaded.files.iter().try_for_each(Gguf::check_unchanged);
+        changed.map_err(|e| Failure::model(e).ending())
+    }
+}
+
+impl Model {
+    /// The failure of something that the model was to compute. Where the logits are not finite, the first tensor is named that
+    /// is to blame.
+    pub(crate) fn failure(&self, error: models::Error) -> Failure {
+        let is_not_finite = matches!(error, models::Error::NotFinite { .. });
+        let mut files = self.loaded.files.iter().filter(|_| is_not_finite);
+        let to_blame = files.find_map(|file| Some((short_name(file.path()), first_not_finite(file)?)));
+        let mut error = anyhow::Error::new(error);
+        if let Some((file, tensor)) = to_blame {
+            let of_file = if file == self.name { String::new() } else { format!("{file}: ") };
+            error = error.context(format!("{of_file}{tensor}"));
+        }
+        Failure::model(error.context(self.name.clone()))
+    }
 }
 
 impl ModelArgs {

@@ -1,6 +1,9 @@
-//! Questions about signals that the standard library has no safe call for.
+//! What about signals the standard library has no safe call for.
 
 #![allow(unsafe_code, reason = "the system's calls about signals are foreign functions")]
+
+#[cfg(unix)]
+use crate::exit::Exit;
 
 /// Whether the process ignores signal `number`, as it was started.
 #[cfg(unix)]
@@ -19,4 +22,44 @@ pub(crate) fn is_ignored(number: i32) -> bool {
 #[cfg(not(unix))]
 pub(crate) fn is_ignored(_: i32) -> bool {
     false
+}
+
+/// Ends the process with a message and [`Exit::Model`] where a file that is mapped gives no bytes any more: it has been cut
+/// short, or its disk fails. Without this, the process would be killed without a word.
+///
+/// Bytes that are replaced raise no signal: [`engine::mapping::Mapping::check_unchanged`] finds those.
+///
+/// Errors: the system refuses.
+#[cfg(unix)]
+pub(crate) fn explain_bus_errors() -> std::io::Result<()> {
+    use signal_hook::consts::SIGBUS;
+    use signal_hook::low_level;
+
+    let explain = |info: &libc::siginfo_t| {
+        // SAFETY: the system fills in the address for every bus error.
+        let address = unsafe { info.si_addr() }.addr();
+        match engine::mapping::path_at(address) {
+            Some(path) => {
+                for text in
+                    ["error: ", path, ": the file gives no bytes any more: it was cut short while it was used\n"]
+                {
+                    let _ = rustix::io::write(rustix::stdio::stderr(), text.as_bytes());
+                }
+                low_level::exit(Exit::Model as i32);
+            }
+            // Somebody else's: as if nobody had asked. To go back would be to come here again, for ever.
+            None => {
+                let _ = low_level::emulate_default_handler(SIGBUS);
+                low_level::abort();
+            }
+        }
+    };
+    // SAFETY: all that is done is allowed in the middle of anything: atomic loads, write, exit and abort.
+    unsafe { signal_hook_registry::register_sigaction(SIGBUS, explain) }.map(|_| ())
+}
+
+/// Other systems do not let a mapped file shrink.
+#[cfg(not(unix))]
+pub(crate) fn explain_bus_errors() -> std::io::Result<()> {
+    Ok(())
 }

@@ -175,6 +175,16 @@ impl Gguf {
         })
     }
 
+    /// Whether the bytes are still those that were opened.
+    ///
+    /// Errors: as those of [`crate::mapping::Mapping::check_unchanged`].
+    pub fn check_unchanged(&self) -> Result<()> {
+        self.0.parts.iter().try_for_each(|part| match part {
+            Bytes::Mapped(map) => map.check_unchanged(),
+            Bytes::Static(_) | Bytes::Owned(_) => Ok(()),
+        })
+    }
+
     /// The format's version.
     pub fn version(&self) -> u32 {
         self.0.version

@@ -305,6 +305,7 @@ pub(crate) fn run(args: &BenchArgs) -> Outcome<Exit> {
             let backend = devices.get(c.threads)?;
             let measure = || measure_one(args, &model, &facts, c, &backend);
             let row = compared(baseline.as_ref(), Row::timed, |row: &Row| row.settings.test.name(), measure, say)?;
+            model.check_unchanged()?;
             streams::printed(out.row(&row))?;
             if let Some(err) = &mut err {
                 streams::printed(err.row(&row))?;
@@ -454,6 +455,7 @@ fn run_audio(
                     };
                     let backend = devices.get(threads)?;
                     rows.extend(asr::measure(&plan, &model, &facts, &backend, threads.get(), load_ms, say)?);
+                    model.check_unchanged()?;
                 }
             }
         }

@@ -5,7 +5,7 @@ mod graph;
 mod listing;
 mod plan;
 mod source;
-mod statistics;
+pub(crate) mod statistics;
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;

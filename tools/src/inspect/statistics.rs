@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use engine::DType;
+use engine::gguf::Gguf;
 use half::{bf16, f16};
 use kernels::quant::Format;
 
@@ -102,6 +103,15 @@ pub(super) fn of(encoding: Encoding, bytes: &[u8], n: usize, release: impl Fn(Ra
         }
     }
     sums.finish()
+}
+
+/// The first tensor of a file with values that are not finite, and how many those are.
+pub(crate) fn first_not_finite(file: &Gguf) -> Option<String> {
+    file.tensors().find_map(|t| {
+        let n_elements = t.shape.elements();
+        let found = of(Encoding::of(t.dtype), t.bytes, n_elements, |range| file.release(t.name, range)).n_non_finite;
+        (found > 0).then(|| format!("{}: {found} of {n_elements} values are not finite", t.name))
+    })
 }
 
 struct Sums {

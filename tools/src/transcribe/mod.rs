@@ -380,6 +380,7 @@ impl Run<'_> {
             Input::File(path) => Samples::of_file(path, self.say),
             Input::Stdin => Samples::of_stdin(self.say),
         }?;
+        self.model.check_unchanged()?;
         let request = Request {
             language: self.language.as_deref(),
             context: &args.context,
@@ -396,6 +397,7 @@ impl Run<'_> {
             Err(error) => return Err(self.broken_off(input, watcher, error)),
         };
         watcher.finish()?;
+        self.model.check_unchanged()?;
         let facts = Facts {
             file: input.name(),
             architecture: self.model.loaded.arch.name.into(),
@@ -441,7 +443,8 @@ impl Run<'_> {
         let name = input.name();
         if !matches!(error, models::Error::Cancelled) {
             journal.into_iter().for_each(Journal::remove);
-            return Failure::model(anyhow::Error::new(error).context(self.model.name.clone()).context(name));
+            let failure = self.model.failure(error);
+            return Failure { error: failure.error.context(name), ..failure };
         }
         match journal.and_then(Journal::keep) {
             Some(kept) => Failure::interrupted(format_args!(
