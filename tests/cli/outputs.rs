@@ -434,3 +434,53 @@ fn two_processes_never_write_one_output() {
     send("TERM", &first);
     assert_eq!(first.wait().unwrap().code(), Some(143));
 }
+
+/// As on a full disk: no file takes a byte, and the system says why.
+#[cfg(target_os = "linux")]
+#[test]
+fn where_nothing_can_be_written_nothing_is_left() {
+    for writer in WRITERS {
+        let (source, place) = (Place::new(), Place::new());
+        let inputs = writer.inputs(source.0.path());
+        let program = command(writer.arguments(&inputs, place.0.path()));
+        let mut shell = Command::new("sh");
+        shell.args(["-c", "trap '' XFSZ; ulimit -f 0; exec \"$0\" \"$@\""]);
+        shell.arg(program.get_program()).args(program.get_args()).current_dir(std::env::temp_dir());
+        let run: Run = shell.stdin(Stdio::null()).output().unwrap().into();
+        let run = run.expect(1);
+        let error = run.err.lines().find(|line| line.starts_with("error: ")).unwrap();
+        assert!(error.contains(writer.name()) && error.ends_with(": file too large"), "{error}");
+        assert!(![".tympan-", ".part", ".journal"].iter().any(|name| error.contains(name)), "{error}");
+        assert_eq!(place.names(), [""; 0], "{writer:?}");
+    }
+}
+
+#[test]
+fn names_do_not_steer_a_terminal() {
+    let place = Place::new();
+    let name = "red\u{1b}[31m\u{7}.wav";
+    std::fs::write(place.at(name), "no audio").unwrap();
+    let run = tympan(["transcribe".as_ref(), place.at(name).as_os_str()]).expect(3);
+    assert!(run.err.contains("red\\u{1b}[31m\\u{7}.wav"), "{}", run.err);
+    assert!(run.err.chars().all(|c| c == '\n' || !c.is_control()), "{:?}", run.err);
+}
+
+/// A disk that fills up when the work is half done.
+#[cfg(target_os = "linux")]
+#[test]
+fn what_was_finished_before_a_disk_was_full_is_kept() {
+    let long = Long::new();
+    let program = command(&long.arguments);
+    let mut shell = Command::new("sh");
+    // Two blocks of 512 bytes: the header and some segments.
+    shell.args(["-c", "trap '' XFSZ; ulimit -f 2; exec \"$0\" \"$@\""]);
+    shell.arg(program.get_program()).args(program.get_args()).current_dir(std::env::temp_dir());
+    let run: Run = shell.stdin(Stdio::null()).output().unwrap().into();
+    let run = run.expect(1);
+    let journal = long.journal();
+    let want =
+        format!("long.txt: cannot be written: file too large; the finished segments are in {}\n", journal.display());
+    assert!(run.err.ends_with(&want), "{}", run.err);
+    assert!(std::fs::read_to_string(&journal).unwrap().lines().count() > 1);
+    assert_eq!(std::fs::read_to_string(long.place.at("out/yes.txt")).unwrap(), "yes\n");
+}

@@ -9,7 +9,10 @@ use std::io::{PipeReader, Read};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use serde_json::Value;
+
 use crate::run::{clip, command, fixtures};
+use crate::signals::long_recording;
 
 /// Set to run every combination.
 const ALL: &str = "TYMPAN_TEST_ALL";
@@ -186,4 +189,61 @@ fn conditions() -> Vec<(Out, Err, In)> {
     let inputs = [In::Empty, In::Closed];
     let n = outs.len() * errs.len() * inputs.len();
     (0..n).map(|i| (outs[i % outs.len()], errs[i % errs.len()], inputs[i / 20])).collect()
+}
+
+#[test]
+fn text_is_flushed_per_segment_into_a_pipe() {
+    let folder = tempfile::tempdir().unwrap();
+    let long = long_recording(folder.path());
+    let run = |flags: &[&str]| {
+        let mut command = command(["transcribe", "-q", "--segment", "6"]);
+        command.args(flags).arg(&long).stdout(Stdio::piped());
+        command
+    };
+    let document: Value = serde_json::from_slice(&run(&["-f", "json"]).output().unwrap().stdout).unwrap();
+    let n_spoken = document["segments"].as_array().unwrap().iter().filter(|s| s["text"] != "").count();
+    for flags in [&[][..], &["--timestamps", "segment"]] {
+        let mut child = run(flags).spawn().unwrap();
+        let (mut out, mut buffer, mut n_reads) = (child.stdout.take().unwrap(), [0; 1 << 16], 0);
+        while out.read(&mut buffer).unwrap() > 0 {
+            n_reads += 1;
+        }
+        assert!(child.wait().unwrap().success());
+        // A reader that is late finds several at once.
+        assert!(n_reads > n_spoken / 2 && n_reads < 2 * n_spoken, "{n_reads} reads, {n_spoken} segments");
+    }
+}
+
+/// On a terminal, for every segment. `script` is a terminal; without it the test says so.
+#[cfg(target_os = "linux")]
+#[test]
+fn text_appears_as_it_is_decoded_on_a_terminal() {
+    if Command::new("script").arg("--version").output().is_err() {
+        eprintln!("skipped: `script` of util-linux is not installed");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let long = long_recording(folder.path());
+    let program = command(["transcribe", "-q", "--segment", "6"]);
+    let text = String::from_utf8(command(["transcribe", "-q", "--segment", "6"]).arg(&long).output().unwrap().stdout);
+    let text = text.unwrap();
+    let line = format!("{} transcribe -q --segment 6 {}", program.get_program().display(), long.display());
+    let mut terminal = Command::new("script");
+    terminal.args(["-qefc", &line, "/dev/null"]).stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut child = terminal.spawn().unwrap();
+    let mut out = child.stdout.take().unwrap();
+    let (mut shown, mut buffer, mut n_reads) = (Vec::new(), [0; 1 << 16], 0);
+    loop {
+        let n = out.read(&mut buffer).unwrap();
+        if n == 0 {
+            break;
+        }
+        shown.extend_from_slice(&buffer[..n]);
+        n_reads += 1;
+    }
+    assert!(child.wait().unwrap().success());
+    assert_eq!(String::from_utf8(shown).unwrap().replace('\r', ""), text);
+    // Far more often than once a segment, of which there are about eighty.
+    let n_words = text.split_whitespace().count();
+    assert!(n_reads > n_words / 2, "{n_reads} reads, {n_words} words");
 }

@@ -18,7 +18,7 @@ pub(crate) fn print(text: &str) -> Outcome<()> {
 
 /// What became of bytes that something else printed on standard output.
 ///
-/// Errors: as those of [`print`].
+/// Errors: as those of [`print`](fn@print).
 pub(crate) fn printed(result: io::Result<()>) -> Outcome<()> {
     match result {
         Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Err(Failure::reader_gone()),

@@ -47,8 +47,13 @@ impl Journal {
         let mut partial = open(output)?;
         partial.cut(0)?;
         let mut journal = Self { partial, n_segments: 0, synced: Instant::now() };
-        journal.line(&header.json())?;
-        Ok(journal)
+        match journal.line(&header.json()) {
+            Ok(()) => Ok(journal),
+            Err(e) => {
+                journal.remove();
+                Err(e)
+            }
+        }
     }
 
     /// Appends the segments that were finished since the last call.

@@ -361,6 +361,13 @@ fn is_long(inputs: &[(Input, Outputs)]) -> bool {
     inputs.iter().map(bytes).sum::<u64>() >= LONG_INPUT_BYTES
 }
 
+/// A failure to write, and where the segments are that were finished before.
+fn with_kept(failure: Failure, journal: Option<Journal>) -> Failure {
+    let Some(path) = journal.and_then(Journal::keep) else { return failure };
+    let error = anyhow!("{failure}; the finished segments are in {}", path.display());
+    Failure { error, ..failure }
+}
+
 /// What stays the same from input to input.
 struct Run<'a> {
     args: &'a TranscribeArgs,
@@ -437,8 +444,7 @@ impl Run<'_> {
     fn broken_off(&self, input: &Input, mut watcher: Watcher, error: models::Error) -> Failure {
         let journal = watcher.journal.take();
         if let Err(failure) = watcher.break_off() {
-            journal.into_iter().for_each(Journal::remove);
-            return failure;
+            return with_kept(failure, journal);
         }
         let name = input.name();
         if !matches!(error, models::Error::Cancelled) {
@@ -474,10 +480,7 @@ impl Run<'_> {
             journal.into_iter().for_each(Journal::remove);
             return Ok(());
         };
-        let failure = Failure::output(error);
-        let kept = journal.and_then(Journal::keep);
-        let kept = kept.map_or(String::new(), |path| format!("; the finished segments are in {}", path.display()));
-        Err(Failure { error: anyhow!("{failure}{kept}"), ..failure })
+        Err(with_kept(Failure::output(error), journal))
     }
 
     fn summary(&self, transcript: &Transcript, facts: &Facts) {
