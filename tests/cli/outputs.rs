@@ -10,7 +10,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::run::{Run, clip, command, fixtures, tympan};
-use crate::signals::{SIGNALS, long_recording, send};
+use crate::signals::{long_recording, send, signals};
 
 /// What every precious file holds.
 const PRECIOUS: &str = "precious";
@@ -368,7 +368,7 @@ fn a_signal_leaves_finished_files_and_the_journal_of_the_one_at_hand() {
     let whole = tympan(&long.arguments).expect(0);
     assert_eq!(whole.out, "");
     let text = std::fs::read_to_string(long.place.at("out/long.txt")).unwrap();
-    for (i, (signal, code)) in SIGNALS.into_iter().cycle().take(10).enumerate() {
+    for (i, (signal, code)) in signals().into_iter().cycle().take(10).enumerate() {
         let _ = std::fs::remove_file(long.place.at("out/yes.txt"));
         let _ = std::fs::remove_file(long.place.at("out/long.txt"));
         let child = long.start_until(i + 1);

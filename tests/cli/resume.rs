@@ -13,7 +13,7 @@ use tests::rng::Rng;
 
 use crate::run::{Run, command, fixtures, tympan};
 #[cfg(unix)]
-use crate::signals::{SIGNALS, send};
+use crate::signals::{send, signals};
 
 /// Inner widths of the feed-forward networks: most of what has to be written.
 const N_FF: usize = 49_152;
@@ -270,7 +270,7 @@ fn other_sources_and_options_start_over() {
 fn signals_keep_what_is_done() {
     let (source, out) = (checkpoint(), tempfile::tempdir().unwrap());
     let job = Job::convert(&source, &out, "q4_k_m");
-    for (signal, exit) in SIGNALS {
+    for (signal, exit) in signals() {
         loop {
             job.clear();
             let Some(child) = job.start_until(job.n_bytes() / 4) else { continue };
