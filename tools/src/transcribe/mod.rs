@@ -22,7 +22,9 @@ use serde_json::{Value, json};
 
 use crate::args::{Device, DeviceArgs, KvType, ModelArgs};
 use crate::exit::{Exit, Failure, Outcome};
+use crate::interrupt;
 use crate::model::Model;
+use crate::output::Destination;
 use crate::report::{Verbosity, peak_rss_bytes};
 use crate::samples::Samples;
 use crate::streams::print;
@@ -246,6 +248,9 @@ pub(crate) fn run(args: &TranscribeArgs) -> Outcome<Exit> {
     let mut run = Run { args, say, language, device, model, transcriber, load_ms };
     let mut truncated = false;
     for (input, outputs) in &inputs {
+        if interrupt::exit().is_some() {
+            return end(failures, Failure::interrupted(format_args!("interrupted before {}", input.name())));
+        }
         match run.input(input, outputs) {
             Ok(transcript) => truncated |= transcript.truncated(),
             Err(failure) if failure.ends_run => return end(failures, failure),
@@ -403,8 +408,13 @@ impl Run<'_> {
             Ok(transcript) => transcript,
             Err(error) => return Err(self.broken_off(input, watcher, error)),
         };
-        watcher.finish()?;
-        self.model.check_unchanged()?;
+        if let Err(failure) = watcher.finish() {
+            return Err(with_kept(failure, watcher.journal.take()));
+        }
+        if let Err(failure) = self.model.check_unchanged() {
+            watcher.journal.take().into_iter().for_each(Journal::remove);
+            return Err(failure);
+        }
         let facts = Facts {
             file: input.name(),
             architecture: self.model.loaded.arch.name.into(),
@@ -464,8 +474,8 @@ impl Run<'_> {
     /// Writes the transcript in every format, and the dump. The journal is there until they are.
     fn write(&self, outputs: &Outputs, transcript: &Transcript, facts: &Facts, mut watcher: Watcher) -> Outcome<()> {
         let (journal, dumped, is_printed) = (watcher.journal.take(), take(&mut watcher.dumped), watcher.prints());
-        // From here on signals are nobody's but the files'.
-        drop(watcher);
+        // A pipe may wait for its reader for ever.
+        let _undisturbed = outputs.destinations().all(Destination::is_file).then_some(watcher);
         let body = |format| {
             let facts = Facts { timestamps: self.args.has_timestamps(format), ..facts.clone() };
             render(format, transcript, &facts)
