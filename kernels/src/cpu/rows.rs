@@ -86,8 +86,9 @@ macro_rules! rows_for {
             unsafe fn widen(x: &[Self; WIDTH]) -> Vector;
         }
 
-        /// Dot products of plain rows: element i in lane i % `WIDTH`. Memory is asked for what lies `ahead` elements behind the
-        /// rows, unless that is 0.
+        /// Dot products of plain rows: element i in lane i % `WIDTH`. Unless `ahead` is 0, rows lie behind each other, and memory
+        /// is asked for what lies that many elements behind them, in one stream: short rows, each a stream of its own, are
+        /// not foreseen.
         #[inline]
         #[target_feature(enable = $features)]
         fn tile<B: Plain, const R: usize, const M: usize>(
@@ -123,9 +124,10 @@ macro_rules! rows_for {
             let n_lines = k / WIDTH / in_line;
             for line in 0..n_lines {
                 if ahead != 0 {
-                    for w in w {
+                    for of_row in 0..R {
+                        let at = ahead + (line * R + of_row) * in_line * WIDTH;
                         // Into the second cache: the first one has no room for rows that are not yet used.
-                        _mm_prefetch::<_MM_HINT_T1>((&raw const w[line * in_line * WIDTH]).wrapping_add(ahead).cast());
+                        _mm_prefetch::<_MM_HINT_T1>(w[0].as_ptr().wrapping_add(at).cast());
                     }
                 }
                 for v in 0..in_line {

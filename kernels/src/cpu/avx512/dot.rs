@@ -15,7 +15,8 @@ use crate::cpu::product::Product;
 use crate::cpu::tiles::write;
 use crate::quant::{BF16Bytes, BlockQ8_0, F16Bytes, F32Bytes};
 
-/// Calls `$tile::<.., R, M>`, for 4 or 1 rows with 4, 2 or 1 activations, until all results are there.
+/// Calls `$tile::<.., R, M>(rows, columns, i)` for 4 or 1 rows of weights with 4, 2 or 1 rows of activations from number `i` on,
+/// until all results are there.
 macro_rules! tiles {
     ($tile:ident, [$($generic:ident,)?], $p:ident, $out:ident, $row:expr, $x:expr) => {{
         let (row, x) = ($row, $x);
@@ -33,16 +34,16 @@ macro_rules! tiles {
             let out = &mut $out[i * $p.n_rows + $j..];
             i += match $p.m - i {
                 1 => {
-                    write($tile::<$($generic,)? $rows, 1>(w, [$x(i)]), out, $p.n_rows);
+                    write($tile::<$($generic,)? $rows, 1>(w, [$x(i)], i), out, $p.n_rows);
                     1
                 }
                 2 | 3 => {
-                    write($tile::<$($generic,)? $rows, 2>(w, [$x(i), $x(i + 1)]), out, $p.n_rows);
+                    write($tile::<$($generic,)? $rows, 2>(w, [$x(i), $x(i + 1)], i), out, $p.n_rows);
                     2
                 }
                 _ => {
                     let x = [$x(i), $x(i + 1), $x(i + 2), $x(i + 3)];
-                    write($tile::<$($generic,)? $rows, 4>(w, x), out, $p.n_rows);
+                    write($tile::<$($generic,)? $rows, 4>(w, x, i), out, $p.n_rows);
                     4
                 }
             }
@@ -53,14 +54,14 @@ macro_rules! tiles {
 /// Products of a plain format with rows of f32.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
 pub(super) fn product_plain<B: Plain>(p: &Product<'_>, out: &mut [f32], _scratch: &mut [f32]) {
-    tiles!(tile_alone, [B,], p, out, |j| p.blocks(j), |i| p.panel(i));
+    tiles!(tile_plain, [B,], p, out, |j| p.blocks(j), |i| p.panel(i));
 }
 
-/// A tile of plain rows that the processor foresees.
+/// [`tile`], which asks for the rows of the next tile as it comes to these.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-fn tile_alone<B: Plain, const R: usize, const M: usize>(w: [&[B]; R], x: [&[f32]; M]) -> [[f32; M]; R] {
-    tile(w, x, 0)
+fn tile_plain<B: Plain, const R: usize, const M: usize>(w: [&[B]; R], x: [&[f32]; M], i: usize) -> [[f32; M]; R] {
+    tile(w, x, if i == 0 { R * w[0].len() } else { 0 })
 }
 
 /// Products of Q8_0 with few rows of [`BlockQ8`].
@@ -98,7 +99,7 @@ impl Plain for BF16Bytes {
 /// Four rows, one per lane, so that their sums are brought together; with fewer the last one counts.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-fn tile_q8_0<const R: usize, const M: usize>(w: [&[BlockQ8_0]; R], x: [&[BlockQ8]; M]) -> [[f32; M]; R] {
+fn tile_q8_0<const R: usize, const M: usize>(w: [&[BlockQ8_0]; R], x: [&[BlockQ8]; M], i: usize) -> [[f32; M]; R] {
     let n_blocks = x[0].len();
     // One length for all rows lets the compiler drop the checks in the loop.
     let x = x.map(|x| &x[..n_blocks]);
@@ -107,9 +108,11 @@ fn tile_q8_0<const R: usize, const M: usize>(w: [&[BlockQ8_0]; R], x: [&[BlockQ8
     let mut acc = [_mm_setzero_ps(); M];
     for b in (0..n_blocks / 2 * 2).step_by(2) {
         let w = [[&w0[b], &w0[b + 1]], [&w1[b], &w1[b + 1]], [&w2[b], &w2[b + 1]], [&w3[b], &w3[b + 1]]];
-        for &block in w.as_flattened() {
-            // The same place in the rows of the next tile: rows are short, and each is a stream of its own.
-            _mm_prefetch::<_MM_HINT_T0>((&raw const *block).wrapping_add(R * n_blocks).cast());
+        if i == 0 {
+            for &block in w.as_flattened() {
+                // The same place in the rows of the next tile: rows are short, and each is a stream of its own.
+                _mm_prefetch::<_MM_HINT_T0>((&raw const *block).wrapping_add(R * n_blocks).cast());
+            }
         }
         acc = two_blocks_q8_0(w, x.map(|x| [&x[b], &x[b + 1]]), acc);
     }
