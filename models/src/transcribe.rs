@@ -45,6 +45,8 @@ pub struct Request<'a> {
     pub max_tokens: Option<usize>,
     /// Goes on past tokens that end an answer, to the limit: for measuring.
     pub ignore_stop: bool,
+    /// Time of the first sample, in seconds of the clock that segments are given in.
+    pub start_s: f64,
 }
 
 /// The text of a clip.
@@ -264,8 +266,8 @@ impl Transcriber {
             let (token_ids, raw, truncated) = self.segment(&job, timings, observer)?;
             let answer = self.format.parse(&raw, request.language);
             transcript.push(Segment {
-                start_s: seconds(range.start),
-                end_s: seconds(range.end),
+                start_s: request.start_s + seconds(range.start),
+                end_s: request.start_s + seconds(range.end),
                 text: answer.text,
                 language: Some(answer.language).filter(|l| !l.is_empty()),
                 truncated,

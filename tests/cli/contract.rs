@@ -36,7 +36,7 @@ fn json_has_every_field_of_the_contract() {
         "file": "string", "duration": "number", "language": "string", "text": "string",
         "segments": [{"id": "number", "start": "number", "end": "number", "text": "string", "language": "string",
                       "truncated": "boolean", "guard": "null", "token_ids": "null"}],
-        "words": "null", "truncated": "boolean",
+        "words": "null", "truncated": "boolean", "damaged": [], "track": "null",
         "model": {"architecture": "string", "file": "string", "dtype": "string"}, "device": "string", "threads": "number",
         "timings": {"load_ms": "number", "decode_audio_ms": "number", "resample_ms": "number", "mel_ms": "number",
                     "encode_ms": "number", "prefill_ms": "number", "decode_ms": "number", "total_ms": "number",

@@ -9,6 +9,7 @@ mod convert;
 mod exact_text;
 mod generate;
 mod inspect;
+mod lost;
 #[cfg(unix)]
 mod outputs;
 mod quantize;

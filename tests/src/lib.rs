@@ -11,6 +11,7 @@ pub mod compare;
 pub mod draft;
 pub mod faulty;
 pub mod files;
+pub mod mp4;
 pub mod mutate;
 pub mod private;
 pub mod rng;

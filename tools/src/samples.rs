@@ -3,20 +3,71 @@
 use std::path::Path;
 use std::time::Instant;
 
-use models::audio::{AudioError, AudioErrorKind, Decoded, Loss, decode_file, decode_reader, normalize, resample};
+use models::audio::{
+    AudioError, AudioErrorKind, Decoded, Loss, TrackChoice, decode_file, decode_reader, normalize, resample,
+};
 use models::transcribe::RATE_HZ;
 
 use crate::exit::{Failure, Outcome};
 use crate::report::Verbosity;
 
+/// What standard input is called in messages.
+const STDIN: &str = "standard input";
+
+/// From this many seconds on, what was lost of a file shows in the exit code.
+const MAX_LOST_S: f64 = 0.5;
+
 /// Mono samples at [`RATE_HZ`], at least one.
 pub(crate) struct Samples {
     /// The samples.
     pub values: Vec<f32>,
+    /// What the file did not give.
+    pub condition: Condition,
     /// From the file's bytes to samples.
     pub decode_audio_ms: f64,
     /// From the file's rate to ours.
     pub resample_ms: f64,
+}
+
+/// How samples stand to the file that they are of.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Condition {
+    /// When the first sample sounds, in seconds of the file's clock.
+    pub start_s: f64,
+    /// What could not be decoded.
+    pub losses: Vec<Loss>,
+    /// Which track this is, where there was a choice.
+    pub track: Option<TrackChoice>,
+}
+
+impl Condition {
+    /// Whether so much is missing that the run has not succeeded.
+    pub(crate) fn is_incomplete(&self) -> bool {
+        self.lost_s() >= MAX_LOST_S || self.track.as_ref().is_some_and(|track| !track.left_out.is_empty())
+    }
+
+    fn lost_s(&self) -> f64 {
+        self.losses.iter().map(Loss::seconds).sum()
+    }
+
+    /// Says what is missing.
+    fn say(&self, name: &str, say: Verbosity) {
+        if let Some(TrackChoice { index, codec, left_out }) = self.track.as_ref().filter(|t| !t.left_out.is_empty()) {
+            let left_out = left_out.join(", ");
+            say.note(format_args!(
+                "{name}: no decoder for {left_out}: left out; this is audio track {index} ({codec})"
+            ));
+        }
+        let [first, rest @ ..] = &self.losses[..] else { return };
+        let more = if rest.is_empty() { String::new() } else { format!("; {} more places", rest.len()) };
+        say.note(format_args!(
+            "{name}: damaged: {:.2} s lost ({:.2} to {:.2} s: {}{more})",
+            self.lost_s(),
+            first.start_s,
+            first.end_s,
+            first.what
+        ));
+    }
 }
 
 impl Samples {
@@ -32,25 +83,34 @@ impl Samples {
     ///
     /// Errors: as [`Self::of_file`].
     pub(crate) fn of_stdin(say: Verbosity) -> Outcome<Self> {
-        const NAME: &str = "standard input";
         let start = Instant::now();
-        Self::new(NAME, decode_reader(NAME, std::io::stdin().lock()), start, say)
+        Self::new(STDIN, decode_reader(STDIN, std::io::stdin().lock()), start, say)
     }
 
     fn new(name: &str, decoded: Result<Decoded, AudioError>, start: Instant, say: Verbosity) -> Outcome<Self> {
-        let decoded = decoded.map_err(Failure::input)?;
+        let decoded = decoded.map_err(|e| refused(name, e))?;
         if decoded.samples.is_empty() {
             return Err(Failure::input(AudioError { input: name.into(), kind: AudioErrorKind::NoSamples }));
         }
-        if !decoded.loss.is_none() {
-            let Loss { bad_packets, cut_short } = decoded.loss;
-            let end = if cut_short { ", ends before its announced end" } else { "" };
-            say.note(format_args!("{name}: damaged: {bad_packets} packets left out{end}"));
-        }
+        let Decoded { samples, rate_hz, start_s, losses, track, .. } = decoded;
+        let condition = Condition { start_s, losses, track };
+        condition.say(name, say);
         let decode_audio_ms = start.elapsed().as_secs_f64() * 1000.0;
         let start = Instant::now();
-        let mut values = resample(decoded.samples, decoded.rate_hz, RATE_HZ);
+        let mut values = resample(samples, rate_hz, RATE_HZ);
         normalize(&mut values);
-        Ok(Self { values, decode_audio_ms, resample_ms: start.elapsed().as_secs_f64() * 1000.0 })
+        Ok(Self { values, condition, decode_audio_ms, resample_ms: start.elapsed().as_secs_f64() * 1000.0 })
     }
+}
+
+/// The failure of an input, with the command that converts it where another program can.
+fn refused(name: &str, error: AudioError) -> Failure {
+    let hint = error.kind.is_convertible();
+    let failure = Failure::input(error);
+    if !hint {
+        return failure;
+    }
+    let input = if name == STDIN { "-" } else { name };
+    let error = anyhow::anyhow!("{failure}; convert it: ffmpeg -i '{input}' -ac 1 -ar 16000 out.wav");
+    Failure { error, ..failure }
 }

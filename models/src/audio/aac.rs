@@ -1,4 +1,4 @@
-//! What an AAC track's AudioSpecificConfig says about spectral band replication.
+//! What an AAC track's AudioSpecificConfig says about channels and spectral band replication.
 
 /// Audio object types of ISO 14496-3, table 1.17.
 const SBR: u32 = 5;
@@ -39,6 +39,19 @@ pub(super) fn high_efficiency(config: &[u8]) -> Option<&'static str> {
     Some("he-aac")
 }
 
+/// Channels that an AudioSpecificConfig states; none if they are defined elsewhere. Source: ISO 14496-3, table 1.19.
+pub(super) fn n_channels(config: &[u8]) -> Option<usize> {
+    let mut bits = Bits { bytes: config, at: 0 };
+    bits.object_type()?;
+    bits.sampling_frequency()?;
+    match bits.take(4)? {
+        n @ 1..=6 => Some(n as usize),
+        11 => Some(7),
+        7 | 12 | 14 => Some(8),
+        _ => None,
+    }
+}
+
 /// Bits of a byte string, highest first.
 struct Bits<'a> {
     bytes: &'a [u8],
@@ -75,7 +88,7 @@ impl Bits<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::high_efficiency;
+    use super::{high_efficiency, n_channels};
 
     #[test]
     fn plain_aac_is_not_high_efficiency() {
@@ -84,6 +97,15 @@ mod tests {
         assert_eq!(high_efficiency(&[]), None);
         assert_eq!(high_efficiency(&[0x12]), None);
         assert_eq!(high_efficiency(&[0xff; 3]), None);
+    }
+
+    #[test]
+    fn channels_are_those_of_the_table() {
+        assert_eq!(n_channels(&[0x12, 0x10]), Some(2));
+        assert_eq!(n_channels(&[0x11, 0xb0]), Some(6));
+        assert_eq!(n_channels(&[0x11, 0xb8]), Some(8));
+        assert_eq!(n_channels(&[0x11, 0x80]), None);
+        assert_eq!(n_channels(&[]), None);
     }
 
     #[test]

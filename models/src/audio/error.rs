@@ -22,8 +22,13 @@ pub enum AudioErrorKind {
     Empty,
     /// It is a stream of more than [`MAX_INPUT_BYTES`].
     TooManyBytes,
-    /// It is in no format that is read here.
+    /// It is in no format that is known here.
     NotRecognised,
+    /// It is a media file of a kind that is not read here.
+    NotRead {
+        /// Short name of the container.
+        container: &'static str,
+    },
     /// Its container is malformed, or uses a part of the format that is not read here.
     Container {
         /// What is wrong.
@@ -66,13 +71,6 @@ pub enum AudioErrorKind {
         /// The rate.
         rate_hz: u32,
     },
-    /// Its sample rate changes on the way.
-    RateChange {
-        /// The rate at the start.
-        from_hz: u32,
-        /// The rate later.
-        to_hz: u32,
-    },
     /// It has no channels, or more than [`MAX_CHANNELS`].
     Channels {
         /// The number.
@@ -93,6 +91,11 @@ impl AudioErrorKind {
         AudioError { input: input.into(), kind: self }
     }
 
+    /// Whether this is sound that other programs convert to a format that is read here.
+    pub fn is_convertible(&self) -> bool {
+        matches!(self, Self::NotRead { .. } | Self::Codec { .. } | Self::Channels { n_channels: 1.. })
+    }
+
     /// What the system said.
     fn cause(&self) -> Option<&std::io::Error> {
         match self {
@@ -100,6 +103,7 @@ impl AudioErrorKind {
             Self::Empty
             | Self::TooManyBytes
             | Self::NotRecognised
+            | Self::NotRead { .. }
             | Self::Container { .. }
             | Self::NoAudioTrack { .. }
             | Self::Codec { .. }
@@ -107,7 +111,6 @@ impl AudioErrorKind {
             | Self::NoSamples
             | Self::TooLong { .. }
             | Self::SampleRate { .. }
-            | Self::RateChange { .. }
             | Self::Channels { .. }
             | Self::BadSample { .. } => None,
         }
@@ -131,6 +134,7 @@ impl fmt::Display for AudioErrorKind {
             Self::Empty => f.write_str("empty file"),
             Self::TooManyBytes => write!(f, "longer than {} MiB, the limit for a stream", MAX_INPUT_BYTES >> 20),
             Self::NotRecognised => f.write_str("not an audio file in a known format"),
+            Self::NotRead { container } => write!(f, "{container} files are not read"),
             Self::Container { why } => write!(f, "cannot be read: {why}"),
             Self::NoAudioTrack { container, tracks } => {
                 let tracks = if tracks.is_empty() { "none".into() } else { tracks.join(", ") };
@@ -144,9 +148,6 @@ impl fmt::Display for AudioErrorKind {
             Self::TooLong { limit_s } => write!(f, "longer than {limit_s} s, the limit at its sample rate"),
             Self::SampleRate { rate_hz } => {
                 write!(f, "sample rate {rate_hz} Hz, want {MIN_RATE_HZ} to {MAX_RATE_HZ} Hz")
-            }
-            Self::RateChange { from_hz, to_hz } => {
-                write!(f, "the sample rate changes from {from_hz} to {to_hz} Hz")
             }
             Self::Channels { n_channels } => write!(f, "{n_channels} channels, want 1 to {MAX_CHANNELS}"),
             Self::BadSample { at, value } => {

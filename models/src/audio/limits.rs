@@ -17,3 +17,6 @@ pub const MAX_CHANNELS: usize = 64;
 
 /// Largest sample; more would overflow in the resampler.
 pub const MAX_MAGNITUDE: f32 = 1e30;
+
+/// Rate that [`MAX_SAMPLES`] also holds for, and of a clip whose own rate changes on the way: that of speech models.
+pub const REFERENCE_RATE_HZ: u32 = 16_000;

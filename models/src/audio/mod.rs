@@ -2,20 +2,33 @@
 //! ([`MelSpectrogram`]). Long clips are cut by [`split`].
 
 mod aac;
+mod aiff;
+mod au;
+mod caught;
 pub mod decode;
+mod demux;
 pub mod error;
+mod fields;
 mod filterbank;
 pub mod limits;
+mod loss;
 pub mod mel;
+mod mkv;
 mod mp4;
+mod mpeg;
 mod names;
+mod patched;
+mod pcm;
+mod recording;
 pub mod resample;
-mod riff;
 pub mod segment;
 mod sum;
+mod unread;
+mod wav;
 
-pub use decode::{Decoded, Loss, decode_bytes, decode_file, decode_reader};
+pub use decode::{Decoded, decode_bytes, decode_file, decode_reader};
 pub use error::{AudioError, AudioErrorKind};
+pub use loss::{Loss, TrackChoice};
 pub use mel::{Features, MelParams, MelRecipe, MelSpectrogram};
 pub use resample::resample;
 pub use segment::split;

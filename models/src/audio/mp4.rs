@@ -1,6 +1,10 @@
-//! Where the sound of an MP4 track begins: its edit list, which the demuxer reads but does not apply.
+//! What the demuxer does not tell of MP4 and QuickTime files: where the sound of a track begins (edit lists), the order of
+//! bytes in plain samples, and that the samples of a file were cut short.
 
-use std::io::{Read, Result, Seek, SeekFrom};
+use std::io::{Read, Result, Seek};
+
+use super::fields::Fields;
+use super::patched::Patch;
 
 /// Boxes that are looked at, in all.
 const MAX_BOXES: usize = 4096;
@@ -8,32 +12,91 @@ const MAX_BOXES: usize = 4096;
 /// Entries of an edit list that are looked at.
 const MAX_EDITS: u32 = 16;
 
-/// The part before the start of a track, which encoders need and players leave out.
+/// Sample entries of QuickTime whose samples have the highest byte first unless an `enda` atom says otherwise.
+const BIG_ENDIAN: [&[u8; 4]; 4] = [b"in24", b"in32", b"fl32", b"fl64"];
+
+/// What is to know about an MP4 file before it is demuxed.
+#[derive(Default)]
+pub(super) struct Mp4 {
+    /// Tracks with something to know.
+    pub tracks: Vec<Mp4Track>,
+    /// What a demuxer should see instead.
+    pub patches: Vec<Patch>,
+}
+
+impl Mp4 {
+    /// What is known of a track.
+    pub(super) fn track(&self, id: u32) -> Option<&Mp4Track> {
+        self.tracks.iter().find(|track| track.id == id)
+    }
+}
+
+/// A track.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Mp4Track {
+    /// Its number.
+    pub id: u32,
+    /// When its sound begins, in seconds of the file's clock.
+    pub start_s: f64,
+    /// Seconds before the start, which encoders need and players leave out.
+    pub lead: Lead,
+    /// Whether its samples are plain and have the highest byte first, which the demuxer does not notice.
+    pub big_endian: bool,
+}
+
+/// A time in units of a track.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Start {
-    /// The track.
-    pub track: u32,
-    /// Length of the part, in units of the track.
-    pub media_time: u64,
-    /// Units per second.
+pub(super) struct Lead {
+    /// Length, in units.
+    pub units: u64,
+    /// Units per second, at least one.
     pub timescale: u32,
 }
 
-/// The starts of all tracks with an edit list; none if this is not an MP4 file. `len`: bytes of the file.
-///
-/// Source: ISO 14496-12, 8.3.2 (tkhd), 8.4.2 (mdhd), 8.6.6 (elst).
-pub(super) fn starts(src: &mut (impl Read + Seek), len: u64) -> Result<Vec<Start>> {
-    let mut walk = Walk { src, left: MAX_BOXES };
-    let mut starts = Vec::new();
-    if walk.header(0, len)?.is_none_or(|b| &b.kind != b"ftyp") {
-        return Ok(starts);
+impl Lead {
+    /// Frames at this rate.
+    pub(super) fn frames(self, rate_hz: u32) -> u64 {
+        let frames = u128::from(self.units) * u128::from(rate_hz) / u128::from(self.timescale);
+        u64::try_from(frames).unwrap_or(u64::MAX)
     }
-    for moov in walk.children(0, len, b"moov")? {
+
+    /// Length in seconds.
+    pub(super) fn seconds(self) -> f64 {
+        self.units as f64 / f64::from(self.timescale)
+    }
+}
+
+/// Looks at a file of `len` bytes; nothing is known of one that is no MP4 file.
+///
+/// Sources: ISO 14496-12, 8.2.2 (mvhd), 8.3.2 (tkhd), 8.4.2 (mdhd), 8.6.6 (elst); QuickTime File Format, Sound Media.
+pub(super) fn inspect(src: &mut (impl Read + Seek), len: u64) -> Result<Mp4> {
+    let mut walk = Walk { fields: Fields::new(src, len), left: MAX_BOXES };
+    let mut mp4 = Mp4::default();
+    if walk.header(0, len)?.is_none_or(|b| &b.kind != b"ftyp") {
+        return Ok(mp4);
+    }
+    mp4.patches = walk.cut_samples()?;
+    // Fragmented files have any number of boxes outside of the index.
+    walk.left = MAX_BOXES;
+    let indices = walk.children(0, len, b"moov")?;
+    walk.left = MAX_BOXES;
+    for moov in indices {
+        let movie_timescale = match walk.child(moov, b"mvhd")? {
+            Some(mvhd) => walk.after_times(mvhd)?.unwrap_or(0),
+            None => 0,
+        };
         for trak in walk.children(moov.body, moov.end, b"trak")? {
-            starts.extend(walk.start(trak)?);
+            mp4.tracks.extend(walk.track(trak, movie_timescale)?);
         }
     }
-    Ok(starts)
+    Ok(mp4)
+}
+
+/// An edit list: what comes before the sound, and where in the media it begins.
+#[derive(Clone, Copy, Default)]
+struct Edits {
+    empty: u64,
+    media_time: u64,
 }
 
 #[derive(Clone, Copy)]
@@ -44,45 +107,98 @@ struct Mp4Box {
 }
 
 struct Walk<'a, S> {
-    src: &'a mut S,
+    fields: Fields<'a, S>,
     left: usize,
 }
 
 impl<S: Read + Seek> Walk<'_, S> {
-    fn start(&mut self, trak: Mp4Box) -> Result<Option<Start>> {
+    fn track(&mut self, trak: Mp4Box, movie_timescale: u32) -> Result<Option<Mp4Track>> {
         let Some(tkhd) = self.child(trak, b"tkhd")? else { return Ok(None) };
-        let Some(edts) = self.child(trak, b"edts")? else { return Ok(None) };
-        let Some(elst) = self.child(edts, b"elst")? else { return Ok(None) };
         let Some(mdia) = self.child(trak, b"mdia")? else { return Ok(None) };
         let Some(mdhd) = self.child(mdia, b"mdhd")? else { return Ok(None) };
-        let Some(track) = self.after_times(tkhd)? else { return Ok(None) };
-        let Some(timescale) = self.after_times(mdhd)? else { return Ok(None) };
-        let Some(media_time) = self.first_edit(elst)? else { return Ok(None) };
-        Ok((timescale > 0).then_some(Start { track, media_time, timescale }))
+        let Some(id) = self.after_times(tkhd)? else { return Ok(None) };
+        let Some(timescale) = self.after_times(mdhd)?.filter(|&t| t > 0) else { return Ok(None) };
+        let edits = match self.child(trak, b"edts")? {
+            Some(edts) => self.child(edts, b"elst")?,
+            None => None,
+        };
+        let edits = match edits {
+            Some(elst) => self.edits(elst)?,
+            None => Edits::default(),
+        };
+        let start_s = if movie_timescale > 0 { edits.empty as f64 / f64::from(movie_timescale) } else { 0.0 };
+        let lead = Lead { units: edits.media_time, timescale };
+        let big_endian = self.is_big_endian(mdia)?;
+        Ok(Some(Mp4Track { id, start_s, lead, big_endian }))
     }
 
-    /// The field after the version, the flags and the two times: a track's number, a media's timescale.
+    /// The field after the version, the flags and the two times: a track's number, a timescale.
     fn after_times(&mut self, b: Mp4Box) -> Result<Option<u32>> {
         let Some([version, ..]) = self.bytes::<4>(b, 0)? else { return Ok(None) };
         let at = if version == 1 { 20 } else { 12 };
         Ok(self.bytes(b, at)?.map(u32::from_be_bytes))
     }
 
-    /// Media time of the first edit that is not empty.
-    fn first_edit(&mut self, elst: Mp4Box) -> Result<Option<u64>> {
-        let Some([version, _, _, _, count @ ..]) = self.bytes::<8>(elst, 0)? else { return Ok(None) };
+    /// Lengths of the empty edits at the start, and media time of the first edit that is not empty.
+    fn edits(&mut self, elst: Mp4Box) -> Result<Edits> {
+        let mut edits = Edits::default();
+        let Some([version, _, _, _, count @ ..]) = self.bytes::<8>(elst, 0)? else { return Ok(edits) };
         for i in 0..u64::from(u32::from_be_bytes(count).min(MAX_EDITS)) {
-            let time = if version == 1 {
-                self.bytes(elst, 8 + 20 * i + 8)?.map(i64::from_be_bytes)
+            let (length, time) = if version == 1 {
+                let at = 8 + 20 * i;
+                (self.bytes(elst, at)?.map(u64::from_be_bytes), self.bytes(elst, at + 8)?.map(i64::from_be_bytes))
             } else {
-                self.bytes(elst, 8 + 12 * i + 4)?.map(|b| i64::from(i32::from_be_bytes(b)))
+                let at = 8 + 12 * i;
+                let length = self.bytes(elst, at)?.map(|b| u64::from(u32::from_be_bytes(b)));
+                (length, self.bytes(elst, at + 4)?.map(|b| i64::from(i32::from_be_bytes(b))))
             };
-            let Some(time) = time else { return Ok(None) };
-            if let Ok(time) = u64::try_from(time) {
-                return Ok(Some(time));
+            let (Some(length), Some(time)) = (length, time) else { return Ok(Edits::default()) };
+            match u64::try_from(time) {
+                Ok(media_time) => return Ok(Edits { media_time, ..edits }),
+                Err(_) => edits.empty = edits.empty.saturating_add(length),
             }
         }
-        Ok(None)
+        Ok(Edits::default())
+    }
+
+    /// Whether the sound of a media box is plain samples with the highest byte first.
+    fn is_big_endian(&mut self, mdia: Mp4Box) -> Result<bool> {
+        const ENTRIES: u64 = 8;
+        // The fields of a sound sample entry, by its version; version 2 says the order elsewhere.
+        const FIELDS: [u64; 2] = [28, 44];
+        let mut inner = mdia;
+        for kind in [b"minf", b"stbl", b"stsd"] {
+            let Some(child) = self.child(inner, kind)? else { return Ok(false) };
+            inner = child;
+        }
+        let Some(entry) = self.header(inner.body + ENTRIES, inner.end)? else { return Ok(false) };
+        if !BIG_ENDIAN.contains(&&entry.kind) {
+            return Ok(false);
+        }
+        let version = self.bytes(entry, 8)?.map(u16::from_be_bytes);
+        let Some(&fields) = version.and_then(|v| FIELDS.get(usize::from(v))) else { return Ok(false) };
+        let extensions = Mp4Box { body: entry.body + fields, ..entry };
+        let wave = self.child(extensions, b"wave")?.unwrap_or(extensions);
+        let enda = match self.child(wave, b"enda")? {
+            Some(enda) => self.bytes(enda, 0)?.map(u16::from_be_bytes),
+            None => None,
+        };
+        Ok(enda.is_none_or(|little| little == 0))
+    }
+
+    /// Where the samples are longer than the file, they go to its end.
+    fn cut_samples(&mut self) -> Result<Vec<Patch>> {
+        let mut at = 0;
+        while let Some(b) = self.header(at, self.fields.len)? {
+            at = b.end;
+        }
+        let Some([a, b, c, d, kind @ ..]) = self.fields.get::<8>(at)? else { return Ok(Vec::new()) };
+        let long = [a, b, c, d] == [0, 0, 0, 1];
+        if &kind != b"mdat" || self.left == 0 {
+            return Ok(Vec::new());
+        }
+        let bytes = if long { (self.fields.len - at).to_be_bytes().into() } else { vec![0; 4] };
+        Ok(vec![Patch { at: if long { at + 8 } else { at }, bytes }])
     }
 
     fn child(&mut self, parent: Mp4Box, kind: &[u8; 4]) -> Result<Option<Mp4Box>> {
@@ -123,10 +239,7 @@ impl<S: Read + Seek> Walk<'_, S> {
         if b.end.saturating_sub(b.body) < offset + N as u64 {
             return Ok(None);
         }
-        let mut bytes = [0; N];
-        self.src.seek(SeekFrom::Start(b.body + offset))?;
-        self.src.read_exact(&mut bytes)?;
-        Ok(Some(bytes))
+        self.fields.get(b.body + offset)
     }
 }
 
@@ -144,17 +257,19 @@ mod tests {
         let mdia = mp4_box(b"mdia", &mp4_box(b"mdhd", &head(44_100)));
         let edts = mp4_box(b"edts", &mp4_box(b"elst", elst));
         let trak = [mp4_box(b"tkhd", &head(7)), edts, mdia].concat();
-        let moov = mp4_box(b"moov", &mp4_box(b"trak", &trak));
+        let moov = mp4_box(b"moov", &[mp4_box(b"mvhd", &head(500)), mp4_box(b"trak", &trak)].concat());
         [mp4_box(b"ftyp", b"M4A "), mp4_box(b"mdat", &[0; 100]), moov].concat()
     }
 
-    fn found(bytes: &[u8]) -> Vec<Start> {
-        starts(&mut Cursor::new(bytes), bytes.len() as u64).unwrap()
+    /// The start in seconds and the lead of the tracks.
+    fn found(bytes: &[u8]) -> Vec<(u32, f64, u64)> {
+        let tracks = inspect(&mut Cursor::new(bytes), bytes.len() as u64).unwrap().tracks;
+        tracks.iter().map(|t| (t.id, t.start_s, t.lead.units)).collect()
     }
 
     #[test]
     fn the_first_edit_that_is_not_empty_counts() {
-        let want = [Start { track: 7, media_time: 2112, timescale: 44_100 }];
+        let want = [(7, 2.0, 2112)];
         let entry = |time: i32| [&1000u32.to_be_bytes()[..], &time.to_be_bytes(), &0x10000u32.to_be_bytes()].concat();
         let short = [&[0, 0, 0, 0, 0, 0, 0, 2][..], &entry(-1), &entry(2112)].concat();
         assert_eq!(found(&file(&short)), want);
@@ -164,10 +279,24 @@ mod tests {
     }
 
     #[test]
+    fn samples_that_were_cut_go_to_the_end() {
+        let ftyp = mp4_box(b"ftyp", b"M4A ");
+        let patches = |mdat: &[u8]| {
+            let bytes = [&ftyp[..], mdat, b"samples"].concat();
+            inspect(&mut Cursor::new(&bytes), bytes.len() as u64).unwrap().patches
+        };
+        assert_eq!(patches(b"\0\0\x01\0mdat"), [Patch { at: 12, bytes: vec![0; 4] }]);
+        let long = b"\0\0\0\x01mdat\0\0\0\x01\0\0\0\0";
+        assert_eq!(patches(long), [Patch { at: 20, bytes: vec![0, 0, 0, 0, 0, 0, 0, 23] }]);
+        assert_eq!(patches(b"\0\0\0\x0fmdat"), []);
+        assert_eq!(patches(b"\0\0\x01\0moov"), []);
+    }
+
+    #[test]
     fn files_without_edits_start_at_the_start() {
         assert_eq!(found(b""), []);
         assert_eq!(found(b"RIFF\0\0\0\0WAVE"), []);
-        assert_eq!(found(&file(&[0; 8])), []);
-        assert_eq!(found(&file(&[0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff])), []);
+        assert_eq!(found(&file(&[0; 8])), [(7, 0.0, 0)]);
+        assert_eq!(found(&file(&[0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff])), [(7, 0.0, 0)]);
     }
 }

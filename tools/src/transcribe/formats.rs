@@ -1,8 +1,11 @@
 //! Writing a transcript as text, JSON or subtitles.
 
 use clap::ValueEnum;
+use models::audio::{Loss, TrackChoice};
 use models::transcribe::{Segment, Transcript};
 use serde_json::{Map, Number, Value, json};
+
+use crate::samples::Condition;
 
 /// An output format.
 #[derive(ValueEnum, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -67,6 +70,8 @@ pub(super) struct Facts {
     pub device: String,
     /// Threads that computed.
     pub threads: usize,
+    /// How the samples stand to the file.
+    pub condition: Condition,
     /// Whether generated ids are shown.
     pub token_ids: bool,
     /// Whether segments carry times.
@@ -155,12 +160,14 @@ fn json(transcript: &Transcript, facts: &Facts) -> Value {
     let rtf = facts.total_ms / 1000.0 / transcript.duration_s;
     json!({
         "file": facts.file,
-        "duration": rounded(transcript.duration_s),
+        "duration": rounded(facts.condition.start_s + transcript.duration_s),
         "language": transcript.language,
         "text": transcript.text,
         "segments": segments,
         "words": null,
         "truncated": transcript.truncated(),
+        "damaged": facts.condition.losses.iter().map(damaged).collect::<Vec<_>>(),
+        "track": facts.condition.track.as_ref().map(track),
         "model": {"architecture": facts.architecture, "file": facts.model_file, "dtype": facts.dtype},
         "device": facts.device,
         "threads": facts.threads,
@@ -180,6 +187,14 @@ fn json(transcript: &Transcript, facts: &Facts) -> Value {
             "peak_rss_bytes": facts.peak_rss_bytes,
         },
     })
+}
+
+fn damaged(loss: &Loss) -> Value {
+    json!({"start": rounded(loss.start_s), "end": rounded(loss.end_s), "what": loss.what})
+}
+
+fn track(track: &TrackChoice) -> Value {
+    json!({"index": track.index, "codec": track.codec, "left_out": track.left_out})
 }
 
 /// A number with three decimals.
@@ -218,6 +233,7 @@ mod tests {
             dtype: "F32".into(),
             device: "cpu".into(),
             threads: 2,
+            condition: Condition::default(),
             token_ids: false,
             timestamps: true,
             load_ms: 1.0,

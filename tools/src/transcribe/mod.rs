@@ -47,7 +47,7 @@ const LONG_INPUT_BYTES: u64 = 20 << 20;
 Examples:
   tympan transcribe talk.mp3
   tympan transcribe -m Qwen3-ASR-0.6B-Q8_0.gguf --language German -f srt,json -o out interviews/
-  ffmpeg -i film.mkv -f wav - | tympan transcribe -m MODEL.gguf -
+  ffmpeg -i film.mkv -ac 1 -ar 16000 -f wav - | tympan transcribe -m MODEL.gguf -
 
 Exit codes: 0 done, 1 some of several inputs failed or an output cannot be written, 2 usage, 3 an input cannot be read, \
 4 model, 5 memory, 6 a text was cut at the token limit, 129, 130, 143 ended by HUP, INT, TERM.")]
@@ -246,18 +246,20 @@ pub(crate) fn run(args: &TranscribeArgs) -> Outcome<Exit> {
 
     let n_inputs = inputs.len() + failures.len();
     let mut run = Run { args, say, language, device, model, transcriber, load_ms };
-    let mut truncated = false;
+    let mut exit = Exit::Done;
     for (input, outputs) in &inputs {
         if interrupt::exit().is_some() {
             return end(failures, Failure::interrupted(format_args!("interrupted before {}", input.name())));
         }
         match run.input(input, outputs) {
-            Ok(transcript) => truncated |= transcript.truncated(),
+            Ok(Exit::Done) => {}
+            // Lost sound weighs more than a text that was cut.
+            Ok(one) => exit = if exit == Exit::SomeFailed { exit } else { one },
             Err(failure) if failure.ends_run => return end(failures, failure),
             Err(failure) => failures.push(failure),
         }
     }
-    finish(failures, n_inputs, truncated)
+    finish(failures, n_inputs, exit)
 }
 
 /// The end of a run that cannot go on, or is not wanted any more.
@@ -266,10 +268,10 @@ fn end(failures: Vec<Failure>, last: Failure) -> Outcome<Exit> {
     Err(last)
 }
 
-/// The exit code of the whole run; every failure but a last one that is returned is said here.
-fn finish(mut failures: Vec<Failure>, n_inputs: usize, truncated: bool) -> Outcome<Exit> {
+/// The exit code of the whole run, `exit` if no input failed; every failure but a last one that is returned is said here.
+fn finish(mut failures: Vec<Failure>, n_inputs: usize, exit: Exit) -> Outcome<Exit> {
     let exits: Vec<Exit> = failures.iter().map(|failure| failure.exit).collect();
-    let Some(last) = failures.pop() else { return Ok(if truncated { Exit::Truncated } else { Exit::Done }) };
+    let Some(last) = failures.pop() else { return Ok(exit) };
     failures.iter().for_each(Failure::say);
     Err(Failure { exit: Exit::of_several(&exits, n_inputs), ..last })
 }
@@ -385,7 +387,8 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    fn input(&mut self, input: &Input, outputs: &Outputs) -> Outcome<Transcript> {
+    /// Transcribes an input. The exit code says whether something of it is missing.
+    fn input(&mut self, input: &Input, outputs: &Outputs) -> Outcome<Exit> {
         let args = self.args;
         let start = Instant::now();
         let samples = match input {
@@ -399,6 +402,7 @@ impl Run<'_> {
             segment_s: args.segment,
             max_tokens: args.max_tokens.map(|n| usize::try_from(n).unwrap_or(usize::MAX)),
             ignore_stop: false,
+            start_s: samples.condition.start_s,
         };
         let stream = (args.output.is_none() && args.format == [Format::Text])
             .then(|| TextStream::new(args.has_timestamps(Format::Text)));
@@ -422,6 +426,7 @@ impl Run<'_> {
             dtype: self.model.dtype.clone(),
             device: self.device.backend.name().into(),
             threads: self.device.threads,
+            condition: samples.condition,
             token_ids: args.token_ids,
             timestamps: false,
             load_ms: self.load_ms,
@@ -435,7 +440,11 @@ impl Run<'_> {
         if transcript.truncated() {
             self.say.note(format_args!("{}: text cut at the token limit (--max-tokens)", input.name()));
         }
-        Ok(transcript)
+        Ok(match transcript.truncated() {
+            _ if facts.condition.is_incomplete() => Exit::SomeFailed,
+            true => Exit::Truncated,
+            false => Exit::Done,
+        })
     }
 
     /// Begins the journal of an input whose transcript will be `output`.

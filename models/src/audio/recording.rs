@@ -1,0 +1,266 @@
+//! [`Recording`]: what was decoded so far, mixed down, with what was lost on the way.
+
+use symphonia::core::audio::GenericAudioBufferRef;
+
+use super::decode::Decoded;
+use super::error::AudioErrorKind;
+use super::limits::{MAX_CHANNELS, MAX_MAGNITUDE, MAX_RATE_HZ, MAX_SAMPLES, MIN_RATE_HZ, REFERENCE_RATE_HZ};
+use super::loss::{self, Loss, TrackChoice};
+use super::resample::resample;
+
+/// Less than this at the end of a file, in seconds, is how encoders and containers count, not a loss.
+const END_TOLERANCE_S: f64 = 0.1;
+
+/// Said of a file that ends before the end that it announces.
+pub(super) const ENDS_EARLY: &str = "the file ends early";
+
+/// Mono samples with the losses among them.
+#[derive(Default)]
+pub(super) struct Recording {
+    /// Stretches of another rate before this one.
+    finished: Vec<(u32, Vec<f32>)>,
+    /// Samples of the present rate.
+    samples: Vec<f32>,
+    rate_hz: u32,
+    /// Seconds of `finished`.
+    finished_s: f64,
+    /// Frames decoded, kept or not.
+    n_frames: u64,
+    /// Frames at hand that are still to be left out.
+    n_skip: u64,
+    /// When the sound starts, in seconds of the file's clock.
+    start_s: f64,
+    losses: Vec<Loss>,
+    n_packets: usize,
+    n_bad: usize,
+    first_reason: Option<String>,
+    planes: Vec<Vec<f32>>,
+}
+
+impl Recording {
+    /// A recording that starts at this time.
+    pub(super) fn starting_at(start_s: f64) -> Self {
+        Self { start_s, ..Self::default() }
+    }
+
+    /// Moves the start, before the first sample.
+    pub(super) fn start_at(&mut self, start_s: f64) {
+        self.start_s = start_s;
+    }
+
+    /// Leaves out the next `n` frames, which an encoder put there.
+    pub(super) fn skip(&mut self, n: u64) {
+        self.n_skip = n;
+    }
+
+    /// Takes back the last `n` frames, which an encoder put there.
+    pub(super) fn take_back(&mut self, n: usize) {
+        self.samples.truncate(self.samples.len().saturating_sub(n));
+    }
+
+    /// Frames decoded so far, kept or not.
+    pub(super) fn n_frames(&self) -> u64 {
+        self.n_frames
+    }
+
+    /// Where the next sample belongs, in seconds of the file's clock.
+    pub(super) fn position_s(&self) -> f64 {
+        let here = if self.rate_hz == 0 { 0.0 } else { self.samples.len() as f64 / f64::from(self.rate_hz) };
+        self.start_s + self.finished_s + here
+    }
+
+    /// Appends the mean over the channels of a packet.
+    ///
+    /// Errors: a rate, a number of channels or a sample that is not accepted; too many samples.
+    pub(super) fn packet(&mut self, buffer: &GenericAudioBufferRef<'_>) -> Result<(), AudioErrorKind> {
+        self.n_packets += 1;
+        if buffer.frames() == 0 {
+            return Ok(());
+        }
+        check_channels(buffer.num_planes())?;
+        let mut planes = std::mem::take(&mut self.planes);
+        buffer.copy_to_vecs_planar(&mut planes);
+        for (i, &value) in planes.iter().flat_map(|plane| plane.iter().enumerate()) {
+            self.check_sample(i, value)?;
+        }
+        let n_channels = planes.len() as f64;
+        let mean = |i: usize| (planes.iter().map(|plane| f64::from(plane[i])).sum::<f64>() / n_channels) as f32;
+        self.extend(buffer.spec().rate(), buffer.frames(), mean)?;
+        self.planes = planes;
+        Ok(())
+    }
+
+    /// Appends the mean over the channels of whole frames.
+    ///
+    /// Errors: as [`Self::packet`].
+    pub(super) fn interleaved(&mut self, rate_hz: u32, n_channels: usize, x: &[f32]) -> Result<(), AudioErrorKind> {
+        self.n_packets += 1;
+        for (i, &value) in x.iter().enumerate() {
+            self.check_sample(i / n_channels, value)?;
+        }
+        let frame = |i: usize| &x[i * n_channels..(i + 1) * n_channels];
+        let mean = |i: usize| (frame(i).iter().map(|&v| f64::from(v)).sum::<f64>() / n_channels as f64) as f32;
+        self.extend(rate_hz, x.len() / n_channels, mean)
+    }
+
+    /// A packet of `n` frames that cannot be decoded: silence.
+    ///
+    /// Errors: too many samples.
+    pub(super) fn bad_packet(&mut self, rate_hz: u32, n: usize, why: &str) -> Result<(), AudioErrorKind> {
+        self.n_packets += 1;
+        self.n_bad += 1;
+        self.hole(rate_hz, n, why)
+    }
+
+    /// `n` frames in which nothing sounds.
+    ///
+    /// Errors: too many samples.
+    pub(super) fn pause(&mut self, rate_hz: u32, n: usize) -> Result<(), AudioErrorKind> {
+        if rate_hz == 0 { Ok(()) } else { self.extend(rate_hz, n, |_| 0.0) }
+    }
+
+    /// What to say if nothing can be decoded.
+    pub(super) fn note(&mut self, why: &str) {
+        self.first_reason.get_or_insert_with(|| why.into());
+    }
+
+    /// `n` frames that are not in the file: silence.
+    ///
+    /// Errors: too many samples.
+    pub(super) fn hole(&mut self, rate_hz: u32, n: usize, why: &str) -> Result<(), AudioErrorKind> {
+        self.note(why);
+        if n == 0 || rate_hz == 0 {
+            return Ok(());
+        }
+        let start_s = self.position_s();
+        self.extend(rate_hz, n, |_| 0.0)?;
+        let end_s = self.position_s();
+        if end_s > start_s {
+            loss::add(&mut self.losses, start_s, end_s, why);
+        }
+        Ok(())
+    }
+
+    /// From here on to `end_s` there is nothing, at the end of the file.
+    pub(super) fn lost(&mut self, end_s: f64, what: &str) {
+        self.note(what);
+        let start_s = self.position_s();
+        loss::add(&mut self.losses, start_s, end_s, what);
+    }
+
+    /// The end was announced for this time, give or take `packet_s` seconds; what is missing is a loss.
+    pub(super) fn announced_end(&mut self, end_s: f64, packet_s: f64) {
+        if end_s - self.position_s() > END_TOLERANCE_S.max(packet_s) {
+            self.lost(end_s, ENDS_EARLY);
+        }
+    }
+
+    /// The clip.
+    ///
+    /// Errors: more packets were bad than good, or there are no samples.
+    pub(super) fn finish(
+        mut self,
+        container: &'static str,
+        codec: &'static str,
+        track: Option<TrackChoice>,
+    ) -> Result<Decoded, AudioErrorKind> {
+        if self.n_bad > self.n_packets / 2 {
+            let why = self.first_reason.unwrap_or_default();
+            return Err(AudioErrorKind::Damaged { bad: self.n_bad, of: self.n_packets, why });
+        }
+        self.finish_stretch();
+        if self.finished.is_empty() {
+            return Err(match self.first_reason {
+                Some(why) => AudioErrorKind::Container { why },
+                None => AudioErrorKind::NoSamples,
+            });
+        }
+        let (rate_hz, samples) = joined(self.finished);
+        Ok(Decoded { samples, rate_hz, start_s: self.start_s, container, codec, losses: self.losses, track })
+    }
+
+    fn check_sample(&self, i: usize, value: f32) -> Result<(), AudioErrorKind> {
+        if value.is_nan() || value.abs() > MAX_MAGNITUDE {
+            return Err(AudioErrorKind::BadSample { at: self.n_frames + i as u64, value });
+        }
+        Ok(())
+    }
+
+    fn extend(&mut self, rate_hz: u32, n: usize, sample: impl Fn(usize) -> f32) -> Result<(), AudioErrorKind> {
+        if rate_hz != self.rate_hz {
+            check_rate(rate_hz)?;
+            self.finish_stretch();
+            self.rate_hz = rate_hz;
+        }
+        let skip = self.n_skip.min(n as u64) as usize;
+        self.n_skip -= skip as u64;
+        self.n_frames += n as u64;
+        let limit = MAX_SAMPLES as u64 * u64::from(rate_hz.min(REFERENCE_RATE_HZ)) / u64::from(REFERENCE_RATE_HZ);
+        let earlier = self.finished_s * f64::from(rate_hz);
+        let n_after = (self.samples.len() + n - skip) as u64 + earlier as u64;
+        if n_after > limit || self.samples.try_reserve(n - skip).is_err() {
+            return Err(AudioErrorKind::TooLong { limit_s: limit / u64::from(rate_hz) });
+        }
+        self.samples.extend((skip..n).map(sample));
+        Ok(())
+    }
+
+    fn finish_stretch(&mut self) {
+        if !self.samples.is_empty() {
+            let samples = std::mem::take(&mut self.samples);
+            self.finished_s += samples.len() as f64 / f64::from(self.rate_hz);
+            self.finished.push((self.rate_hz, samples));
+        }
+    }
+}
+
+/// Stretches as one; at [`REFERENCE_RATE_HZ`] where their rates differ.
+fn joined(mut stretches: Vec<(u32, Vec<f32>)>) -> (u32, Vec<f32>) {
+    if let [_] = stretches[..]
+        && let Some((rate_hz, samples)) = stretches.pop()
+    {
+        return (rate_hz, samples);
+    }
+    let at_reference = stretches.into_iter().flat_map(|(rate_hz, x)| resample(x, rate_hz, REFERENCE_RATE_HZ));
+    (REFERENCE_RATE_HZ, at_reference.collect())
+}
+
+/// Refuses rates that are not read.
+pub(super) fn check_rate(rate_hz: u32) -> Result<(), AudioErrorKind> {
+    if (MIN_RATE_HZ..=MAX_RATE_HZ).contains(&rate_hz) { Ok(()) } else { Err(AudioErrorKind::SampleRate { rate_hz }) }
+}
+
+/// Refuses numbers of channels that are not read.
+pub(super) fn check_channels(n_channels: usize) -> Result<(), AudioErrorKind> {
+    if (1..=MAX_CHANNELS).contains(&n_channels) { Ok(()) } else { Err(AudioErrorKind::Channels { n_channels }) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn holes_are_silence_and_losses() {
+        let mut recording = Recording::starting_at(1.0);
+        recording.interleaved(8000, 2, &[0.5, 0.25].repeat(800)).unwrap();
+        recording.bad_packet(8000, 400, "broken").unwrap();
+        recording.hole(8000, 400, "broken").unwrap();
+        recording.interleaved(8000, 1, &[1.0; 800]).unwrap();
+        recording.announced_end(2.0, 0.0);
+        let clip = recording.finish("x", "y", None).unwrap();
+        let want: Vec<f32> = [[0.375; 800], [0.0; 800], [1.0; 800]].concat();
+        assert_eq!((clip.samples, clip.rate_hz, clip.start_s), (want, 8000, 1.0));
+        let spans: Vec<_> = clip.losses.iter().map(|l| (l.start_s, l.end_s, l.what.as_str())).collect();
+        assert_eq!(spans, [(1.1, 1.2, "broken"), (1.3, 2.0, ENDS_EARLY)]);
+    }
+
+    #[test]
+    fn stretches_of_other_rates_keep_their_length() {
+        let mut recording = Recording::default();
+        recording.interleaved(8000, 1, &[0.0; 4000]).unwrap();
+        recording.interleaved(48_000, 1, &[0.0; 24_000]).unwrap();
+        assert_eq!(recording.position_s(), 1.0);
+        let clip = recording.finish("x", "y", None).unwrap();
+        assert_eq!((clip.samples.len(), clip.rate_hz), (16_000, 16_000));
+    }
+}

@@ -1,0 +1,282 @@
+//! Plain samples behind the headers that programs write: WAV and its relatives, AIFF, AU, QuickTime.
+
+use models::audio::{Decoded, decode_bytes};
+
+use crate::audio::{fixture, wav};
+
+/// Frames of every file made here, and their rate.
+const N_FRAMES: usize = 4000;
+const RATE_HZ: u32 = 8000;
+
+/// A ramp of 16-bit values, all of them different.
+fn ramp() -> Vec<i16> {
+    (0..N_FRAMES as i16).map(|i| i * 8 - 16_000).collect()
+}
+
+/// The ramp as every reader must give it.
+fn want() -> Vec<f32> {
+    ramp().iter().map(|&x| f32::from(x) / 32768.0).collect()
+}
+
+/// The ramp in `width` bytes, as often as there are channels.
+fn data(width: usize, big_endian: bool, n_channels: usize) -> Vec<u8> {
+    let sample = |x: i16| {
+        let mut bytes = vec![0; width - 2];
+        bytes.extend(x.to_le_bytes());
+        if big_endian {
+            bytes.reverse();
+        }
+        bytes.repeat(n_channels)
+    };
+    ramp().into_iter().flat_map(sample).collect()
+}
+
+fn read(what: &str, file: &[u8]) -> Decoded {
+    let clip = decode_bytes(what, file).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(clip.rate_hz, RATE_HZ, "{what}");
+    clip
+}
+
+fn is_whole(what: &str, file: &[u8], codec: &str) {
+    let clip = read(what, file);
+    assert_eq!(clip.codec, codec, "{what}");
+    assert!(clip.samples == want(), "{what}");
+    assert_eq!(clip.losses, [], "{what}");
+}
+
+/// The fields of a PCM format chunk.
+fn format(tag: u16, n_channels: u16, bits: u16) -> Vec<u8> {
+    let block = n_channels * bits.div_ceil(8);
+    let mut fmt = [tag.to_le_bytes(), n_channels.to_le_bytes()].concat();
+    fmt.extend(RATE_HZ.to_le_bytes());
+    fmt.extend((RATE_HZ * u32::from(block)).to_le_bytes());
+    fmt.extend(block.to_le_bytes());
+    fmt.extend(bits.to_le_bytes());
+    fmt
+}
+
+fn chunk(tag: &[u8; 4], size: u32, body: &[u8]) -> Vec<u8> {
+    [&tag[..], &size.to_le_bytes(), body].concat()
+}
+
+fn riff(outer: &[u8; 4], chunks: &[Vec<u8>]) -> Vec<u8> {
+    let body = chunks.concat();
+    [&outer[..], &(body.len() as u32 + 4).to_le_bytes(), b"WAVE", &body].concat()
+}
+
+fn sized(tag: &[u8; 4], body: &[u8]) -> Vec<u8> {
+    chunk(tag, body.len() as u32, body)
+}
+
+#[test]
+fn format_chunks_of_any_length_are_read() {
+    for n in [0, 2, 4, 8, 12, 24, 40] {
+        let fmt = [format(1, 1, 16), vec![0; n]].concat();
+        let file = riff(b"RIFF", &[sized(b"JUNK", &[1; 10]), sized(b"fmt ", &fmt), sized(b"data", &data(2, false, 1))]);
+        is_whole(&format!("format chunk of {} bytes", 16 + n), &file, "pcm_s16le");
+    }
+}
+
+#[test]
+fn samples_of_odd_widths_fill_their_bytes_from_the_top() {
+    for (bits, width) in [(12, 2), (14, 2), (20, 3), (24, 3), (32, 4)] {
+        let file = wav_of(bits, width, 1);
+        let clip = read("odd width", &file);
+        assert!(clip.samples == want(), "{bits} bits");
+    }
+    // 20 and 24 bits in four bytes, as the block length says.
+    for bits in [20, 24] {
+        let mut fmt = format(1, 1, bits);
+        fmt[12..14].copy_from_slice(&4u16.to_le_bytes());
+        let file = riff(b"RIFF", &[sized(b"fmt ", &fmt), sized(b"data", &data(4, false, 1))]);
+        is_whole("four bytes", &file, "pcm_s32le");
+    }
+}
+
+fn wav_of(bits: u16, width: usize, n_channels: u16) -> Vec<u8> {
+    let data = data(width, false, n_channels.into());
+    riff(b"RIFF", &[sized(b"fmt ", &format(1, n_channels, bits)), sized(b"data", &data)])
+}
+
+#[test]
+fn any_number_of_channels_is_mixed() {
+    for n_channels in [1, 2, 3, 7, 18, 19, 32, 50, 64] {
+        is_whole("plain", &wav_of(16, 2, n_channels), "pcm_s16le");
+        // Extensible, with masks that name none, one and all channels.
+        for mask in [0u32, 4, u32::MAX] {
+            let mut fmt = format(0xfffe, n_channels, 16);
+            fmt.extend(22u16.to_le_bytes());
+            fmt.extend(16u16.to_le_bytes());
+            fmt.extend(mask.to_le_bytes());
+            fmt.extend(b"\x01\0\0\0\0\0\x10\0\x80\0\0\xaa\0\x38\x9b\x71");
+            let file = riff(b"RIFF", &[sized(b"fmt ", &fmt), sized(b"data", &data(2, false, n_channels.into()))]);
+            is_whole("extensible", &file, "pcm_s16le");
+        }
+    }
+    let error = decode_bytes("clip", &wav_of(16, 2, 65)).unwrap_err().to_string();
+    assert_eq!(error, "clip: 65 channels, want 1 to 64");
+}
+
+#[test]
+fn announced_lengths_of_streams_are_no_loss() {
+    let data = data(2, false, 1);
+    for size in [0, 0x7fff_f000, 0x7fff_ffff - 36, 0x8000_0000, 0x8000_0024, 0xffff_fffe, 0xffff_ffdb, u32::MAX] {
+        let file = riff(b"RIFF", &[sized(b"fmt ", &format(1, 1, 16)), chunk(b"data", size, &data)]);
+        is_whole(&format!("{size:#x}"), &file, "pcm_s16le");
+    }
+    // What is announced and is not a placeholder is missing.
+    let file = riff(b"RIFF", &[sized(b"fmt ", &format(1, 1, 16)), chunk(b"data", 2 * data.len() as u32, &data)]);
+    let clip = read("cut", &file);
+    let [loss] = &clip.losses[..] else { panic!("{:?}", clip.losses) };
+    assert_eq!((loss.start_s, loss.end_s, loss.what.as_str()), (0.5, 1.0, "the file ends early"));
+}
+
+#[test]
+fn relatives_of_wav_are_read() {
+    let data = data(2, false, 1);
+    for outer in [b"RF64", b"BW64"] {
+        for long in [data.len() as u64, u64::MAX, 0] {
+            let ds64 = [0u64.to_le_bytes(), long.to_le_bytes(), [0; 8], [0; 8]].concat();
+            let rest = [sized(b"fmt ", &format(1, 1, 16)), chunk(b"data", u32::MAX, &data)];
+            let file = riff(outer, &[&[sized(b"ds64", &ds64[..28])][..], &rest].concat());
+            is_whole(&format!("{} {long}", outer.escape_ascii()), &file, "pcm_s16le");
+        }
+    }
+    // A chunk behind the samples is none of them.
+    let ds64 = [0u64.to_le_bytes(), (data.len() as u64).to_le_bytes(), [0; 8]].concat();
+    let tail = sized(b"LIST", b"INFOISFT\x04\0\0\0test");
+    let parts = [sized(b"ds64", &ds64), sized(b"fmt ", &format(1, 1, 16)), chunk(b"data", u32::MAX, &data), tail];
+    is_whole("RF64 with a tail", &riff(b"RF64", &parts), "pcm_s16le");
+
+    let w64 = |tag: &[u8; 4], guid: &[u8; 12], body: &[u8]| {
+        let mut bytes = [&tag[..], guid, &(body.len() as u64 + 24).to_le_bytes(), body].concat();
+        bytes.resize(bytes.len().next_multiple_of(8), 0);
+        bytes
+    };
+    let chunk_guid = b"\xf3\xac\xd3\x11\x8c\xd1\0\xc0\x4f\x8e\xdb\x8a";
+    let mut body = [&b"wave"[..], chunk_guid].concat();
+    body.extend(w64(b"junk", chunk_guid, &[7; 13]));
+    body.extend(w64(b"fmt ", chunk_guid, &format(1, 1, 16)));
+    body.extend(w64(b"data", chunk_guid, &data));
+    is_whole("Wave64", &w64(b"riff", b"\x2e\x91\xcf\x11\xa5\xd6\x28\xdb\x04\xc1\0\0", &body), "pcm_s16le");
+}
+
+#[test]
+fn rifx_is_riff_with_the_highest_byte_first() {
+    for (bits, width, codec) in [(16, 2, "pcm_s16be"), (24, 3, "pcm_s24be"), (32, 4, "pcm_s32be")] {
+        let data = data(width, true, 2);
+        let block = 2 * width as u16;
+        let mut file = [b"RIFX", &(data.len() as u32 + 36).to_be_bytes()[..], b"WAVEfmt "].concat();
+        file.extend(16u32.to_be_bytes());
+        file.extend([1u16.to_be_bytes(), 2u16.to_be_bytes()].concat());
+        file.extend([RATE_HZ.to_be_bytes(), (RATE_HZ * u32::from(block)).to_be_bytes()].concat());
+        file.extend([block.to_be_bytes(), u16::to_be_bytes(bits)].concat());
+        file.extend(b"data");
+        file.extend((data.len() as u32).to_be_bytes());
+        file.extend(data);
+        is_whole(codec, &file, codec);
+    }
+}
+
+/// An AIFF-C file with these lengths; `kind` names the samples.
+fn aiff(kind: &[u8; 4], bits: u16, data: &[u8], [form, frames, sound]: [u32; 3]) -> Vec<u8> {
+    let mut common = 1u16.to_be_bytes().to_vec();
+    common.extend(frames.to_be_bytes());
+    common.extend(bits.to_be_bytes());
+    common.extend(b"\x40\x0b\xfa\0\0\0\0\0\0\0");
+    common.extend(kind);
+    common.extend([0, 0]);
+    let mut file = [b"FORM", &form.to_be_bytes()[..], b"AIFC"].concat();
+    for (tag, size, body) in
+        [(b"COMM", common.len() as u32, &common[..]), (b"SSND", sound, &[&[0; 8][..], data].concat())]
+    {
+        file.extend(tag);
+        file.extend(size.to_be_bytes());
+        file.extend(body);
+    }
+    file
+}
+
+#[test]
+fn aiff_files_with_wrong_lengths_are_read() {
+    let big = data(2, true, 1);
+    let (n, bytes) = (N_FRAMES as u32, big.len() as u32 + 8);
+    for lengths in
+        [[bytes + 42, n, bytes], [0, n, bytes], [bytes + 4242, n, bytes], [9, n, bytes + 4000], [u32::MAX, 0, u32::MAX]]
+    {
+        is_whole(&format!("{lengths:?}"), &aiff(b"NONE", 16, &big, lengths), "pcm_s16be");
+    }
+    is_whole("pipe", &aiff(b"NONE", 16, &big, [0, 0, 0]), "pcm_s16be");
+    for (kind, bits, width, big_endian, codec) in [
+        (b"twos", 24, 3, true, "pcm_s24be"),
+        (b"sowt", 16, 2, false, "pcm_s16le"),
+        (b"in24", 24, 3, true, "pcm_s24be"),
+        (b"in32", 32, 4, true, "pcm_s32be"),
+    ] {
+        let data = data(width, big_endian, 1);
+        let lengths = [0, n, data.len() as u32 + 8];
+        is_whole(codec, &aiff(kind, bits, &data, lengths), codec);
+    }
+    // A file that was cut gives its beginning and says how much is missing.
+    let whole = aiff(b"NONE", 16, &big, [0, n, bytes]);
+    let clip = read("cut", &whole[..whole.len() - 4001]);
+    assert!(clip.samples == want()[..N_FRAMES - 2001]);
+    assert_eq!(clip.losses.iter().map(|l| l.end_s).collect::<Vec<_>>(), [0.5]);
+}
+
+#[test]
+fn au_files_are_read() {
+    let file = |code: u32, size: u32, data: &[u8]| {
+        let header = [28, size, code, RATE_HZ, 1].map(u32::to_be_bytes).concat();
+        [&b".snd"[..], &header, b"note", data].concat()
+    };
+    for (code, width, codec) in [(3, 2, "pcm_s16be"), (4, 3, "pcm_s24be"), (5, 4, "pcm_s32be")] {
+        let data = data(width, true, 1);
+        is_whole(codec, &file(code, data.len() as u32, &data), codec);
+        is_whole(codec, &file(code, u32::MAX, &data), codec);
+    }
+    let floats: Vec<u8> = want().iter().flat_map(|x| x.to_be_bytes()).collect();
+    is_whole("float", &file(6, floats.len() as u32, &floats), "pcm_f32be");
+    let loud = read("mu-law", &file(1, 2000, &[[0x80, 0x00].repeat(500), vec![0xff; 1000]].concat()));
+    assert_eq!((loud.samples[0], loud.samples[1], loud.samples[1999]), (8031.0 / 8192.0, -8031.0 / 8192.0, 0.0));
+    let cut = read("cut", &file(3, 16_000, &data(2, true, 1)));
+    assert_eq!(cut.losses.iter().map(|l| (l.start_s, l.end_s)).collect::<Vec<_>>(), [(0.5, 1.0)]);
+}
+
+#[test]
+fn quicktime_samples_have_the_highest_byte_first_unless_an_atom_says_otherwise() {
+    let whole = std::fs::read(fixture("formats/pcm.mov")).unwrap();
+    let source = decode_bytes("pcm.mov", &whole).unwrap().samples;
+    let at = |needle: &[u8]| whole.windows(needle.len()).position(|w| w == needle).unwrap();
+    // The same samples under another name, wider, with the highest byte first.
+    let (entry, mdat, sizes) = (at(b"sowt"), at(b"mdat"), at(b"stsz"));
+    let samples = mdat + 4..mdat + 4 + 2 * source.len();
+    for (name, width, codec) in [(b"in24", 3, "pcm_s24be"), (b"in32", 4, "pcm_s32be")] {
+        let mut file = whole.clone();
+        file[entry..entry + 4].copy_from_slice(name);
+        file[entry + 22..entry + 24].copy_from_slice(&(8 * width as u16).to_be_bytes());
+        file[sizes + 8..sizes + 12].copy_from_slice(&(width as u32).to_be_bytes());
+        let wide = |le: &[u8]| [&[le[1], le[0]][..], &vec![0; width - 2]].concat();
+        let wide: Vec<u8> = whole[samples.clone()].chunks_exact(2).flat_map(wide).collect();
+        file[mdat - 4..mdat].copy_from_slice(&(wide.len() as u32 + 8).to_be_bytes());
+        file.splice(samples.clone(), wide);
+        let clip = decode_bytes("clip", &file).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(clip.codec, codec);
+        assert!(clip.samples == source, "{codec}");
+    }
+}
+
+#[test]
+fn files_that_are_not_read_are_named() {
+    let error = |file: &[u8]| decode_bytes("clip", file).unwrap_err();
+    let avi = [&b"RIFF\0\0\x01\0AVI LIST"[..], &[0; 600]].concat();
+    for (file, name) in [(avi, "avi"), ([&b"#!AMR\n"[..], &[0; 600]].concat(), "amr")] {
+        let e = error(&file);
+        assert_eq!(e.to_string(), format!("clip: {name} files are not read"));
+        assert!(e.kind.is_convertible());
+    }
+    let text = error(b"just a text, which no program converts to sound");
+    assert!(!text.kind.is_convertible(), "{text}");
+    // What is known, but too much.
+    assert!(error(&wav(1, RATE_HZ, 65, 16, &[0; 1300])).kind.is_convertible());
+}
