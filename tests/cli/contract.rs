@@ -123,7 +123,7 @@ fn a_directory_stands_for_its_audio_files() {
     std::fs::write(dir.path().join("notes.txt"), "not audio").unwrap();
     let run = transcribe(&[], &[dir.path()]).expect(0);
     assert_eq!(run.out, format!("{OPEN_DOOR}\nyes\n"));
-    assert!(run.err.contains("1 files skipped"), "{}", run.err);
+    assert!(run.err.contains("1 skipped: 1 not a recording"), "{}", run.err);
 }
 
 #[test]

@@ -7,6 +7,7 @@ mod changed;
 mod contract;
 mod convert;
 mod exact_text;
+mod folders;
 mod generate;
 mod inspect;
 mod lost;

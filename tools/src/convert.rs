@@ -10,6 +10,7 @@ use engine::DType;
 
 use crate::assembly::AssemblyArgs;
 use crate::exit::{Exit, Failure, Outcome};
+use crate::foreign;
 use crate::output::make_folder;
 use crate::quantize::OverrideArgs;
 use crate::streams;
@@ -94,6 +95,7 @@ pub(crate) fn run(args: &ConvertArgs) -> Outcome<Exit> {
         split_max_bytes: args.split_max_size,
         ..defaults
     };
+    foreign::refuse_in(&args.checkpoint).map_err(Failure::model)?;
     let conversion = Conversion::open(Files::from_argument(&args.checkpoint)?, |_: DType| options)?;
     if let Some(name) = args.audio_type.as_deref().filter(|_| !conversion.has_audio()) {
         let checkpoint = args.checkpoint.display();

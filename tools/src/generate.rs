@@ -14,7 +14,7 @@ use safetensors::tensor::{Dtype, TensorView};
 use crate::args::{DeviceArgs, KvType, ModelArgs};
 use crate::exit::{Exit, Failure, Outcome};
 use crate::output::{Destination, refuse_collisions};
-use crate::report::{Verbosity, peak_rss_bytes};
+use crate::report::{Verbosity, peak_rss_bytes, size};
 use crate::streams;
 
 /// Most tokens that `-n` accepts.
@@ -214,7 +214,7 @@ fn summary(say: Verbosity, prompt: &[u32], generated: &Generated, load_s: f64) {
     // The first token comes out of the prompt.
     let n_decoded = generated.ids.len() + usize::from(generated.stopped) - 1;
     let rate = |n: usize, s: f64| n as f64 / s.max(1e-9);
-    let peak = peak_rss_bytes().map_or(String::new(), |b| format!(" | peak {:.1} GiB", b as f64 / (1u64 << 30) as f64));
+    let peak = peak_rss_bytes().map_or(String::new(), |bytes| format!(" | peak {}", size(bytes)));
     say.note(format_args!(
         "load {load_s:.2} s | prompt {prefill:.2} s ({} tok, {:.0}/s) | decode {decode:.2} s ({} tok, {:.0}/s){peak}",
         prompt.len(),

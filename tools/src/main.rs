@@ -13,6 +13,7 @@ mod cli;
 mod convert;
 mod demo;
 mod exit;
+mod foreign;
 mod generate;
 mod inspect;
 mod interrupt;

@@ -13,6 +13,7 @@ use models::{LoadOptions, Loaded};
 use crate::args::{ModelArgs, WeightsArg};
 use crate::cache::{self, ModelFiles};
 use crate::exit::{Failure, Outcome};
+use crate::foreign;
 use crate::inspect::statistics::first_not_finite;
 use crate::report::Verbosity;
 
@@ -33,6 +34,7 @@ pub(crate) struct Loading {
 impl Loading {
     /// Opens a file, in place or as a copy.
     fn open(self, path: &Path, say: Verbosity) -> anyhow::Result<Gguf> {
+        foreign::refuse(path)?;
         let file = Gguf::open(path)?;
         let is_resident = match self.weights {
             WeightsArg::Mapped => false,
@@ -116,6 +118,7 @@ impl ModelArgs {
             }
             None if path.is_dir() && path.join("config.json").is_file() => {
                 let file = workers::with(threads, || convert::to_memory(path))?.map_err(anyhow::Error::from);
+                let file = foreign::refuse_in(path).and(file);
                 let loaded = file.and_then(|file| finish(vec![file], short_name(path), options));
                 loaded.with_context(|| format!("loading {}", path.display()))
             }
@@ -193,10 +196,28 @@ fn gguf_files(dir: &Path) -> anyhow::Result<(Vec<PathBuf>, Vec<PathBuf>)> {
     let entries = std::fs::read_dir(dir).with_context(|| format!("{}: cannot be listed", dir.display()))?;
     let mut files: Vec<PathBuf> = entries
         .filter_map(|e| e.ok().map(|e| e.path()))
-        .filter(|p| p.extension().is_some_and(|e| e == "gguf") && p.is_file() && !is_later_part(p))
+        .filter(|p| p.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf")) && p.is_file() && !is_later_part(p))
         .collect();
     files.sort();
-    Ok(files.into_iter().partition(|p| file_name(p).starts_with("mmproj")))
+    Ok(files.into_iter().partition(|p| is_projector(&file_name(p))))
+}
+
+/// Whether a file is a projector by its name: `mmproj-*` and `*.mmproj-*`.
+fn is_projector(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    name.starts_with("mmproj") || name.contains(".mmproj-") || name.contains(".mmproj.")
+}
+
+/// What a file name says besides the word for projectors and the ending: of a model and its projector it is the same.
+fn shared_name(path: &Path) -> String {
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
+    let parts = stem.split(['-', '.']).filter(|part| !part.is_empty() && *part != "mmproj");
+    parts.collect::<Vec<&str>>().join("-")
+}
+
+/// What the name of a projector says of its type alone, such as `q8_0`.
+fn named_type(path: &Path) -> String {
+    shared_name(path).rsplit('-').next().unwrap_or_default().to_owned()
 }
 
 fn file_name(path: &Path) -> String {
@@ -227,22 +248,56 @@ pub(crate) fn the_model_in(dir: &Path) -> anyhow::Result<PathBuf> {
     }
 }
 
-/// The projector for a text file that needs one: the only one beside it, or the one that shares most of its name.
+/// The projector for a text file that needs one: the only one beside it, or among several the only one of its name, else the
+/// only one of its type.
 fn projector_beside(text: &Path, file: &Gguf) -> anyhow::Result<Option<PathBuf>> {
     if !models::registry::needs_projector(file) {
         return Ok(None);
     }
     let dir = text.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let (projectors, _) = gguf_files(dir)?;
-    if let [only] = &projectors[..] {
-        return Ok(Some(only.clone()));
+    if projectors.is_empty() {
+        let name = text.display();
+        return Err(anyhow!(
+            "{name}: no mmproj-*.gguf or *.mmproj-*.gguf beside it; --mmproj names the projector file"
+        ));
     }
-    let same_name = dir.join(format!("mmproj-{}", file_name(text)));
-    if projectors.contains(&same_name) {
-        return Ok(Some(same_name));
+    let dtype = file_type(file).to_ascii_lowercase();
+    let of_name = projectors.iter().filter(|path| shared_name(path) == shared_name(text)).collect();
+    let of_type = projectors.iter().filter(|path| named_type(path) == dtype).collect();
+    let candidates: [Vec<&PathBuf>; 3] = [projectors.iter().collect(), of_name, of_type];
+    match candidates.iter().find(|found| found.len() == 1) {
+        Some(found) => Ok(Some(found[0].clone())),
+        None => {
+            let names: Vec<String> = projectors.iter().map(|path| file_name(path)).collect();
+            let (name, n) = (text.display(), names.len());
+            Err(anyhow!("{name}: {n} projectors beside it ({}); --mmproj names one", names.join(", ")))
+        }
     }
-    match projectors.len() {
-        0 => Err(anyhow!("{}: no mmproj-*.gguf beside it; --mmproj names the projector file", text.display())),
-        n => Err(anyhow!("{}: {n} projectors beside it; --mmproj names one", text.display())),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{is_projector, named_type, shared_name};
+
+    #[test]
+    fn projectors_are_told_by_their_names() {
+        for name in ["mmproj-a-Q8_0.gguf", "mmproj.gguf", "A.mmproj-Q8_0.gguf", "MMPROJ-F16.GGUF", "a.mmproj.gguf"] {
+            assert!(is_projector(name), "{name}");
+        }
+        for name in ["a-Q8_0.gguf", "a-mmprojless.gguf"] {
+            assert!(!is_projector(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_projector_shares_its_name_with_the_model() {
+        for (model, projector) in
+            [("a-Q8_0.gguf", "mmproj-a-Q8_0.gguf"), ("A.Q8_0.gguf", "A.mmproj-Q8_0.gguf"), ("b.GGUF", "b.mmproj.gguf")]
+        {
+            assert_eq!(shared_name(model.as_ref()), shared_name(projector.as_ref()), "{model} {projector}");
+        }
+        assert_ne!(shared_name("a-Q8_0.gguf".as_ref()), shared_name("mmproj-a-F16.gguf".as_ref()));
+        assert_eq!(["mmproj-F16.gguf", "A.mmproj-Q8_0.gguf"].map(|name| named_type(name.as_ref())), ["f16", "q8_0"]);
     }
 }

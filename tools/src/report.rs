@@ -49,9 +49,25 @@ pub(crate) fn peak_rss_bytes() -> Option<u64> {
     Some(kib * 1024)
 }
 
+/// A number of bytes for people: whole MiB, or GiB with one decimal.
+pub(crate) fn size(bytes: u64) -> String {
+    const GIB: u64 = 1 << 30;
+    if bytes < GIB { format!("{} MiB", bytes >> 20) } else { format!("{:.1} GiB", bytes as f64 / GIB as f64) }
+}
+
 /// The processor's name, where the system tells.
 pub(crate) fn cpu_name() -> String {
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let name = info.lines().find_map(|line| line.strip_prefix("model name"));
     name.map(|rest| rest.trim_start_matches([' ', '\t', ':']).to_owned()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::size;
+
+    #[test]
+    fn sizes_have_the_unit_that_reads_well() {
+        assert_eq!([57 << 20, 1 << 30, 0x9800_0000].map(size), ["57 MiB", "1.0 GiB", "2.4 GiB"]);
+    }
 }

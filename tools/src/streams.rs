@@ -48,7 +48,7 @@ impl Write for StandardError {
 }
 
 /// The text with its control characters as escapes, but for line breaks: names of files must not steer a terminal.
-fn escaped(text: &str) -> String {
+pub(crate) fn escaped(text: &str) -> String {
     let mut out = String::with_capacity(text.len() + 1);
     for c in text.chars() {
         if c.is_control() && c != '\n' {

@@ -19,6 +19,7 @@ mod mpeg;
 mod names;
 mod patched;
 mod pcm;
+pub mod probe;
 mod recording;
 pub mod resample;
 pub mod segment;
@@ -30,6 +31,7 @@ pub use decode::{Decoded, decode_bytes, decode_file, decode_reader};
 pub use error::{AudioError, AudioErrorKind};
 pub use loss::{Loss, TrackChoice};
 pub use mel::{Features, MelParams, MelRecipe, MelSpectrogram};
+pub use probe::{PROBE_BYTES, media_container};
 pub use resample::resample;
 pub use segment::split;
 

@@ -7,6 +7,8 @@ use super::error::AudioErrorKind;
 /// Length of a packet of an MPEG transport stream, which begins with a byte of its own.
 const TS_PACKET_BYTES: usize = 188;
 const TS_SYNC: u8 = 0x47;
+/// Packets that have to be in place: text is full of the letter G.
+const N_TS_PACKETS: usize = 3;
 
 /// Names with the bytes that a file begins with, and where those are.
 const SIGNATURES: [(&str, usize, &[u8]); 16] = [
@@ -32,12 +34,16 @@ const SIGNATURES: [(&str, usize, &[u8]); 16] = [
 pub(super) fn named(src: &mut (impl Read + Seek)) -> Result<AudioErrorKind> {
     let mut head = Vec::new();
     src.seek(SeekFrom::Start(0))?;
-    src.take(3 * TS_PACKET_BYTES as u64).read_to_end(&mut head)?;
+    src.take((N_TS_PACKETS * TS_PACKET_BYTES) as u64).read_to_end(&mut head)?;
+    Ok(container(&head).map_or(AudioErrorKind::NotRecognised, |container| AudioErrorKind::NotRead { container }))
+}
+
+/// Name of the media file that begins with these bytes, where it is none that is read here.
+pub(super) fn container(head: &[u8]) -> Option<&'static str> {
     let starts = |&(_, at, bytes): &(&str, usize, &[u8])| head.get(at..).is_some_and(|rest| rest.starts_with(bytes));
-    let mut ts = head.iter().step_by(TS_PACKET_BYTES).take(3);
-    if head.len() >= 3 * TS_PACKET_BYTES && ts.all(|&b| b == TS_SYNC) {
-        return Ok(AudioErrorKind::NotRead { container: "mpeg-ts" });
+    let mut packets = head.iter().step_by(TS_PACKET_BYTES).take(N_TS_PACKETS);
+    if packets.len() == N_TS_PACKETS && packets.all(|&b| b == TS_SYNC) {
+        return Some("mpeg-ts");
     }
-    let found = SIGNATURES.iter().find(|signature| starts(signature));
-    Ok(found.map_or(AudioErrorKind::NotRecognised, |&(container, ..)| AudioErrorKind::NotRead { container }))
+    SIGNATURES.iter().find(|signature| starts(signature)).map(|&(container, ..)| container)
 }

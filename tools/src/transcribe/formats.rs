@@ -11,6 +11,7 @@ use crate::samples::Condition;
 #[derive(ValueEnum, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) enum Format {
     /// The text alone.
+    #[value(alias = "txt")]
     Text,
     /// One indented document per input.
     Json,

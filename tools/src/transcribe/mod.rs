@@ -2,12 +2,14 @@
 
 mod dump;
 mod formats;
+mod glob;
 mod inputs;
 mod journal;
 mod outputs;
 mod watcher;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::io::IsTerminal;
 use std::mem::take;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -25,11 +27,11 @@ use crate::exit::{Exit, Failure, Outcome};
 use crate::interrupt;
 use crate::model::Model;
 use crate::output::Destination;
-use crate::report::{Verbosity, peak_rss_bytes};
+use crate::report::{Verbosity, peak_rss_bytes, size};
 use crate::samples::Samples;
-use crate::streams::print;
+use crate::streams::{escaped, print};
 use formats::{Facts, Format, render};
-use inputs::Input;
+use inputs::{Input, Inputs, Selection};
 use journal::{Header, Journal};
 use outputs::{Existing, Outputs, Wanted};
 use watcher::{TextStream, Watcher};
@@ -84,6 +86,9 @@ pub(crate) struct TranscribeArgs {
     /// Leave inputs alone whose outputs exist [default: where an output exists, nothing is done]
     #[arg(long)]
     skip_existing: bool,
+
+    #[command(flatten)]
+    selection: Selection,
 
     /// Language spoken: name or ISO code from the model's list, or auto. Qwen3-ASR finds the language with auto; LFM2-Audio
     /// is asked in English with auto, and names no language
@@ -217,14 +222,21 @@ pub(crate) fn run(args: &TranscribeArgs) -> Outcome<Exit> {
     check(args)?;
     let device = args.device.open()?;
     let reuse = args.device.reuse()?;
-    let (inputs, mut failures) = expand(args, say);
-    let named = named(args, inputs)?;
+    let Inputs { found, skipped, failed } = expand(args, say);
+    check_several(args, found.len())?;
+    let named = named(args, found)?;
     let outputs = Outputs::plan(&args.wanted(), &named)?;
+    let mut tally = Tally::new(named.len() + failed.len(), skipped.len());
+    failed.into_iter().for_each(|error| tally.fail(&Failure::input(error)));
     let inputs: Vec<(Input, Outputs)> =
         named.into_iter().zip(outputs).filter_map(|((input, _), outputs)| Some((input, outputs?))).collect();
-    if inputs.is_empty() && failures.is_empty() {
-        say.note("nothing to do: all outputs exist");
-        return Ok(Exit::Done);
+    tally.n_skipped += tally.n_inputs - inputs.len() - tally.failed.len();
+    if inputs.is_empty() {
+        if tally.failed.is_empty() {
+            say.note("nothing to do: all outputs exist");
+            return Ok(Exit::Done);
+        }
+        return Ok(tally.finish(say));
     }
 
     args.model.prepare(args.device.threads, say)?;
@@ -244,36 +256,60 @@ pub(crate) fn run(args: &TranscribeArgs) -> Outcome<Exit> {
         say.detail(format_args!("device: {} ({} threads)", device.backend.name(), device.threads));
     }
 
-    let n_inputs = inputs.len() + failures.len();
-    let mut run = Run { args, say, language, device, model, transcriber, load_ms };
-    let mut exit = Exit::Done;
+    let mut run = Run { args, say, language, device, model, transcriber, load_ms, n_inputs: inputs.len() };
     for (input, outputs) in &inputs {
         if interrupt::exit().is_some() {
-            return end(failures, Failure::interrupted(format_args!("interrupted before {}", input.name())));
+            return Err(Failure::interrupted(format_args!("interrupted before {}", input.name())));
         }
         match run.input(input, outputs) {
-            Ok(Exit::Done) => {}
-            // Lost sound weighs more than a text that was cut.
-            Ok(one) => exit = if exit == Exit::SomeFailed { exit } else { one },
-            Err(failure) if failure.ends_run => return end(failures, failure),
-            Err(failure) => failures.push(failure),
+            Ok(exit) => tally.done(exit),
+            Err(failure) if failure.ends_run => return Err(failure),
+            Err(failure) => tally.fail(&failure),
         }
     }
-    finish(failures, n_inputs, exit)
+    Ok(tally.finish(say))
 }
 
-/// The end of a run that cannot go on, or is not wanted any more.
-fn end(failures: Vec<Failure>, last: Failure) -> Outcome<Exit> {
-    failures.iter().for_each(Failure::say);
-    Err(last)
+/// What became of the inputs so far.
+#[derive(Debug)]
+struct Tally {
+    /// All inputs, those left alone among them.
+    n_inputs: usize,
+    n_done: usize,
+    /// Files of directories that are no recordings, and inputs that are left alone.
+    n_skipped: usize,
+    failed: Vec<Exit>,
+    /// Of the inputs that are done.
+    exit: Exit,
 }
 
-/// The exit code of the whole run, `exit` if no input failed; every failure but a last one that is returned is said here.
-fn finish(mut failures: Vec<Failure>, n_inputs: usize, exit: Exit) -> Outcome<Exit> {
-    let exits: Vec<Exit> = failures.iter().map(|failure| failure.exit).collect();
-    let Some(last) = failures.pop() else { return Ok(exit) };
-    failures.iter().for_each(Failure::say);
-    Err(Failure { exit: Exit::of_several(&exits, n_inputs), ..last })
+impl Tally {
+    fn new(n_inputs: usize, n_skipped: usize) -> Self {
+        Self { n_inputs, n_done: 0, n_skipped, failed: Vec::new(), exit: Exit::Done }
+    }
+
+    fn done(&mut self, exit: Exit) {
+        self.n_done += 1;
+        // Lost sound weighs more than a text that was cut.
+        if exit != Exit::Done && self.exit != Exit::SomeFailed {
+            self.exit = exit;
+        }
+    }
+
+    /// Counts a failure and says it at once: the end of the run may be hours away.
+    fn fail(&mut self, failure: &Failure) {
+        failure.say();
+        self.failed.push(failure.exit);
+    }
+
+    /// Says the numbers of several inputs. Returns the exit code of the whole run.
+    fn finish(self, say: Verbosity) -> Exit {
+        let Self { n_inputs, n_done, n_skipped, failed, exit } = self;
+        if n_inputs > 1 {
+            say.note(format_args!("{n_done} done, {n_skipped} skipped, {} failed", failed.len()));
+        }
+        if failed.is_empty() { exit } else { Exit::of_several(&failed, n_inputs) }
+    }
 }
 
 /// Refuses what makes no sense together and what this version does not have.
@@ -301,6 +337,19 @@ fn check(args: &TranscribeArgs) -> Outcome<()> {
     Ok(())
 }
 
+/// Refuses what several inputs cannot have on standard output.
+fn check_several(args: &TranscribeArgs, n_inputs: usize) -> Outcome<()> {
+    let subtitles = args.format.iter().find(|f| matches!(f, Format::Srt | Format::Vtt));
+    match subtitles.filter(|_| args.output.is_none() && n_inputs > 1) {
+        Some(format) => Err(Failure::usage(format!(
+            "{n_inputs} inputs on standard output as {}: players read one after the other as one (-o DIR writes a file for \
+             each)",
+            format.extension()
+        ))),
+        None => Ok(()),
+    }
+}
+
 /// Refuses what this model cannot be asked for. Returns the language to ask for.
 fn check_model(args: &TranscribeArgs, model: &Model, transcriber: &Transcriber) -> Outcome<Option<String>> {
     let (arch, format) = (model.loaded.arch, transcriber.format());
@@ -320,22 +369,20 @@ fn check_model(args: &TranscribeArgs, model: &Model, transcriber: &Transcriber) 
     language.map(Some).map_err(|e| Failure::usage(format!("--language: {e} with {}", arch.name)))
 }
 
-/// The files that the arguments stand for, and the arguments that stand for none.
-fn expand(args: &TranscribeArgs, say: Verbosity) -> (Vec<Input>, Vec<Failure>) {
-    let mut inputs = Vec::new();
-    let mut failures = Vec::new();
-    for argument in &args.inputs {
-        match inputs::expand(argument) {
-            Ok((found, skipped)) => {
-                if skipped > 0 {
-                    say.note(format_args!("{}: {skipped} files skipped (not audio by their name)", argument.display()));
-                }
-                inputs.extend(found);
-            }
-            Err(e) => failures.push(Failure::input(e)),
-        }
+/// What the arguments stand for; what is skipped is counted by its reason.
+fn expand(args: &TranscribeArgs, say: Verbosity) -> Inputs {
+    let mut inputs = Inputs::default();
+    args.inputs.iter().for_each(|argument| inputs.add(argument, &args.selection));
+    let mut reasons: BTreeMap<&str, usize> = BTreeMap::new();
+    for (path, why) in &inputs.skipped {
+        say.detail(format_args!("{}: skipped ({why})", path.display()));
+        *reasons.entry(why).or_default() += 1;
     }
-    (inputs, failures)
+    if !reasons.is_empty() {
+        let reasons: Vec<String> = reasons.iter().map(|(why, n)| format!("{n} {why}")).collect();
+        say.note(format_args!("{} skipped: {} (-v names them)", inputs.skipped.len(), reasons.join(", ")));
+    }
+    inputs
 }
 
 /// Inputs with the names of their output files: the input's stem, or its whole name where another has the same stem.
@@ -362,7 +409,7 @@ fn named(args: &TranscribeArgs, inputs: Vec<Input>) -> Outcome<Vec<(Input, Strin
 /// Whether the inputs together are long enough that it pays to copy the weights first.
 fn is_long(inputs: &[(Input, Outputs)]) -> bool {
     let bytes = |(input, _): &(Input, Outputs)| match input {
-        Input::File(path) => std::fs::metadata(path).map_or(0, |file| file.len()),
+        Input::File { path, .. } => std::fs::metadata(path).map_or(0, |file| file.len()),
         Input::Stdin => 0,
     };
     inputs.iter().map(bytes).sum::<u64>() >= LONG_INPUT_BYTES
@@ -384,6 +431,7 @@ struct Run<'a> {
     model: Model,
     transcriber: Transcriber,
     load_ms: f64,
+    n_inputs: usize,
 }
 
 impl Run<'_> {
@@ -392,10 +440,11 @@ impl Run<'_> {
         let args = self.args;
         let start = Instant::now();
         let samples = match input {
-            Input::File(path) => Samples::of_file(path, self.say),
+            Input::File { path, .. } => Samples::of_file(path, self.say),
             Input::Stdin => Samples::of_stdin(self.say),
         }?;
         self.model.check_unchanged()?;
+        self.header(input)?;
         let request = Request {
             language: self.language.as_deref(),
             context: &args.context,
@@ -447,12 +496,25 @@ impl Run<'_> {
         })
     }
 
+    /// Says whose text follows, where several are read on a terminal.
+    fn header(&self, input: &Input) -> Outcome<()> {
+        if self.n_inputs < 2 || self.args.output.is_some() || self.args.format != [Format::Text] {
+            return Ok(());
+        }
+        if std::io::stdout().is_terminal() { print(&format!("==> {} <==\n", escaped(&input.name()))) } else { Ok(()) }
+    }
+
+    /// A format as standard output has it: documents of several inputs stand on lines of their own.
+    fn printed(&self, format: Format) -> Format {
+        if format == Format::Json && self.n_inputs > 1 { Format::Jsonl } else { format }
+    }
+
     /// Begins the journal of an input whose transcript will be `output`.
     fn journal(&self, input: &Input, output: &Path) -> Outcome<Journal> {
         let files = &self.model.loaded.files;
         let model: Vec<_> = files.iter().map(|file| (file.path().display().to_string(), file.file_bytes())).collect();
         let input = match input {
-            Input::File(path) => Some(&**path),
+            Input::File { path, .. } => Some(&**path),
             Input::Stdin => None,
         };
         let header = Header { input, model: &model, options: self.args.text_options() };
@@ -490,7 +552,7 @@ impl Run<'_> {
             render(format, transcript, &facts)
         };
         if self.args.output.is_none() && !is_printed {
-            self.args.format.iter().try_for_each(|&format| print(&body(format)))?;
+            self.args.format.iter().try_for_each(|&format| print(&body(self.printed(format))))?;
         }
         let transcripts = outputs.transcripts.iter().map(|(format, place)| place.write(body(*format).as_bytes()));
         let dump = outputs.dump.iter().map(|place| dump::write(place, &dumped));
@@ -507,13 +569,12 @@ impl Run<'_> {
         let s = |d: std::time::Duration| d.as_secs_f64();
         let (load, total) = (facts.load_ms / 1000.0, facts.total_ms / 1000.0);
         let rate = t.generated_tokens as f64 / s(t.decode).max(1e-9);
-        let peak = facts
-            .peak_rss_bytes
-            .map_or(String::new(), |b| format!(" | peak {:.1} GiB", b as f64 / (1u64 << 30) as f64));
+        let peak = facts.peak_rss_bytes.map_or(String::new(), |bytes| format!(" | peak {}", size(bytes)));
+        let name = if self.n_inputs > 1 { format!("{}: ", facts.file) } else { String::new() };
         self.say.note(format_args!(
-            "audio {:.1} s | load {load:.2} mel {:.2} encode {:.2} prefill {:.2} decode {:.2} ({} tok, {rate:.0}/s) | RTF {:.2}{peak}",
+            "{name}audio {:.1} s | load {load:.2} mel {:.2} encode {:.2} prefill {:.2} decode {:.2} ({} tok, {rate:.0}/s) | RTF {:.2}{peak} | {}",
             transcript.duration_s, s(t.mel), s(t.encode), s(t.prefill), s(t.decode), t.generated_tokens,
-            total / transcript.duration_s,
+            total / transcript.duration_s, facts.device,
         ));
         if !self.args.timings {
             return;

@@ -37,7 +37,7 @@ impl Outputs {
     pub(super) fn plan(wanted: &Wanted<'_>, named: &[(Input, String)]) -> Outcome<Vec<Option<Self>>> {
         let all = named.iter().map(|(_, name)| wanted.outputs(name)).collect::<Outcome<Vec<Self>>>()?;
         let inputs = named.iter().filter_map(|(input, _)| match input {
-            Input::File(path) => Some(&**path),
+            Input::File { path, .. } => Some(&**path),
             Input::Stdin => None,
         });
         refuse_collisions(all.iter().flat_map(Self::destinations), inputs.chain(wanted.model.iter().copied()))?;
