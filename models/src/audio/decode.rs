@@ -1,9 +1,9 @@
 //! [`decode_file`], [`decode_reader`], [`decode_bytes`]: a file in any format that is read, to mono samples.
 //!
-//! Plain samples, whose headers programs write in many ways, are read here ([`super::wav`], [`super::aiff`], [`super::au`]),
-//! MPEG streams frame by frame ([`super::mpeg`]), everything else with symphonia ([`super::demux`]). Samples keep the rate of
-//! the file and are not scaled; see [`super::resample()`] and [`super::normalize`] for the rest of what the official loaders
-//! do. Nothing here trusts a length in a file: memory grows with what was decoded.
+//! Plain samples, whose headers programs write in many ways, are read here (modules `wav`, `aiff`, `au`), MPEG streams
+//! frame by frame (`mpeg`), everything else with symphonia (`demux`). Samples keep the rate of the file and are not scaled;
+//! see [`super::resample()`] and [`super::normalize`] for the rest of what the official loaders do. Nothing here trusts a
+//! length in a file: memory grows with what was decoded.
 
 use std::fs::File;
 use std::io::{Cursor, Read, SeekFrom};
