@@ -167,6 +167,34 @@ fn long_audio_is_cut_and_keeps_its_offsets() {
 }
 
 #[test]
+fn segments_are_at_least_half_as_long_as_asked() {
+    for seconds in ["2", "2.5", "5"] {
+        let run = transcribe(&["-q", "-f", "json", "--segment", seconds], &[&clip("long_9s.wav")]).expect(0);
+        let document: Value = serde_json::from_str(&run.out).unwrap();
+        let segments = document["segments"].as_array().unwrap();
+        assert!(segments.len() >= 2, "{document}");
+        let asked: f64 = seconds.parse().unwrap();
+        for segment in &segments[..segments.len() - 1] {
+            let length = segment["end"].as_f64().unwrap() - segment["start"].as_f64().unwrap();
+            // Times have three decimals.
+            assert!(length >= asked / 2.0 - 0.001 && length <= asked * 1.5 + 0.001, "{seconds}: {segment}");
+        }
+    }
+}
+
+#[test]
+fn a_segment_is_0_or_2_to_3600_seconds() {
+    for seconds in ["1", "1.99", "0.001", "-2", "-0.5", "3601", "1e9", "inf", "nan", "8s", ""] {
+        let run = transcribe(&["--segment", seconds], &[&clip("yes.wav")]).expect(2);
+        let wants = run.err.contains("--segment") && run.err.contains("want 0 (never cut) or 2 to 3600 seconds");
+        assert!(run.out.is_empty() && wants, "{seconds}: {}", run.err);
+    }
+    for seconds in ["0", "2", "3600"] {
+        assert_eq!(transcribe(&["-q", "--segment", seconds], &[&clip("yes.wav")]).expect(0).out, "yes\n", "{seconds}");
+    }
+}
+
+#[test]
 fn a_forced_language_is_the_answer_s_language() {
     for name in ["English", "english", "en"] {
         let run = transcribe(&["-q", "-f", "json", "--language", name], &[&clip("open_door.wav")]).expect(0);

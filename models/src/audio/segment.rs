@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-/// Half the width of the search around the ideal cut, in seconds.
+/// Half the width of the search around the ideal cut, in seconds; of short pieces half their length.
 const SEARCH_S: usize = 5;
 
 /// Windows whose loudness is compared are a tenth of a second, but no shorter than this.
@@ -15,23 +15,23 @@ const FIXED_POINT: f32 = (1u64 << 40) as f32;
 /// Cuts `samples` into pieces of about `max_samples`, which join to the whole. A clip that fits stays in one piece.
 ///
 /// Every cut is at the quietest sample of the quietest tenth of a second within 5 s of `max_samples` after the last cut,
-/// the first such one if there are several. So a piece may be up to 5 s longer than `max_samples`.
+/// or within half of `max_samples` where that is less; the first such one if there are several. So a piece is at least half
+/// as long as `max_samples`, but for the last one, and at most half of it or 5 s longer, whichever is less.
 ///
 /// `samples`: in [-1, 1]. Panics if `max_samples` or `rate_hz` is 0.
-/// Source: qwen-asr, `inference/utils.py`, `split_audio_into_chunks`.
+/// Source: qwen-asr, `inference/utils.py`, `split_audio_into_chunks`, which searches 5 s around cuts of 180 s and more.
 pub fn split(samples: &[f32], rate_hz: u32, max_samples: usize) -> Vec<Range<usize>> {
     assert!(max_samples > 0 && rate_hz > 0, "max_samples {max_samples}, rate_hz {rate_hz}");
     let rate = rate_hz as usize;
-    let search = SEARCH_S * rate;
+    let search = (SEARCH_S * rate).min(max_samples / 2);
     let window = (rate / 10).max(MIN_WINDOW);
     let mut pieces = Vec::new();
     let mut start = 0;
     while samples.len() - start > max_samples {
         let cut = start + max_samples;
-        let left = cut.saturating_sub(search).max(start);
+        let left = cut - search;
         let right = cut.saturating_add(search).min(samples.len());
         let at = if right - left <= window { cut } else { left + quietest(&samples[left..right], window) };
-        let at = at.max(start + 1);
         pieces.push(start..at);
         start = at;
     }
@@ -78,8 +78,8 @@ mod tests {
         let mut start = 0;
         while x.len() - start > max {
             let cut = start + max;
-            let left = if cut > start + 5 * rate { cut - 5 * rate } else { start };
-            let right = (cut + 5 * rate).min(x.len());
+            let search = (5.0 * rate as f64).min(0.5 * max as f64).floor() as usize;
+            let (left, right) = (cut - search, (cut + search).min(x.len()));
             let mut at = cut;
             if right - left > window {
                 let sums: Vec<f64> = (left..=right - window)
@@ -89,7 +89,7 @@ mod tests {
                 let q = (0..window).min_by(|&a, &b| x[left + p + a].abs().total_cmp(&x[left + p + b].abs())).unwrap();
                 at = left + p + q;
             }
-            start = at.clamp(start + 1, x.len());
+            start = at;
             cuts.push(start);
         }
         cuts
@@ -100,9 +100,11 @@ mod tests {
         assert_eq!((pieces[0].start, pieces[pieces.len() - 1].end), (0, x.len()));
         for pair in pieces.windows(2) {
             assert_eq!(pair[0].end, pair[1].start, "nothing is lost or doubled");
-            assert!(!pair[0].is_empty());
-            assert!(pair[0].len() <= max + 5 * rate as usize);
+            assert!(2 * pair[0].len() >= max, "{:?} for {max}", pair[0]);
+            assert!(pair[0].len() <= max + (5 * rate as usize).min(max / 2), "{:?} for {max}", pair[0]);
         }
+        assert!(x.is_empty() || !pieces.last().unwrap().is_empty());
+        assert!(pieces.last().unwrap().len() <= max, "a piece that is longer is cut again");
         pieces[1..].iter().map(|p| p.start).collect()
     }
 
@@ -116,6 +118,38 @@ mod tests {
             for max in [1, 3, 50, 400, 501, 1000, 1700] {
                 assert_eq!(cuts(&x, rate as u32, max), oracle(&x, rate, max), "seed {seed}, at most {max} of {n}");
             }
+        }
+    }
+
+    #[test]
+    fn pieces_of_any_signal_and_length_are_neither_short_nor_long() {
+        // What `cuts` asserts of every signal is the test.
+        let random = |seed: u64, n: usize| (noise(1, seed, |_| 1.0)[0].abs() * n as f32) as usize % n;
+        for seed in 0..2000u64 {
+            let draw = |i: u64, n: usize| random(seed * 8 + i, n);
+            let rate = [10, 100, 1000][draw(0, 3)];
+            let n = draw(1, 4000);
+            let max = 1 + draw(2, [10, 100, 1000, 5000][draw(3, 4)]);
+            let (period, loud) = (1 + draw(4, 700), draw(5, 100) as f32 / 100.0);
+            let x = match draw(6, 4) {
+                0 => vec![0.0; n],
+                1 => vec![loud; n],
+                // Quietest at its beginning or end, where every search would like to go.
+                2 => noise(n, seed, |i| i as f32 / n as f32),
+                _ => noise(n, seed, |i| if i / period % 2 == 0 { loud } else { 0.0 }),
+            };
+            let pieces = 1 + cuts(&x, rate, max).len();
+            assert!(pieces <= 1 + 2 * n / max, "{pieces} pieces of {n} samples, {max} each");
+        }
+    }
+
+    #[test]
+    fn short_pieces_of_silence_have_a_length() {
+        // 1.006 s in pieces of 1 s: the quietest place of the whole clip is its first sample, again and again.
+        assert_eq!(split(&vec![0.0; 16_100], 16_000, 16_000), [0..8000, 8000..16_100]);
+        for seconds in 1..=5 {
+            let pieces = split(&vec![0.0; 24 * 16_000], 16_000, seconds * 16_000);
+            assert!(pieces.len() <= 1 + 48 / seconds, "{} of {seconds} s", pieces.len());
         }
     }
 

@@ -11,6 +11,7 @@ mod watcher;
 use std::collections::{BTreeMap, HashMap};
 use std::io::IsTerminal;
 use std::mem::take;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -36,8 +37,8 @@ use journal::{Header, Journal};
 use outputs::{Existing, Outputs, Wanted};
 use watcher::{TextStream, Watcher};
 
-/// Longest accepted `--segment`, in seconds: a day.
-const MAX_SEGMENT_S: f64 = 86_400.0;
+/// What `--segment` accepts besides 0, in seconds: a word needs a second, an hour is far beyond what any model hears at once.
+const SEGMENT_S: RangeInclusive<f64> = 2.0..=3600.0;
 /// Most tokens that `--max-tokens` accepts.
 const MAX_TOKENS: u64 = 1 << 20;
 /// Bytes of inputs from which on it pays to copy the weights first: ten minutes of WAV, twenty of MP3.
@@ -111,8 +112,8 @@ pub(crate) struct TranscribeArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=MAX_TOKENS))]
     max_tokens: Option<u64>,
 
-    /// Cut long audio near this length, in seconds, at a quiet place; 0 never cuts [default: 60 for Qwen3-ASR, 30 for
-    /// LFM2-Audio]
+    /// Cut long audio near this length at a quiet place: 2 to 3600 seconds, pieces of at least half of it; 0 never cuts
+    /// [default: 60 for Qwen3-ASR, 30 for LFM2-Audio]
     #[arg(long, value_name = "SECONDS", value_parser = parse_segment, allow_negative_numbers = true)]
     segment: Option<f64>,
 
@@ -206,12 +207,8 @@ impl From<AttentionArg> for AudioAttention {
 }
 
 fn parse_segment(text: &str) -> Result<f64, String> {
-    let seconds = text.parse::<f64>().ok().filter(|s| s.is_finite() && (0.0..=MAX_SEGMENT_S).contains(s));
-    let seconds = seconds.ok_or_else(|| format!("want seconds, 0 to {MAX_SEGMENT_S}"))?;
-    if seconds > 0.0 && seconds < 1.0 {
-        return Err("want 0 or at least 1 second".into());
-    }
-    Ok(seconds)
+    let seconds = text.parse().ok().filter(|s| *s == 0.0 || SEGMENT_S.contains(s));
+    seconds.ok_or_else(|| format!("want 0 (never cut) or {} to {} seconds", SEGMENT_S.start(), SEGMENT_S.end()))
 }
 
 /// Runs the subcommand.
