@@ -12,42 +12,46 @@ pub struct Language {
     pub name: &'static str,
     /// ISO 639 code: two letters, or three where there are no two.
     pub code: &'static str,
+    /// Its other codes: those of ISO 639-3 and 639-2, of the standard language of a macrolanguage, and of Tagalog, by which
+    /// CLDR means Filipino.
+    pub other_codes: &'static [&'static str],
 }
 
 /// All languages that any of the models supports, in the order of Qwen3-ASR's official list, which has them all.
 ///
-/// Source: `qwen_asr`, `SUPPORTED_LANGUAGES`; the codes are those of transformers' Qwen3-ASR processor.
+/// Source: `qwen_asr`, `SUPPORTED_LANGUAGES`; the codes are those of transformers' Qwen3-ASR processor, the other ones those of
+/// the ISO 639-3 registry and of CLDR's `languageAlias`.
 pub const LANGUAGES: [Language; 30] = [
-    Language { name: "Chinese", code: "zh" },
-    Language { name: "English", code: "en" },
-    Language { name: "Cantonese", code: "yue" },
-    Language { name: "Arabic", code: "ar" },
-    Language { name: "German", code: "de" },
-    Language { name: "French", code: "fr" },
-    Language { name: "Spanish", code: "es" },
-    Language { name: "Portuguese", code: "pt" },
-    Language { name: "Indonesian", code: "id" },
-    Language { name: "Italian", code: "it" },
-    Language { name: "Korean", code: "ko" },
-    Language { name: "Russian", code: "ru" },
-    Language { name: "Thai", code: "th" },
-    Language { name: "Vietnamese", code: "vi" },
-    Language { name: "Japanese", code: "ja" },
-    Language { name: "Turkish", code: "tr" },
-    Language { name: "Hindi", code: "hi" },
-    Language { name: "Malay", code: "ms" },
-    Language { name: "Dutch", code: "nl" },
-    Language { name: "Swedish", code: "sv" },
-    Language { name: "Danish", code: "da" },
-    Language { name: "Finnish", code: "fi" },
-    Language { name: "Polish", code: "pl" },
-    Language { name: "Czech", code: "cs" },
-    Language { name: "Filipino", code: "fil" },
-    Language { name: "Persian", code: "fa" },
-    Language { name: "Greek", code: "el" },
-    Language { name: "Romanian", code: "ro" },
-    Language { name: "Hungarian", code: "hu" },
-    Language { name: "Macedonian", code: "mk" },
+    Language { name: "Chinese", code: "zh", other_codes: &["zho", "chi", "cmn"] },
+    Language { name: "English", code: "en", other_codes: &["eng"] },
+    Language { name: "Cantonese", code: "yue", other_codes: &[] },
+    Language { name: "Arabic", code: "ar", other_codes: &["ara", "arb"] },
+    Language { name: "German", code: "de", other_codes: &["deu", "ger"] },
+    Language { name: "French", code: "fr", other_codes: &["fra", "fre"] },
+    Language { name: "Spanish", code: "es", other_codes: &["spa"] },
+    Language { name: "Portuguese", code: "pt", other_codes: &["por"] },
+    Language { name: "Indonesian", code: "id", other_codes: &["ind"] },
+    Language { name: "Italian", code: "it", other_codes: &["ita"] },
+    Language { name: "Korean", code: "ko", other_codes: &["kor"] },
+    Language { name: "Russian", code: "ru", other_codes: &["rus"] },
+    Language { name: "Thai", code: "th", other_codes: &["tha"] },
+    Language { name: "Vietnamese", code: "vi", other_codes: &["vie"] },
+    Language { name: "Japanese", code: "ja", other_codes: &["jpn"] },
+    Language { name: "Turkish", code: "tr", other_codes: &["tur"] },
+    Language { name: "Hindi", code: "hi", other_codes: &["hin"] },
+    Language { name: "Malay", code: "ms", other_codes: &["msa", "may", "zsm"] },
+    Language { name: "Dutch", code: "nl", other_codes: &["nld", "dut"] },
+    Language { name: "Swedish", code: "sv", other_codes: &["swe"] },
+    Language { name: "Danish", code: "da", other_codes: &["dan"] },
+    Language { name: "Finnish", code: "fi", other_codes: &["fin"] },
+    Language { name: "Polish", code: "pl", other_codes: &["pol"] },
+    Language { name: "Czech", code: "cs", other_codes: &["ces", "cze"] },
+    Language { name: "Filipino", code: "fil", other_codes: &["tl", "tgl"] },
+    Language { name: "Persian", code: "fa", other_codes: &["fas", "per", "pes"] },
+    Language { name: "Greek", code: "el", other_codes: &["ell", "gre"] },
+    Language { name: "Romanian", code: "ro", other_codes: &["ron", "rum"] },
+    Language { name: "Hungarian", code: "hu", other_codes: &["hun"] },
+    Language { name: "Macedonian", code: "mk", other_codes: &["mkd", "mac"] },
 ];
 
 /// A language that the model does not support.
@@ -85,7 +89,29 @@ fn code_of(name: &str) -> Option<&'static str> {
     LANGUAGES.iter().find(|language| language.name.eq_ignore_ascii_case(name)).map(|language| language.code)
 }
 
-/// The supported language that `wanted` names, by name or ISO code in any case.
+/// Whether an ISO code, in lower case, is one of the language with this name.
+fn has_code(name: &str, code: &str) -> bool {
+    let named = LANGUAGES.iter().find(|language| language.name.eq_ignore_ascii_case(name));
+    named.is_some_and(|language| language.code == code || language.other_codes.contains(&code))
+}
+
+/// The code that says the language in a tag of several parts, with hyphens or, as in locales, underscores: the first one, or
+/// the second where that is a language of its own (`zh-yue`). Nothing for what is no tag.
+///
+/// Source: RFC 5646, section 2.1.
+fn language_of_tag(tag: &str) -> Option<&str> {
+    let parts: Vec<&str> = tag.split(['-', '_']).collect();
+    let is_part = |part: &&str| (1..=8).contains(&part.len()) && part.bytes().all(|b| b.is_ascii_alphanumeric());
+    let is_extended = |part: &str| part.len() == 3 && part.bytes().all(|b| b.is_ascii_alphabetic());
+    match parts[..] {
+        [_, second, ..] if parts.iter().all(is_part) && is_extended(second) => Some(second),
+        [first, _, ..] if parts.iter().all(is_part) => Some(first),
+        _ => None,
+    }
+}
+
+/// The supported language that `wanted` names in any case: by its name, an ISO 639 code (`de`, `deu`), or a tag that begins
+/// with one (`de-AT`, `zh_Hant_TW`).
 ///
 /// `supported`: names from the model's own list; empty means all of [`LANGUAGES`]. Returns the name as the list has it.
 pub fn find(wanted: &str, supported: &[String]) -> Result<String, UnknownLanguage> {
@@ -95,7 +121,8 @@ pub fn find(wanted: &str, supported: &[String]) -> Result<String, UnknownLanguag
         supported.iter().map(String::as_str).collect()
     };
     let asked = wanted.trim().to_lowercase();
-    let is_asked = |name: &str| name.to_lowercase() == asked || code_of(name) == Some(asked.as_str());
+    let code = language_of_tag(&asked).unwrap_or(&asked);
+    let is_asked = |name: &str| name.to_lowercase() == asked || has_code(name, code);
     match supported.iter().find(|name| is_asked(name)) {
         Some(name) => Ok((*name).to_owned()),
         None => Err(UnknownLanguage {
@@ -151,6 +178,50 @@ mod tests {
                 assert_eq!(find(wanted, &[]).as_deref(), Ok(language.name), "{wanted:?}");
             }
         }
+    }
+
+    // Expected values: the ISO 639-3 registry, and examples of RFC 5646.
+    #[test]
+    fn a_language_is_found_by_other_codes_and_by_tags() {
+        for (wanted, name) in [
+            ("deu", "German"),
+            ("ger", "German"),
+            ("ENG", "English"),
+            ("fre", "French"),
+            ("ces", "Czech"),
+            ("mac", "Macedonian"),
+            ("zsm", "Malay"),
+            ("tl", "Filipino"),
+            ("de-AT", "German"),
+            ("en_US", "English"),
+            ("EN-us", "English"),
+            ("zh-CN", "Chinese"),
+            ("zh-Hant-TW", "Chinese"),
+            ("zh-cmn-Hans-CN", "Chinese"),
+            ("zh-yue-HK", "Cantonese"),
+            ("yue-Hant", "Cantonese"),
+            ("es-419", "Spanish"),
+            ("de-CH-1996", "German"),
+            ("eng-GB", "English"),
+            ("fil-PH", "Filipino"),
+        ] {
+            assert_eq!(find(wanted, &[]).as_deref(), Ok(name), "{wanted}");
+        }
+        for wanted in
+            ["zh-nan", "eo", "epo-US", "de-", "-de", "de--AT", "de-AT!", "d-e", "german-AT", "de-abcdefghi", "-", "_"]
+        {
+            assert!(find(wanted, &[]).is_err(), "{wanted}");
+        }
+    }
+
+    #[test]
+    fn no_code_means_two_languages() {
+        let codes = LANGUAGES.iter().flat_map(|l| std::iter::once(&l.code).chain(l.other_codes));
+        let mut codes: Vec<&str> = codes.copied().collect();
+        let n = codes.len();
+        codes.sort_unstable();
+        codes.dedup();
+        assert_eq!(codes.len(), n);
     }
 
     #[test]

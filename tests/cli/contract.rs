@@ -196,7 +196,7 @@ fn a_segment_is_0_or_2_to_3600_seconds() {
 
 #[test]
 fn a_forced_language_is_the_answer_s_language() {
-    for name in ["English", "english", "en"] {
+    for name in ["English", "english", "en", "eng", "en-US", "en_GB"] {
         let run = transcribe(&["-q", "-f", "json", "--language", name], &[&clip("open_door.wav")]).expect(0);
         let document: Value = serde_json::from_str(&run.out).unwrap();
         assert_eq!((&document["language"], &document["text"]), (&json!("English"), &json!(OPEN_DOOR)), "{name}");
