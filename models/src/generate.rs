@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 
 use engine::DType;
 use engine::backend::Backend;
-use engine::session::{MAX_CONTEXT, Reuse, Session, SessionOptions, Stats};
+use engine::session::{Reuse, Session, SessionOptions, Stats};
 
 use crate::Loaded;
 use crate::decoding::{Decoding, Finish, Prompt, Rules};
 use crate::error::{Error, Result};
+use crate::hparams::context_length;
 use crate::sample::Sampling;
 use crate::scheduler::{SPARE_BYTES, Scheduler};
 use crate::tokenizer::{Special, TokenKind, Tokenizer};
@@ -75,16 +76,7 @@ impl Generator {
     pub fn open(loaded: &Loaded, backends: &[Arc<dyn Backend>], kv_dtype: DType) -> Result<Self> {
         let file = &loaded.files[0];
         let tokenizer = Tokenizer::from_gguf(file)?;
-        let context_key = format!("{}.context_length", file.get_str("general.architecture")?);
-        let n_ctx = if file.contains(&context_key) {
-            (file.get_u32(&context_key)? as usize).min(MAX_CONTEXT)
-        } else {
-            MAX_CONTEXT
-        };
-        if n_ctx == 0 {
-            let what = "want a positive number, got 0".into();
-            return Err(Error::BadValue { path: file.path().to_owned(), key: context_key, what });
-        }
+        let n_ctx = context_length(file)?;
         const END_OF_TURN_KEY: &str = "tokenizer.ggml.eot_token_id";
         let end_of_turn = if file.contains(END_OF_TURN_KEY) { Some(file.get_u32(END_OF_TURN_KEY)?) } else { None };
         let is_control = |id: &u32| tokenizer.kind(*id) == Some(TokenKind::Control);

@@ -1,11 +1,26 @@
 //! [`Hparams`]: checked reading of a model's metadata over the files it consists of.
 
 use engine::gguf::Gguf;
+use engine::session::MAX_CONTEXT;
 
 use crate::error::{Error, Result};
 
 /// Largest value of a size in metadata; far above every published model, far below what would overflow.
 const MAX_SIZE: u32 = 1 << 24;
+
+/// Tokens of the context of the language model in `file`, and of those that a session holds.
+///
+/// Errors: `WrongType`, `BadValue` for 0.
+pub(crate) fn context_length(file: &Gguf) -> Result<usize> {
+    let key = format!("{}.context_length", file.get_str("general.architecture")?);
+    if !file.contains(&key) {
+        return Ok(MAX_CONTEXT);
+    }
+    match file.get_u32(&key)? as usize {
+        0 => Err(wrong(file, key, "want a positive number, got 0".into())),
+        n_ctx => Ok(n_ctx.min(MAX_CONTEXT)),
+    }
+}
 
 /// Metadata of a text file and, for speech, of its projector file or of a bundle that holds both.
 #[derive(Clone, Copy)]

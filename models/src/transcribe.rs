@@ -14,6 +14,7 @@ use crate::Loaded;
 use crate::audio::{MelSpectrogram, split};
 use crate::decoding::{Decoding, Finish, Prompt, Rules};
 use crate::error::{Error, Result};
+use crate::hparams::context_length;
 use crate::sample::Sampling;
 use crate::scheduler::{SPARE_BYTES, Scheduler};
 use crate::speech::{self, SpeechFormat, merge_languages, push_text};
@@ -184,6 +185,7 @@ pub struct Transcriber {
     format: Box<dyn SpeechFormat>,
     /// Rows of the head that stand for a token; what follows is padding and never chosen.
     n_usable: usize,
+    n_ctx: usize,
 }
 
 impl Transcriber {
@@ -205,7 +207,13 @@ impl Transcriber {
         };
         let session = Session::open(Arc::clone(&loaded.model), &loaded.weights, backends, options)?;
         let n_usable = tokenizer.n_used(loaded.model.n_vocab());
-        Ok(Self { scheduler: Scheduler::new(session), tokenizer, mel, format, n_usable })
+        let n_ctx = context_length(&loaded.files[0])?;
+        Ok(Self { scheduler: Scheduler::new(session), tokenizer, mel, format, n_usable, n_ctx })
+    }
+
+    /// Tokens of the model's context: prompt, audio and answer of a segment.
+    pub fn n_ctx(&self) -> usize {
+        self.n_ctx
     }
 
     /// What the model can be asked for.
@@ -284,7 +292,7 @@ impl Transcriber {
         timings: &mut Timings,
         observer: &mut dyn Observer,
     ) -> Result<(Vec<u32>, String, bool)> {
-        let Self { scheduler, tokenizer, mel, format, n_usable } = self;
+        let Self { scheduler, tokenizer, mel, format, n_usable, .. } = self;
         let format: &dyn SpeechFormat = &**format;
         let n_embd = scheduler.session().model().n_embd();
 

@@ -11,6 +11,7 @@ mod folders;
 mod generate;
 mod inspect;
 mod lost;
+mod messages;
 #[cfg(unix)]
 mod outputs;
 mod quantize;

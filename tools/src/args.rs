@@ -4,13 +4,16 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use clap::builder::{PossibleValue, PossibleValuesParser};
 use clap::{Args, ValueEnum};
+use convert::FileType;
 use engine::DType;
 use engine::backend::Backend;
 use engine::session::Reuse;
 
 use crate::exit::{Failure, Outcome};
 use crate::model::Loading;
+use crate::report::Verbosity;
 
 /// Most threads that can be asked for; a typing error must not start a million.
 const MAX_THREADS: usize = 1024;
@@ -119,6 +122,11 @@ pub(crate) fn parse_threads(text: &str) -> Result<NonZeroUsize, String> {
     NonZeroUsize::new(n).filter(|n| n.get() <= MAX_THREADS).ok_or_else(|| format!("want 1 to {MAX_THREADS}"))
 }
 
+/// The names of [`FileType`], the short ones (`q4_k`) among them.
+pub(crate) fn file_types() -> PossibleValuesParser {
+    FileType::ALL.map(|mix| PossibleValue::new(mix.name()).aliases(mix.short_name())).into()
+}
+
 /// An opened device.
 pub(crate) struct Device {
     /// What computes.
@@ -154,6 +162,15 @@ impl DeviceArgs {
         }
         let backend = backends::open(name, &options).map_err(Failure::refused)?;
         Ok(Device { backend, threads })
+    }
+}
+
+/// Says where more threads are asked for than this process may use cores: they only take each other's time.
+pub(crate) fn note_threads(threads: Option<NonZeroUsize>, say: Verbosity) {
+    let n_cores = available_threads();
+    if let Some(n) = threads.filter(|n| n.get() > n_cores) {
+        let cores = if n_cores == 1 { "is one core".to_owned() } else { format!("are {n_cores} cores") };
+        say.note(format_args!("-t {n}: there {cores} for this process; more threads than cores are slower"));
     }
 }
 

@@ -8,7 +8,7 @@ use clap::Args;
 use convert::assembly::{Assembly, TensorReport, Weights, Written};
 use convert::workers;
 
-use crate::args::parse_threads;
+use crate::args::{note_threads, parse_threads};
 use crate::exit::{Exit, Outcome};
 use crate::output::{Destination, refuse_collisions};
 use crate::progress::Bar;
@@ -66,6 +66,7 @@ impl AssemblyArgs {
             streams::print(&assembly.list())?;
             return Ok(Exit::Done);
         }
+        note_threads(self.threads, Verbosity::new(self.quiet, false));
         let is_there = !assembly.is_begun() && assembly.paths().all(Path::is_file);
         if !(self.verify && is_there) {
             let bar = Bar::new(assembly.elements(), self.quiet);

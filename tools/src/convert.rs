@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Args;
-use clap::builder::PossibleValuesParser;
 use convert::{Conversion, FileType, Files, Options, projector_name};
 use engine::DType;
 
+use crate::args::file_types;
 use crate::assembly::AssemblyArgs;
 use crate::exit::{Exit, Failure, Outcome};
 use crate::foreign;
@@ -17,10 +17,6 @@ use crate::streams;
 
 /// Ending of the files that are written.
 const GGUF: &str = "gguf";
-
-fn types() -> PossibleValuesParser {
-    FileType::ALL.map(FileType::name).into()
-}
 
 /// Converts a checkpoint (safetensors) to GGUF.
 ///
@@ -47,11 +43,11 @@ pub(crate) struct ConvertArgs {
     output: Option<PathBuf>,
 
     /// Type of most matrices; which types the others have is llama-quantize's choice
-    #[arg(long = "type", value_name = "TYPE", default_value = "bf16", ignore_case = true, value_parser = types())]
+    #[arg(long = "type", value_name = "TYPE", default_value = "bf16", ignore_case = true, value_parser = file_types())]
     file_type: String,
 
     /// Type of the audio tower's matrices [default: as --type, but q8_0 where that is below 8 bits]
-    #[arg(long, value_name = "TYPE", ignore_case = true, value_parser = types())]
+    #[arg(long, value_name = "TYPE", ignore_case = true, value_parser = file_types())]
     audio_type: Option<String>,
 
     /// Write one file instead of the pair

@@ -6,19 +6,20 @@ use std::time::Instant;
 
 use anyhow::Context;
 use clap::Args;
+use engine::session::MAX_CONTEXT;
 use models::LoadOptions;
 use models::generate::{Generated, Generator, Request};
 use models::sample::Sampling;
 use safetensors::tensor::{Dtype, TensorView};
 
-use crate::args::{DeviceArgs, KvType, ModelArgs};
+use crate::args::{DeviceArgs, KvType, ModelArgs, note_threads};
 use crate::exit::{Exit, Failure, Outcome};
 use crate::output::{Destination, refuse_collisions};
 use crate::report::{Verbosity, peak_rss_bytes, size};
 use crate::streams;
 
-/// Most tokens that `-n` accepts.
-const MAX_TOKENS: u64 = 1 << 20;
+/// Most tokens that `-n` accepts: those of the longest context. The model's own may be shorter.
+const MAX_TOKENS: u64 = MAX_CONTEXT as u64;
 /// Tokens from which on it pays to copy the weights first.
 const LONG_TOKENS: u64 = 1024;
 /// Highest temperature that is accepted: there all tokens are about equally likely.
@@ -125,6 +126,7 @@ pub(crate) fn run(args: &GenerateArgs) -> Outcome<Exit> {
     let logits_out = args.logits_out.as_deref().map(Destination::check_with_folder).transpose()?;
     refuse_collisions(logits_out.as_slice(), args.model.as_deref())?;
     let device = args.device.open()?;
+    note_threads(args.device.threads, say);
     let reuse = args.device.reuse()?;
 
     let model = ModelArgs { model: args.model.clone(), mmproj: None };

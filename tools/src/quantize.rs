@@ -3,13 +3,13 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use clap::builder::PossibleValuesParser;
 use convert::FileType;
 use convert::quantize::Quantization;
 use convert::quantize::imatrix::ImportanceMatrix;
 use convert::quantize::overrides::Overrides;
 use engine::gguf::Gguf;
 
+use crate::args::file_types;
 use crate::assembly::AssemblyArgs;
 use crate::exit::{Exit, Failure, Outcome};
 use crate::streams;
@@ -33,7 +33,7 @@ pub(crate) struct QuantizeArgs {
     output: PathBuf,
 
     /// Type of the new file
-    #[arg(value_name = "TYPE", ignore_case = true, value_parser = types())]
+    #[arg(value_name = "TYPE", ignore_case = true, value_parser = file_types())]
     file_type: String,
 
     /// Quantize what is quantized already: worse than from the original
@@ -73,10 +73,6 @@ impl OverrideArgs {
     pub(crate) fn overrides(&self) -> Outcome<Overrides> {
         Overrides::parse(&self.tensor_type, &self.override_kv).map_err(Failure::refused)
     }
-}
-
-fn types() -> PossibleValuesParser {
-    FileType::ALL.map(FileType::name).into()
 }
 
 /// Runs the subcommand.

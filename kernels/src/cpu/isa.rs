@@ -43,11 +43,11 @@ impl Isa {
         }
     }
 
-    /// The highest instruction set of this CPU that is not above `TYMPAN_ISA`.
+    /// The highest instruction set of this CPU that is not above `TYMPAN_ISA`; empty, the variable counts as unset.
     ///
     /// Errors: the variable is set to something else than a name of [`Isa`].
     pub fn detect() -> Result<Self, UnknownIsa> {
-        let cap = match std::env::var_os(ISA_VARIABLE) {
+        let cap = match std::env::var_os(ISA_VARIABLE).filter(|value| !value.is_empty()) {
             None => Self::Avx512,
             Some(value) => value.to_string_lossy().parse()?,
         };

@@ -40,7 +40,7 @@ use self::measure::{Bench, Setup};
 use self::print::{Format, Printer};
 use self::row::{ModelFacts, Row, Settings};
 use self::timed::Timed;
-use crate::args::{DeviceArgs, KvType, ModelArgs, Switch, WeightsArg};
+use crate::args::{DeviceArgs, KvType, ModelArgs, Switch, WeightsArg, note_threads};
 use crate::exit::{Exit, Failure, Outcome};
 use crate::model::{Loading, Model};
 use crate::output::refuse_collisions;
@@ -268,6 +268,7 @@ pub(crate) fn run(args: &BenchArgs) -> Outcome<Exit> {
         args.model.iter().chain(&args.audio).chain(compared_with).map(PathBuf::as_path),
     )?;
     let lists = Lists::read(args)?;
+    note_threads(most_threads(&lists), say);
     let baseline = args.baseline.as_deref().map(|path| Baseline::open(path, args.max_regress)).transpose()?;
     let other = args.baseline_program.as_deref().map(|p| Other::open(p, args.max_regress)).transpose()?;
     if !args.audio.is_empty() {

@@ -18,7 +18,7 @@ use models::LoadOptions;
 
 use self::graph::Call;
 use self::source::Source;
-use crate::args::{DeviceArgs, ModelArgs, parse_threads};
+use crate::args::{DeviceArgs, ModelArgs, note_threads, parse_threads};
 use crate::exit::{Exit, Failure, Outcome};
 use crate::report::Verbosity;
 
@@ -104,6 +104,7 @@ impl InspectArgs {
 ///
 /// Errors: usage, a file that cannot be read, a model that cannot be loaded.
 pub(crate) fn run(args: &InspectArgs) -> Outcome<Exit> {
+    note_threads(args.threads, Verbosity::new(args.quiet, false));
     let text = if args.devices {
         devices::text(&args.device())?
     } else if args.graph.is_some() || args.plan {

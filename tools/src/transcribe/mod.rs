@@ -17,13 +17,14 @@ use std::time::Instant;
 
 use anyhow::{Context, anyhow};
 use clap::{Args, ValueEnum};
+use engine::session::MAX_CONTEXT;
 use engine::stats::BuildReason;
 use models::LoadOptions;
 use models::qwen3_asr::AudioAttention;
 use models::transcribe::{Request, Transcriber, Transcript};
 use serde_json::{Value, json};
 
-use crate::args::{Device, DeviceArgs, KvType, ModelArgs};
+use crate::args::{Device, DeviceArgs, KvType, ModelArgs, note_threads};
 use crate::exit::{Exit, Failure, Outcome};
 use crate::interrupt;
 use crate::model::Model;
@@ -39,8 +40,8 @@ use watcher::{TextStream, Watcher};
 
 /// What `--segment` accepts besides 0, in seconds: a word needs a second, an hour is far beyond what any model hears at once.
 const SEGMENT_S: RangeInclusive<f64> = 2.0..=3600.0;
-/// Most tokens that `--max-tokens` accepts.
-const MAX_TOKENS: u64 = 1 << 20;
+/// Most tokens that `--max-tokens` accepts: those of the longest context. The model's own may be shorter.
+const MAX_TOKENS: u64 = MAX_CONTEXT as u64;
 /// Bytes of inputs from which on it pays to copy the weights first: ten minutes of WAV, twenty of MP3.
 const LONG_INPUT_BYTES: u64 = 20 << 20;
 
@@ -91,7 +92,7 @@ pub(crate) struct TranscribeArgs {
     #[command(flatten)]
     selection: Selection,
 
-    /// Language spoken: name or ISO code from the model's list, or auto. Qwen3-ASR finds the language with auto; LFM2-Audio
+    /// Language spoken: name, ISO code (de, deu) or tag (de-AT) from the model's list, or auto. Qwen3-ASR finds the language with auto; LFM2-Audio
     /// is asked in English with auto, and names no language
     #[arg(long, value_name = "NAME", default_value = "auto")]
     language: String,
@@ -218,6 +219,7 @@ pub(crate) fn run(args: &TranscribeArgs) -> Outcome<Exit> {
     let say = Verbosity::new(args.quiet, args.verbose);
     check(args)?;
     let device = args.device.open()?;
+    note_threads(args.device.threads, say);
     let reuse = args.device.reuse()?;
     let Inputs { found, skipped, failed } = expand(args, say);
     check_several(args, found.len())?;
@@ -357,6 +359,13 @@ fn check_model(args: &TranscribeArgs, model: &Model, transcriber: &Transcriber) 
     }
     if !args.context.is_empty() && !format.takes_context() {
         let message = format!("--context: {} has no prompt for names and terms (accepted: --language)", arch.name);
+        return Err(Failure::usage(message));
+    }
+    // Of one more token, the audio's least.
+    let n_ctx = transcriber.n_ctx();
+    if let Some(n) = args.max_tokens.filter(|&n| n >= n_ctx as u64) {
+        let message =
+            format!("--max-tokens {n}: the context of this model holds {n_ctx} tokens, audio and prompt among them");
         return Err(Failure::usage(message));
     }
     if args.language.eq_ignore_ascii_case("auto") {

@@ -68,7 +68,13 @@ const fn text(name: &[u8]) -> &str {
 impl FileType {
     /// The mix called `name`, in upper or lower case.
     pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|mix| mix.name().eq_ignore_ascii_case(name))
+        let is_called = |other: &str| other.eq_ignore_ascii_case(name);
+        Self::ALL.into_iter().find(|mix| is_called(mix.name()) || mix.short_name().is_some_and(is_called))
+    }
+
+    /// Its name where the letter of the mix is left out: `q4_k`. Source: llama.cpp, `quantize.cpp`, `QUANT_OPTIONS`.
+    pub fn short_name(self) -> Option<&'static str> {
+        self.name().strip_suffix("_m")
     }
 
     /// The mix that `general.file_type` says.
@@ -491,6 +497,10 @@ mod tests {
             assert_eq!(FileType::from_name(&mix.name().to_uppercase()), Some(mix));
             assert_eq!(FileType::from_general_file_type(mix.general_file_type()), Some(mix));
         }
-        assert_eq!(FileType::from_name("q4_k"), None);
+        // The aliases of llama-quantize.
+        for (name, mix) in [("q3_k", FileType::Q3_K_M), ("Q4_K", FileType::Q4_K_M), ("q5_k", FileType::Q5_K_M)] {
+            assert_eq!(FileType::from_name(name), Some(mix));
+        }
+        assert_eq!(FileType::from_name("q8_k"), None);
     }
 }

@@ -5,6 +5,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use engine::DType;
 use engine::gguf::Value;
 use fancy_regex::Regex;
+use models::languages::nearest;
 
 use crate::assembly::FilePlan;
 
@@ -68,16 +69,19 @@ impl Overrides {
 }
 
 fn parse_type(text: &str) -> Result<(Regex, DType)> {
-    let (pattern, name) = text.split_once('=').context("want REGEX=TYPE")?;
+    // An expression may have an equals sign, as in `(?=...)`; a type has none.
+    let (pattern, name) = text.rsplit_once('=').context("want REGEX=TYPE")?;
     ensure!(!pattern.is_empty(), "want REGEX=TYPE, got no expression");
     let is_weight = |dtype: &DType| *dtype != DType::I32;
     let mut all = DType::ALL.into_iter().filter(is_weight);
     let Some(dtype) = all.clone().find(|dtype| dtype.name().eq_ignore_ascii_case(name)) else {
         let names: Vec<String> = all.by_ref().map(|dtype| dtype.name().to_lowercase()).collect();
-        bail!("{name} is no type of tensors (want one of {})", names.join(", "));
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let hint =
+            nearest(&name.to_lowercase(), &names).map_or(String::new(), |near| format!("; did you mean {near}?"));
+        bail!("{name} is no type of tensors{hint} (want one of {})", names.join(", "));
     };
-    // Names of tensors are in lower case, and so is what llama-quantize compares them with.
-    let regex = Regex::new(&pattern.to_lowercase()).context("not a regular expression")?;
+    let regex = Regex::new(pattern).context("not a regular expression")?;
     Ok((regex, dtype))
 }
 
@@ -123,7 +127,7 @@ mod tests {
 
     #[test]
     fn the_first_match_wins_anywhere_in_a_name() {
-        let types = strings(&["ffn_(up|gate)=Q8_0", r"blk\.(?!1\.).*FFN_up=f16", "attn_v=q5_1"]);
+        let types = strings(&["ffn_(up|gate)=Q8_0", r"blk\.(?!1\.).*ffn_up=F16", "attn_v=q5_1"]);
         let overrides = Overrides::parse(&types, &[]).unwrap();
         assert_eq!(overrides.dtype_of("blk.0.ffn_up.weight"), Some(DType::Q8_0));
         assert_eq!(overrides.dtype_of("blk.0.attn_v.weight"), Some(DType::Q5_1));
@@ -137,11 +141,28 @@ mod tests {
     }
 
     #[test]
+    fn an_expression_is_taken_as_it_is() {
+        for (text, name, dtype) in [
+            ("ffn_(?=up)=q5_1", "blk.0.ffn_up.weight", Some(DType::Q5_1)),
+            ("ffn_(?=up)=q5_1", "blk.0.ffn_gate.weight", None),
+            // \S is not \s, and names keep their case.
+            (r"^blk\S+$=q8_0", "blk.0.ffn_up.weight", Some(DType::Q8_0)),
+            ("FFN_UP=q8_0", "blk.0.ffn_up.weight", None),
+            ("(?i)FFN_UP=Q8_0", "blk.0.ffn_up.weight", Some(DType::Q8_0)),
+        ] {
+            let overrides = Overrides::parse(&strings(&[text]), &[]).unwrap();
+            assert_eq!(overrides.dtype_of(name), dtype, "{text} {name}");
+        }
+    }
+
+    #[test]
     fn malformed_overrides_say_what_is_wanted() {
         for (types, keys, want) in [
             (&["x"][..], &[][..], "--tensor-type x: want REGEX=TYPE"),
             (&["=q8_0"], &[], "got no expression"),
-            (&["a=q9"], &[], "q9 is no type of tensors (want one of f32, f16,"),
+            (&["a=q9_8_7_6_5"], &[], "q9_8_7_6_5 is no type of tensors (want one of f32, f16,"),
+            (&["a=q4k"], &[], "q4k is no type of tensors; did you mean q4_k? (want one of"),
+            (&["a="], &[], " is no type of tensors (want"),
             (&["a=i32"], &[], "i32 is no type"),
             (&["(=q8_0"], &[], "not a regular expression"),
             (&[], &["a"], "--override-kv a: want KEY=int:N"),
