@@ -1,7 +1,7 @@
 //! [`Transcriber`]: audio to text. What users see is decided here: how long audio is cut, the prompt, when decoding ends,
 //! how the answer is read. The command line only parses arguments and prints.
 
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use engine::batch::Features;
 use engine::session::{Session, SessionOptions};
 
 use crate::Loaded;
-use crate::audio::{MelSpectrogram, split};
+use crate::audio::{MelSpectrogram, activity, split};
 use crate::decoding::{Decoding, Finish, Prompt, Rules};
 use crate::error::{Error, Result};
 use crate::hparams::context_length;
@@ -89,6 +89,8 @@ pub struct Segment {
     pub end_s: f64,
     /// What was said.
     pub text: String,
+    /// Where in it there is sound, in seconds ([`activity()`]): text is spoken there, not between.
+    pub loud: Vec<Range<f64>>,
     /// The language that the model named, or the one asked for.
     pub language: Option<String>,
     /// Whether the token limit came before a stop token.
@@ -273,10 +275,12 @@ impl Transcriber {
             let job = Job { index: i, n_segments, samples, before: text, prompt: &prompt, request };
             let (token_ids, raw, truncated) = self.segment(&job, timings, observer)?;
             let answer = self.format.parse(&raw, request.language);
+            let time = |at: usize| request.start_s + seconds(range.start + at);
             transcript.push(Segment {
-                start_s: request.start_s + seconds(range.start),
-                end_s: request.start_s + seconds(range.end),
+                start_s: time(0),
+                end_s: time(samples.len()),
                 text: answer.text,
+                loud: activity(samples, RATE_HZ).into_iter().map(|part| time(part.start)..time(part.end)).collect(),
                 language: Some(answer.language).filter(|l| !l.is_empty()),
                 truncated,
                 token_ids,

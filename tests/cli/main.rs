@@ -21,6 +21,7 @@ mod run;
 mod signals;
 #[cfg(unix)]
 mod streams;
+mod subtitles;
 mod synth;
 #[cfg(target_os = "linux")]
 mod threads;

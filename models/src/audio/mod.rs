@@ -1,7 +1,8 @@
 //! Audio front end: a file to mono samples ([`decode_file`]), to the model's rate ([`resample()`]), to features
-//! ([`MelSpectrogram`]). Long clips are cut by [`split`].
+//! ([`MelSpectrogram`]). Long clips are cut by [`split`]; [`activity()`] says where sound is.
 
 mod aac;
+pub mod activity;
 mod aiff;
 mod au;
 mod caught;
@@ -27,6 +28,7 @@ mod sum;
 mod unread;
 mod wav;
 
+pub use activity::activity;
 pub use decode::{Decoded, decode_bytes, decode_file, decode_reader};
 pub use error::{AudioError, AudioErrorKind};
 pub use loss::{Loss, TrackChoice};

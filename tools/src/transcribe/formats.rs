@@ -1,10 +1,12 @@
-//! Writing a transcript as text, JSON or subtitles.
+//! A transcript in a [`Format`]: text and JSON here, subtitles in [`super::subtitles`].
 
 use clap::ValueEnum;
 use models::audio::{Loss, TrackChoice};
 use models::transcribe::{Segment, Transcript};
 use serde_json::{Map, Number, Value, json};
 
+use super::cues::{Limits, cues};
+use super::subtitles::{clock, srt, vtt};
 use crate::samples::Condition;
 
 /// An output format.
@@ -90,21 +92,13 @@ pub(super) struct Facts {
 }
 
 /// The transcript in one format, with a final line break.
-pub(super) fn render(format: Format, transcript: &Transcript, facts: &Facts) -> String {
+pub(super) fn render(format: Format, transcript: &Transcript, facts: &Facts, limits: &Limits) -> String {
     match format {
         Format::Text => text(transcript, facts.timestamps),
         Format::Json => format!("{:#}\n", json(transcript, facts)),
         Format::Jsonl => format!("{}\n", json(transcript, facts)),
-        Format::Srt => subtitles(transcript, |i, s, body| {
-            format!("{}\n{} --> {}\n{body}\n\n", i + 1, clock(s.start_s, ','), clock(s.end_s, ','))
-        }),
-        Format::Vtt => {
-            let cues = subtitles(transcript, |_, s, body| {
-                let body = body.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
-                format!("{} --> {}\n{body}\n\n", clock(s.start_s, '.'), clock(s.end_s, '.'))
-            });
-            format!("WEBVTT\n\n{cues}")
-        }
+        Format::Srt => srt(&cues(transcript, limits)),
+        Format::Vtt => vtt(&cues(transcript, limits)),
         Format::Csv | Format::Lrc | Format::Tsv => unreachable!("refused when arguments were checked"),
     }
 }
@@ -118,22 +112,10 @@ fn text(transcript: &Transcript, timestamps: bool) -> String {
 
 /// Segments on lines of their own, with their times.
 pub(super) fn timed_lines(segments: &[Segment]) -> String {
-    let line = |s: &Segment| format!("[{} --> {}] {}\n", clock(s.start_s, '.'), clock(s.end_s, '.'), s.text);
-    segments.iter().map(line).collect()
-}
-
-/// One cue per segment with text; a blank line would end a cue, so the text is one line.
-fn subtitles(transcript: &Transcript, cue: impl Fn(usize, &Segment, &str) -> String) -> String {
-    let spoken = transcript.segments.iter().filter(|s| !s.text.is_empty()).enumerate();
-    spoken.map(|(i, s)| cue(i, s, &s.text.split_whitespace().collect::<Vec<_>>().join(" "))).collect()
-}
-
-/// `01:02:03,004`.
-fn clock(seconds: f64, separator: char) -> String {
     // Durations of audio files are far below 2^53 ms.
-    let ms = (seconds * 1000.0).round() as u64;
-    let (h, m, s, ms) = (ms / 3_600_000, ms / 60_000 % 60, ms / 1000 % 60, ms % 1000);
-    format!("{h:02}:{m:02}:{s:02}{separator}{ms:03}")
+    let time = |seconds: f64| clock((seconds * 1000.0).round() as u64, '.');
+    let line = |s: &Segment| format!("[{} --> {}] {}\n", time(s.start_s), time(s.end_s), s.text);
+    segments.iter().map(line).collect()
 }
 
 /// The JSON document of the contract.
@@ -149,6 +131,7 @@ fn json(transcript: &Transcript, facts: &Facts) -> Value {
             object.insert("id".into(), json!(i));
             object.insert("start".into(), seconds(s.start_s));
             object.insert("end".into(), seconds(s.end_s));
+            object.insert("timing".into(), if facts.timestamps { json!("estimated") } else { Value::Null });
             object.insert("text".into(), json!(s.text));
             object.insert("language".into(), json!(s.language));
             object.insert("truncated".into(), json!(s.truncated));
@@ -213,6 +196,7 @@ mod tests {
             start_s,
             end_s,
             text: text.into(),
+            loud: vec![start_s..end_s],
             language: Some("English".into()),
             truncated: false,
             token_ids: vec![1, 2],
@@ -245,17 +229,11 @@ mod tests {
         }
     }
 
-    #[test]
-    fn subtitles_have_numbered_cues_without_blank_lines() {
-        let srt = render(Format::Srt, &transcript(), &facts());
-        assert_eq!(srt, "1\n00:00:00,000 --> 00:00:01,235\na <b>\n\n2\n01:00:00,000 --> 01:02:05,500\nc d\n\n");
-        let vtt = render(Format::Vtt, &transcript(), &facts());
-        assert!(vtt.starts_with("WEBVTT\n\n00:00:00.000 --> 00:00:01.235\na &lt;b&gt;\n\n"));
-    }
+    const LIMITS: Limits = Limits { max_columns: 42, max_lines: 2, max_s: 7.0 };
 
     #[test]
     fn json_lines_are_lines() {
-        let line = render(Format::Jsonl, &transcript(), &facts());
+        let line = render(Format::Jsonl, &transcript(), &facts(), &LIMITS);
         assert_eq!(line.lines().count(), 1);
         assert!(line.contains("\"duration\":3725.5,") && line.contains("\"end\":1.235,"), "{line}");
     }

@@ -1,11 +1,13 @@
 //! `tympan transcribe`: audio files to text.
 
+mod cues;
 mod dump;
 mod formats;
 mod glob;
 mod inputs;
 mod journal;
 mod outputs;
+mod subtitles;
 mod watcher;
 
 use std::collections::{BTreeMap, HashMap};
@@ -32,6 +34,7 @@ use crate::output::Destination;
 use crate::report::{Verbosity, peak_rss_bytes, size};
 use crate::samples::Samples;
 use crate::streams::{escaped, print};
+use cues::CueArgs;
 use formats::{Facts, Format, render};
 use inputs::{Input, Inputs, Selection};
 use journal::{Header, Journal};
@@ -104,6 +107,9 @@ pub(crate) struct TranscribeArgs {
     /// Times in the output: none, segment, word [default: segment for srt, vtt and json, none for text]
     #[arg(long, value_name = "KIND", hide_possible_values = true)]
     timestamps: Option<Timestamps>,
+
+    #[command(flatten)]
+    cues: CueArgs,
 
     /// Aligner model for word times
     #[arg(long, value_name = "PATH", hide = true)]
@@ -325,6 +331,9 @@ fn check(args: &TranscribeArgs) -> Outcome<()> {
     let subtitles = args.format.iter().find(|f| matches!(f, Format::Srt | Format::Vtt));
     if let (Some(Timestamps::None), Some(format)) = (args.timestamps, subtitles) {
         return Err(Failure::usage(format!("--timestamps none: {} is nothing without times", format.extension())));
+    }
+    if let (Some(flag), None) = (args.cues.given(), subtitles) {
+        return Err(Failure::usage(format!("{flag}: only srt and vtt have cues (--format)")));
     }
     if args.format.len() > 1 && args.output.is_none() {
         return Err(Failure::usage("several formats need --output DIR"));
@@ -555,7 +564,7 @@ impl Run<'_> {
         let _undisturbed = outputs.destinations().all(Destination::is_file).then_some(watcher);
         let body = |format| {
             let facts = Facts { timestamps: self.args.has_timestamps(format), ..facts.clone() };
-            render(format, transcript, &facts)
+            render(format, transcript, &facts, &self.args.cues.limits())
         };
         if self.args.output.is_none() && !is_printed {
             self.args.format.iter().try_for_each(|&format| print(&body(self.printed(format))))?;
