@@ -94,13 +94,16 @@ fn files_and_formats_go_to_the_output_directory() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("new/out");
     let inputs = [clip("open_door.wav"), clip("yes.wav")];
-    let run =
-        transcribe(&["-q", "-f", "text,json,jsonl,srt,vtt", "-o", out.to_str().unwrap()], &[&inputs[0], &inputs[1]]);
+    let run = transcribe(
+        &["-q", "-f", "txt,json,jsonl,srt,vtt,csv,lrc,tsv", "-o", out.to_str().unwrap()],
+        &[&inputs[0], &inputs[1]],
+    );
     assert_eq!(run.expect(0).out, "");
     let mut names: Vec<String> =
         std::fs::read_dir(&out).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
-    let want = ["open_door", "yes"].map(|stem| ["json", "jsonl", "srt", "txt", "vtt"].map(|e| format!("{stem}.{e}")));
+    let want = ["open_door", "yes"]
+        .map(|stem| ["csv", "json", "jsonl", "lrc", "srt", "tsv", "txt", "vtt"].map(|e| format!("{stem}.{e}")));
     assert_eq!(names, want.concat());
     let read = |name: &str| std::fs::read_to_string(out.join(name)).unwrap();
     assert_eq!(read("open_door.txt"), format!("{OPEN_DOOR}\n"));
@@ -245,12 +248,13 @@ fn what_makes_no_sense_is_refused() {
         (&["--audio-attention", "sliding"], "--audio-attention"),
         (&["--device", "tpu"], "tpu"),
         (&["--timestamps", "none", "-f", "srt"], "srt"),
+        (&["--timestamps", "none", "-f", "csv"], "csv"),
         (&["-f", "srt", "--max-line", "9"], "10..=500"),
         (&["-f", "srt", "--max-lines", "0"], "1..=10"),
         (&["-f", "vtt", "--max-cue", "0.5"], "1 to 600"),
         (&["-f", "vtt", "--max-cue", "-7"], "1 to 600"),
         (&["-f", "vtt", "--max-cue", "nan"], "1 to 600"),
-        (&["--max-line", "42"], "only srt"),
+        (&["--max-line", "42"], "--max-line: text and json have no cues"),
         (&["-f", "json", "--max-lines", "2"], "--max-lines"),
         (&["-f", "jsonl", "--max-cue", "7"], "--max-cue"),
         (&["-q", "-v"], "--verbose"),
@@ -366,10 +370,7 @@ fn a_text_file_without_its_projector_is_exit_code_4() {
 fn what_is_not_built_yet_says_so() {
     let door = clip("open_door.wav");
     for args in [
-        &["-f", "csv"][..],
-        &["-f", "lrc"],
-        &["-f", "tsv"],
-        &["--timestamps", "word"],
+        &["--timestamps", "word"][..],
         &["--aligner", "a.gguf"],
         &["--device", "cuda"],
         &["--device", "cuda:0"],

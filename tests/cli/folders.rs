@@ -154,7 +154,7 @@ fn several_inputs_share_standard_output() {
     folder.yes("b.wav");
     let documents = folder.transcribe(&["-f", "json"]).expect(0).json_lines();
     assert_eq!(documents.len(), 2);
-    for format in ["srt", "vtt"] {
+    for format in ["srt", "vtt", "csv", "lrc", "tsv"] {
         let run = folder.transcribe(&["-f", format]).expect(2);
         assert!(run.out.is_empty() && run.err.contains("2 inputs") && run.err.contains("-o DIR"), "{}", run.err);
     }

@@ -128,6 +128,24 @@ fn an_independent_parser_reads_cues_that_fit_a_screen() {
         let cues = of_srt(&run("srt", flags));
         check(&cues, segments, limits);
         assert_eq!(of_vtt(&run("vtt", flags)), cues);
+        // The other formats have the same cues in a row each.
+        let rows: Vec<String> =
+            cues.iter().map(|cue| format!("{}\t{}\t{}", cue.start, cue.end, cue.lines.join(" "))).collect();
+        let tsv = run("tsv", flags);
+        assert_eq!(tsv.lines().collect::<Vec<_>>(), [&["start\tend\ttext".to_owned()], &rows[..]].concat());
+        // The texts have neither commas nor quotes.
+        let csv = run("csv", flags).replace("\r\n", "\n").replace('"', "");
+        assert_eq!(csv, tsv.replace('\t', ","));
+        let lrc = run("lrc", flags);
+        let of_lrc = |line: &str| {
+            let (time, text) = line.strip_prefix('[').unwrap().split_once(']').unwrap();
+            let (minutes, seconds) = time.split_once(':').unwrap();
+            let ms = minutes.parse::<u64>().unwrap() * 60_000 + seconds.replace('.', "").parse::<u64>().unwrap() * 10;
+            (ms, text.to_owned())
+        };
+        let lyrics: Vec<_> = lrc.lines().skip(1).map(of_lrc).collect();
+        let want: Vec<_> = cues.iter().map(|cue| (cue.start / 10 * 10, cue.lines.join(" "))).collect();
+        assert_eq!(lyrics, want);
     }
 }
 
@@ -154,4 +172,5 @@ fn nothing_said_is_no_cue() {
         assert!(written.starts_with(is_empty) && !written.contains("-->"), "{written}");
     }
     assert_eq!(run(&["-f", "srt"], &clip("silence.wav")), "");
+    assert_eq!(run(&["-f", "tsv"], &clip("silence.wav")), "start\tend\ttext\n");
 }

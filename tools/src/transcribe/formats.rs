@@ -1,4 +1,5 @@
-//! A transcript in a [`Format`]: text and JSON here, subtitles in [`super::subtitles`].
+//! A transcript in a [`Format`]: text and JSON here, cues in [`super::subtitles`] and
+//! [`super::tables`].
 
 use clap::ValueEnum;
 use models::audio::{Loss, TrackChoice};
@@ -7,6 +8,7 @@ use serde_json::{Map, Number, Value, json};
 
 use super::cues::{Limits, cues};
 use super::subtitles::{clock, srt, vtt};
+use super::tables::{csv, lrc, tsv};
 use crate::samples::Condition;
 
 /// An output format.
@@ -23,14 +25,11 @@ pub(super) enum Format {
     Srt,
     /// WebVTT subtitles.
     Vtt,
-    /// Not in this version.
-    #[value(hide = true)]
+    /// Comma-separated values.
     Csv,
-    /// Not in this version.
-    #[value(hide = true)]
+    /// Lyrics.
     Lrc,
-    /// Not in this version.
-    #[value(hide = true)]
+    /// Tab-separated values, as Whisper writes them.
     Tsv,
 }
 
@@ -49,11 +48,11 @@ impl Format {
         }
     }
 
-    /// Whether this version writes it.
-    pub(super) fn is_built(self) -> bool {
+    /// Whether it is made of cues, which have times.
+    pub(super) fn has_cues(self) -> bool {
         match self {
-            Self::Text | Self::Json | Self::Jsonl | Self::Srt | Self::Vtt => true,
-            Self::Csv | Self::Lrc | Self::Tsv => false,
+            Self::Text | Self::Json | Self::Jsonl => false,
+            Self::Srt | Self::Vtt | Self::Csv | Self::Lrc | Self::Tsv => true,
         }
     }
 }
@@ -99,7 +98,9 @@ pub(super) fn render(format: Format, transcript: &Transcript, facts: &Facts, lim
         Format::Jsonl => format!("{}\n", json(transcript, facts)),
         Format::Srt => srt(&cues(transcript, limits)),
         Format::Vtt => vtt(&cues(transcript, limits)),
-        Format::Csv | Format::Lrc | Format::Tsv => unreachable!("refused when arguments were checked"),
+        Format::Csv => csv(&cues(transcript, limits)),
+        Format::Lrc => lrc(&cues(transcript, limits)),
+        Format::Tsv => tsv(&cues(transcript, limits)),
     }
 }
 

@@ -8,6 +8,7 @@ mod inputs;
 mod journal;
 mod outputs;
 mod subtitles;
+mod tables;
 mod watcher;
 
 use std::collections::{BTreeMap, HashMap};
@@ -69,7 +70,7 @@ pub(crate) struct TranscribeArgs {
     #[command(flatten)]
     device: DeviceArgs,
 
-    /// Output formats, separated by commas: text, json, jsonl, srt, vtt
+    /// Output formats, separated by commas: text, json, jsonl, srt, vtt, csv, lrc, tsv
     #[arg(
         short,
         long,
@@ -104,7 +105,7 @@ pub(crate) struct TranscribeArgs {
     #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     context: String,
 
-    /// Times in the output: none, segment, word [default: segment for srt, vtt and json, none for text]
+    /// Times in the output: none, segment, word [default: none for text, else segment]
     #[arg(long, value_name = "KIND", hide_possible_values = true)]
     timestamps: Option<Timestamps>,
 
@@ -319,21 +320,20 @@ impl Tally {
 
 /// Refuses what makes no sense together and what this version does not have.
 fn check(args: &TranscribeArgs) -> Outcome<()> {
-    if let Some(format) = args.format.iter().find(|f| !f.is_built()) {
-        return Err(Failure::not_in_this_version(format!("--format {}", format.extension())));
-    }
     if args.timestamps == Some(Timestamps::Word) {
         return Err(Failure::not_in_this_version("--timestamps word"));
     }
     if let Some(path) = &args.aligner {
         return Err(Failure::not_in_this_version(format!("--aligner {}", path.display())));
     }
-    let subtitles = args.format.iter().find(|f| matches!(f, Format::Srt | Format::Vtt));
-    if let (Some(Timestamps::None), Some(format)) = (args.timestamps, subtitles) {
+    let with_cues = args.format.iter().find(|format| format.has_cues());
+    if let (Some(Timestamps::None), Some(format)) = (args.timestamps, with_cues) {
         return Err(Failure::usage(format!("--timestamps none: {} is nothing without times", format.extension())));
     }
-    if let (Some(flag), None) = (args.cues.given(), subtitles) {
-        return Err(Failure::usage(format!("{flag}: only srt and vtt have cues (--format)")));
+    if let (Some(flag), None) = (args.cues.given(), with_cues) {
+        return Err(Failure::usage(format!(
+            "{flag}: text and json have no cues; srt, vtt, csv, lrc and tsv have (--format)"
+        )));
     }
     if args.format.len() > 1 && args.output.is_none() {
         return Err(Failure::usage("several formats need --output DIR"));
@@ -347,10 +347,10 @@ fn check(args: &TranscribeArgs) -> Outcome<()> {
 
 /// Refuses what several inputs cannot have on standard output.
 fn check_several(args: &TranscribeArgs, n_inputs: usize) -> Outcome<()> {
-    let subtitles = args.format.iter().find(|f| matches!(f, Format::Srt | Format::Vtt));
-    match subtitles.filter(|_| args.output.is_none() && n_inputs > 1) {
+    let with_cues = args.format.iter().find(|format| format.has_cues());
+    match with_cues.filter(|_| args.output.is_none() && n_inputs > 1) {
         Some(format) => Err(Failure::usage(format!(
-            "{n_inputs} inputs on standard output as {}: players read one after the other as one (-o DIR writes a file for \
+            "{n_inputs} inputs on standard output as {}: they would be read as one (-o DIR writes a file for \
              each)",
             format.extension()
         ))),

@@ -10,15 +10,15 @@ const MAX_CUE_S: f64 = 600.0;
 /// The shape of cues.
 #[derive(Args, Clone, Debug)]
 pub(in crate::transcribe) struct CueArgs {
-    /// Longest line of a cue, in columns; Chinese and other wide characters are two (srt, vtt) [default: 42]
+    /// Longest line of a cue, in columns; Chinese and other wide characters are two (all formats but text and json) [default: 42]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(10..=500))]
     max_line: Option<u64>,
 
-    /// Most lines of a cue (srt, vtt) [default: 2]
+    /// Most lines of a cue (all formats but text and json) [default: 2]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=10))]
     max_lines: Option<u64>,
 
-    /// Longest time of a cue, in seconds (srt, vtt) [default: 7]
+    /// Longest time of a cue, in seconds (all formats but text and json) [default: 7]
     #[arg(long, value_name = "SECONDS", value_parser = parse_max_cue, allow_negative_numbers = true)]
     max_cue: Option<f64>,
 }
