@@ -12,7 +12,7 @@
 //!   -> fuse       rules the backend supports  pass::fuse
 //!   -> cut        runs of one backend         pass::assign
 //!   -> plan       lifetimes, in-place, offsets plan, one for each backend
-//!   -> lower      Backend::compile            backend
+//!   -> lower      Backend::compile            backend, devices
 //!   => Executable, kept under its key         cache
 //! per call: write the input block -> run -> read outputs             session, batch, memory
 //! ```
@@ -29,6 +29,8 @@
 //! what it holds, so a sequence grows without a graph being built and without anything moving. A layer's states lie on the
 //! backend of the layer.
 //!
+//! A graph that is no model's, with inputs and outputs of one's own names, is a [`program::Program`].
+//!
 //! Model files are read by [`gguf`]; [`weights`] holds their tensors by name.
 
 #![warn(unreachable_pub)]
@@ -37,6 +39,7 @@ pub mod backend;
 pub mod batch;
 pub mod builder;
 mod cache;
+mod devices;
 pub mod dtype;
 pub mod error;
 pub mod gguf;
@@ -51,6 +54,7 @@ pub mod pass;
 pub mod plan;
 pub mod planned;
 pub mod profile;
+pub mod program;
 pub mod session;
 pub mod shape;
 mod snapshot;

@@ -186,7 +186,6 @@ pub struct StateLayout {
 }
 
 /// The layout of a graph that touches no memory.
-#[cfg(test)]
 pub(crate) static NO_STATES: StateLayout = StateLayout { owner: Owner(0), n_slots: 1, specs: Vec::new() };
 
 impl StateLayout {

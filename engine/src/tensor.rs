@@ -71,10 +71,14 @@ pub enum Input {
     Embeddings,
     /// Features of the audio encoder, clips in a line, f32 `[n_mels, n_frames]`.
     Features,
+    /// An input of a [`crate::program::Program`], by its number among them: f32 of any shape.
+    Values(u16),
+    /// As `Values`, i32.
+    Integers(u16),
 }
 
 impl Input {
-    /// Every input, in the order of the input block.
+    /// Every input that a call of a model has, in the order of the input block.
     pub const ALL: [Self; 9] = [
         Self::Tokens,
         Self::Positions,
@@ -90,15 +94,37 @@ impl Input {
     /// The element format of this input.
     pub const fn dtype(self) -> DType {
         match self {
-            Self::Embeddings | Self::Features => DType::F32,
+            Self::Embeddings | Self::Features | Self::Values(_) => DType::F32,
             Self::Tokens
             | Self::Positions
             | Self::Sequences
             | Self::Slots
             | Self::Ranges
             | Self::OutRows
-            | Self::Frames => DType::I32,
+            | Self::Frames
+            | Self::Integers(_) => DType::I32,
         }
+    }
+
+    /// Place in [`Input::ALL`]; inputs of programs come after all of those.
+    pub(crate) const fn number(self) -> usize {
+        match self {
+            Self::Tokens => 0,
+            Self::Positions => 1,
+            Self::Sequences => 2,
+            Self::Slots => 3,
+            Self::Ranges => 4,
+            Self::OutRows => 5,
+            Self::Frames => 6,
+            Self::Embeddings => 7,
+            Self::Features => 8,
+            Self::Values(n) | Self::Integers(n) => Self::ALL.len() + n as usize,
+        }
+    }
+
+    /// Whether it belongs to a program: no call of a model has it.
+    pub(crate) const fn is_own(self) -> bool {
+        self.number() >= Self::ALL.len()
     }
 }
 
@@ -171,7 +197,8 @@ mod tests {
     #[test]
     fn inputs_are_numbered_by_their_place() {
         for (i, input) in Input::ALL.into_iter().enumerate() {
-            assert_eq!(input as usize, i);
+            assert_eq!(input.number(), i);
+            assert!(!input.is_own());
         }
     }
 }

@@ -370,8 +370,8 @@ fn build(case: &OpCase, weights: Vec<Weight>, copied: bool) -> Result<Graph> {
     }
     let (starts, total) = layout(case);
     let mut x = Vec::new();
-    for (input, start) in case.inputs.iter().zip(starts) {
-        let flat = g.input(Input::Features, [total]);
+    let flat = (!case.inputs.is_empty()).then(|| g.values("inputs", [total]));
+    for ((input, start), flat) in case.inputs.iter().zip(starts).zip(flat.into_iter().cycle()) {
         let view = g.reshape(g.slice(flat, 0, start, input.shape.elements()), input.shape);
         x.push(if copied { g.copy(view) } else { view });
     }
@@ -400,7 +400,7 @@ fn input_words(case: &OpCase, graph: &Graph, plan: &MemoryPlan) -> Vec<u32> {
         }
         let batch = || case.batch.as_ref().expect("the case has a batch");
         match input {
-            Input::Features => {
+            Input::Values(_) => {
                 words.fill(f32::NAN.to_bits());
                 for (start, values) in layout(case).0.into_iter().zip(case.input_values()) {
                     words[start..].iter_mut().zip(values).for_each(|(w, v)| *w = v.to_bits());
@@ -423,7 +423,12 @@ fn input_words(case: &OpCase, graph: &Graph, plan: &MemoryPlan) -> Vec<u32> {
                 let ends = batch().ranges().into_iter().flat_map(|r| [r.start as u32, r.end as u32]);
                 words.iter_mut().zip(ends).for_each(|(w, end)| *w = end);
             }
-            Input::Tokens | Input::Embeddings | Input::OutRows | Input::Frames => {
+            Input::Tokens
+            | Input::Embeddings
+            | Input::OutRows
+            | Input::Frames
+            | Input::Features
+            | Input::Integers(_) => {
                 panic!("{}: no words for {input:?}", case.name)
             }
         }

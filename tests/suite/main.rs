@@ -23,6 +23,7 @@ mod not_finite;
 mod ops;
 mod pages;
 mod placement;
+mod program;
 mod prompt;
 mod quantize;
 mod quirks;

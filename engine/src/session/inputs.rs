@@ -6,8 +6,8 @@
 use std::ops::Range;
 
 use super::Session;
-use super::compile::Compiled;
 use crate::batch::{Batch, Features, Rows, Sequence, Tokens};
+use crate::devices::Compiled;
 use crate::dtype::DType;
 use crate::error::{Result, refuse};
 use crate::key::{GraphKey, Stage};
@@ -237,7 +237,7 @@ impl<'a> InputBlock<'a> {
 
     /// The words of one input; none if the graph does not have it.
     fn of(&mut self, input: Input) -> &mut [u32] {
-        let (start, len) = self.layout[input as usize];
+        let (start, len) = self.layout[input.number()];
         &mut self.words[start as usize..][..len as usize]
     }
 
@@ -288,7 +288,7 @@ impl<'a> InputBlock<'a> {
 
     /// Words up to the last one that the call needs.
     fn n_words(&self) -> usize {
-        let (start, len) = self.layout[Input::Embeddings as usize];
+        let (start, len) = self.layout[Input::Embeddings.number()];
         if len == 0 { self.words.len() } else { start as usize + self.n_values }
     }
 }

@@ -8,15 +8,15 @@
 
 mod compile;
 mod inputs;
-mod output;
 
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
-use crate::backend::{Backend, Buffer};
+use crate::backend::Backend;
 use crate::batch::{Batch, Embeddings, Features, Logits, Rows, Sequence, Tokens};
 use crate::builder::GraphBuilder;
 use crate::cache::GraphCache;
+use crate::devices::{Compiled, Devices};
 use crate::dtype::DType;
 use crate::error::{Result, refuse};
 use crate::key::{Buckets, GraphKey, Stage};
@@ -33,14 +33,9 @@ pub use crate::state::MAX_CONTEXT;
 use crate::state::StateOptions;
 use crate::stats::History;
 use crate::weights::WeightStore;
-use compile::Compiled;
 use inputs::slice_tokens;
-use output::Arena;
 
 pub use crate::stats::Stats;
-
-/// Bytes of an input word: ids, positions and f32 values alike.
-const WORD: usize = 4;
 
 /// Whether compiled graphs are used again.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
@@ -109,16 +104,12 @@ impl SessionOptions {
 /// A model on its backends with memory and compiled graphs.
 pub struct Session {
     model: Arc<dyn Model>,
-    weights: WeightStore,
-    backends: Vec<Arc<dyn Backend>>,
+    devices: Devices,
     options: SessionOptions,
     /// Of the model, as `n_embd` is: a call asks for them more than once.
     n_vocab: usize,
     n_embd: usize,
     memory: Memory,
-    /// Imported weights of each backend.
-    imported: Vec<Vec<Option<Buffer>>>,
-    arenas: Vec<Arena>,
     cache: GraphCache<Compiled>,
     history: History,
     last_run: Option<usize>,
@@ -159,16 +150,12 @@ impl Session {
         let homes = homes(&*model, backends, &options)?;
         let mut memory = Memory::new(backends, homes, model.states(), &options.states())?;
         memory.keep_spare(options.spare_bytes);
-        let n_weights = weights.len();
         Ok(Self {
             n_vocab: model.n_vocab(),
             n_embd: model.n_embd(),
             model,
-            weights: weights.clone(),
-            backends: backends.to_vec(),
+            devices: Devices::new(backends, weights),
             memory,
-            imported: vec![vec![None; n_weights]; backends.len()],
-            arenas: Vec::new(),
             cache: GraphCache::new(options.cached_graphs),
             history: History::default(),
             last_run: None,
@@ -216,7 +203,7 @@ impl Session {
     }
 
     fn identity(&self) -> u64 {
-        let of = || model_identity(self.model.arch(), self.memory.specs(), &self.weights);
+        let of = || model_identity(self.model.arch(), self.memory.specs(), self.devices.weights());
         *self.identity.get_or_init(of)
     }
 
@@ -239,7 +226,8 @@ impl Session {
             state_bytes: self.memory.bytes(),
             state_moves: self.memory.n_moves(),
             graph_bytes: self.graph_bytes(),
-            weight_bytes: self.weight_bytes(),
+            weight_bytes: self.devices.weight_bytes(),
+            arena_bytes: self.devices.arena_bytes(),
             ..self.stats
         }
     }
@@ -274,7 +262,7 @@ impl Session {
 
     /// The threads that graphs run on, for work outside of graphs.
     pub fn parallel(&self) -> &dyn Parallel {
-        self.backends[0].parallel()
+        self.devices.backends[0].parallel()
     }
 
     /// Feeds a batch and returns logits of the rows it asks for.
@@ -342,7 +330,7 @@ impl Session {
         let Some(compiled) = self.last_run.map(|i| self.cache.peek(i)) else { return Ok(None) };
         let Some(id) = compiled.planned.graph().named(name) else { return Ok(None) };
         let Some(at) = compiled.planned.graph().outputs.iter().position(|&o| o == id) else { return Ok(None) };
-        let mut values = compiled.place(at)?.read(&self.arenas, &self.backends)?;
+        let mut values = self.devices.read(compiled, at)?;
         let desc = compiled.planned.graph().tensor(id);
         if desc.dtype == DType::I32 {
             values.iter_mut().for_each(|v| *v = v.to_bits().cast_signed() as f32);
@@ -373,30 +361,21 @@ impl Session {
         if self.options.timed || self.profile.is_some() {
             return self.run_timed(key, index);
         }
-        let Self { cache, arenas, backends, words, n_words, .. } = self;
-        let words = &words[..*n_words];
-        for stage in &mut cache.get_mut(index).stages {
-            stage.transfer(arenas, backends)?;
-            stage.executable.run(stage.inputs(words))?;
-        }
-        Ok(())
+        let Self { cache, devices, words, n_words, .. } = self;
+        devices.run(cache.get_mut(index), &words[..*n_words])
     }
 
     /// As [`Self::run`], with a clock around it, and one at every node where there is a profile.
     #[inline(never)]
     fn run_timed(&mut self, key: &GraphKey, index: usize) -> Result<()> {
-        let Self { cache, arenas, backends, words, n_words, profile, stats, .. } = self;
+        let Self { cache, devices, words, n_words, profile, stats, .. } = self;
         let words = &words[..*n_words];
-        let Compiled { stages, planned, .. } = cache.get_mut(index);
-        let mut times = profile.as_mut().map(|profile| profile.of(key, planned.graph()));
+        let compiled = cache.get_mut(index);
+        let mut times = profile.as_mut().map(|profile| profile.of(key, compiled.planned.graph()));
         let start = Instant::now();
-        for stage in stages {
-            stage.transfer(arenas, backends)?;
-            let inputs = stage.inputs(words);
-            match &mut times {
-                None => stage.executable.run(inputs)?,
-                Some(times) => stage.executable.run_timed(inputs, times.node_ns_mut())?,
-            }
+        match &mut times {
+            None => devices.run(compiled, words)?,
+            Some(times) => devices.run_timed(compiled, words, times.node_ns_mut())?,
         }
         let run_ns = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
         stats.run_ns += run_ns;

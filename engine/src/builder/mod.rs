@@ -1,18 +1,20 @@
 //! [`GraphBuilder`]: one method per op. Shape errors do not interrupt model code: the first one is kept with its
 //! caller's line and returned by [`GraphBuilder::finish`]; until then every method returns a tensor that can be passed on.
 
+mod inputs;
+
 use std::cell::{Cell, RefCell};
 use std::panic::Location;
 
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Name, Node, TensorIds};
-use crate::key::{GraphKey, Stage};
 use crate::op::{Binary, Op, Precision, Rope, Route, Unary, Window};
 use crate::shape::{MAX_RANK, Shape};
 use crate::state::{KvCache, State, StateLayout};
 use crate::tensor::{Input, NodeId, Source, StateId, Tensor, TensorDesc, TensorId};
 use crate::weights::Weight;
+pub use inputs::{BatchInputs, ClipInputs, Spans};
 
 /// Room to begin with: enough for a decoder of 16 layers.
 const USUAL_TENSORS: usize = 768;
@@ -98,11 +100,42 @@ impl<'a> GraphBuilder<'a> {
         let mut inner = self.inner.borrow_mut();
         let Inner { graph, inputs, error, .. } = &mut *inner;
         let desc = TensorDesc::contiguous(input.dtype(), shape, Source::Input(input));
-        let id = *inputs.of(input as usize).get_or_insert_with(|| graph.push(desc));
+        let id = *inputs.of(input.number()).get_or_insert_with(|| graph.push(desc));
         let known = graph.tensor(id).shape;
         if known != shape {
             fail(error, "input", &format!("{input:?} is {known} already, not {shape}"), Location::caller());
         }
+        Tensor(id)
+    }
+
+    /// An input of a program, f32, which its caller gives by this name.
+    #[track_caller]
+    pub fn values(&self, name: impl Into<Name>, shape: impl Into<Shape>) -> Tensor {
+        self.own_input(Input::Values, name.into(), shape.into())
+    }
+
+    /// As [`GraphBuilder::values`], i32: ids and rows.
+    #[track_caller]
+    pub fn integers(&self, name: impl Into<Name>, shape: impl Into<Shape>) -> Tensor {
+        self.own_input(Input::Integers, name.into(), shape.into())
+    }
+
+    #[track_caller]
+    fn own_input(&self, kind: fn(u16) -> Input, name: Name, shape: Shape) -> Tensor {
+        let mut inner = self.inner.borrow_mut();
+        let Inner { graph, inputs, error, .. } = &mut *inner;
+        let taken = inputs.0.len().saturating_sub(Input::ALL.len());
+        let number = u16::try_from(taken).unwrap_or_else(|_| {
+            fail(error, "input", "more inputs than a program can have", Location::caller());
+            u16::MAX
+        });
+        if graph.named(&name.to_string()).is_some() {
+            fail(error, "input", &format!("two tensors are called {name}"), Location::caller());
+        }
+        let input = kind(number);
+        let id = graph.push(TensorDesc::contiguous(input.dtype(), shape, Source::Input(input)));
+        *inputs.of(input.number()) = Some(id);
+        graph.names.push((name, id));
         Tensor(id)
     }
 
@@ -514,99 +547,10 @@ fn check_states_written_once(graph: &Graph) -> Result<()> {
     Ok(())
 }
 
-/// Which rows of a call belong to which of its sequences or clips.
-#[derive(Clone, Copy, Debug)]
-pub struct Spans {
-    /// The sequence of every row, `[n_tokens]`.
-    pub sequences: Tensor,
-    /// The first row and the end of every sequence, `[n_seqs, 2]`.
-    pub ranges: Tensor,
-}
-
-impl Spans {
-    #[track_caller]
-    fn new(g: &GraphBuilder<'_>, n_seqs: usize, n_tokens: usize) -> Self {
-        Self { sequences: g.input(Input::Sequences, [n_tokens]), ranges: g.input(Input::Ranges, [n_seqs, 2]) }
-    }
-}
-
-/// The inputs of a language model's graph: what differs from call to call.
-#[derive(Clone, Copy, Debug)]
-pub struct BatchInputs {
-    /// `[n_tokens]`.
-    pub positions: Tensor,
-    /// `[n_seqs]`.
-    pub slots: Tensor,
-    /// The rows of every sequence.
-    pub spans: Spans,
-    key: GraphKey,
-}
-
-impl BatchInputs {
-    /// The inputs of a call of this shape.
-    #[track_caller]
-    pub fn new(g: &GraphBuilder<'_>, key: &GraphKey) -> Self {
-        let (n_seqs, n_tokens) = (key.n_seqs as usize, key.n_tokens as usize);
-        Self {
-            positions: g.input(Input::Positions, [n_tokens]),
-            slots: g.input(Input::Slots, [n_seqs]),
-            spans: Spans::new(g, n_seqs, n_tokens),
-            key: *key,
-        }
-    }
-
-    /// `[n_tokens, n_embd]`: rows of `table` for token ids, and the caller's vectors where the call has some.
-    #[track_caller]
-    pub fn embed(&self, g: &GraphBuilder<'_>, table: Weight) -> Tensor {
-        let n_tokens = self.key.n_tokens as usize;
-        let ids = g.input(Input::Tokens, [n_tokens]);
-        match self.key.stage {
-            Stage::Embeddings => {
-                let rows = g.input(Input::Embeddings, [n_tokens, g.shape(g.weight(table)).last()]);
-                g.push1(Op::Embed, &[g.weight(table), ids, rows])
-            }
-            Stage::Tokens | Stage::Encode => g.get_rows(table, ids),
-        }
-    }
-
-    /// The rows of `x [n_tokens, n_embd]` that reach the head, `[n_outputs, n_embd]`; none if the call only fills memory.
-    #[track_caller]
-    pub fn output_rows(&self, g: &GraphBuilder<'_>, x: Tensor) -> Option<Tensor> {
-        match self.key.n_outputs {
-            0 => None,
-            n if n == self.key.n_tokens => Some(x),
-            n => Some(g.select_rows(x, g.input(Input::OutRows, [n as usize]))),
-        }
-    }
-}
-
-/// The inputs of an audio encoder's graph: the clips that lie in a line.
-#[derive(Clone, Copy, Debug)]
-pub struct ClipInputs {
-    /// Features, f32 `[n_mels, n_frames]`.
-    pub features: Tensor,
-    /// `[n_seqs, 2]`: the frames of every clip.
-    pub frames: Tensor,
-    /// The audio tokens of every clip.
-    pub spans: Spans,
-}
-
-impl ClipInputs {
-    /// The inputs of a call of this shape, whose frames become `n_tokens` audio tokens, padding included.
-    #[track_caller]
-    pub fn new(g: &GraphBuilder<'_>, key: &GraphKey, n_mels: usize, n_tokens: usize) -> Self {
-        let (n_clips, n_frames) = (key.n_seqs as usize, key.n_tokens as usize);
-        Self {
-            features: g.input(Input::Features, [n_mels, n_frames]),
-            frames: g.input(Input::Frames, [n_clips, 2]),
-            spans: Spans::new(g, n_clips, n_tokens),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::key::{GraphKey, Stage};
     use crate::state::{NO_STATES, StateOptions, States};
 
     const OPTIONS: StateOptions = StateOptions { n_slots: 1, n_ctx: 8, kv_dtype: DType::F32 };

@@ -13,25 +13,25 @@ use crate::tensor::Source;
 
 /// Activations of the graphs that were compiled while it was the largest: a graph keeps the arena it was bound to when
 /// later ones need a larger one. Only one graph runs at a time, and between runs nothing lives there but its results.
-pub(super) struct Arena {
-    pub(super) backend: usize,
-    pub(super) buffer: Buffer,
+pub(crate) struct Arena {
+    pub(crate) backend: usize,
+    pub(crate) buffer: Buffer,
 }
 
 /// Where an output of a graph lies.
 #[derive(Clone)]
-pub(super) struct Place {
+pub(crate) struct Place {
     /// The stage that makes it.
-    pub(super) stage: usize,
-    pub(super) arena: usize,
-    pub(super) bytes: Range<usize>,
+    pub(crate) stage: usize,
+    pub(crate) arena: usize,
+    pub(crate) bytes: Range<usize>,
 }
 
 impl Place {
     /// Output number `at` of a graph, which a stage makes in this arena.
     ///
     /// Errors: `Graph` where there is none, or none that can be read in one piece.
-    pub(super) fn of(
+    pub(crate) fn of(
         graph: &Graph,
         plan: Option<&MemoryPlan>,
         at: usize,
@@ -54,7 +54,7 @@ impl Place {
     }
 
     /// Copies the values.
-    pub(super) fn read(&self, arenas: &[Arena], backends: &[Arc<dyn Backend>]) -> Result<Vec<f32>> {
+    pub(crate) fn read(&self, arenas: &[Arena], backends: &[Arc<dyn Backend>]) -> Result<Vec<f32>> {
         let mut values = vec![0.0; self.bytes.len() / WORD];
         let Arena { backend, buffer } = &arenas[self.arena];
         backends[*backend].read(buffer, self.bytes.start, bytemuck::cast_slice_mut(&mut values))?;
