@@ -51,10 +51,10 @@ pub struct Loaded {
 /// Loads a text file, a text file with its projector, or a bundle; of the latter two also the language model alone
 /// ([`LoadOptions::text_only`]).
 ///
-/// Errors: an architecture that is not in the registry; keys or tensors that are missing or do not fit each other;
+/// Errors: an architecture that is neither in the registry nor among [`LoadOptions::architectures`]; keys or tensors that are missing or do not fit each other;
 /// weights that are not finite, where the logits would not show them.
 pub fn load(mut files: Vec<Gguf>, options: LoadOptions) -> Result<Loaded> {
-    let arch = registry::find(&files, options.text_only)?;
+    let arch = registry::find(&files, options)?;
     files.sort_by_key(|f| f.get_str("general.architecture").is_ok_and(|a| a == "clip"));
     let weights = WeightStore::new(files.iter().cloned())?;
     let model = arch.load(&files, &weights, options)?;

@@ -1,4 +1,5 @@
-//! The list of architectures, and the choice among them from metadata.
+//! The list of architectures, and the choice among them from metadata. A program adds its own with
+//! [`LoadOptions::architectures`].
 
 use std::sync::Arc;
 
@@ -26,31 +27,43 @@ pub struct LoadOptions {
     pub audio_attention: AudioAttention,
     /// Only the language model, of a speech model's files too.
     pub text_only: bool,
+    /// Architectures of the caller's own, which come before those of [`ARCHITECTURES`].
+    pub architectures: &'static [Arch],
 }
 
-/// Reads parameters and finds the weights.
-type Load = fn(&[Gguf], &WeightStore, LoadOptions) -> Result<Arc<dyn Model>>;
+impl LoadOptions {
+    /// Every architecture that files may name, the caller's first.
+    fn all(self) -> impl Iterator<Item = &'static Arch> {
+        self.architectures.iter().chain(ARCHITECTURES)
+    }
+}
+
+/// Reads parameters from the metadata and finds the weights. The errors of a model that does not fit its files are those of
+/// [`crate::load`].
+pub type Load = fn(&[Gguf], &WeightStore, LoadOptions) -> Result<Arc<dyn Model>>;
 
 /// An architecture that files can name.
+#[derive(Debug)]
 pub struct Arch {
     /// The name that users see.
     pub name: &'static str,
     /// `general.architecture` of the text file.
-    text: &'static str,
+    pub text: &'static str,
     /// Loads the language model.
-    load: Load,
+    pub load: Load,
     /// What makes a speech model of it, together with a projector.
     pub speech: Option<Speech>,
 }
 
 /// The speech side of an architecture.
+#[derive(Debug)]
 pub struct Speech {
-    /// Kind of the projector.
-    projector: &'static str,
+    /// Kind of the projector: `clip.projector_type` of its file or of a bundle.
+    pub projector: &'static str,
     /// Loads the whole model.
-    load: Load,
-    /// Prompt and answers.
-    format: fn(&Tokenizer) -> Result<Box<dyn SpeechFormat>>,
+    pub load: Load,
+    /// Prompt and answers in a vocabulary.
+    pub format: fn(&Tokenizer) -> Result<Box<dyn SpeechFormat>>,
     /// Whether [`LoadOptions::audio_attention`] is obeyed.
     pub audio_attention: bool,
 }
@@ -95,8 +108,8 @@ pub const ARCHITECTURES: &[Arch] = &[
 ];
 
 /// Names of all architectures, for messages.
-pub fn known() -> String {
-    ARCHITECTURES.iter().map(|a| a.name).collect::<Vec<_>>().join(", ")
+pub fn known(options: LoadOptions) -> String {
+    options.all().map(|a| a.name).collect::<Vec<_>>().join(", ")
 }
 
 /// Names of the architectures that transcribe, for messages.
@@ -107,9 +120,9 @@ fn known_speech() -> String {
 
 /// Whether a text file holds only half of a speech model: with a projector, which this file does not have, its architecture
 /// transcribes.
-pub fn needs_projector(file: &Gguf) -> bool {
+pub fn needs_projector(file: &Gguf, options: LoadOptions) -> bool {
     let is_text_of = |a: &Arch| file.get_str("general.architecture").is_ok_and(|name| name == a.text);
-    ARCHITECTURES.iter().any(|a| a.speech.is_some() && is_text_of(a)) && !has_projector(file)
+    options.all().any(|a| a.speech.is_some() && is_text_of(a)) && !has_projector(file)
 }
 
 /// Whether a file is a projector or a bundle.
@@ -123,24 +136,24 @@ fn projector(files: &[Gguf]) -> Result<Option<&str>> {
     Ok(keys.filter(|(f, key)| f.contains(key)).map(|(f, key)| f.get_str(key)).next().transpose()?)
 }
 
-/// The architecture that these files hold together; with `text_only` whatever projector is among them.
+/// The architecture that these files hold together; with [`LoadOptions::text_only`] whatever projector is among them.
 ///
 /// Errors: `UnknownArchitecture`; `NoProjector` for speech without its projector file, `NoTextModel` for a projector alone.
-pub fn find(files: &[Gguf], text_only: bool) -> Result<&'static Arch> {
+pub fn find(files: &[Gguf], options: LoadOptions) -> Result<&'static Arch> {
     const KEY: &str = "general.architecture";
     let names = files.iter().map(|f| Ok((f.path(), f.get_str(KEY)?))).collect::<Result<Vec<_>>>()?;
     let paths = || names.iter().map(|&(path, _)| path.to_owned()).collect();
     let Some(&(path, text)) = names.iter().find(|&&(_, name)| name != PROJECTOR_ARCHITECTURE) else {
         return Err(Error::NoTextModel { paths: paths() });
     };
-    let projector = if text_only { None } else { projector(files)? };
-    let candidates = || ARCHITECTURES.iter().filter(|a| a.text == text);
+    let projector = if options.text_only { None } else { projector(files)? };
+    let candidates = || options.all().filter(|a| a.text == text);
     let kind = |a: &Arch| a.speech.as_ref().map(|s| s.projector);
     if let Some(arch) = candidates().find(|a| kind(a) == projector) {
         return Ok(arch);
     }
     match (candidates().find(|a| a.speech.is_some()), projector) {
-        (Some(arch), None) if text_only => Ok(arch),
+        (Some(arch), None) if options.text_only => Ok(arch),
         (Some(arch), None) => {
             let want = kind(arch).unwrap_or_default();
             let what = format!("{text} needs its {want} projector (mmproj) file beside it, or --mmproj");
@@ -148,7 +161,7 @@ pub fn find(files: &[Gguf], text_only: bool) -> Result<&'static Arch> {
         }
         (_, found) => {
             let found = found.map_or(text.to_owned(), |p| format!("{text} with projector {p}"));
-            Err(Error::UnknownArchitecture { paths: paths(), found, known: known() })
+            Err(Error::UnknownArchitecture { paths: paths(), found, known: known(options) })
         }
     }
 }

@@ -108,7 +108,10 @@ fn wrong_flags_are_refused() {
             "--tensor-type attn_z: no tensor whose type can be chosen has such a name",
         ),
         (&["--tensor-type", "attn_norm=f16"], "no tensor whose type can be chosen"),
-        (&["--tensor-type", "a=f17"], "--tensor-type a=f17: f17 is no type of tensors (want one of f32, "),
+        (
+            &["--tensor-type", "a=f17"],
+            "--tensor-type a=f17: f17 is no type of tensors; did you mean f16? (want one of f32, ",
+        ),
         (&["--override-kv", "general.name=int:3"], "--override-kv general.name: want str, as the file has it, got int"),
         (&["--override-kv", "general.alignment=int:64"], "cannot be changed"),
         (&["--split-max-size", "1T"], "want a number of bytes, or one followed by K, M or G"),

@@ -243,7 +243,7 @@ fn text_appears_as_it_is_decoded_on_a_terminal() {
     }
     assert!(child.wait().unwrap().success());
     assert_eq!(String::from_utf8(shown).unwrap().replace('\r', ""), text);
-    // Far more often than once a segment, of which there are about eighty.
-    let n_words = text.split_whitespace().count();
-    assert!(n_reads > n_words / 2, "{n_reads} reads, {n_words} words");
+    // More often than once a segment, of which there are about eighty. On a busy machine many words come with one read.
+    const N_SEGMENTS: usize = 80;
+    assert!(n_reads > 2 * N_SEGMENTS, "{n_reads} reads, {} words", text.split_whitespace().count());
 }

@@ -306,11 +306,11 @@ fn names(table: &mut Table) {
     let of = |architecture| file(&[("general.architecture", architecture)]);
     let projector = file(&[("general.architecture", "clip"), ("clip.projector_type", "lfm2a")]);
     let says = "keys.gguf: a projector (mmproj) without its text model";
-    table.row("NoTextModel", registry::find(&[projector], false), says, None);
+    table.row("NoTextModel", registry::find(&[projector], LoadOptions::default()), says, None);
     let says = "keys.gguf: qwen3vl needs its qwen3a projector (mmproj) file beside it, or --mmproj";
-    table.row("NoProjector", registry::find(&[of("qwen3vl")], false), says, None);
+    table.row("NoProjector", registry::find(&[of("qwen3vl")], LoadOptions::default()), says, None);
     let says = "keys.gguf: architecture \"gpt2\" is not supported (supported: qwen3-asr, ";
-    table.row("UnknownArchitecture", registry::find(&[of("gpt2")], false), says, None);
+    table.row("UnknownArchitecture", registry::find(&[of("gpt2")], LoadOptions::default()), says, None);
 }
 
 fn audio(table: &mut Table) {

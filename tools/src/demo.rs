@@ -24,9 +24,12 @@ const FILES: Files = Files::Embedded {
     ],
 };
 
+/// What it is called in messages.
+pub(crate) const NAME: &str = "built-in";
+
 /// Converts the model in memory.
-pub(crate) fn open() -> anyhow::Result<Gguf> {
-    Ok(to_memory(FILES)?)
+pub(crate) fn open() -> convert::Result<Gguf> {
+    to_memory(FILES)
 }
 
 #[cfg(test)]

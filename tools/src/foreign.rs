@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use anyhow::anyhow;
+use crate::error::{Error, Result};
 
 /// Bytes of the beginning that tell what a file is.
 const HEAD_BYTES: u64 = 512;
@@ -13,11 +13,11 @@ const HEAD_BYTES: u64 = 512;
 /// something else, is left to those who read it.
 ///
 /// Errors: what the file is, and how to get the real one.
-pub(crate) fn refuse(path: &Path) -> anyhow::Result<()> {
+pub fn refuse(path: &Path) -> Result<()> {
     let mut head = Vec::new();
     let read = File::open(path).and_then(|file| file.take(HEAD_BYTES).read_to_end(&mut head));
     match read.ok().and_then(|_| what_is(&head)) {
-        Some(what) => Err(anyhow!("{}: {what}", path.display())),
+        Some(what) => Err(Error::NoModel { path: path.to_owned(), what: what.into() }),
         None => Ok(()),
     }
 }
@@ -25,7 +25,7 @@ pub(crate) fn refuse(path: &Path) -> anyhow::Result<()> {
 /// Refuses a checkpoint whose weights are not there but as notes.
 ///
 /// Errors: as those of [`refuse`].
-pub(crate) fn refuse_in(checkpoint: &Path) -> anyhow::Result<()> {
+pub fn refuse_in(checkpoint: &Path) -> Result<()> {
     let Ok(entries) = std::fs::read_dir(checkpoint) else { return Ok(()) };
     let mut weights: Vec<_> = entries
         .filter_map(|entry| Some(entry.ok()?.path()))

@@ -31,6 +31,7 @@ mod wav;
 pub use activity::activity;
 pub use decode::{Decoded, decode_bytes, decode_file, decode_reader};
 pub use error::{AudioError, AudioErrorKind};
+pub use limits::{MAX_MAGNITUDE, MAX_RATE_HZ, MIN_RATE_HZ};
 pub use loss::{Loss, TrackChoice};
 pub use mel::{Features, MelParams, MelRecipe, MelSpectrogram};
 pub use probe::{PROBE_BYTES, media_container};

@@ -31,6 +31,8 @@ use engine::backend::Backend;
 use engine::session::Reuse;
 use models::LoadOptions;
 
+use tympan::Model;
+
 use self::alternation::{Comparison, Other};
 use self::asr::AsrRow;
 use self::baseline::Baseline;
@@ -42,7 +44,7 @@ use self::row::{ModelFacts, Row, Settings};
 use self::timed::Timed;
 use crate::args::{DeviceArgs, KvType, ModelArgs, Switch, WeightsArg, note_threads};
 use crate::exit::{Exit, Failure, Outcome};
-use crate::model::{Loading, Model};
+use crate::model::{Loading, check_unchanged};
 use crate::output::refuse_collisions;
 use crate::report::{Verbosity, peak_rss_bytes};
 use crate::streams::{self, StandardError};
@@ -306,7 +308,7 @@ pub(crate) fn run(args: &BenchArgs) -> Outcome<Exit> {
             let backend = devices.get(c.threads)?;
             let measure = || measure_one(args, &model, &facts, c, &backend);
             let row = compared(baseline.as_ref(), Row::timed, |row: &Row| row.settings.test.name(), measure, say)?;
-            model.check_unchanged()?;
+            check_unchanged(&model)?;
             streams::printed(out.row(&row))?;
             if let Some(err) = &mut err {
                 streams::printed(err.row(&row))?;
@@ -456,7 +458,7 @@ fn run_audio(
                     };
                     let backend = devices.get(threads)?;
                     rows.extend(asr::measure(&plan, &model, &facts, &backend, threads.get(), load_ms, say)?);
-                    model.check_unchanged()?;
+                    check_unchanged(&model)?;
                 }
             }
         }

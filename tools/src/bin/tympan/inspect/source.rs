@@ -14,8 +14,8 @@ use super::listing::{Listing, Meta, Shown, TensorRow};
 use super::statistics::{self, Encoding, Statistics};
 use crate::cache;
 use crate::exit::{Failure, Outcome};
-use crate::model::the_model_in;
 use crate::report::Verbosity;
+use tympan::{Model, the_model_in};
 
 /// Largest configuration of a checkpoint that is read.
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
@@ -40,7 +40,7 @@ impl Source {
     pub(super) fn open(path: Option<&Path>, say: Verbosity) -> Outcome<Self> {
         let Some(path) = path else {
             say.note("no model given: showing the built-in demonstration model as it is converted in memory");
-            return Ok(Self::Gguf(crate::demo::open().map_err(Failure::model)?));
+            return Ok(Self::Gguf(Model::demonstration()?.loaded.files.swap_remove(0)));
         };
         let made = SyntheticModel::parse(path)?.map(|wanted| cache::open(&wanted, say)).transpose()?;
         if let Some(projector) = made.as_ref().and_then(|made| made.projector.as_ref()) {

@@ -1,12 +1,10 @@
 //! Audio files as samples at the models' rate, and what it took to read them.
 
 use std::path::Path;
-use std::time::Instant;
+use std::time::Duration;
 
-use models::audio::{
-    AudioError, AudioErrorKind, Decoded, Loss, TrackChoice, decode_file, decode_reader, normalize, resample,
-};
-use models::transcribe::RATE_HZ;
+use models::audio::AudioError;
+use tympan::{Audio, Loss, TrackChoice};
 
 use crate::exit::{Failure, Outcome};
 use crate::report::Verbosity;
@@ -17,7 +15,7 @@ const STDIN: &str = "standard input";
 /// From this many seconds on, what was lost of a file shows in the exit code.
 const MAX_LOST_S: f64 = 0.5;
 
-/// Mono samples at [`RATE_HZ`], at least one.
+/// Mono samples at the models' rate, at least one.
 pub(crate) struct Samples {
     /// The samples.
     pub values: Vec<f32>,
@@ -75,31 +73,23 @@ impl Samples {
     ///
     /// Errors: no audio, no samples.
     pub(crate) fn of_file(path: &Path, say: Verbosity) -> Outcome<Self> {
-        let start = Instant::now();
-        Self::new(&path.display().to_string(), decode_file(path), start, say)
+        Self::new(&path.display().to_string(), Audio::of_file(path), say)
     }
 
     /// Reads standard input.
     ///
     /// Errors: as [`Self::of_file`].
     pub(crate) fn of_stdin(say: Verbosity) -> Outcome<Self> {
-        let start = Instant::now();
-        Self::new(STDIN, decode_reader(STDIN, std::io::stdin().lock()), start, say)
+        Self::new(STDIN, Audio::of_reader(STDIN, std::io::stdin().lock()), say)
     }
 
-    fn new(name: &str, decoded: Result<Decoded, AudioError>, start: Instant, say: Verbosity) -> Outcome<Self> {
-        let decoded = decoded.map_err(|e| refused(name, e))?;
-        if decoded.samples.is_empty() {
-            return Err(Failure::input(AudioError { input: name.into(), kind: AudioErrorKind::NoSamples }));
-        }
-        let Decoded { samples, rate_hz, start_s, losses, track, .. } = decoded;
+    fn new(name: &str, audio: Result<Audio, AudioError>, say: Verbosity) -> Outcome<Self> {
+        let Audio { samples: values, start_s, losses, track, decode, resample } =
+            audio.map_err(|e| refused(name, e))?;
         let condition = Condition { start_s, losses, track };
         condition.say(name, say);
-        let decode_audio_ms = start.elapsed().as_secs_f64() * 1000.0;
-        let start = Instant::now();
-        let mut values = resample(samples, rate_hz, RATE_HZ);
-        normalize(&mut values);
-        Ok(Self { values, condition, decode_audio_ms, resample_ms: start.elapsed().as_secs_f64() * 1000.0 })
+        let ms = |time: Duration| time.as_secs_f64() * 1000.0;
+        Ok(Self { values, condition, decode_audio_ms: ms(decode), resample_ms: ms(resample) })
     }
 }
 

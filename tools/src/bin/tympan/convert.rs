@@ -10,7 +10,6 @@ use engine::DType;
 use crate::args::file_types;
 use crate::assembly::AssemblyArgs;
 use crate::exit::{Exit, Failure, Outcome};
-use crate::foreign;
 use crate::output::make_folder;
 use crate::quantize::OverrideArgs;
 use crate::streams;
@@ -91,7 +90,7 @@ pub(crate) fn run(args: &ConvertArgs) -> Outcome<Exit> {
         split_max_bytes: args.split_max_size,
         ..defaults
     };
-    foreign::refuse_in(&args.checkpoint).map_err(Failure::model)?;
+    tympan::refuse_in(&args.checkpoint)?;
     let conversion = Conversion::open(Files::from_argument(&args.checkpoint)?, |_: DType| options)?;
     if let Some(name) = args.audio_type.as_deref().filter(|_| !conversion.has_audio()) {
         let checkpoint = args.checkpoint.display();

@@ -14,6 +14,7 @@ use safetensors::tensor::{Dtype, TensorView};
 
 use crate::args::{DeviceArgs, KvType, ModelArgs, note_threads};
 use crate::exit::{Exit, Failure, Outcome};
+use crate::model::{check_unchanged, failure};
 use crate::output::{Destination, refuse_collisions};
 use crate::report::{Verbosity, peak_rss_bytes, size};
 use crate::streams;
@@ -156,9 +157,9 @@ pub(crate) fn run(args: &GenerateArgs) -> Outcome<Exit> {
 
     let mut printer = Printer { token_ids: args.token_ids, printed: 0, failure: None };
     let generated = generator.generate(&request, &mut |id, text| printer.token(id, text));
-    let generated = generated.map_err(|e| model.failure(e))?;
+    let generated = generated.map_err(|e| failure(&model, e))?;
     printer.end(&generated.text)?;
-    model.check_unchanged()?;
+    check_unchanged(&model)?;
     if let Some(destination) = &logits_out {
         write_logits(destination, prompt.len(), &generated.prompt_logits).map_err(Failure::output)?;
     }

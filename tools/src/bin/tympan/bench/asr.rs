@@ -21,9 +21,9 @@ use super::row::ModelFacts;
 use super::timed::Timed;
 use super::words::{error_rate, hash, n_words};
 use crate::exit::{Failure, Outcome};
-use crate::model::Model;
 use crate::report::{Verbosity, peak_rss_bytes};
 use crate::samples::Samples;
+use tympan::Model;
 
 /// Names of the stages, in the order in which a clip goes through them.
 const STAGES: [&str; 6] = ["decode_audio", "resample", "mel", "encode", "prefill", "decode"];

@@ -142,9 +142,20 @@ impl From<convert::Error> for Failure {
     }
 }
 
+/// Errors of models and checkpoints; inputs have [`Failure::input`].
+impl From<tympan::Error> for Failure {
+    fn from(error: tympan::Error) -> Self {
+        match error {
+            tympan::Error::Convert(error) if error.kind() == ErrorKind::Output => error.into(),
+            error => Self::model(error),
+        }
+    }
+}
+
 fn is_out_of_memory(cause: &(dyn std::error::Error + 'static)) -> bool {
-    let engine = match cause.downcast_ref() {
-        Some(models::Error::Engine(error)) => Some(error),
+    let engine = match (cause.downcast_ref(), cause.downcast_ref()) {
+        (Some(tympan::Error::Engine(error) | tympan::Error::Model(models::Error::Engine(error))), _)
+        | (_, Some(models::Error::Engine(error))) => Some(error),
         _ => cause.downcast_ref(),
     };
     matches!(engine, Some(engine::Error::OutOfMemory { .. }))

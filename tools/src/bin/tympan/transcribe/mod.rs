@@ -26,11 +26,12 @@ use models::LoadOptions;
 use models::qwen3_asr::AudioAttention;
 use models::transcribe::{Request, Transcriber, Transcript};
 use serde_json::{Value, json};
+use tympan::Model;
 
 use crate::args::{Device, DeviceArgs, KvType, ModelArgs, note_threads};
 use crate::exit::{Exit, Failure, Outcome};
 use crate::interrupt;
-use crate::model::Model;
+use crate::model::{check_unchanged, failure};
 use crate::output::Destination;
 use crate::report::{Verbosity, peak_rss_bytes, size};
 use crate::samples::Samples;
@@ -248,7 +249,7 @@ pub(crate) fn run(args: &TranscribeArgs) -> Outcome<Exit> {
     args.model.prepare(args.device.threads, say)?;
     let load = Instant::now();
     let audio_attention = args.audio_attention.map(AudioAttention::from).unwrap_or_default();
-    let options = LoadOptions { audio_attention, text_only: false };
+    let options = LoadOptions { audio_attention, ..LoadOptions::default() };
     let loading = args.device.loading(args.device.threads, is_long(&inputs));
     let model = args.model.load(options, loading, say)?;
     let backends = [std::sync::Arc::clone(&device.backend)];
@@ -458,7 +459,7 @@ impl Run<'_> {
             Input::File { path, .. } => Samples::of_file(path, self.say),
             Input::Stdin => Samples::of_stdin(self.say),
         }?;
-        self.model.check_unchanged()?;
+        check_unchanged(&self.model)?;
         self.header(input)?;
         let request = Request {
             language: self.language.as_deref(),
@@ -479,7 +480,7 @@ impl Run<'_> {
         if let Err(failure) = watcher.finish() {
             return Err(with_kept(failure, watcher.journal.take()));
         }
-        if let Err(failure) = self.model.check_unchanged() {
+        if let Err(failure) = check_unchanged(&self.model) {
             watcher.journal.take().into_iter().for_each(Journal::remove);
             return Err(failure);
         }
@@ -545,7 +546,7 @@ impl Run<'_> {
         let name = input.name();
         if !matches!(error, models::Error::Cancelled) {
             journal.into_iter().for_each(Journal::remove);
-            let failure = self.model.failure(error);
+            let failure = failure(&self.model, error);
             return Failure { error: failure.error.context(name), ..failure };
         }
         match journal.and_then(Journal::keep) {
