@@ -24,4 +24,6 @@ mod streams;
 mod subtitles;
 mod synth;
 #[cfg(target_os = "linux")]
+#[cfg(target_os = "linux")]
+mod terminal;
 mod threads;

@@ -24,7 +24,7 @@ use engine::session::MAX_CONTEXT;
 use engine::stats::BuildReason;
 use models::LoadOptions;
 use models::qwen3_asr::AudioAttention;
-use models::transcribe::{Request, Transcriber, Transcript};
+use models::transcribe::{RATE_HZ, Request, Transcriber, Transcript};
 use serde_json::{Value, json};
 use tympan::Model;
 
@@ -33,6 +33,7 @@ use crate::exit::{Exit, Failure, Outcome};
 use crate::interrupt;
 use crate::model::{check_unchanged, failure};
 use crate::output::Destination;
+use crate::progress::{self, Position};
 use crate::report::{Verbosity, peak_rss_bytes, size};
 use crate::samples::Samples;
 use crate::streams::{escaped, print};
@@ -264,11 +265,11 @@ pub(crate) fn run(args: &TranscribeArgs) -> Outcome<Exit> {
     }
 
     let mut run = Run { args, say, language, device, model, transcriber, load_ms, n_inputs: inputs.len() };
-    for (input, outputs) in &inputs {
+    for (i, (input, outputs)) in inputs.iter().enumerate() {
         if interrupt::exit().is_some() {
             return Err(Failure::interrupted(format_args!("interrupted before {}", input.name())));
         }
-        match run.input(input, outputs) {
+        match run.input(i, input, outputs) {
             Ok(exit) => tally.done(exit),
             Err(failure) if failure.ends_run => return Err(failure),
             Err(failure) => tally.fail(&failure),
@@ -451,8 +452,8 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// Transcribes an input. The exit code says whether something of it is missing.
-    fn input(&mut self, input: &Input, outputs: &Outputs) -> Outcome<Exit> {
+    /// Transcribes an input, number `i` from 0. The exit code says whether something of it is missing.
+    fn input(&mut self, i: usize, input: &Input, outputs: &Outputs) -> Outcome<Exit> {
         let args = self.args;
         let start = Instant::now();
         let samples = match input {
@@ -473,6 +474,9 @@ impl Run<'_> {
             .then(|| TextStream::new(args.has_timestamps(Format::Text)));
         let journal = outputs.journalled().map(|output| self.journal(input, output)).transpose()?;
         let mut watcher = Watcher::new(stream, journal, outputs.dump.is_some());
+        let seconds = samples.values.len() as f64 / f64::from(RATE_HZ);
+        let file = progress::File { number: i + 1, of: self.n_inputs, name: input.name(), seconds };
+        watcher.show(|| Position::new(file, args.quiet));
         let transcript = match self.transcriber.transcribe(&samples.values, &request, &mut watcher) {
             Ok(transcript) => transcript,
             Err(error) => return Err(self.broken_off(input, watcher, error)),

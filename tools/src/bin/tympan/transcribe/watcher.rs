@@ -10,6 +10,7 @@ use super::formats::timed_lines;
 use super::journal::Journal;
 use crate::exit::{Failure, Outcome};
 use crate::interrupt::Interrupt;
+use crate::progress::Position;
 use crate::streams::print;
 
 /// The text of a clip on standard output. What is finished is printed at once, on a terminal every word.
@@ -68,6 +69,8 @@ impl TextStream {
 /// Watches over a clip.
 pub(super) struct Watcher {
     stream: Option<TextStream>,
+    /// Shown until all is transcribed.
+    position: Option<Position>,
     /// Taken by those who end it.
     pub journal: Option<Journal>,
     wants_tensors: bool,
@@ -80,7 +83,15 @@ pub(super) struct Watcher {
 impl Watcher {
     /// Signals are left to it as long as it lives.
     pub(super) fn new(stream: Option<TextStream>, journal: Option<Journal>, wants_tensors: bool) -> Self {
-        Self { stream, journal, wants_tensors, dumped: Vec::new(), interrupt: Interrupt::watch(), failure: None }
+        let interrupt = Interrupt::watch();
+        Self { stream, position: None, journal, wants_tensors, dumped: Vec::new(), interrupt, failure: None }
+    }
+
+    /// Shows how far the work is, unless the text itself does so on a terminal.
+    pub(super) fn show(&mut self, position: impl FnOnce() -> Position) {
+        if !self.stream.as_ref().is_some_and(|stream| stream.is_terminal) {
+            self.position = Some(position());
+        }
     }
 
     /// Whether the text is on standard output already.
@@ -92,6 +103,7 @@ impl Watcher {
     ///
     /// Errors: standard output or the journal could not be written, now or before.
     pub(super) fn finish(&mut self) -> Outcome<()> {
+        self.position = None;
         match (self.failure.take(), &self.stream) {
             (Some(failure), _) => Err(failure),
             (None, Some(stream)) => stream.end(),
@@ -125,6 +137,11 @@ impl Observer for Watcher {
     }
 
     fn segment(&mut self, so_far: &Transcript) {
+        if let (Some(position), Some(first), Some(last)) =
+            (&self.position, so_far.segments.first(), so_far.segments.last())
+        {
+            position.set(last.end_s - first.start_s);
+        }
         let result = self.stream.as_mut().map_or(Ok(()), |stream| stream.segment(so_far));
         self.keep(result);
         let result = self.journal.as_mut().map_or(Ok(()), |journal| journal.append(so_far));

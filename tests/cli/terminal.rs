@@ -1,0 +1,75 @@
+//! What is shown on a terminal. `script` of util-linux is one; without it the tests say so.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use crate::run::{clip, command, fixtures};
+
+/// The arguments of a run over two recordings.
+fn arguments(flags: &[&str]) -> Vec<String> {
+    let clips = ["long_24s.wav", "yes.wav"].map(|name| clip(name).display().to_string());
+    let flags = ["transcribe"].iter().chain(flags).map(|&flag| flag.to_owned());
+    flags.chain(clips).collect()
+}
+
+/// What such a run shows on the terminal; a shell redirects what goes elsewhere. `None` where there is no terminal.
+fn shown(flags: &[&str], redirected: &str) -> Option<String> {
+    if Command::new("script").arg("--version").output().is_err() {
+        eprintln!("skipped: `script` of util-linux is not installed");
+        return None;
+    }
+    let program = env!("CARGO_BIN_EXE_tympan");
+    let line = format!("'{program}' '{}' {redirected}", arguments(flags).join("' '"));
+    let mut terminal = Command::new("script");
+    let run = terminal.args(["-qefc", &line, "/dev/null"]).stdin(Stdio::null()).output().unwrap();
+    let screen = String::from_utf8(run.stdout).unwrap().replace("\r\n", "\n");
+    assert!(run.status.success(), "{screen}");
+    Some(screen)
+}
+
+/// What the run prints into a pipe.
+fn printed(flags: &[&str]) -> String {
+    String::from_utf8(command(arguments(flags)).output().unwrap().stdout).unwrap()
+}
+
+#[test]
+fn texts_on_a_terminal_have_the_names_of_their_files() {
+    let [long, yes] = ["long_24s.wav", "yes.wav"].map(|name| clip(name).display().to_string());
+    let Some(screen) = shown(&["-q"], "") else { return };
+    let transcripts = std::fs::read_to_string(fixtures().join("audio/transcripts.tsv")).unwrap();
+    let text = transcripts.lines().find_map(|line| line.strip_prefix("long_24s.wav\t")).unwrap();
+    let text = text.split('\t').next().unwrap();
+    let rest = screen.strip_prefix(&format!("==> {long} <==\n")).unwrap_or_else(|| panic!("{screen}"));
+    let (first, second) = rest.split_once(&format!("\n==> {yes} <==\n")).unwrap_or_else(|| panic!("{screen}"));
+    assert_eq!(first.split_whitespace().next(), text.split_whitespace().next());
+    assert_eq!(second, "yes\n");
+    // A pipe gets the texts alone.
+    assert_eq!(printed(&["-q"]), format!("{first}\nyes\n"));
+}
+
+#[test]
+fn progress_on_a_terminal_says_file_position_speed_and_remaining_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    let to_file = |out: &Path| format!("> '{}'", out.display());
+    let Some(screen) = shown(&["-f", "jsonl", "--segment", "6"], &to_file(&out)) else { return };
+    assert_eq!(std::fs::read_to_string(out).unwrap().lines().count(), 2);
+    let name = clip("long_24s.wav").display().to_string();
+    // The name is cut where the line is full.
+    let name = &name[..name.len().min(20)];
+    assert!(screen.contains(&format!("1 of 2 | 0:00 of 0:24 | {name}")), "{screen:?}");
+    assert!(screen.contains("2 of 2 | 0:00 of 0:01 | "), "{screen:?}");
+    let lines = screen.split(['\r', '\n']).filter(|line| line.contains("1 of 2") && line.contains(" left | "));
+    let positions: Vec<&str> = lines.map(|line| line.split(" | ").nth(1).unwrap()).collect();
+    assert!(positions.len() >= 2 && positions.is_sorted(), "{positions:?} in {screen:?}");
+    // The last line is the count of files, after all progress has gone.
+    assert!(screen.ends_with("2 done, 0 skipped, 0 failed\n"), "{screen:?}");
+    assert_eq!(shown(&["-q", "-f", "jsonl"], "> /dev/null").unwrap(), "");
+}
+
+#[test]
+fn text_on_a_terminal_is_not_disturbed_by_progress() {
+    let Some(screen) = shown(&[], "") else { return };
+    assert!(screen.contains("==> ") && screen.contains("2 done") && !screen.contains("1 of 2"), "{screen:?}");
+    assert!(!screen.contains('\u{1b}'), "{screen:?}");
+}
