@@ -104,6 +104,7 @@ fn files_that_were_cut_give_their_beginning_and_say_what_is_missing() {
         ("flac.mka", read("flac.mka"), 0),
         ("flac.flac", read("flac.flac"), 8256),
         ("aiff.aiff", read("aiff.aiff"), 0),
+        ("pcm.caf", read("pcm.caf"), 0),
         ("f32.wav", read("f32.wav"), 0),
         ("mulaw.wav", read("mulaw.wav"), 0),
     ] {

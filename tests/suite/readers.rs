@@ -1,6 +1,7 @@
-//! Plain samples behind the headers that programs write: WAV and its relatives, AIFF, AU, QuickTime.
+//! Plain samples behind the headers that programs write: WAV and its relatives, AIFF, AU, CAF, QuickTime.
 
 use models::audio::{Decoded, decode_bytes};
+use tests::alloc::measure;
 
 use crate::audio::{fixture, wav};
 
@@ -241,6 +242,106 @@ fn au_files_are_read() {
     assert_eq!((loud.samples[0], loud.samples[1], loud.samples[1999]), (8031.0 / 8192.0, -8031.0 / 8192.0, 0.0));
     let cut = read("cut", &file(3, 16_000, &data(2, true, 1)));
     assert_eq!(cut.losses.iter().map(|l| (l.start_s, l.end_s)).collect::<Vec<_>>(), [(0.5, 1.0)]);
+}
+
+/// A CAF file with these description fields and these chunks around its samples; `announced` is what the data chunk says.
+fn caf(kind: &[u8; 4], [flags, packet_bytes, n_channels, bits]: [u32; 4], announced: i64, data: &[u8]) -> Vec<u8> {
+    let chunk = |tag: &[u8; 4], size: i64, body: &[u8]| [&tag[..], &size.to_be_bytes(), body].concat();
+    let words = [flags, packet_bytes, 1, n_channels, bits].map(u32::to_be_bytes).concat();
+    let description = [&f64::from(RATE_HZ).to_be_bytes()[..], kind, &words].concat();
+    [
+        b"caff\0\x01\0\0".to_vec(),
+        chunk(b"desc", 32, &description),
+        chunk(b"free", 101, &[7; 101]),
+        chunk(b"info", 4, &[0; 4]),
+        chunk(b"data", announced, &[0; 4]),
+        data.to_vec(),
+    ]
+    .concat()
+}
+
+fn announced(data: &[u8]) -> i64 {
+    data.len() as i64 + 4
+}
+
+#[test]
+fn caf_files_of_every_plain_kind_are_read() {
+    for (bits, width, names) in [
+        (16, 2, ["pcm_s16be", "pcm_s16le"]),
+        (24, 3, ["pcm_s24be", "pcm_s24le"]),
+        (20, 3, ["pcm_s24be", "pcm_s24le"]),
+        (24, 4, ["pcm_s32be", "pcm_s32le"]),
+        (32, 4, ["pcm_s32be", "pcm_s32le"]),
+    ] {
+        for n_channels in [1, 2, 7] {
+            for (little, codec) in names.into_iter().enumerate() {
+                let data = data(width, little == 0, n_channels);
+                let fields = [2 * little as u32, (width * n_channels) as u32, n_channels as u32, bits];
+                is_whole(codec, &caf(b"lpcm", fields, announced(&data), &data), codec);
+            }
+        }
+    }
+    let bytes = |sample: &dyn Fn(f32) -> Vec<u8>| want().into_iter().flat_map(sample).collect::<Vec<u8>>();
+    for (flags, width, codec, data) in [
+        (1, 4, "pcm_f32be", bytes(&|x| x.to_be_bytes().into())),
+        (3, 4, "pcm_f32le", bytes(&|x| x.to_le_bytes().into())),
+        (1, 8, "pcm_f64be", bytes(&|x| f64::from(x).to_be_bytes().into())),
+        (3, 8, "pcm_f64le", bytes(&|x| f64::from(x).to_le_bytes().into())),
+    ] {
+        is_whole(codec, &caf(b"lpcm", [flags, width, 1, 8 * width], announced(&data), &data), codec);
+    }
+    // Values of ITU-T G.711.
+    for (kind, bits, data, values) in [
+        (b"lpcm", 8, [0x40, 0xc0].repeat(50), [0.5, -0.5]),
+        (b"ulaw", 8, [0x80, 0x00].repeat(50), [8031.0 / 8192.0, -8031.0 / 8192.0]),
+        (b"alaw", 0, [0xaa, 0x2a].repeat(50), [4032.0 / 4096.0, -4032.0 / 4096.0]),
+    ] {
+        let clip = read("one byte", &caf(kind, [0, 1, 1, bits], announced(&data), &data));
+        assert_eq!((clip.samples[98..].to_vec(), clip.losses.len()), (values.to_vec(), 0));
+    }
+}
+
+#[test]
+fn caf_files_of_any_length_are_read() {
+    let data = data(2, true, 1);
+    let fields = [0, 2, 1, 16];
+    // To the end of the file: of a stream, and where a recorder left the length out.
+    for size in [-1, 0, i64::MAX, i64::MIN, 0x7fff_ffff] {
+        is_whole(&format!("{size:#x}"), &caf(b"lpcm", fields, size, &data), "pcm_s16be");
+    }
+    // Chunks behind the samples are none of them.
+    let packets = [&b"pakt"[..], &24i64.to_be_bytes(), &[0; 24], b"free", &1000i64.to_be_bytes()].concat();
+    is_whole("chunks behind", &[caf(b"lpcm", fields, announced(&data), &data), packets].concat(), "pcm_s16be");
+    // A file that was cut gives its beginning and says how much is missing.
+    let whole = caf(b"lpcm", fields, announced(&data), &data);
+    let clip = read("cut", &whole[..whole.len() - 4001]);
+    assert!(clip.samples == want()[..N_FRAMES - 2001]);
+    assert_eq!(
+        clip.losses.iter().map(|l| (l.end_s, l.what.as_str())).collect::<Vec<_>>(),
+        [(0.5, "the file ends early")]
+    );
+}
+
+#[test]
+fn caf_files_with_absurd_packets_cost_no_memory() {
+    let data = data(2, true, 1);
+    let mut file = caf(b"lpcm", [0, 2, 1, 16], announced(&data), &data);
+    // Frames of a packet, of samples that are plain and of others.
+    for kind in [b"lpcm", b"ima4", b"alac", b"aac "] {
+        file[28..32].copy_from_slice(kind);
+        file[40..44].copy_from_slice(&0x7fff_ffffu32.to_be_bytes());
+        let (result, usage) = measure(|| decode_bytes("clip", &file));
+        assert!(usage.peak_bytes < 4 << 20, "{}: {} bytes", kind.escape_ascii(), usage.peak_bytes);
+        assert_eq!(result.is_ok(), kind == b"lpcm", "{}", kind.escape_ascii());
+    }
+    // A description that makes no sense is an error.
+    for (at, bytes) in [(44, [0; 4]), (48, [0xff; 4]), (20, [0xff; 4])] {
+        let mut file = caf(b"lpcm", [0, 2, 1, 16], announced(&data), &data);
+        file[at..at + 4].copy_from_slice(&bytes);
+        let (result, usage) = measure(|| decode_bytes("clip", &file));
+        assert!(usage.peak_bytes < 4 << 20, "{at}: {} bytes", usage.peak_bytes);
+        assert!(!result.unwrap_err().to_string().contains("stopped on it"));
+    }
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! [`decode_file`], [`decode_reader`], [`decode_bytes`]: a file in any format that is read, to mono samples.
 //!
-//! Plain samples, whose headers programs write in many ways, are read here (modules `wav`, `aiff`, `au`), MPEG streams
+//! Plain samples, whose headers programs write in many ways, are read here (modules `wav`, `aiff`, `au`, `caf`), MPEG streams
 //! frame by frame (`mpeg`), everything else with symphonia (`demux`). Samples keep the rate of the file and are not scaled;
 //! see [`super::resample()`] and [`super::normalize`] for the rest of what the official loaders do. Nothing here trusts a
 //! length in a file: memory grows with what was decoded.
@@ -16,7 +16,7 @@ use super::demux::{self, Known};
 use super::error::{AudioError, AudioErrorKind};
 use super::limits::MAX_INPUT_BYTES;
 use super::loss::{Loss, TrackChoice};
-use super::{aiff, au, mkv, mp4, mpeg, pcm, unread, wav};
+use super::{aiff, au, caf, mkv, mp4, mpeg, pcm, unread, wav};
 
 /// Mono samples of a clip.
 #[derive(Clone, Debug)]
@@ -97,7 +97,8 @@ fn decode_known(mut source: impl MediaSource, len: u64) -> Result<Decoded, Audio
         Some(layout) => Some(layout),
         None => au::layout(&mut source, len).map_err(io)?,
     };
-    if let Some(layout) = layout {
+    let caf = caf::inspect(&mut source, len).map_err(io)?;
+    if let Some(layout) = layout.or(caf.layout) {
         return pcm::decode(&mut source, &layout);
     }
     source.seek(SeekFrom::Start(0)).map_err(io)?;
@@ -107,8 +108,8 @@ fn decode_known(mut source: impl MediaSource, len: u64) -> Result<Decoded, Audio
     }
     let mut mp4 = mp4::inspect(&mut source, len).map_err(io)?;
     let segment = mkv::cut_segment(&mut source, len).map_err(io)?;
-    let cut_short = !segment.is_empty();
-    let patches = [wav.patches, std::mem::take(&mut mp4.patches), segment].concat();
+    let cut_short = !segment.is_empty() || caf.cut_short;
+    let patches = [wav.patches, std::mem::take(&mut mp4.patches), caf.patches, segment].concat();
     let known = Known { wave_format: wav.format_tag, mp4, cut_short };
     match demux::decode(&mut source, patches, &known) {
         // Frames that begin behind something else.

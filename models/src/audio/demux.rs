@@ -45,6 +45,10 @@ const MIN_START_S: f64 = 0.1;
 /// Said of codecs that are not known.
 const NO_DECODER: &str = "there is no decoder";
 
+/// Most frames that a packet may be said to have: twice the bytes of the longest block of ADPCM. Decoders make room for
+/// them before they see one.
+const MAX_PACKET_FRAMES: u64 = 1 << 17;
+
 /// Most channels of AAC that are decoded.
 const MAX_AAC_CHANNELS: usize = 2;
 
@@ -303,6 +307,8 @@ fn select(format: &dyn FormatReader, container: &'static str, mp4: &Mp4) -> Resu
     let mut refused = None;
     let mut left_out = Vec::new();
     for (i, (track, _, mut params)) in tracks {
+        // Those of plain samples make room as they go.
+        params.max_frames_per_packet = params.max_frames_per_packet.filter(|&n| n <= MAX_PACKET_FRAMES);
         if mp4.track(track).is_some_and(|t| t.big_endian) {
             params.codec = big_endian(params.codec);
         }

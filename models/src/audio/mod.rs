@@ -5,6 +5,7 @@ mod aac;
 pub mod activity;
 mod aiff;
 mod au;
+mod caf;
 mod caught;
 pub mod decode;
 mod demux;
