@@ -269,7 +269,7 @@ const RESAMPLED: [&str; 13] = [
 /// What every file of `formats/` holds: container, codec, samples, delay in samples at 16 kHz, least SNR in dB.
 ///
 /// Numbers of samples are those of the source, or what ffmpeg decodes where the file does not tell.
-const FORMATS: [(&str, &str, &str, usize, usize, f64); 29] = [
+const FORMATS: [(&str, &str, &str, usize, usize, f64); 31] = [
     ("u8.wav", "wav", "pcm_u8", 13_917, 0, 25.0),
     ("s32.wav", "wav", "pcm_s32le", 13_917, 0, EXACT),
     ("f32.wav", "wav", "pcm_f32le", 13_917, 0, EXACT),
@@ -281,6 +281,7 @@ const FORMATS: [(&str, &str, &str, usize, usize, f64); 29] = [
     ("adpcm_ima.wav", "wav", "adpcm_ima_wav", 14_287, 0, 20.0),
     ("flac.flac", "flac", "flac", 13_917, 0, EXACT),
     ("flac.ogg", "ogg", "flac", 13_917, 0, EXACT),
+    ("flac_pages.ogg", "ogg", "flac", 13_917, 0, EXACT),
     ("flac.mka", "mkv", "flac", 13_917, 0, EXACT),
     ("alac.m4a", "mp4", "alac", 13_917, 0, EXACT),
     ("alac.caf", "caf", "alac", 13_917, 0, EXACT),
@@ -292,6 +293,7 @@ const FORMATS: [(&str, &str, &str, usize, usize, f64); 29] = [
     ("stereo_44k.mp3", "mp3", "mp3", 40_320, 401, 18.0),
     ("mp2.mp2", "mp2", "mp2", 14_976, 481, 20.0),
     ("vorbis.ogg", "ogg", "vorbis", 13_917, 0, 15.0),
+    ("vorbis_pages.ogg", "ogg", "vorbis", 13_917, 0, 15.0),
     ("vorbis.webm", "mkv", "vorbis", 14_208, 0, 15.0),
     ("aac.m4a", "mp4", "aac", 14_336, 0, 30.0),
     ("with_video.mp4", "mp4", "aac", 14_336, 0, 30.0),

@@ -60,8 +60,10 @@ pub(super) fn layout(src: &mut (impl Read + Seek), len: u64) -> Result<Option<La
         (false, true) => Some(sound_bytes),
         (false, false) => None,
     };
-    let Common { n_channels, rate_hz, encoding, order, .. } = common;
-    Ok(Some(Layout { container: "aiff", encoding, order, rate_hz, n_channels: n_channels.into(), start, n_bytes }))
+    let confirmed = counted.abs_diff(sound_bytes) <= frame;
+    let Common { rate_hz, encoding, order, .. } = common;
+    let n_channels = common.n_channels.into();
+    Ok(Some(Layout { container: "aiff", encoding, order, rate_hz, n_channels, start, n_bytes, confirmed }))
 }
 
 fn read_common<S: Read + Seek>(fields: &mut Fields<'_, S>, at: u64, compressed: bool) -> Result<Option<Common>> {

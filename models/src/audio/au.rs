@@ -29,5 +29,6 @@ pub(super) fn layout(src: &mut (impl Read + Seek), len: u64) -> Result<Option<La
     let (start, size) = (u64::from(start), u64::from(size));
     let n_bytes = (!is_placeholder(size, len.saturating_sub(start))).then_some(size);
     let n_channels = n_channels as usize;
-    Ok(Some(Layout { container: "au", encoding, order: Order::Big, rate_hz, n_channels, start, n_bytes }))
+    let order = Order::Big;
+    Ok(Some(Layout { container: "au", encoding, order, rate_hz, n_channels, start, n_bytes, confirmed: false }))
 }

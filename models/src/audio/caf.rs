@@ -72,6 +72,7 @@ pub(super) fn inspect(src: &mut (impl Read + Seek), len: u64) -> Result<Caf> {
                     n_channels,
                     start: body + EDIT_COUNT,
                     n_bytes: announced.map(|n| n - EDIT_COUNT),
+                    confirmed: false,
                 };
                 caf.layout = description.map(layout);
                 break;

@@ -16,7 +16,8 @@ use super::demux::{self, Known};
 use super::error::{AudioError, AudioErrorKind};
 use super::limits::MAX_INPUT_BYTES;
 use super::loss::{Loss, TrackChoice};
-use super::{aiff, au, caf, mkv, mp4, mpeg, pcm, unread, wav};
+use super::patched::Spliced;
+use super::{aiff, au, caf, mkv, mp4, mpeg, ogg, pcm, unread, wav};
 
 /// Mono samples of a clip.
 #[derive(Clone, Debug)]
@@ -110,8 +111,15 @@ fn decode_known(mut source: impl MediaSource, len: u64) -> Result<Decoded, Audio
     let segment = mkv::cut_segment(&mut source, len).map_err(io)?;
     let cut_short = !segment.is_empty() || caf.cut_short;
     let patches = [wav.patches, std::mem::take(&mut mp4.patches), caf.patches, segment].concat();
-    let known = Known { wave_format: wav.format_tag, mp4, cut_short };
-    match demux::decode(&mut source, patches, &known) {
+    let ogg = ogg::inspect(&mut source).map_err(io)?;
+    let begins_broken = ogg.begins_broken;
+    let known = Known { wave_format: wav.format_tag, mp4, cut_short, begins_broken, len };
+    let found = if ogg.whole.is_empty() {
+        demux::decode(&mut source, patches, &known)
+    } else {
+        demux::decode(&mut Spliced::new(&mut source, ogg.whole), patches, &known)
+    };
+    match found {
         // Frames that begin behind something else.
         Ok(demux::Found::Mpeg) => {
             source.seek(SeekFrom::Start(0)).map_err(io)?;

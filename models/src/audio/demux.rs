@@ -21,7 +21,7 @@ use super::error::AudioErrorKind;
 use super::loss::TrackChoice;
 use super::mp4::{Mp4, Mp4Track};
 use super::patched::{Patch, Patched};
-use super::recording::{ENDS_EARLY, Recording, check_channels, check_rate};
+use super::recording::{ENDS_EARLY, MAX_STRETCH, Recording, check_channels, check_rate};
 use super::{aac, names};
 
 /// How far into a file its format is looked for. More finds MPEG frame headers in any large file.
@@ -42,12 +42,18 @@ const MAX_GAP_S: f64 = 600.0;
 /// A first packet before this time, in seconds, is the delay of an encoder.
 const MIN_START_S: f64 = 0.1;
 
+/// Said of times without packets.
+const MISSING: &str = "packets are missing";
+
 /// Said of codecs that are not known.
 const NO_DECODER: &str = "there is no decoder";
 
 /// Most frames that a packet may be said to have: twice the bytes of the longest block of ADPCM. Decoders make room for
 /// them before they see one.
 const MAX_PACKET_FRAMES: u64 = 1 << 17;
+
+/// Frames of silence for a byte of the file, so that a small file fills no memory: that of 8 kbit/s at 16 kHz.
+const MAX_SILENCE_PER_BYTE: u64 = 16;
 
 /// Most channels of AAC that are decoded.
 const MAX_AAC_CHANNELS: usize = 2;
@@ -60,6 +66,10 @@ pub(super) struct Known {
     pub mp4: Mp4,
     /// The file is shorter than its container says.
     pub cut_short: bool,
+    /// The first sound of a stream is broken.
+    pub begins_broken: bool,
+    /// Bytes of the file.
+    pub len: u64,
 }
 
 /// What a file turned out to be.
@@ -96,7 +106,17 @@ pub(super) fn decode(
     }
     let selected = select(&*format, container, &known.mp4)?;
     let clock = Clock::new(format.tracks(), selected.track);
-    let demuxed = Demuxed { format, selected, container, clock, known, announced: true };
+    let demuxed = Demuxed {
+        format,
+        selected,
+        container,
+        clock,
+        known,
+        announced: true,
+        believed_s: 0.0,
+        packet_bytes: 0,
+        n_decoded: 0,
+    };
     demuxed.decode().map(Found::Clip)
 }
 
@@ -116,6 +136,11 @@ struct Demuxed<'s, 'k> {
     known: &'k Known,
     /// The length that the container announces is that of the track at hand.
     announced: bool,
+    /// A time up to which a start is believed, in seconds.
+    believed_s: f64,
+    /// Bytes of the packets that were decoded, and the frames that they gave.
+    packet_bytes: u64,
+    n_decoded: u64,
 }
 
 /// A track that can be decoded.
@@ -155,7 +180,11 @@ impl Clock {
 impl Demuxed<'_, '_> {
     fn decode(mut self) -> Result<Decoded, AudioErrorKind> {
         let mp4 = self.mp4_track();
-        let mut recording = Recording::starting_at(mp4.map_or(0.0, |t| t.start_s));
+        let could_hold = self.known.len.saturating_mul(frames_per_byte(self.selected.codec));
+        self.believed_s = could_hold.saturating_mul(MAX_STRETCH) as f64 / f64::from(self.selected.rate_hz.max(1));
+        let start_s = mp4.map_or(0.0, |t| t.start_s);
+        let mut recording = Recording::starting_at(if start_s < self.believed_s { start_s } else { 0.0 });
+        recording.could_hold(could_hold);
         let (mut fruitless, mut foreign) = (0, 0);
         while fruitless < MAX_FRUITLESS_PACKETS && foreign < MAX_FOREIGN_PACKETS {
             let before = recording.n_frames();
@@ -198,7 +227,9 @@ impl Demuxed<'_, '_> {
             return Some(self.clock.duration_s(duration));
         }
         let media = self.format.media_info();
-        let duration = media.time_base?.calc_duration(media.duration.filter(|_| self.known.cut_short)?)?;
+        // That of the longest track.
+        let of_track = self.known.cut_short || self.format.tracks().len() == 1;
+        let duration = media.time_base?.calc_duration(media.duration.filter(|_| of_track)?)?;
         Some(duration.as_secs_f64())
     }
 
@@ -247,14 +278,19 @@ impl Demuxed<'_, '_> {
                     recording.skip(track.lead.frames(rate_hz));
                 }
                 recording.packet(&buffer)?;
+                self.n_decoded += buffer.frames() as u64;
+                self.packet_bytes += packet.data.len() as u64;
                 self.selected.rate_hz = rate_hz;
                 length_s = length_s.max(buffer.frames() as f64 / f64::from(rate_hz.max(1)));
             }
             Err(SymphoniaError::ResetRequired) => self.selected.decoder.reset(),
             Err(e) => {
+                if length_s == 0.0 {
+                    length_s = self.clock.packet_s;
+                }
                 let n = (length_s * f64::from(self.selected.rate_hz)).round() as usize;
-                let limit = (MAX_GAP_S * f64::from(self.selected.rate_hz)) as usize;
-                recording.bad_packet(self.selected.rate_hz, n.min(limit), &reason(&e))?;
+                let room = self.room(recording);
+                recording.bad_packet(self.selected.rate_hz, n.min(room), &reason(&e))?;
             }
         }
         self.clock.packet_s = length_s;
@@ -262,13 +298,30 @@ impl Demuxed<'_, '_> {
         Ok(())
     }
 
+    /// Frames of silence that there is still room for: all of the file is at most [`MAX_STRETCH`] times as long as its bytes
+    /// are at the bit rate of what was decoded.
+    fn room(&self, recording: &Recording) -> usize {
+        let (len, packet_bytes) = (u128::from(self.known.len), u128::from(self.packet_bytes.max(1)));
+        let dense = len * u128::from(MAX_SILENCE_PER_BYTE);
+        let all = match u128::from(self.n_decoded) {
+            0 => dense,
+            n => u128::from(MAX_STRETCH) * dense.min(len * n / packet_bytes),
+        };
+        let gap = (MAX_GAP_S * f64::from(self.selected.rate_hz)) as usize;
+        usize::try_from(all.saturating_sub(recording.n_frames().into())).unwrap_or(usize::MAX).min(gap)
+    }
+
     /// Silence for the time between the last packet and this one; before the first one, the sound starts late.
     fn fill_gap(&mut self, packet: &Packet, recording: &mut Recording) -> Result<(), AudioErrorKind> {
         let broken = std::mem::take(&mut self.clock.broken);
         let Some(at_s) = self.clock.time_s(packet.pts) else { return Ok(()) };
         let Some(expected_s) = self.clock.next_s else {
-            if recording.n_frames() == 0 && self.container == "mkv" && at_s > MIN_START_S {
+            if recording.n_frames() == 0 && self.container == "mkv" && (MIN_START_S..self.believed_s).contains(&at_s) {
                 recording.start_at(at_s);
+            }
+            if recording.n_frames() == 0 && self.known.begins_broken && at_s > MIN_GAP_S {
+                let n = (at_s * f64::from(self.selected.rate_hz)).round() as usize;
+                return recording.hole(self.selected.rate_hz, n.min(self.room(recording)), MISSING);
             }
             return Ok(());
         };
@@ -276,12 +329,24 @@ impl Demuxed<'_, '_> {
         if !(MIN_GAP_S..MAX_GAP_S).contains(&gap_s) {
             return Ok(());
         }
-        let n = (gap_s * f64::from(self.selected.rate_hz)).round() as usize;
+        let n = ((gap_s * f64::from(self.selected.rate_hz)).round() as usize).min(self.room(recording));
         // Matroska files of live recordings have pauses.
         if self.container == "mkv" && !broken {
             return recording.pause(self.selected.rate_hz, n);
         }
-        recording.hole(self.selected.rate_hz, n, "packets are missing")
+        recording.hole(self.selected.rate_hz, n, MISSING)
+    }
+}
+
+/// Frames that a byte of a codec could hold: its silence, in the longest packets that are usual.
+fn frames_per_byte(codec: &str) -> u64 {
+    match codec {
+        "flac" | "alac" => 512,
+        "aac" | "vorbis" => 128,
+        "mp1" | "mp2" | "mp3" => 48,
+        codec if codec.starts_with("adpcm") => 2,
+        // Plain samples of a byte.
+        _ => 1,
     }
 }
 

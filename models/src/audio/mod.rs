@@ -19,6 +19,7 @@ mod mkv;
 mod mp4;
 mod mpeg;
 mod names;
+mod ogg;
 mod patched;
 mod pcm;
 pub mod probe;

@@ -24,6 +24,9 @@ const READ_BYTES: usize = 1 << 16;
 /// Header and length of a frame.
 const HEADER_BYTES: usize = 4;
 
+/// Frames of sound to a byte: 1152 in the shortest frame there is, of 24 bytes.
+const MAX_FRAMES_PER_BYTE: u64 = 48;
+
 /// Samples by which a decoder of layer 3 is late. Source: LAME, the comment on `DECDELAY` in its documentation.
 const DECODER_DELAY: u64 = 529;
 
@@ -365,6 +368,8 @@ struct Stream {
     part_start_s: f64,
     part_frames: u64,
     part_bytes: u64,
+    /// Bytes of all frames.
+    n_bytes: u64,
     last: Option<Header>,
 }
 
@@ -392,6 +397,7 @@ impl Stream {
         }
         self.part_frames += 1;
         self.part_bytes += bytes.len() as u64;
+        self.n_bytes += bytes.len() as u64;
         self.last = Some(header);
         self.codec = codec_name(header);
         let Some((_, decoder)) = &mut self.decoder else { return Ok(()) };
@@ -425,6 +431,7 @@ impl Stream {
             && n_frames > self.part_frames
         {
             let n = (n_frames * header.n_samples() as u64).saturating_sub(self.tag.delay + self.tag.padding);
+            self.recording.could_hold(self.n_bytes * MAX_FRAMES_PER_BYTE);
             self.recording.announced_end(self.part_start_s + n as f64 / f64::from(header.rate_hz), 0.0);
         }
         self.recording.finish(self.codec, self.codec, None)

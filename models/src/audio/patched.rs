@@ -1,6 +1,7 @@
-//! [`Patched`]: a file as a demuxer should see it, with lengths that can be believed.
+//! [`Patched`]: a file as a demuxer should see it, with lengths that can be believed. [`Spliced`]: the good parts of a file.
 
-use std::io::{Read, Result, Seek, SeekFrom};
+use std::io::{ErrorKind, Read, Result, Seek, SeekFrom};
+use std::ops::Range;
 
 use symphonia::core::io::MediaSource;
 
@@ -61,10 +62,84 @@ impl<S: MediaSource> MediaSource for Patched<&mut S> {
     }
 }
 
+/// Ranges of a seekable source, one after the other.
+pub(super) struct Spliced<S> {
+    inner: S,
+    at: u64,
+    ranges: Vec<Range<u64>>,
+}
+
+impl<S: Read + Seek> Spliced<S> {
+    /// These ranges of `inner`, from the start of the first.
+    pub(super) fn new(inner: S, ranges: Vec<Range<u64>>) -> Self {
+        Self { inner, at: 0, ranges }
+    }
+
+    fn len(&self) -> u64 {
+        self.ranges.iter().map(|range| range.end - range.start).sum()
+    }
+}
+
+impl<S: Read + Seek> Read for Spliced<S> {
+    fn read(&mut self, buf: &mut [u8]) -> Result<usize> {
+        let mut before = 0;
+        for range in &self.ranges {
+            let n = range.end - range.start;
+            if self.at < before + n {
+                let inside = self.at - before;
+                self.inner.seek(SeekFrom::Start(range.start + inside))?;
+                let n = self.inner.by_ref().take(n - inside).read(buf)?;
+                self.at += n as u64;
+                return Ok(n);
+            }
+            before += n;
+        }
+        Ok(0)
+    }
+}
+
+impl<S: Read + Seek> Seek for Spliced<S> {
+    fn seek(&mut self, to: SeekFrom) -> Result<u64> {
+        let at = match to {
+            SeekFrom::Start(at) => Some(at),
+            SeekFrom::Current(by) => self.at.checked_add_signed(by),
+            SeekFrom::End(by) => self.len().checked_add_signed(by),
+        };
+        self.at = at.ok_or(ErrorKind::InvalidInput)?;
+        Ok(self.at)
+    }
+}
+
+impl<S: MediaSource> MediaSource for Spliced<&mut S> {
+    fn is_seekable(&self) -> bool {
+        self.inner.is_seekable()
+    }
+
+    fn byte_len(&self) -> Option<u64> {
+        Some(self.len())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::io::Cursor;
+
+    #[test]
+    fn ranges_follow_each_other() {
+        let bytes: Vec<u8> = (0..32).collect();
+        let mut spliced = Spliced::new(Cursor::new(&bytes), vec![2..5, 7..8, 20..24]);
+        let mut all = Vec::new();
+        spliced.read_to_end(&mut all).unwrap();
+        assert_eq!(all, [2, 3, 4, 7, 20, 21, 22, 23]);
+        for at in 0..9 {
+            let mut rest = Vec::new();
+            spliced.seek(SeekFrom::End(at - 8)).unwrap();
+            spliced.read_to_end(&mut rest).unwrap();
+            assert_eq!(rest, all[at as usize..]);
+        }
+        assert!(spliced.seek(SeekFrom::Current(-100)).is_err());
+    }
 
     #[test]
     fn bytes_are_replaced_wherever_reads_begin() {

@@ -59,6 +59,8 @@ pub(super) struct Layout {
     pub start: u64,
     /// Bytes of all frames; to the end of the file where it is not known.
     pub n_bytes: Option<u64>,
+    /// Whether another field of the header says the same length. One alone is believed up to a limit.
+    pub confirmed: bool,
 }
 
 impl Layout {
@@ -94,11 +96,13 @@ pub(super) fn decode(src: &mut (impl Read + Seek), layout: &Layout) -> Result<su
     let mut rest = src.take(layout.n_bytes.unwrap_or(u64::MAX));
     let mut bytes = Vec::new();
     let mut samples = Vec::new();
+    let mut last = layout.start;
     loop {
         let whole = (READ_BYTES / frame).max(1) * frame;
         bytes.clear();
         rest.by_ref().take(whole as u64).read_to_end(&mut bytes).map_err(AudioErrorKind::Io)?;
         let n = bytes.len() / frame * frame;
+        last += bytes.len() as u64;
         samples.clear();
         samples
             .extend(bytes[..n].chunks_exact(layout.encoding.bytes()).map(|b| value(layout.encoding, layout.order, b)));
@@ -108,6 +112,9 @@ pub(super) fn decode(src: &mut (impl Read + Seek), layout: &Layout) -> Result<su
         }
     }
     if let Some(announced) = layout.n_bytes {
+        if !layout.confirmed {
+            recording.could_hold(last / frame as u64);
+        }
         recording.announced_end((announced / frame as u64) as f64 / f64::from(layout.rate_hz), 0.0);
     }
     recording.finish(layout.container, layout.codec(), None)

@@ -11,8 +11,14 @@ use super::resample::resample;
 /// Less than this at the end of a file, in seconds, is how encoders and containers count, not a loss.
 const END_TOLERANCE_S: f64 = 0.1;
 
+/// A length is believed up to so many times what the bytes of a file could hold.
+pub(super) const MAX_STRETCH: u64 = 64;
+
 /// Said of a file that ends before the end that it announces.
 pub(super) const ENDS_EARLY: &str = "the file ends early";
+
+/// Said of one that announces an end which is not believed.
+const ANNOUNCES_TOO_MUCH: &str = "the file ends early, and announces more than is believed";
 
 /// Mono samples with the losses among them.
 #[derive(Default)]
@@ -30,6 +36,8 @@ pub(super) struct Recording {
     n_skip: u64,
     /// When the sound starts, in seconds of the file's clock.
     start_s: f64,
+    /// Frames up to which an end is believed.
+    believed_frames: Option<u64>,
     losses: Vec<Loss>,
     n_packets: usize,
     n_bad: usize,
@@ -51,6 +59,11 @@ impl Recording {
     /// Leaves out the next `n` frames, which an encoder put there.
     pub(super) fn skip(&mut self, n: u64) {
         self.n_skip = n;
+    }
+
+    /// The bytes of the file could hold this many frames: [`MAX_STRETCH`] times that is believed of what it announces.
+    pub(super) fn could_hold(&mut self, n_frames: u64) {
+        self.believed_frames = Some(n_frames.saturating_mul(MAX_STRETCH));
     }
 
     /// Takes back the last `n` frames, which an encoder put there.
@@ -150,8 +163,13 @@ impl Recording {
 
     /// The end was announced for this time, give or take `packet_s` seconds; what is missing is a loss.
     pub(super) fn announced_end(&mut self, end_s: f64, packet_s: f64) {
+        let believed_s = match self.believed_frames {
+            Some(n) if self.rate_hz > 0 => n as f64 / f64::from(self.rate_hz),
+            _ => f64::INFINITY,
+        };
+        let (end_s, what) = if end_s > believed_s { (believed_s, ANNOUNCES_TOO_MUCH) } else { (end_s, ENDS_EARLY) };
         if end_s - self.position_s() > END_TOLERANCE_S.max(packet_s) {
-            self.lost(end_s, ENDS_EARLY);
+            self.lost(end_s, what);
         }
     }
 
@@ -252,6 +270,18 @@ mod tests {
         assert_eq!((clip.samples, clip.rate_hz, clip.start_s), (want, 8000, 1.0));
         let spans: Vec<_> = clip.losses.iter().map(|l| (l.start_s, l.end_s, l.what.as_str())).collect();
         assert_eq!(spans, [(1.1, 1.2, "broken"), (1.3, 2.0, ENDS_EARLY)]);
+    }
+
+    #[test]
+    fn an_end_is_believed_up_to_64_times_what_the_bytes_could_hold() {
+        for (announced_s, end_s, what) in [(63.0, 63.0, ENDS_EARLY), (65.0, 64.0, ANNOUNCES_TOO_MUCH)] {
+            let mut recording = Recording::default();
+            recording.could_hold(8000);
+            recording.interleaved(8000, 1, &[0.0; 4000]).unwrap();
+            recording.announced_end(announced_s, 0.0);
+            let losses = recording.finish("x", "y", None).unwrap().losses;
+            assert_eq!(losses, [Loss { start_s: 0.5, end_s, what: what.into() }]);
+        }
     }
 
     #[test]

@@ -19,6 +19,9 @@ const MAX_CHUNKS: usize = 256;
 /// length is not believed.
 const PLACEHOLDER_SLACK: u64 = 1 << 16;
 
+/// Chunks behind the samples are at most this long, in bytes, where the length of the file confirms that of the samples.
+const MAX_TAIL_BYTES: u64 = 1 << 16;
+
 /// Format tags.
 const PCM: u16 = 1;
 const IEEE_FLOAT: u16 = 3;
@@ -76,11 +79,14 @@ pub(super) fn inspect(src: &mut (impl Read + Seek), len: u64) -> Result<Wav> {
         wav.patches.push(Patch { at: 4, bytes: TO_THE_END.to_le_bytes().into() });
     }
     let mut format = None;
-    let mut long_size = None;
+    let (mut long_file, mut long_size) = (None, None);
     for _ in 0..MAX_CHUNKS {
         let Some(chunk) = family.chunk(&mut fields, at)? else { break };
         match &chunk.tag {
-            b"ds64" => long_size = fields.get(chunk.body + 8)?.map(u64::from_le_bytes),
+            b"ds64" => {
+                long_file = fields.get(chunk.body)?.map(u64::from_le_bytes);
+                long_size = fields.get(chunk.body + 8)?.map(u64::from_le_bytes);
+            }
             b"fmt " => {
                 format = family.format(&mut fields, &chunk)?;
                 wav.format_tag = format.as_ref().map(|f: &Format| f.tag);
@@ -90,7 +96,10 @@ pub(super) fn inspect(src: &mut (impl Read + Seek), len: u64) -> Result<Wav> {
                 if n_bytes.is_none() && family != Family::Wave64 {
                     wav.patches.push(Patch { at: chunk.body - 4, bytes: TO_THE_END.to_le_bytes().into() });
                 }
-                wav.layout = format.and_then(|f| f.layout(family.order(), chunk.body, n_bytes));
+                let end = chunk.body.saturating_add(n_bytes.unwrap_or(0));
+                let confirmed = family.end(&mut fields, long_file)?.is_some_and(|n| n.abs_diff(end) <= MAX_TAIL_BYTES);
+                let layout = format.and_then(|f| f.layout(family.order()));
+                wav.layout = layout.map(|layout| Layout { start: chunk.body, n_bytes, confirmed, ..layout });
                 break;
             }
             _ => {}
@@ -142,6 +151,17 @@ impl Family {
         let size = u64::from_le_bytes(size).checked_sub(W64_HEADER);
         let chunk = |size| Chunk { tag: if guid == W64_CHUNK { tag } else { [0; 4] }, body: at + W64_HEADER, size };
         Ok(size.map(chunk))
+    }
+
+    /// Where the file ends, as its header says. `long`: what a chunk of long sizes says.
+    fn end<S: Read + Seek>(self, fields: &mut Fields<'_, S>, long: Option<u64>) -> Result<Option<u64>> {
+        const RIFF_HEADER: u64 = 8;
+        let size = match (self, long) {
+            (Self::Wave64, _) => return Ok(fields.get(16)?.map(u64::from_le_bytes)),
+            (Self::Riff(_), Some(long)) => Some(long),
+            (Self::Riff(_), None) => fields.get(4)?.map(|bytes| u64::from(self.u32(bytes))),
+        };
+        Ok(size.and_then(|size| size.checked_add(RIFF_HEADER)))
     }
 
     /// Where the chunk after this one is.
@@ -210,7 +230,7 @@ pub(super) fn is_placeholder(size: u64, left: u64) -> bool {
 
 impl Format {
     /// The layout of plain samples. They fill their bytes from the highest bit on, however many bits are said to count.
-    fn layout(&self, order: Order, start: u64, n_bytes: Option<u64>) -> Option<Layout> {
+    fn layout(&self, order: Order) -> Option<Layout> {
         let n_channels = usize::from(self.n_channels);
         let by_bits = usize::from(self.bits.div_ceil(8));
         let by_block = usize::from(self.block_bytes).checked_div(n_channels).unwrap_or(0);
@@ -227,6 +247,8 @@ impl Format {
             (MU_LAW, 1) => Encoding::MuLaw,
             _ => return None,
         };
-        Some(Layout { container: "wav", encoding, order, rate_hz: self.rate_hz, n_channels, start, n_bytes })
+        let rate_hz = self.rate_hz;
+        let (start, n_bytes, confirmed) = (0, None, false);
+        Some(Layout { container: "wav", encoding, order, rate_hz, n_channels, start, n_bytes, confirmed })
     }
 }
