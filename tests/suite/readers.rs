@@ -1,6 +1,6 @@
 //! Plain samples behind the headers that programs write: WAV and its relatives, AIFF, AU, CAF, QuickTime.
 
-use models::audio::{Decoded, decode_bytes};
+use models::audio::{Decoded, decode_bytes, media_container};
 use tests::alloc::measure;
 
 use crate::audio::{fixture, wav};
@@ -403,12 +403,69 @@ fn quicktime_samples_have_the_highest_byte_first_unless_an_atom_says_otherwise()
 #[test]
 fn files_that_are_not_read_are_named() {
     let error = |file: &[u8]| decode_bytes("clip", file).unwrap_err();
-    let avi = [&b"RIFF\0\0\x01\0AVI LIST"[..], &[0; 600]].concat();
-    for (file, name) in [(avi, "avi"), ([&b"#!AMR\n"[..], &[0; 600]].concat(), "amr")] {
-        let e = error(&file);
+    // The beginnings that the formats' descriptions and ffmpeg's demuxers name.
+    let padded = |head: &[u8]| [head, &[0; 1200]].concat();
+    for (head, name) in [
+        (&b"RIFF\0\0\x01\0AVI LIST"[..], "avi"),
+        (b"\0\0\x01\xba\x44", "mpeg-ps"),
+        (b"\x30\x26\xb2\x75\x8e\x66\xcf\x11\xa6\xd9\0\xaa\0\x62\xce\x6c", "asf (wma, wmv)"),
+        (b"FLV\x01\x04\0\0\0\x09", "flv"),
+        (b"\x06\x0e\x2b\x34\x02\x05\x01\x01\x0d\x01\x02", "mxf"),
+        (b"#!AMR\n", "amr"),
+        (b"#!AMR-WB\n", "amr-wb"),
+        (b".RMF\0\0\0\x12", "realmedia"),
+        (b".ra\xfd\0\x04", "realaudio"),
+        (b"wvpk\0\x01\0\0\x10\x04", "wavpack"),
+        (b"MAC \x96\x0f", "monkey's audio"),
+        (b"MPCKSH", "musepack"),
+        (b"MP+\x07", "musepack"),
+        (b"TTA1\x01\0\x02\0", "true audio"),
+        (b"tBaK", "tak"),
+        (b"OFR \x0c\0\0\0", "optimfrog"),
+        (b"ajkg\x02", "shorten"),
+        (b"DSD \x1c\0\0\0", "dsf"),
+        (b"FRM8\0\0\0\0", "dsdiff"),
+        (b"\x0b\x77\x4e\x1c", "ac3"),
+        (b"\x7f\xfe\x80\x01\xfc", "dts"),
+        (b"\xf0\x32\0\0\xf8\x72\x6f\xba", "truehd"),
+        (b"Creative Voice File\x1a", "voc"),
+        (b"NIST_1A\n   1024\n", "nist sphere"),
+        (b"FORM\0\0\0\x408SVXVHDR", "8svx"),
+    ] {
+        let e = error(&padded(head));
         assert_eq!(e.to_string(), format!("clip: {name} files are not read"));
         assert!(e.kind.is_convertible());
+        assert_eq!(media_container(&padded(head)), Some(name));
     }
+    for (length, first) in [(188, 0), (192, 4)] {
+        let mut stream = vec![0; 2000];
+        stream.iter_mut().skip(first).step_by(length).for_each(|byte| *byte = 0x47);
+        assert_eq!(error(&stream).to_string(), "clip: mpeg-ts files are not read");
+    }
+    let sound_of = |head: &[u8], sound: &str| {
+        let message = error(&padded(head)).to_string();
+        assert!(message.ends_with(&format!(" files are not read (sound: {sound})")), "{message}");
+    };
+    let mp3 = [&0x55u16.to_le_bytes()[..], &2u16.to_le_bytes(), &RATE_HZ.to_le_bytes()].concat();
+    sound_of(
+        &[&b"RIFF\0\0\x01\0AVI LIST....strh8\0\0\0auds"[..], &[0; 52], b"strf\x1e\0\0\0", &mp3].concat(),
+        "mp3, 2 channels",
+    );
+    let wma = [&0x161u16.to_le_bytes()[..], &1u16.to_le_bytes(), &RATE_HZ.to_le_bytes()].concat();
+    let asf = b"\x30\x26\xb2\x75\x8e\x66\xcf\x11\xa6\xd9\0\xaa\0\x62\xce\x6c";
+    let guid = b"\x40\x9e\x69\xf8\x4d\x5b\xcf\x11\xa8\xfd\0\x80\x5f\x5c\x44\x2b";
+    sound_of(&[&asf[..], &[0; 100], guid, &[0; 38], &wma].concat(), "wma, 1 channel");
+    let tag = |kind: u8, first: u8| [&[kind, 0, 0, 2][..], &[0; 7], &[first, 0], &[0; 4]].concat();
+    sound_of(&[&b"FLV\x01\x05\0\0\0\x09\0\0\0\0"[..], &tag(9, 0x12), &tag(8, 0xaf)].concat(), "aac, 2 channels");
+    // Known, but not with these samples.
+    let message = error(&au(23, 1000, &[0; 1000])).to_string();
+    assert_eq!(message, "clip: codec g721 is not supported (container au; there is no decoder)");
+    let mut rf64 = generated().swap_remove(0).1;
+    let fmt = rf64.windows(4).position(|w| w == b"fmt ").unwrap();
+    rf64[fmt + 8] = 0x11;
+    let e = error(&rf64);
+    assert!(e.to_string().starts_with("clip: codec adpcm_ima_wav is not supported (container wav"), "{e}");
+    assert!(e.kind.is_convertible());
     let text = error(b"just a text, which no program converts to sound");
     assert!(!text.kind.is_convertible(), "{text}");
     // What is known, but too much.

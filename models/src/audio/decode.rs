@@ -17,7 +17,7 @@ use super::error::{AudioError, AudioErrorKind};
 use super::limits::MAX_INPUT_BYTES;
 use super::loss::{Loss, TrackChoice};
 use super::patched::Spliced;
-use super::{aiff, au, caf, mkv, mp4, mpeg, ogg, pcm, unread, wav};
+use super::{aiff, au, caf, mkv, mp4, mpeg, names, ogg, pcm, unread, wav};
 
 /// Mono samples of a clip.
 #[derive(Clone, Debug)]
@@ -126,7 +126,14 @@ fn decode_known(mut source: impl MediaSource, len: u64) -> Result<Decoded, Audio
             mpeg::decode(&mut source)
         }
         Ok(demux::Found::Clip(clip)) => Ok(clip),
-        Err(AudioErrorKind::NotRecognised) => Err(unread::named(&mut source).map_err(io)?),
+        Err(AudioErrorKind::NotRecognised) => Err(match wav.format_tag {
+            Some(tag) => AudioErrorKind::Codec {
+                codec: names::wave_format(tag),
+                container: "wav",
+                why: "a relative of WAV, read with plain samples",
+            },
+            None => unread::named(&mut source).map_err(io)?,
+        }),
         Err(e) => Err(e),
     }
 }

@@ -28,6 +28,8 @@ pub enum AudioErrorKind {
     NotRead {
         /// Short name of the container.
         container: &'static str,
+        /// Codec and channels of its sound, where it says so at its beginning.
+        sound: Option<String>,
     },
     /// Its container is malformed, or uses a part of the format that is not read here.
     Container {
@@ -134,7 +136,10 @@ impl fmt::Display for AudioErrorKind {
             Self::Empty => f.write_str("empty file"),
             Self::TooManyBytes => write!(f, "longer than {} MiB, the limit for a stream", MAX_INPUT_BYTES >> 20),
             Self::NotRecognised => f.write_str("not an audio file in a known format"),
-            Self::NotRead { container } => write!(f, "{container} files are not read"),
+            Self::NotRead { container, sound: None } => write!(f, "{container} files are not read"),
+            Self::NotRead { container, sound: Some(sound) } => {
+                write!(f, "{container} files are not read (sound: {sound})")
+            }
             Self::Container { why } => write!(f, "cannot be read: {why}"),
             Self::NoAudioTrack { container, tracks } => {
                 let tracks = if tracks.is_empty() { "none".into() } else { tracks.join(", ") };

@@ -57,6 +57,12 @@ pub(super) fn audio_codec(codec: AudioCodecId) -> &'static str {
 /// Name of a sample format of WAV files. Source: RFC 2361 and mmreg.h.
 pub(super) fn wave_format(tag: u16) -> String {
     let name = match tag {
+        0x0001 => "pcm",
+        0x0002 => "adpcm_ms",
+        0x0003 => "pcm_float",
+        0x0006 => "alaw",
+        0x0007 => "mulaw",
+        0x0011 => "adpcm_ima_wav",
         0x0031 => "gsm 6.10",
         0x0040 => "g721",
         0x0014 => "g723",

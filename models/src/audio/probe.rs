@@ -9,7 +9,7 @@ pub const PROBE_BYTES: usize = 4096;
 type Part = (usize, &'static [u8]);
 
 /// Names of containers that are read here, with the bytes that they have.
-const SIGNATURES: [(&str, &[Part]); 15] = [
+const SIGNATURES: [(&str, &[Part]); 16] = [
     ("wav", &[(0, b"RIFF"), (8, b"WAVE")]),
     ("rifx", &[(0, b"RIFX"), (8, b"WAVE")]),
     ("rf64", &[(0, b"RF64"), (8, b"WAVE")]),
@@ -19,6 +19,7 @@ const SIGNATURES: [(&str, &[Part]); 15] = [
     ("aiff-c", &[(0, b"FORM"), (8, b"AIFC")]),
     ("flac", &[(0, b"fLaC")]),
     ("ogg", &[(0, b"OggS")]),
+    ("au", &[(0, b".snd")]),
     ("caf", &[(0, b"caff")]),
     ("mkv", &[(0, b"\x1a\x45\xdf\xa3")]),
     ("mov", &[(4, b"moov")]),
@@ -76,6 +77,7 @@ mod tests {
             (b"FORM\0\0\0\x20ILBMBMHD", None),
             (b"\0\0\0\x20ftypqt  \0\0\0\0", Some("mp4")),
             (b"\0\0\0\x18ftypheic\0\0\0\0", None),
+            (b".snd\0\0\0\x1c", Some("au")),
             (b"\xff\xfb\x90\x64\0\0", Some("mpeg audio")),
             (b"\xff\xf1\x50\x80\0\0", Some("adts")),
             // UTF-16 text, a JPEG picture, a frame with a bit rate that does not exist.
