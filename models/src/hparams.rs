@@ -1,5 +1,7 @@
 //! [`Hparams`]: checked reading of a model's metadata over the files it consists of.
 
+use std::ops::RangeInclusive;
+
 use engine::gguf::Gguf;
 use engine::session::MAX_CONTEXT;
 
@@ -123,6 +125,19 @@ impl<'a> Hparams<'a> {
             return Err(wrong(file, key, format!("want a positive number, got {value}")));
         }
         Ok(value)
+    }
+
+    /// A number inside `range`, if there is one.
+    ///
+    /// Errors: `WrongType`, `BadValue`.
+    pub(crate) fn within(&self, name: &str, range: &RangeInclusive<f32>) -> Result<Option<f32>> {
+        let key = self.key(name);
+        let Ok(file) = self.file(&key) else { return Ok(None) };
+        let value = file.get_f32(&key)?;
+        if !range.contains(&value) {
+            return Err(wrong(file, key, format!("want {} to {}, got {value}", range.start(), range.end())));
+        }
+        Ok(Some(value))
     }
 
     /// The error for a value that does not fit the others.

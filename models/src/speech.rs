@@ -1,10 +1,30 @@
 //! [`SpeechFormat`]: what stands around the network of a speech model, and differs from model to model: the front end, the
 //! prompt, the tokens that end an answer, and how the answer is read. [`crate::registry`] knows which model has which.
 
+use std::ops::RangeInclusive;
+
+use engine::gguf::Gguf;
+
 use crate::audio::MelParams;
 use crate::error::Result;
+use crate::hparams::Hparams;
 use crate::languages::UnknownLanguage;
 use crate::tokenizer::Tokenizer;
+
+/// Metadata key of the length near which long audio is cut for a model, in seconds, as f32. A model trained on short clips
+/// states it; llama.cpp does not know it.
+pub const SEGMENT_KEY: &str = "tympan.segment_seconds";
+/// Lengths that a model can state and a user ask for, in seconds: no words fit into less, and no model hears more at once.
+pub const SEGMENT_RANGE: RangeInclusive<f32> = 2.0..=3600.0;
+
+/// The length that the files of a model state in [`SEGMENT_KEY`], in seconds.
+///
+/// Errors: `Key` for a value of another type, `BadValue` for one outside [`SEGMENT_RANGE`].
+pub(crate) fn stated_segment_s(files: &[Gguf]) -> Result<Option<f64>> {
+    let (prefix, name) = SEGMENT_KEY.split_once('.').expect("the key has a prefix");
+    let stated = Hparams::new(files, prefix).within(name, &SEGMENT_RANGE)?;
+    Ok(stated.map(f64::from))
+}
 
 /// What a model is asked: ids, then one row per audio vector, then ids.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,7 +49,7 @@ pub trait SpeechFormat: Send + Sync {
     /// Parameters of the front end, for so many mel bands.
     fn mel(&self, n_mels: usize) -> MelParams;
 
-    /// Length near which long audio is cut by default, in seconds.
+    /// Length near which long audio is cut where neither user nor model file say it, in seconds.
     fn segment_s(&self) -> f64;
 
     /// The language that a user's name or ISO code stands for, as the model writes it.

@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::hparams::context_length;
 use crate::sample::Sampling;
 use crate::scheduler::{SPARE_BYTES, Scheduler};
-use crate::speech::{self, SpeechFormat, merge_languages, push_text};
+use crate::speech::{self, SpeechFormat, merge_languages, push_text, stated_segment_s};
 use crate::tokenizer::Tokenizer;
 
 /// Rate of the samples that [`Transcriber::transcribe`] takes.
@@ -40,7 +40,8 @@ pub struct Request<'a> {
     pub language: Option<&'a str>,
     /// Names and terms to expect, for models that take them ([`SpeechFormat::takes_context`]).
     pub context: &'a str,
-    /// Long audio is cut near this length at a quiet place; 0 never cuts. The model's own length if none is given.
+    /// Long audio is cut near this length at a quiet place; 0 never cuts. If none is given, it is
+    /// [`Transcriber::segment_s`].
     pub segment_s: Option<f64>,
     /// Most generated tokens per segment.
     pub max_tokens: Option<usize>,
@@ -185,6 +186,7 @@ pub struct Transcriber {
     tokenizer: Tokenizer,
     mel: MelSpectrogram,
     format: Box<dyn SpeechFormat>,
+    segment_s: f64,
     /// Rows of the head that stand for a token; what follows is padding and never chosen.
     n_usable: usize,
     n_ctx: usize,
@@ -194,12 +196,13 @@ impl Transcriber {
     /// Opens a session on these backends. `kv_dtype` is the type of the attention cache.
     ///
     /// Errors: a model without an audio encoder, a vocabulary that the tokenizer refuses or that lacks a token of the
-    /// prompt.
+    /// prompt, a segment length that makes no sense.
     pub fn open(loaded: &Loaded, backends: &[Arc<dyn Backend>], kv_dtype: DType) -> Result<Self> {
         let tokenizer = Tokenizer::from_gguf(&loaded.files[0])?;
         let format = loaded.arch.speech_format(&tokenizer).map_err(|e| e.of_vocabulary(loaded.files[0].path()))?;
         let encoder = loaded.model.encoder().ok_or(Error::NoEncoder { arch: loaded.arch.name })?;
         let mel = MelSpectrogram::new(format.mel(encoder.n_mels))?;
+        let segment_s = stated_segment_s(&loaded.files)?.unwrap_or_else(|| format.segment_s());
         let options = SessionOptions {
             n_slots: 1,
             n_ctx: FIRST_CONTEXT,
@@ -210,7 +213,7 @@ impl Transcriber {
         let session = Session::open(Arc::clone(&loaded.model), &loaded.weights, backends, options)?;
         let n_usable = tokenizer.n_used(loaded.model.n_vocab());
         let n_ctx = context_length(&loaded.files[0])?;
-        Ok(Self { scheduler: Scheduler::new(session), tokenizer, mel, format, n_usable, n_ctx })
+        Ok(Self { scheduler: Scheduler::new(session), tokenizer, mel, format, segment_s, n_usable, n_ctx })
     }
 
     /// Tokens of the model's context: prompt, audio and answer of a segment.
@@ -221,6 +224,12 @@ impl Transcriber {
     /// What the model can be asked for.
     pub fn format(&self) -> &dyn SpeechFormat {
         &*self.format
+    }
+
+    /// Length near which long audio is cut by default, in seconds: the one that the model's files state
+    /// ([`speech::SEGMENT_KEY`]), else the architecture's ([`SpeechFormat::segment_s`]).
+    pub fn segment_s(&self) -> f64 {
+        self.segment_s
     }
 
     /// Switches the reuse of compiled graphs.
@@ -253,7 +262,7 @@ impl Transcriber {
         request: &Request<'_>,
         observer: &mut dyn Observer,
     ) -> Result<Transcript> {
-        let segment_s = request.segment_s.unwrap_or_else(|| self.format.segment_s());
+        let segment_s = request.segment_s.unwrap_or(self.segment_s);
         let max_samples = (segment_s * f64::from(RATE_HZ)).round();
         // Float to integer conversion saturates; 0 means no limit.
         let ranges = match max_samples as usize {

@@ -148,7 +148,7 @@ fn check_eight_bits(checkpoint: &str, implementation: &str) {
 }
 
 /// Fewest words to insert, delete or replace.
-fn word_errors(want: &str, got: &str) -> usize {
+pub fn word_errors(want: &str, got: &str) -> usize {
     let got: Vec<&str> = got.split_whitespace().collect();
     let mut row: Vec<usize> = (0..=got.len()).collect();
     for (i, w) in want.split_whitespace().enumerate() {

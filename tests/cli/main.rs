@@ -23,6 +23,7 @@ mod signals;
 mod streams;
 mod subtitles;
 mod synth;
+mod talk;
 #[cfg(target_os = "linux")]
 #[cfg(target_os = "linux")]
 mod terminal;

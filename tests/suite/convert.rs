@@ -199,7 +199,7 @@ fn keys_are_those_of_llama_cpps_converter() {
         ("tokenizer.ggml.add_eos_token", Value::Bool(false)),
         ("tokenizer.chat_template", PLAIN_CHATML.into()),
     ];
-    let projector: [(&str, Value); 16] = [
+    let projector: [(&str, Value); 17] = [
         ("general.architecture", "clip".into()),
         ("general.type", "mmproj".into()),
         ("general.sampling.temp", Value::F32(1.0)),
@@ -216,6 +216,8 @@ fn keys_are_those_of_llama_cpps_converter() {
         ("clip.audio.attention.head_count", u(3)),
         ("clip.audio.attention.layer_norm_epsilon", Value::F32(1e-5)),
         ("clip.audio.num_mel_bins", u(128)),
+        // Ours, which llama.cpp passes over.
+        ("tympan.segment_seconds", Value::F32(8.0)),
     ];
     let owned = |list: &[(&str, Value)]| list.iter().map(|(k, v)| ((*k).to_owned(), v.clone())).collect();
     let arrays = ["tokenizer.ggml.tokens", "tokenizer.ggml.token_type", "tokenizer.ggml.merges"];

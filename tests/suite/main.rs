@@ -33,6 +33,7 @@ mod reuse;
 mod safetensors;
 mod scheduler;
 mod schedules;
+mod segment;
 mod tokenizer;
 mod types;
 mod vocab;

@@ -19,6 +19,7 @@ const FILES: Files = Files::Embedded {
         file!("config.json"),
         file!("generation_config.json"),
         file!("model.safetensors"),
+        file!("preprocessor_config.json"),
         file!("tokenizer.json"),
         file!("tokenizer_config.json"),
     ],

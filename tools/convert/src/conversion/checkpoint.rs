@@ -23,6 +23,7 @@ pub struct Model {
     files: Files,
     config: Config,
     generation: Option<Config>,
+    preprocessor: Option<Config>,
     weights: Box<dyn Weights>,
 }
 
@@ -33,6 +34,7 @@ impl Model {
         Ok(Self {
             config: Config::read(&files, "config.json")?,
             generation: Config::read_optional(&files, "generation_config.json")?,
+            preprocessor: Config::read_optional(&files, "preprocessor_config.json")?,
             weights: weights(&files)?,
             files,
         })
@@ -73,6 +75,11 @@ impl Model {
     /// `generation_config.json`, where there is one.
     pub fn generation(&self) -> Option<Section<'_>> {
         self.generation.as_ref().map(Config::root)
+    }
+
+    /// `preprocessor_config.json`, where there is one.
+    pub fn preprocessor(&self) -> Option<Section<'_>> {
+        self.preprocessor.as_ref().map(Config::root)
     }
 
     /// Whether there is a tensor called `name`.

@@ -95,6 +95,13 @@ impl<'a> Section<'a> {
         found.ok_or_else(|| self.wrong(key, "a positive number", value))
     }
 
+    /// The number under `key`, as the nearest f32, inside `range`.
+    pub fn number(&self, key: &str, range: RangeInclusive<f32>) -> Result<f32> {
+        let value = self.want(key)?;
+        let found = value.as_f64().map(|x| x as f32).filter(|x| range.contains(x));
+        found.ok_or_else(|| self.wrong(key, &format!("a number from {} to {}", range.start(), range.end()), value))
+    }
+
     /// The number under `key` as the nearest f32, if there is one; it must be finite.
     pub fn number_or_none(&self, key: &str) -> Result<Option<f32>> {
         let Some(value) = self.get(key) else { return Ok(None) };

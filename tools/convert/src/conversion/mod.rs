@@ -15,6 +15,7 @@ mod positions;
 mod projector;
 mod qwen3;
 mod qwen3_asr;
+mod segment;
 mod write;
 
 use std::path::PathBuf;
@@ -120,6 +121,7 @@ impl Conversion {
         let (mut text, mut notices) = parts.text.plan(DECODER, &name, options.text_type, &options, &checkpoint)?;
         let mut projector = None;
         if let Some(mut audio) = parts.audio {
+            audio.keys.extend(segment::key(&checkpoint)?);
             if !options.bundle {
                 audio.rows.extend(parts.pair_rows);
             }

@@ -14,7 +14,6 @@ mod watcher;
 use std::collections::{BTreeMap, HashMap};
 use std::io::IsTerminal;
 use std::mem::take;
-use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -24,6 +23,7 @@ use engine::session::MAX_CONTEXT;
 use engine::stats::BuildReason;
 use models::LoadOptions;
 use models::qwen3_asr::AudioAttention;
+use models::speech::SEGMENT_RANGE;
 use models::transcribe::{RATE_HZ, Request, Transcriber, Transcript};
 use serde_json::{Value, json};
 use tympan::Model;
@@ -44,8 +44,6 @@ use journal::{Header, Journal};
 use outputs::{Existing, Outputs, Wanted};
 use watcher::{TextStream, Watcher};
 
-/// What `--segment` accepts besides 0, in seconds: a word needs a second, an hour is far beyond what any model hears at once.
-const SEGMENT_S: RangeInclusive<f64> = 2.0..=3600.0;
 /// Most tokens that `--max-tokens` accepts: those of the longest context. The model's own may be shorter.
 const MAX_TOKENS: u64 = MAX_CONTEXT as u64;
 /// Bytes of inputs from which on it pays to copy the weights first: ten minutes of WAV, twenty of MP3.
@@ -123,7 +121,7 @@ pub(crate) struct TranscribeArgs {
     max_tokens: Option<u64>,
 
     /// Cut long audio near this length at a quiet place: 2 to 3600 seconds, pieces of at least half of it; 0 never cuts
-    /// [default: 60 for Qwen3-ASR, 30 for LFM2-Audio]
+    /// [default: what the model file states, else 60 for Qwen3-ASR, 30 for LFM2-Audio]
     #[arg(long, value_name = "SECONDS", value_parser = parse_segment, allow_negative_numbers = true)]
     segment: Option<f64>,
 
@@ -217,8 +215,9 @@ impl From<AttentionArg> for AudioAttention {
 }
 
 fn parse_segment(text: &str) -> Result<f64, String> {
-    let seconds = text.parse().ok().filter(|s| *s == 0.0 || SEGMENT_S.contains(s));
-    seconds.ok_or_else(|| format!("want 0 (never cut) or {} to {} seconds", SEGMENT_S.start(), SEGMENT_S.end()))
+    let (least, most) = (f64::from(*SEGMENT_RANGE.start()), f64::from(*SEGMENT_RANGE.end()));
+    let seconds = text.parse().ok().filter(|s| *s == 0.0 || (least..=most).contains(s));
+    seconds.ok_or_else(|| format!("want 0 (never cut) or {least} to {most} seconds"))
 }
 
 /// Runs the subcommand.
