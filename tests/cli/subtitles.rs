@@ -45,10 +45,10 @@ fn recording(folder: &Path, clips: &[&str], silence_s: f64) -> (PathBuf, Vec<[f6
 
 /// A cue as a parser read it: milliseconds and lines.
 #[derive(Clone, PartialEq, Debug)]
-struct Cue {
-    start: u64,
-    end: u64,
-    lines: Vec<String>,
+pub struct Cue {
+    pub start: u64,
+    pub end: u64,
+    pub lines: Vec<String>,
 }
 
 fn run(flags: &[&str], input: &Path) -> String {
@@ -57,7 +57,8 @@ fn run(flags: &[&str], input: &Path) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-fn of_srt(srt: &str) -> Vec<Cue> {
+/// Reads SRT.
+pub fn of_srt(srt: &str) -> Vec<Cue> {
     let ms = |t: &SrtTimestamp| {
         ((u64::from(t.hours) * 60 + u64::from(t.minutes)) * 60 + u64::from(t.seconds)) * 1000
             + u64::from(t.milliseconds)
@@ -68,7 +69,8 @@ fn of_srt(srt: &str) -> Vec<Cue> {
     parsed.subtitles.iter().map(|c| Cue { start: ms(&c.start), end: ms(&c.end), lines: c.text.clone() }).collect()
 }
 
-fn of_vtt(vtt: &str) -> Vec<Cue> {
+/// Reads WebVTT.
+pub fn of_vtt(vtt: &str) -> Vec<Cue> {
     let ms = |t: &VttTimestamp| {
         ((u64::from(t.hours) * 60 + u64::from(t.minutes)) * 60 + u64::from(t.seconds)) * 1000
             + u64::from(t.milliseconds)
