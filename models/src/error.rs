@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use engine::gguf::KeyError;
+use engine::gguf::{KeyError, quoted};
 use engine::weights::WeightError;
 
 use crate::sample::NotFinite;
@@ -135,7 +135,8 @@ impl std::fmt::Display for Error {
             }
             Self::NoProjector { path, what } => write!(f, "{}: {what}", path.display()),
             Self::UnknownArchitecture { paths, found, known } => {
-                write!(f, "{}: architecture {found:?} is not supported (supported: {known})", listed(paths))
+                let (paths, found) = (listed(paths), quoted(found));
+                write!(f, "{paths}: architecture {found} is not supported (supported: {known})")
             }
             Self::NotSpeech { arch, known } => write!(f, "{arch} is not a speech model (speech models: {known})"),
             Self::NoEncoder { arch } => {

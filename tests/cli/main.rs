@@ -8,6 +8,7 @@ mod contract;
 mod convert;
 mod exact_text;
 mod folders;
+mod from_files;
 mod generate;
 mod inspect;
 mod lost;

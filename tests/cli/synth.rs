@@ -43,8 +43,9 @@ fn a_model_is_made_once_and_kept() {
     const MODEL: &str = "synth:lfm2-350m:q4_0";
     let generate = || run(&["generate", "-m", MODEL, "-p", "Once", "-n", "3", "--token-ids", "--ignore-eos"], &cache);
     let first = generate().expect(0);
-    let kept: Vec<_> = std::fs::read_dir(&cache).unwrap().map(|entry| entry.unwrap().path()).collect();
-    let [file] = &kept[..] else { panic!("want one file, got {kept:?}") };
+    let kept = std::fs::read_dir(&cache).unwrap().map(|entry| entry.unwrap().path());
+    let kept: Vec<_> = kept.filter(|path| path.extension().is_some_and(|extension| extension == "gguf")).collect();
+    let [file] = &kept[..] else { panic!("want one model, got {kept:?}") };
     assert!(first.err.starts_with("making a model with random weights (lfm2-350m, Q4_0, seed 1;"), "{}", first.err);
     assert!(first.err.contains(file.to_str().unwrap()), "{}", first.err);
     let second = generate().expect(0);
@@ -57,11 +58,35 @@ fn a_model_is_made_once_and_kept() {
     assert_eq!((&row["model_filename"], &row["model_type"]), (&MODEL.into(), &"lfm2 350M Q4_0".into()));
     assert_eq!(row["model_n_params"], 354_483_968);
 
-    std::fs::write(file, &std::fs::read(file).unwrap()[..1 << 20]).unwrap();
-    let damaged = generate().expect(4);
-    for part in [MODEL, "damaged", file.to_str().unwrap()] {
-        assert!(damaged.err.contains(part), "{}", damaged.err);
+    // What has the name and is another model, or none, is made anew.
+    let good = std::fs::read(file).unwrap();
+    let changed = |at: usize| {
+        let mut bytes = good.clone();
+        bytes[at] ^= 0x40;
+        bytes
+    };
+    let of_seed_2 = {
+        let out = dir.path().join("seed2.gguf");
+        let convert = ["convert", "-q", "synth:lfm2-350m:2", "--type", "q4_0", "-o", out.to_str().unwrap()];
+        run(&convert, &cache).expect(0);
+        std::fs::read(out).unwrap()
+    };
+    let others = [good[..1 << 20].to_vec(), of_seed_2, changed(good.len() - 100)];
+    for bytes in others {
+        std::fs::write(file, &bytes).unwrap();
+        let again = generate().expect(0);
+        assert!(
+            again.err.contains("not the model that belongs there") && again.err.contains("making"),
+            "{}",
+            again.err
+        );
+        assert_eq!(again.out, first.out);
+        assert!(std::fs::read(file).unwrap() == good);
     }
+    // A copy is compared, and kept.
+    std::fs::write(file, &good).unwrap();
+    let copied = generate().expect(0);
+    assert!(copied.out == first.out && !copied.err.contains("making"), "{}", copied.err);
 }
 
 #[test]

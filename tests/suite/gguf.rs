@@ -415,7 +415,10 @@ fn split_model_opens_by_its_first_part() {
     put(&dir, &part_name(3), &part(2, 3, 3, "b").bytes());
     fails("m-00003-of-00003.gguf: tensor b is in two parts");
     std::fs::remove_file(dir.path().join(part_name(3))).unwrap();
-    fails("m-00003-of-00003.gguf: no such file");
+    fails("m-00001-of-00003.gguf: a model in 3 files, of which m-00003-of-00003.gguf is missing; fetch");
+    std::fs::rename(dir.path().join(part_name(2)), dir.path().join("2")).unwrap();
+    fails("of which m-00002-of-00003.gguf and 1 more are missing");
+    std::fs::rename(dir.path().join("2"), dir.path().join(part_name(2))).unwrap();
     put(&dir, &part_name(3), &part(2, 3, 3, "c").bytes());
     put(&dir, &part_name(1), &part(0, 3, 4, "a").bytes());
     fails("split.tensors.count: want 4, got 3 tensors in 3 parts");

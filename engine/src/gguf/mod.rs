@@ -80,6 +80,7 @@ impl Gguf {
         let mut parts = vec![first];
         if n_parts > 1 {
             parts[0].check_place(0, n_parts)?;
+            part::check_all_there(path, n_parts)?;
             for i in 1..n_parts {
                 let part = Part::open(&part::part_path(path, i, n_parts)?)?;
                 part.check_place(i, n_parts)?;
@@ -415,11 +416,17 @@ fn bad(path: &Path, what: String) -> Error {
     Error::Gguf { path: path.to_owned(), what, source: None }
 }
 
-/// A name from a file as a message shows it: on one line, and not too long.
-pub fn shown(name: &str) -> String {
-    let mut text: String = name.chars().take(MAX_SHOWN_CHARS).flat_map(char::escape_debug).collect();
-    if name.chars().nth(MAX_SHOWN_CHARS).is_some() {
-        text.push_str("...");
+/// Text from a file as a message shows it: on one line, without what steers a terminal, and of at most 80 characters and three
+/// dots. Everything that a file says and a message repeats goes through here, or through [`quoted`].
+pub fn shown(text: &str) -> String {
+    let mut shown: String = text.chars().take(MAX_SHOWN_CHARS).flat_map(char::escape_debug).collect();
+    if text.chars().nth(MAX_SHOWN_CHARS).is_some() {
+        shown.push_str("...");
     }
-    text
+    shown
+}
+
+/// [`shown`] in quotation marks.
+pub fn quoted(text: &str) -> String {
+    format!("\"{}\"", shown(text))
 }

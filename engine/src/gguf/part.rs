@@ -172,6 +172,26 @@ fn check_overlap(path: &Path, tensors: &[Stored]) -> Result<()> {
     }
 }
 
+/// Checks that the other parts are beside the first.
+///
+/// Errors: how many are missing, of how many, and the first of them.
+pub(super) fn check_all_there(first: &Path, n_parts: u64) -> Result<()> {
+    let mut missing = Vec::new();
+    for i in 1..n_parts {
+        let path = part_path(first, i, n_parts)?;
+        if std::fs::metadata(&path).is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound) {
+            missing.push(path);
+        }
+    }
+    let Some(path) = missing.first() else { return Ok(()) };
+    let name = path.file_name().unwrap_or_default().display();
+    let missing = match missing.len() {
+        1 => format!("{name} is missing"),
+        n => format!("{name} and {} more are missing", n - 1),
+    };
+    Err(bad(first, format!("a model in {n_parts} files, of which {missing}; fetch all of them into this folder")))
+}
+
 /// The path of part `i`, counted from 0, beside the first.
 pub(super) fn part_path(first: &Path, i: u64, n_parts: u64) -> Result<PathBuf> {
     let suffix = |i: u64| format!("-{:05}-of-{n_parts:05}.gguf", i + 1);

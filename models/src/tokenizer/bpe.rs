@@ -3,6 +3,8 @@
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 
+use engine::gguf::quoted;
+
 use super::{TokenKind, malformed};
 
 use crate::error::Result;
@@ -98,19 +100,22 @@ impl Merges {
         let mut pairs = HashMap::with_capacity(merges.len());
         let mut joined = String::new();
         for (rank, merge) in (0u32..).zip(merges) {
-            let (left, right) =
-                merge.split_once(' ').ok_or_else(|| malformed(format!("merge {rank} {merge:?} is not two texts")))?;
+            let (left, right) = merge
+                .split_once(' ')
+                .ok_or_else(|| malformed(format!("merge {rank} {} is not two texts", quoted(merge))))?;
             joined.clear();
             joined.push_str(left);
             joined.push_str(right);
             let [left, right, id] = [left, right, &joined].map(|text| {
                 text_id(text).ok_or_else(|| {
-                    malformed(format!("merge {rank} {merge:?}: {text:?} is not a text token of the vocabulary"))
+                    let (merge, text) = (quoted(merge), quoted(text));
+                    malformed(format!("merge {rank} {merge}: {text} is not a text token of the vocabulary"))
                 })
             });
             let merged = Merge { rank, id: id? };
             if let Some(first) = pairs.insert((left?, right?), merged) {
-                return Err(malformed(format!("merges {} and {rank} are the same pair {merge:?}", first.rank)));
+                let (first, merge) = (first.rank, quoted(merge));
+                return Err(malformed(format!("merges {first} and {rank} are the same pair {merge}")));
             }
         }
         Ok(Self { bytes, pairs })

@@ -13,6 +13,7 @@ mod pretokenize;
 use std::borrow::Cow;
 use std::collections::HashMap;
 
+use engine::gguf::quoted;
 use unicode_normalization_alignments::UnicodeNormalization;
 
 use added::AddedTokens;
@@ -121,11 +122,12 @@ impl Tokenizer {
     pub fn new(vocabulary: Vocabulary) -> Result<Self> {
         let Vocabulary { model, pre, tokens, token_types, merges, bos, eos, padding, add_bos } = vocabulary;
         if model != MODEL {
-            return Err(malformed(format!("tokenizer model {model:?} is not supported (supported: {MODEL})")));
+            let model = quoted(&model);
+            return Err(malformed(format!("tokenizer model {model} is not supported (supported: {MODEL})")));
         }
         let pre = PreTokenizer::from_name(&pre).ok_or_else(|| {
             let known = PreTokenizer::NAMES.join(", ");
-            malformed(format!("pre-tokenizer {pre:?} is not supported (supported: {known})"))
+            malformed(format!("pre-tokenizer {} is not supported (supported: {known})", quoted(&pre)))
         })?;
         if tokens.len() > Self::MAX_TOKENS {
             let (n, max) = (tokens.len(), Self::MAX_TOKENS);

@@ -9,8 +9,12 @@ use std::sync::Arc;
 
 use anyhow::{Result, bail, ensure};
 use engine::mapping::Mapping;
+use serde_json::Value;
 
 use crate::synth::{self, Synthetic};
+
+/// Characters of a text from a file that a message repeats.
+const MAX_SHOWN_CHARS: usize = 80;
 
 /// Where the files of a checkpoint are.
 #[derive(Clone, Debug)]
@@ -110,6 +114,19 @@ impl Files {
     fn embedded(&self, name: &Path) -> Option<&'static [u8]> {
         let Self::Embedded { files, .. } = self else { return None };
         files.iter().find(|(found, _)| name == Path::new(found)).map(|(_, bytes)| *bytes)
+    }
+}
+
+/// The beginning of a JSON value from a file, for messages, whose control characters whoever shows them escapes.
+pub(crate) fn brief(value: &Value) -> String {
+    cut(&value.to_string())
+}
+
+/// The beginning of a text, for messages.
+pub(crate) fn cut(text: &str) -> String {
+    match text.char_indices().nth(MAX_SHOWN_CHARS) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text.to_owned(),
     }
 }
 

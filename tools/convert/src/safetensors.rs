@@ -11,13 +11,13 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use ::safetensors::tensor::{Metadata, TensorInfo};
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use engine::DType;
 use engine::gguf::shown;
 use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 
 use crate::assembly::{self, Xxh64};
-use crate::files::{Files, Mapped};
+use crate::files::{Files, Mapped, cut};
 use crate::weights::{Values, Weight, Weights};
 
 pub use ::safetensors::Dtype;
@@ -86,7 +86,11 @@ impl Checkpoint {
         match (files.has(SINGLE_FILE), files.has(INDEX_FILE)) {
             (true, _) => Self::open_single(files, Path::new(SINGLE_FILE)),
             (false, true) => Self::open_index(files, Path::new(INDEX_FILE)),
-            (false, false) => bail!("{}: neither {SINGLE_FILE} nor {INDEX_FILE} is there", files.path().display()),
+            (false, false) => {
+                let hint =
+                    if has_shards(files) { ", but other *.safetensors: fetch the index of the shards too" } else { "" };
+                bail!("{}: neither {SINGLE_FILE} nor {INDEX_FILE} is there{hint}", files.path().display())
+            }
         }
     }
 
@@ -105,6 +109,9 @@ impl Checkpoint {
         for shard in &shards {
             let plain = Path::new(shard).file_name().is_some_and(|name| name == *shard);
             ensure!(plain, "{}: want names of files beside it, got {}", path.display(), shown(shard));
+        }
+        check_all_there(files, &path, &shards)?;
+        for shard in &shards {
             checkpoint.add(files, Path::new(shard)).with_context(|| format!("{}", path.display()))?;
         }
         checkpoint.compare(&index, &shards).with_context(|| format!("{}", path.display()))?;
@@ -248,6 +255,25 @@ impl fmt::Debug for Checkpoint {
     }
 }
 
+/// Whether there are weights of any name.
+fn has_shards(files: &Files) -> bool {
+    let Files::Directory(path) = files else { return false };
+    let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path()).any(|path| path.extension().is_some_and(|extension| extension == "safetensors"))
+}
+
+/// Checks that the shards which the index lists are beside it.
+fn check_all_there(files: &Files, index: &Path, shards: &[&str]) -> Result<()> {
+    let missing: Vec<&str> = shards.iter().copied().filter(|shard| !files.has(shard)).collect();
+    let Some(first) = missing.first().map(|name| shown(name)) else { return Ok(()) };
+    let missing = match missing.len() {
+        1 => format!("{first} is missing"),
+        n => format!("{first} and {} more are missing", n - 1),
+    };
+    let (index, n) = (index.display(), shards.len());
+    bail!("{index}: a checkpoint in {n} files, of which {missing}; fetch all of them into this folder")
+}
+
 /// The tensors of a mapped file in the order of their bytes. `i_file`: its number in the checkpoint.
 fn read_file(file: &[u8], i_file: usize) -> Result<Vec<Entry>> {
     let (length, rest) = file.split_first_chunk::<LENGTH_BYTES>().context("the file is shorter than 8 bytes")?;
@@ -256,7 +282,8 @@ fn read_file(file: &[u8], i_file: usize) -> Result<Vec<Entry>> {
     let length = usize::try_from(length)?;
     let header = rest.get(..length);
     let header = header.with_context(|| format!("want a header of {length} bytes, got {}: cut short", rest.len()))?;
-    let Pairs::<TensorInfo>(mut lines) = serde_json::from_slice(header).context("malformed header")?;
+    let Pairs::<TensorInfo>(mut lines) =
+        serde_json::from_slice(header).map_err(|e| not_read(&e)).context("malformed header")?;
     lines.sort_by_key(|(_, info)| info.data_offsets);
     let start = LENGTH_BYTES + length;
     check_lines(&lines, file.len() - start)?;
@@ -276,12 +303,13 @@ fn check_lines(lines: &[(String, TensorInfo)], data_bytes: usize) -> Result<()> 
     for (name, TensorInfo { dtype, shape, data_offsets: (from, to) }) in lines {
         let unique = names.insert(name);
         let name = shown(name);
+        let (extents, shape) = (shape, shown(&format!("{shape:?}")));
         ensure!(unique, "tensor {name} is there twice");
-        let bits = shape.iter().try_fold(dtype.bitsize(), |n, &extent| n.checked_mul(extent));
+        let bits = extents.iter().try_fold(dtype.bitsize(), |n, &extent| n.checked_mul(extent));
         let want = bits.filter(|bits| bits.is_multiple_of(8)).map(|bits| bits / 8);
-        let want = want.with_context(|| format!("tensor {name}: {dtype} {shape:?} is not a number of bytes"))?;
+        let want = want.with_context(|| format!("tensor {name}: {dtype} {shape} is not a number of bytes"))?;
         let got = to.checked_sub(*from).with_context(|| format!("tensor {name}: ends at {to}, before {from}"))?;
-        ensure!(want == got, "tensor {name}: {dtype} {shape:?} wants {want} bytes, got {got}");
+        ensure!(want == got, "tensor {name}: {dtype} {shape} wants {want} bytes, got {got}");
         ensure!(*from == end, "tensor {name}: want it to start at byte {end} of the data, got {from}");
         end = *to;
     }
@@ -323,12 +351,21 @@ impl<'de, V: Deserialize<'de>> Deserialize<'de> for Pairs<V> {
     }
 }
 
+/// Why JSON was not taken: the library repeats what it found, however long that is.
+fn not_read(error: &serde_json::Error) -> anyhow::Error {
+    let (text, place) = (error.to_string(), format!(" at line {} column {}", error.line(), error.column()));
+    let what = text.strip_suffix(&place).unwrap_or(&text);
+    anyhow!("{}{place}", cut(what))
+}
+
 /// The lines of an index: tensor and shard.
 fn read_index(file: &Mapped) -> Result<Vec<(String, String)>> {
     let path = file.path();
     let n = file.len();
     ensure!(n <= MAX_HEADER_BYTES, "{}: want an index of at most {MAX_HEADER_BYTES} bytes, got {n}", path.display());
-    let index: Index = serde_json::from_slice(file).with_context(|| format!("{}: malformed index", path.display()))?;
+    let index: Index = serde_json::from_slice(file)
+        .map_err(|e| not_read(&e))
+        .with_context(|| format!("{}: malformed index", path.display()))?;
     let mut names = HashSet::new();
     for (name, _) in &index.weight_map.0 {
         ensure!(names.insert(name), "{}: tensor {} is listed twice", path.display(), shown(name));

@@ -8,11 +8,11 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use engine::gguf::Value as GgufValue;
+use engine::gguf::{Value as GgufValue, quoted};
 use models::tokenizer::{Tokenizer, Vocabulary};
 use serde_json::Value;
 
-use crate::files::Files;
+use crate::files::{Files, brief};
 
 /// Largest file read as a whole; published `tokenizer.json` files stay under 40 MB.
 const MAX_FILE_BYTES: u64 = 256 << 20;
@@ -214,16 +214,6 @@ fn as_u32(value: &Value) -> Option<u32> {
     value.as_u64().and_then(|id| u32::try_from(id).ok())
 }
 
-/// The beginning of a JSON value, for messages.
-fn brief(value: &Value) -> String {
-    const MAX_CHARS: usize = 80;
-    let text = value.to_string();
-    match text.char_indices().nth(MAX_CHARS) {
-        Some((end, _)) => format!("{}...", &text[..end]),
-        None => text,
-    }
-}
-
 /// `model.vocab` of `tokenizer.json`.
 fn model_ids(file: &JsonFile) -> Result<Vec<(String, u32)>> {
     let model = &file.value["model"];
@@ -281,7 +271,7 @@ fn read_vocab_and_merges(files: &Files) -> Result<Bpe> {
         }
         match line.split_whitespace().collect::<Vec<_>>()[..] {
             [left, right] => merges.push(format!("{left} {right}")),
-            _ => bail!("{}: line {}: want two texts, got {line:?}", path.display(), i + 1),
+            _ => bail!("{}: line {}: want two texts, got {}", path.display(), i + 1, quoted(line)),
         }
     }
     Ok(Bpe { ids, merges })
@@ -310,19 +300,19 @@ fn place<'a>(
     let mut rows: BTreeMap<u32, (String, i32)> = BTreeMap::new();
     for (text, id) in ids {
         if let Some((other, _)) = rows.insert(id, (text.clone(), NORMAL)) {
-            bail!("tokens {other:?} and {text:?} have the same id {id}");
+            bail!("tokens {} and {} have the same id {id}", quoted(&other), quoted(&text));
         }
     }
     for token in added {
         match rows.get(&token.id) {
             Some((other, _)) if *other != token.content && *other != token.text() => {
-                bail!("tokens {other:?} and {:?} have the same id {}", token.content, token.id)
+                bail!("tokens {} and {} have the same id {}", quoted(other), quoted(&token.content), token.id)
             }
             _ => rows.insert(token.id, (token.text(), token.token_type())),
         };
     }
     if let Some((id, (text, _))) = rows.last_key_value().filter(|&(&id, _)| id as usize >= n_vocab) {
-        bail!("token {text:?} has id {id}, but the model has {n_vocab} rows");
+        bail!("token {} has id {id}, but the model has {n_vocab} rows", quoted(text));
     }
     Ok((0..n_vocab)
         .map(|row| {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use anyhow::{Result, anyhow, ensure};
 use engine::DType;
+use engine::gguf::shown;
 
 use super::config::{Config, Section};
 use super::plan::Row;
@@ -109,7 +110,7 @@ impl Model {
 
     /// An error about the tensor `name`.
     pub fn error(&self, name: &str, what: impl std::fmt::Display) -> anyhow::Error {
-        anyhow!("{}: {}: {what}", self.weights.path().display(), name.escape_debug())
+        anyhow!("{}: {}: {what}", self.weights.path().display(), shown(name))
     }
 
     /// Format of the largest tensor of `rows`.
@@ -131,7 +132,10 @@ impl Model {
         let mut wanted = HashSet::new();
         for (name, dims) in rows.iter().copied().flatten().flat_map(|row| row.source.needs()) {
             let found = self.weight(&name)?.dims;
-            ensure!(found == dims, self.error(&name, format_args!("want {dims:?}, got {found:?}")));
+            ensure!(
+                found == dims,
+                self.error(&name, format_args!("want {dims:?}, got {}", shown(&format!("{found:?}"))))
+            );
             wanted.insert(name);
         }
         let is_extra = |name: &str| !wanted.contains(name) && !name.ends_with(IGNORED_SUFFIX) && !is_ignored(name);

@@ -6,15 +6,13 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, ensure};
-use engine::gguf::Value as GgufValue;
+use engine::gguf::{Value as GgufValue, quoted};
 use serde_json::{Map, Value};
 
-use crate::files::Files;
+use crate::files::{Files, brief};
 
 /// Largest configuration read; published ones are a few KB.
 const MAX_FILE_BYTES: u64 = 16 << 20;
-/// Characters of a value that a message repeats.
-const MAX_SHOWN_CHARS: usize = 60;
 
 /// A number of a configuration as metadata.
 pub(super) fn integer(n: usize) -> GgufValue {
@@ -40,7 +38,7 @@ impl Config {
         let name = path.display();
         let value: Value = serde_json::from_slice(&bytes).with_context(|| format!("{name}: not JSON"))?;
         let Value::Object(root) = value else {
-            return Err(anyhow!("{name}: want a JSON object, got {}", shown(&value)));
+            return Err(anyhow!("{name}: want a JSON object, got {}", brief(&value)));
         };
         Ok(Some(Self { path, root }))
     }
@@ -166,7 +164,7 @@ impl<'a> Section<'a> {
     /// Checks that the text under `key`, where there is one, is `want`.
     pub fn expect_text(&self, key: &str, want: &str) -> Result<()> {
         match self.text_or_none(key)? {
-            Some(found) if found != want => Err(self.error(key, &format!("want {want:?}, got {found:?}"))),
+            Some(found) if found != want => Err(self.error(key, &format!("want {want:?}, got {}", quoted(found)))),
             _ => Ok(()),
         }
     }
@@ -199,7 +197,7 @@ impl<'a> Section<'a> {
     }
 
     fn wrong(&self, key: &str, want: &str, got: &Value) -> anyhow::Error {
-        self.error(key, &format!("want {want}, got {}", shown(got)))
+        self.error(key, &format!("want {want}, got {}", brief(got)))
     }
 }
 
@@ -209,14 +207,5 @@ fn is_same(a: &Value, b: &Value) -> bool {
         (Value::Number(a), Value::Number(b)) => a.as_f64() == b.as_f64(),
         (Value::Array(a), Value::Array(b)) => a.len() == b.len() && a.iter().zip(b).all(|(a, b)| is_same(a, b)),
         _ => a == b,
-    }
-}
-
-/// The beginning of a value, on one line.
-fn shown(value: &Value) -> String {
-    let text = value.to_string();
-    match text.char_indices().nth(MAX_SHOWN_CHARS) {
-        Some((end, _)) => format!("{}...", &text[..end]),
-        None => text,
     }
 }

@@ -3,7 +3,7 @@
 //! Source of names and keys: llama.cpp, `conversion/lfm2.py` and `gguf-py/gguf/tensor_mapping.py`.
 
 use anyhow::{Result, ensure};
-use engine::gguf::Value;
+use engine::gguf::{Value, quoted};
 use serde_json::json;
 
 use super::config::{Section, integer};
@@ -275,7 +275,7 @@ fn layer_kinds(config: &Section<'_>) -> Result<Vec<bool>> {
     let kind = |kind: &&str| match *kind {
         ATTENTION => Ok(true),
         CONVOLUTION => Ok(false),
-        other => Err(config.error(KEY, &format!("want {CONVOLUTION:?} or {ATTENTION:?}, got {other:?}"))),
+        other => Err(config.error(KEY, &format!("want {CONVOLUTION:?} or {ATTENTION:?}, got {}", quoted(other)))),
     };
     kinds.iter().map(kind).collect()
 }

@@ -24,7 +24,7 @@ use std::sync::atomic::AtomicBool;
 
 use anyhow::{Result, anyhow, bail, ensure};
 use engine::DType;
-use engine::gguf::{Gguf, GgufWriter, Value};
+use engine::gguf::{Gguf, GgufWriter, Value, quoted};
 
 use self::checkpoint::Model;
 use self::lfm2::Lfm2Config;
@@ -291,6 +291,9 @@ const MODEL_TYPES: &[(&str, ReadParts)] = &[
     ("lfm2_moe", |checkpoint| Ok(Parts::lfm2(checkpoint, Lfm2Config::read_moe(&checkpoint.config())?))),
 ];
 
+/// Names of a list that a message repeats.
+const MAX_SHOWN_NAMES: usize = 4;
+
 impl Parts {
     fn read(checkpoint: &Model) -> Result<Self> {
         const KEY: &str = "model_type";
@@ -304,13 +307,15 @@ impl Parts {
                 None => {
                     let known = MODEL_TYPES.iter().map(|(known, _)| *known).collect::<Vec<_>>().join(", ");
                     let supported = format!("supported: {known}, and LFM2-Audio without a type");
-                    bail!(config.error(KEY, &format!("{name:?} is not supported ({supported})")))
+                    bail!(config.error(KEY, &format!("{} is not supported ({supported})", quoted(name))))
                 }
             },
             // Published without a type.
             (None, Some(names)) if names == [LFM2_AUDIO] => Self::lfm2_audio(checkpoint),
             (None, Some(names)) => {
-                bail!(config.error(ARCHITECTURES, &format!("{names:?} without model_type: want [{LFM2_AUDIO:?}]")))
+                let names: Vec<String> = names.iter().take(MAX_SHOWN_NAMES).map(|name| quoted(name)).collect();
+                let names = names.join(", ");
+                bail!(config.error(ARCHITECTURES, &format!("[{names}] without model_type: want [{LFM2_AUDIO:?}]")))
             }
             (None, None) => bail!(config.error(KEY, "is missing")),
         }

@@ -4,7 +4,7 @@
 //! `gguf-py/gguf/tensor_mapping.py`.
 
 use anyhow::{Result, ensure};
-use engine::gguf::Value;
+use engine::gguf::{Value, shown};
 
 use super::config::{Section, integer};
 use super::plan::{Role, Row};
@@ -117,7 +117,10 @@ impl TextConfig {
                 let total: u64 = list.iter().sum();
                 ensure!(
                     list.len() <= 4 && total == pairs as u64,
-                    rope.error(KEY, &format!("want at most 4 numbers that add up to {pairs}, got {list:?}"))
+                    rope.error(
+                        KEY,
+                        &format!("want at most 4 numbers that add up to {pairs}, got {}", shown(&format!("{list:?}")))
+                    )
                 );
                 list.into_iter().map(|n| n as usize).collect()
             }

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use convert::synth::{SyntheticModel, VERSION};
 use convert::{Conversion, Options};
@@ -44,25 +44,62 @@ impl ModelFiles {
     fn exist(&self) -> bool {
         self.paths().iter().all(|path| path.is_file())
     }
+
+    /// What tells files that were written to since from those that were found good: their lengths and times of change.
+    fn stamp(&self) -> std::io::Result<String> {
+        let of = |path: &PathBuf| {
+            let found = std::fs::metadata(path)?;
+            let changed = found.modified()?.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+            Ok(format!("{} {}\n", found.len(), changed.as_nanos()))
+        };
+        self.paths().iter().map(of).collect()
+    }
+
+    /// Where the stamp of good files is kept.
+    fn stamp_path(&self) -> PathBuf {
+        self.text.with_extension("checked")
+    }
+
+    /// Whether they are as they were when they were found good.
+    fn are_as_they_were(&self) -> bool {
+        let kept = std::fs::read_to_string(self.stamp_path());
+        kept.is_ok_and(|kept| self.stamp().is_ok_and(|stamp| stamp == kept))
+    }
+
+    /// Remembers that they are good. Where that cannot be, they are compared again the next time.
+    fn remember(&self) {
+        if let Ok(stamp) = self.stamp() {
+            let _ = std::fs::write(self.stamp_path(), stamp);
+        }
+    }
 }
 
-/// The files of `model`, made now unless they are there.
+/// The files of `model`, made now unless they are there. What has their names and is something else, of another version or
+/// seed, cut short or damaged, is made anew.
 ///
 /// Errors: a directory that cannot be written to, a full disk, an interruption.
 pub(crate) fn open(model: &SyntheticModel, say: Verbosity) -> Outcome<ModelFiles> {
     let directory = directory(|name| std::env::var_os(name));
     let files = ModelFiles::of(model, &directory);
-    if files.exist() {
+    if files.exist() && files.are_as_they_were() {
         return Ok(files);
     }
     let io = |source| Failure::output(engine::Error::Io { path: directory.clone(), source });
     std::fs::create_dir_all(&directory).map_err(io)?;
     // Another process may be making the same model: it is worth waiting for.
     let _turn = File::open(&directory).and_then(|turn| turn.lock().map(|()| turn)).ok();
-    if files.exist() {
+    if files.exist() && files.are_as_they_were() {
         return Ok(files);
     }
     let conversion = Conversion::open(model.checkpoint(), |_| Options::new(model.file_type))?;
+    if files.exist() {
+        let Err(other) = conversion.assembly(&files.paths()).and_then(|assembly| assembly.matches()) else {
+            files.remember();
+            return Ok(files);
+        };
+        say.note(format_args!("{other}: not the model that belongs there"));
+        files.paths().iter().try_for_each(std::fs::remove_file).map_err(io)?;
+    }
     let size = format!("{:.2} GB", conversion.bytes() as f64 / GB);
     let at = files.text.display();
     say.note(format_args!("making a model with random weights ({model}; {size}): {at}"));
@@ -71,6 +108,7 @@ pub(crate) fn open(model: &SyntheticModel, say: Verbosity) -> Outcome<ModelFiles
     let result = conversion.write(&files.paths(), &bar);
     bar.finish();
     result.map_err(|error| with_hint(error, &size, &directory))?;
+    files.remember();
     say.detail(format_args!("made in {:.1} s", started.elapsed().as_secs_f64()));
     Ok(files)
 }

@@ -7,6 +7,9 @@ use engine::error::Chain;
 
 use crate::{interrupt, streams};
 
+/// Characters of a message. What files say is cut where it is said (`engine::gguf::shown`); this is for what libraries repeat.
+const MAX_MESSAGE_CHARS: usize = 4000;
+
 /// Why the program ended. The numbers are part of the command line's contract.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Exit {
@@ -92,7 +95,7 @@ impl Failure {
     /// Says it on standard error; there is nothing to say of a reader that has gone.
     pub(crate) fn say(&self) {
         if self.exit != Exit::Done {
-            streams::say(format_args!("error: {self}"));
+            streams::say_error(self);
         }
     }
 
@@ -166,7 +169,11 @@ impl std::fmt::Display for Failure {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let text = Chain(self.error.as_ref()).to_string();
         let line: Vec<&str> = text.lines().map(str::trim).filter(|l| !l.is_empty()).collect();
-        f.write_str(&line.join(" "))
+        let line = line.join(" ");
+        match line.char_indices().nth(MAX_MESSAGE_CHARS) {
+            Some((end, _)) => write!(f, "{}...", &line[..end]),
+            None => f.write_str(&line),
+        }
     }
 }
 

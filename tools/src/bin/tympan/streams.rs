@@ -2,7 +2,7 @@
 //! printed ends the run.
 
 use std::fmt::{Display, Write as _};
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 
 use anyhow::Context;
 
@@ -33,6 +33,20 @@ pub(crate) fn say(line: impl Display) {
     let _ = io::stderr().write_all(text.as_bytes());
 }
 
+/// Says why the program ends, with the mark that clap's errors have.
+pub(crate) fn say_error(line: impl Display) {
+    let is_coloured = may_colour() && io::stderr().is_terminal();
+    let mark = if is_coloured { "\u{1b}[1m\u{1b}[31merror:\u{1b}[0m" } else { "error:" };
+    let text = format!("{mark} {}\n", escaped(&line.to_string()));
+    let _ = io::stderr().write_all(text.as_bytes());
+}
+
+/// Whether colours are wanted on terminals. Source: <https://no-color.org>; terminfo's `dumb`.
+pub(crate) fn may_colour() -> bool {
+    let value = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+    value("NO_COLOR").is_none() && value("TERM").is_none_or(|term| term != "dumb")
+}
+
 /// Standard error as something that never fails.
 pub(crate) struct StandardError;
 
@@ -47,11 +61,16 @@ impl Write for StandardError {
     }
 }
 
+/// Marks that turn the direction of what follows, or break lines. Source: Unicode, `Bidi_Control` and section 5.8.
+const STEERING: [std::ops::RangeInclusive<char>; 4] =
+    ['\u{61c}'..='\u{61c}', '\u{200e}'..='\u{200f}', '\u{2028}'..='\u{202e}', '\u{2066}'..='\u{2069}'];
+
 /// The text with its control characters as escapes, but for line breaks: names of files must not steer a terminal.
 pub(crate) fn escaped(text: &str) -> String {
+    let steers = |c: char| c.is_control() || STEERING.iter().any(|range| range.contains(&c));
     let mut out = String::with_capacity(text.len() + 1);
     for c in text.chars() {
-        if c.is_control() && c != '\n' {
+        if steers(c) && c != '\n' {
             let _ = write!(out, "{}", c.escape_default());
         } else {
             out.push(c);
@@ -67,5 +86,6 @@ mod tests {
     #[test]
     fn control_characters_are_shown() {
         assert_eq!(escaped("a\u{1b}[31m\r\tb\u{9b}\nc \u{e4}"), "a\\u{1b}[31m\\r\\tb\\u{9b}\nc \u{e4}");
+        assert_eq!(escaped("gpj.\u{202e}wav"), "gpj.\\u{202e}wav");
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use engine::gguf::shown;
 use serde_json::{Map, Value, json};
 
 use super::statistics::Statistics;
@@ -244,7 +245,7 @@ impl Listing {
             self.tensors.len()
         );
         if !self.metadata.is_empty() {
-            let row = |(key, value): &(String, Meta)| vec![one_line(key), value.kind(), value.line(in_full)];
+            let row = |(key, value): &(String, Meta)| vec![shown(key), value.kind(), value.line(in_full)];
             let rows: Vec<Vec<String>> = self.metadata.iter().map(row).collect();
             text += &format!("\n{}", table(&["key", "type", "value"], &rows, &[]));
         }
@@ -270,7 +271,7 @@ impl Listing {
         }
         let row = |t: &TensorRow| {
             let shape = format!("{:?}", t.shape);
-            let mut cells = vec![one_line(&t.name), t.dtype.clone(), shape, t.elements().to_string(), size(t.bytes)];
+            let mut cells = vec![shown(&t.name), t.dtype.clone(), shape, t.elements().to_string(), size(t.bytes)];
             if self.with_statistics {
                 let number = |v: Option<f64>| v.map_or("-".to_owned(), |v| format!("{v:.5e}"));
                 let s = t.statistics.map(|s| [s.min, s.max, s.mean, s.rms]).unwrap_or_default();
@@ -282,11 +283,6 @@ impl Listing {
         let rows: Vec<Vec<String>> = self.tensors.iter().map(row).collect();
         table(&heads, &rows, &[3, 4, 5, 6, 7, 8, 9])
     }
-}
-
-/// A name from a file without what would break a line.
-fn one_line(name: &str) -> String {
-    name.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
 }
 
 /// Bytes in the unit in which they have one to four digits before the point.
