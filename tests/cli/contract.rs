@@ -393,22 +393,6 @@ fn a_text_file_without_its_projector_is_exit_code_4() {
 }
 
 #[test]
-fn what_is_not_built_yet_says_so() {
-    let door = clip("open_door.wav");
-    for args in [
-        &["--timestamps", "word"][..],
-        &["--aligner", "a.gguf"],
-        &["--device", "cuda"],
-        &["--device", "cuda:0"],
-        &["--gpu-layers", "all"],
-        &["--memory-budget", "1G"],
-    ] {
-        let run = transcribe(args, &[&door]).expect(2);
-        assert!(run.out.is_empty() && run.err.contains("not in this version"), "{args:?}: {}", run.err);
-    }
-}
-
-#[test]
 fn bad_models_are_exit_code_4_in_one_line() {
     let dir = tempfile::tempdir().unwrap();
     let write = |name: &str, bytes: &[u8]| {

@@ -10,13 +10,16 @@ mod exact_text;
 mod folders;
 mod from_files;
 mod generate;
+mod help;
 mod inspect;
 mod lost;
 mod messages;
+mod not_built;
 #[cfg(unix)]
 mod outputs;
 mod quantize;
 mod resume;
+mod rules;
 mod run;
 #[cfg(unix)]
 mod signals;

@@ -12,9 +12,12 @@ macro_rules! file {
     };
 }
 
+/// What the checkpoint is called, in messages and in JSON.
+pub(crate) const NAME: &str = "tiny-qwen3-asr";
+
 /// The checkpoint.
 const FILES: Files = Files::Embedded {
-    name: "tiny-qwen3-asr",
+    name: NAME,
     files: &[
         file!("config.json"),
         file!("generation_config.json"),
@@ -24,9 +27,6 @@ const FILES: Files = Files::Embedded {
         file!("tokenizer_config.json"),
     ],
 };
-
-/// What it is called in messages.
-pub(crate) const NAME: &str = "built-in";
 
 /// Converts the model in memory.
 pub(crate) fn open() -> convert::Result<Gguf> {

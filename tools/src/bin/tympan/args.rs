@@ -10,6 +10,8 @@ use convert::FileType;
 use engine::DType;
 use engine::backend::Backend;
 use engine::session::Reuse;
+use kernels::cpu::Isa;
+use models::languages::nearest;
 
 use crate::exit::{Failure, Outcome};
 use crate::model::Loading;
@@ -51,14 +53,6 @@ pub(crate) struct DeviceArgs {
     /// are small), or auto: mapped, unless the run will be long and memory is there
     #[arg(long, value_name = "auto|mapped|resident", default_value = "auto", hide_possible_values = true)]
     pub weights: WeightsArg,
-
-    /// Layers to keep on the GPU
-    #[arg(long, value_name = "N|all", hide = true)]
-    pub gpu_layers: Option<String>,
-
-    /// Most memory to use
-    #[arg(long, value_name = "SIZE", hide = true)]
-    pub memory_budget: Option<String>,
 }
 
 /// `--weights`.
@@ -133,6 +127,19 @@ pub(crate) struct Device {
     pub backend: Arc<dyn Backend>,
     /// Threads that it uses.
     pub threads: usize,
+    /// Why it is this one.
+    why: &'static str,
+}
+
+impl Device {
+    /// What it is and why, for those who want to know.
+    pub(crate) fn describe(&self) -> String {
+        let name = self.backend.name();
+        let isa = Isa::detect().ok().filter(|_| name == backends::cpu::NAME);
+        let isa = isa.map_or(String::new(), |isa| format!("{isa}, "));
+        let (n, n_cores) = (self.threads, available_threads());
+        format!("device: {name} ({isa}threads: {n}, cores: {n_cores}), {}", self.why)
+    }
 }
 
 impl DeviceArgs {
@@ -140,28 +147,36 @@ impl DeviceArgs {
     ///
     /// Errors: a device that does not exist or that this version does not have.
     pub(crate) fn open(&self) -> Outcome<Device> {
-        if let Some(layers) = &self.gpu_layers {
-            return Err(Failure::not_in_this_version(format!("--gpu-layers {layers}")));
-        }
-        if let Some(size) = &self.memory_budget {
-            return Err(Failure::not_in_this_version(format!("--memory-budget {size}")));
-        }
+        let (name, why) = self.name()?;
+        let threads = self.threads.map_or_else(available_threads, NonZeroUsize::get);
+        let options = backends::Options { threads: NonZeroUsize::new(threads) };
+        let backend = backends::open(name, &options).map_err(Failure::refused)?;
+        Ok(Device { backend, threads, why })
+    }
+
+    /// The device's own name, and why it is this one.
+    ///
+    /// Errors: as those of [`DeviceArgs::open`].
+    pub(crate) fn name(&self) -> Outcome<(&str, &'static str)> {
+        let mut why = "as --device says";
         let name = match self.device.as_str() {
-            "auto" => "cpu",
+            "auto" => {
+                why = "as auto takes it: this version computes on no GPU, and reference is slow";
+                "cpu"
+            }
             cuda if cuda == "cuda" || cuda.starts_with("cuda:") => {
                 return Err(Failure::not_in_this_version(format!("--device {cuda}")));
             }
             name => name,
         };
-        let threads = self.threads.map_or_else(available_threads, NonZeroUsize::get);
-        let options = backends::Options { threads: NonZeroUsize::new(threads) };
         let known: Vec<&str> = backends::list().iter().map(|b| b.name).collect();
         if !known.contains(&name) {
-            let message = format!("--device {name}: no such device (accepted: auto, {})", known.join(", "));
+            let names = [&["auto"], &known[..]].concat();
+            let near = nearest(&name.to_lowercase(), &names).map_or(String::new(), |n| format!("; did you mean {n}?"));
+            let message = format!("--device {name}: no such device{near} (accepted: {})", names.join(", "));
             return Err(Failure::usage(message));
         }
-        let backend = backends::open(name, &options).map_err(Failure::refused)?;
-        Ok(Device { backend, threads })
+        Ok((name, why))
     }
 }
 

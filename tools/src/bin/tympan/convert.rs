@@ -29,7 +29,9 @@ const GGUF: &str = "gguf";
   tympan convert Qwen3-ASR-0.6B --type q8_0
   tympan convert Qwen3-ASR-0.6B --type q8_0 --audio-type f16 -o models/
   tympan convert LFM2-Audio-1.5B --bundle -o asr.gguf
-  tympan convert synth:lfm2-1.2b --type q4_k_m -o models/")]
+  tympan convert synth:lfm2-1.2b --type q4_k_m -o models/
+
+Exit codes: 0 done, 1 an output cannot be written, 2 usage, 4 checkpoint, 5 memory, 129, 130, 143 ended by HUP, INT, TERM.")]
 pub(crate) struct ConvertArgs {
     /// Directory with config.json, model.safetensors (or shards) and the tokenizer; or synth:SHAPE[:SEED], random weights
     /// of a published shape

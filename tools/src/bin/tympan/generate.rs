@@ -16,7 +16,7 @@ use crate::args::{DeviceArgs, KvType, ModelArgs, note_threads};
 use crate::exit::{Exit, Failure, Outcome};
 use crate::model::{check_unchanged, failure};
 use crate::output::{Destination, refuse_collisions};
-use crate::report::{Verbosity, peak_rss_bytes, size};
+use crate::report::{Verbosity, peak_rss_bytes, short, size};
 use crate::streams;
 
 /// Most tokens that `-n` accepts: those of the longest context. The model's own may be shorter.
@@ -139,7 +139,7 @@ pub(crate) fn run(args: &GenerateArgs) -> Outcome<Exit> {
     let mut generator = generator.with_context(|| format!("loading {}", model.name)).map_err(Failure::model)?;
     generator.set_reuse(reuse);
     let load_s = load.elapsed().as_secs_f64();
-    say.detail(format_args!("device: {} ({} threads)", device.backend.name(), device.threads));
+    say.detail(device.describe());
 
     let prompt = match (&args.prompt_ids, &args.prompt) {
         (Some(ids), _) => ids.clone(),
@@ -163,7 +163,7 @@ pub(crate) fn run(args: &GenerateArgs) -> Outcome<Exit> {
     if let Some(destination) = &logits_out {
         write_logits(destination, prompt.len(), &generated.prompt_logits).map_err(Failure::output)?;
     }
-    summary(say, &prompt, &generated, load_s);
+    summary(say, &prompt, &generated, load_s, device.backend.name());
     let stats = generator.stats();
     say.detail(format_args!("{} graphs built, {} reused", stats.builds, stats.hits));
     Ok(Exit::Done)
@@ -212,16 +212,20 @@ fn write_logits(destination: &Destination, n_tokens: usize, logits: &[f32]) -> a
     destination.write(&file)
 }
 
-fn summary(say: Verbosity, prompt: &[u32], generated: &Generated, load_s: f64) {
+fn summary(say: Verbosity, prompt: &[u32], generated: &Generated, load_s: f64, device: &str) {
     let (prefill, decode) = (generated.prefill.as_secs_f64(), generated.decode.as_secs_f64());
     // The first token comes out of the prompt.
     let n_decoded = generated.ids.len() + usize::from(generated.stopped) - 1;
-    let rate = |n: usize, s: f64| n as f64 / s.max(1e-9);
+    // One token that comes with the prompt has no speed of its own.
+    let rate = |n: usize, s: f64| if n == 0 { String::new() } else { format!(", {:.0}/s", n as f64 / s.max(1e-9)) };
     let peak = peak_rss_bytes().map_or(String::new(), |bytes| format!(" | peak {}", size(bytes)));
     say.note(format_args!(
-        "load {load_s:.2} s | prompt {prefill:.2} s ({} tok, {:.0}/s) | decode {decode:.2} s ({} tok, {:.0}/s){peak}",
+        "load {} s | prompt {} s ({} tok{}) | decode {} s ({} tok{}){peak} | {device}",
+        short(load_s),
+        short(prefill),
         prompt.len(),
         rate(prompt.len(), prefill),
+        short(decode),
         generated.ids.len(),
         rate(n_decoded, decode),
     ));

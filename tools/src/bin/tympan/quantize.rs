@@ -22,7 +22,9 @@ use crate::streams;
 #[command(after_long_help = "Examples:
   tympan quantize model-bf16.gguf model-q4_k_m.gguf q4_k_m
   tympan quantize model-bf16.gguf model-q3_k_m.gguf q3_k_m --imatrix imatrix.gguf
-  tympan quantize model-q8_0.gguf model-q4_0.gguf q4_0 --allow-requantize")]
+  tympan quantize model-q8_0.gguf model-q4_0.gguf q4_0 --allow-requantize
+
+Exit codes: 0 done, 1 an output cannot be written, 2 usage, 4 model, 5 memory, 129, 130, 143 ended by HUP, INT, TERM.")]
 pub(crate) struct QuantizeArgs {
     /// GGUF file, or the first part of a split one
     #[arg(value_name = "IN.gguf")]

@@ -55,6 +55,11 @@ pub(crate) fn size(bytes: u64) -> String {
     if bytes < GIB { format!("{} MiB", bytes >> 20) } else { format!("{:.1} GiB", bytes as f64 / GIB as f64) }
 }
 
+/// Seconds, or a ratio, with as many decimals as tell it from 0.
+pub(crate) fn short(x: f64) -> String {
+    if x < 0.0995 { format!("{x:.3}") } else { format!("{x:.2}") }
+}
+
 /// The processor's name, where the system tells.
 pub(crate) fn cpu_name() -> String {
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
@@ -64,7 +69,12 @@ pub(crate) fn cpu_name() -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::size;
+    use super::{short, size};
+
+    #[test]
+    fn small_times_are_not_0() {
+        assert_eq!([0.004, 0.0994, 0.1, 1.234, 100.0].map(short), ["0.004", "0.099", "0.10", "1.23", "100.00"]);
+    }
 
     #[test]
     fn sizes_have_the_unit_that_reads_well() {

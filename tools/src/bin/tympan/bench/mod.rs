@@ -256,6 +256,7 @@ pub(crate) fn run(args: &BenchArgs) -> Outcome<Exit> {
     }
     let say = Verbosity::new(args.quiet, args.verbose);
     args.foreign.check()?;
+    DeviceArgs { device: args.device.clone(), ..DeviceArgs::default() }.name()?;
     let formats = [Some(args.output), args.output_err];
     if args.profile
         && let Some(flat) = formats.into_iter().flatten().find(|f| matches!(f, Format::Csv | Format::Sql))

@@ -127,11 +127,11 @@ fn of_model(args: &InspectArgs) -> Outcome<String> {
         Some(call) => call,
         None => Call::parse(DEFAULT_CALL).expect("the default is a call"),
     };
+    let device = args.device().open()?;
     let model = ModelArgs { model: args.path.clone(), mmproj: args.mmproj.clone() };
     let options = LoadOptions { text_only: !call.needs_audio(), ..LoadOptions::default() };
     let loading = args.device().loading(args.threads, false);
     let model = model.load(options, loading, Verbosity::new(args.quiet, false))?;
-    let device = args.device().open()?;
     let options = SessionOptions { n_slots: call.n_slots(), n_ctx: call.n_ctx(), ..SessionOptions::default() };
     let backends = [device.backend];
     let session = Session::open(std::sync::Arc::clone(&model.loaded.model), &model.loaded.weights, &backends, options);

@@ -34,7 +34,7 @@ use crate::interrupt;
 use crate::model::{check_unchanged, failure};
 use crate::output::Destination;
 use crate::progress::{self, Position};
-use crate::report::{Verbosity, peak_rss_bytes, size};
+use crate::report::{Verbosity, peak_rss_bytes, short, size};
 use crate::samples::Samples;
 use crate::streams::{escaped, print};
 use cues::CueArgs;
@@ -105,16 +105,12 @@ pub(crate) struct TranscribeArgs {
     #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     context: String,
 
-    /// Times in the output: none, segment, word [default: none for text, else segment]
+    /// Times in the output: none or segment [default: none for text, else segment]
     #[arg(long, value_name = "KIND", hide_possible_values = true)]
     timestamps: Option<Timestamps>,
 
     #[command(flatten)]
     cues: CueArgs,
-
-    /// Aligner model for word times
-    #[arg(long, value_name = "PATH", hide = true)]
-    aligner: Option<PathBuf>,
 
     /// Most generated tokens per segment; a text cut there is exit code 6 [default: max(64, ceil(16 * seconds) + 32)]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=MAX_TOKENS))]
@@ -195,6 +191,8 @@ impl TranscribeArgs {
 enum Timestamps {
     None,
     Segment,
+    /// Refused.
+    #[value(hide = true)]
     Word,
 }
 
@@ -259,9 +257,7 @@ pub(crate) fn run(args: &TranscribeArgs) -> Outcome<Exit> {
     transcriber.set_reuse(reuse);
     let load_ms = load.elapsed().as_secs_f64() * 1000.0;
     let language = check_model(args, &model, &transcriber)?;
-    if args.device.device == "auto" {
-        say.detail(format_args!("device: {} ({} threads)", device.backend.name(), device.threads));
-    }
+    say.detail(device.describe());
 
     let mut run = Run { args, say, language, device, model, transcriber, load_ms, n_inputs: inputs.len() };
     for (i, (input, outputs)) in inputs.iter().enumerate() {
@@ -323,9 +319,6 @@ impl Tally {
 fn check(args: &TranscribeArgs) -> Outcome<()> {
     if args.timestamps == Some(Timestamps::Word) {
         return Err(Failure::not_in_this_version("--timestamps word"));
-    }
-    if let Some(path) = &args.aligner {
-        return Err(Failure::not_in_this_version(format!("--aligner {}", path.display())));
     }
     let with_cues = args.format.iter().find(|format| format.has_cues());
     if let (Some(Timestamps::None), Some(format)) = (args.timestamps, with_cues) {
@@ -586,14 +579,15 @@ impl Run<'_> {
     fn summary(&self, transcript: &Transcript, facts: &Facts) {
         let t = &transcript.timings;
         let s = |d: std::time::Duration| d.as_secs_f64();
-        let (load, total) = (facts.load_ms / 1000.0, facts.total_ms / 1000.0);
+        let shown = |d: std::time::Duration| short(s(d));
+        let (load, total) = (short(facts.load_ms / 1000.0), facts.total_ms / 1000.0);
         let rate = t.generated_tokens as f64 / s(t.decode).max(1e-9);
         let peak = facts.peak_rss_bytes.map_or(String::new(), |bytes| format!(" | peak {}", size(bytes)));
         let name = if self.n_inputs > 1 { format!("{}: ", facts.file) } else { String::new() };
         self.say.note(format_args!(
-            "{name}audio {:.1} s | load {load:.2} mel {:.2} encode {:.2} prefill {:.2} decode {:.2} ({} tok, {rate:.0}/s) | RTF {:.2}{peak} | {}",
-            transcript.duration_s, s(t.mel), s(t.encode), s(t.prefill), s(t.decode), t.generated_tokens,
-            total / transcript.duration_s, facts.device,
+            "{name}audio {:.1} s | load {load} mel {} encode {} prefill {} decode {} ({} tok, {rate:.0}/s) | RTF {}{peak} | {}",
+            transcript.duration_s, shown(t.mel), shown(t.encode), shown(t.prefill), shown(t.decode), t.generated_tokens,
+            short(total / transcript.duration_s), facts.device,
         ));
         if !self.args.timings {
             return;

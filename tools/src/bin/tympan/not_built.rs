@@ -1,0 +1,101 @@
+//! What the contract of the command line names and this version does not have: it is refused by name, and no help, manual page
+//! or completion has it. [`refuse`] is where to start.
+
+use std::ffi::{OsStr, OsString};
+
+use clap::parser::ValueSource;
+use clap::{Arg, ArgAction, ArgMatches, Command};
+
+use crate::exit::{Failure, Outcome};
+
+/// Subcommands.
+const COMMANDS: [&str; 2] = ["live", "serve"];
+
+/// Variables of the environment.
+const VARIABLES: [&str; 1] = ["TYMPAN_KERNELS"];
+
+/// Flags of a subcommand that stand alone.
+const SWITCHES: [(&str, &[&str]); 2] =
+    [("transcribe", &["raw-words", "drop-suspect", "resume", "no-resume"]), ("generate", &["chat", "spec-default"])];
+
+/// Flags of a subcommand that have a value.
+const VALUED: [(&str, &[&str]); 4] = [
+    ("transcribe", &["vad", "loop-retry", "track", "from", "to", "aligner", "gpu-layers", "memory-budget"]),
+    (
+        "generate",
+        &[
+            "min-p",
+            "repeat-penalty",
+            "presence-penalty",
+            "stop",
+            "system",
+            "format",
+            "gpu-layers",
+            "memory-budget",
+            "spec-type",
+            "spec-rollback",
+            "draft-max",
+            "draft-min",
+        ],
+    ),
+    ("bench", &["gpu-layers", "memory-budget", "spec-type", "spec-rollback", "draft-max", "draft-min"]),
+    ("inspect", &["gpu-layers", "memory-budget"]),
+];
+
+/// Subcommands of which every flag that begins so is one.
+const SPECULATIVE: (&str, [&str; 2]) = ("--spec-", ["generate", "bench"]);
+
+fn flags_of(lists: &[(&str, &'static [&'static str])], command: &str) -> impl Iterator<Item = &'static str> {
+    let found = lists.iter().find(|(name, _)| *name == command).map_or(&[][..], |(_, flags)| flags);
+    found.iter().copied()
+}
+
+/// The command with flags that are only there to be refused.
+pub(crate) fn with_flags(mut command: Command) -> Command {
+    let name = command.get_name().to_owned();
+    for flag in flags_of(&SWITCHES, &name) {
+        command = command.arg(Arg::new(flag).long(flag).hide(true).action(ArgAction::SetTrue).overrides_with(flag));
+    }
+    for flag in flags_of(&VALUED, &name) {
+        let arg = Arg::new(flag).long(flag).hide(true).action(ArgAction::Append).num_args(0..=1);
+        command = command.arg(arg.allow_hyphen_values(true));
+    }
+    command
+}
+
+/// Refuses a subcommand, before anything else is made of the arguments, and flags of which there are many.
+///
+/// Errors: the first one that is not in this version.
+pub(crate) fn refuse_words(args: &[OsString]) -> Outcome<()> {
+    let Some(command) = args.get(1).and_then(|word| word.to_str()) else { return Ok(()) };
+    if COMMANDS.contains(&command) {
+        return Err(Failure::not_in_this_version(format!("tympan {command}")));
+    }
+    let (prefix, commands) = SPECULATIVE;
+    let words = args[2..].iter().filter_map(|word| word.to_str()).take_while(|word| *word != "--");
+    match words.filter(|word| word.starts_with(prefix)).find(|_| commands.contains(&command)) {
+        Some(flag) => Err(Failure::not_in_this_version(flag)),
+        None => Ok(()),
+    }
+}
+
+/// Refuses what was given of flags and variables.
+///
+/// Errors: the first one that is not in this version.
+pub(crate) fn refuse(matches: &ArgMatches) -> Outcome<()> {
+    let Some((command, given)) = matches.subcommand() else { return Ok(()) };
+    let is_given = |flag: &str| given.value_source(flag) == Some(ValueSource::CommandLine);
+    if let Some(flag) = flags_of(&SWITCHES, command).find(|flag| is_given(flag)) {
+        return Err(Failure::not_in_this_version(format!("--{flag}")));
+    }
+    if let Some(flag) = flags_of(&VALUED, command).find(|flag| is_given(flag)) {
+        let value = given.get_many::<String>(flag).and_then(|mut values| values.next());
+        let value = value.map_or(String::new(), |value| format!(" {value}"));
+        return Err(Failure::not_in_this_version(format!("--{flag}{value}")));
+    }
+    let set = VARIABLES.iter().filter_map(|name| Some((name, std::env::var_os(name)?)));
+    match set.into_iter().find(|(_, value)| value != OsStr::new("")) {
+        Some((name, value)) => Err(Failure::not_in_this_version(format!("{name}={}", value.display()))),
+        None => Ok(()),
+    }
+}
