@@ -457,6 +457,16 @@ fn files_that_are_not_read_are_named() {
     sound_of(&[&asf[..], &[0; 100], guid, &[0; 38], &wma].concat(), "wma, 1 channel");
     let tag = |kind: u8, first: u8| [&[kind, 0, 0, 2][..], &[0; 7], &[first, 0], &[0; 4]].concat();
     sound_of(&[&b"FLV\x01\x05\0\0\0\x09\0\0\0\0"[..], &tag(9, 0x12), &tag(8, 0xaf)].concat(), "aac, 2 channels");
+    // Frames inside of something else are not taken for all of it.
+    let frames = std::fs::read(fixture("formats/mp2.mp2")).unwrap();
+    for (head, name) in [(&b"\0\0\x01\xba\x44\0\x04\0"[..], "mpeg-ps"), (b"\x7f\xfe\x80\x01\xfc\x3c", "dts")] {
+        assert_eq!(error(&[head, &frames].concat()).to_string(), format!("clip: {name} files are not read"));
+    }
+    // A page with the first packet of a Speex stream.
+    let page = [b"OggS\0\x02", &[0; 20][..], &[1, 80], b"Speex   1.2rc1", &[0; 66]].concat();
+    let e = error(&page);
+    assert_eq!(e.to_string(), "clip: codec speex is not supported (container ogg; there is no decoder)");
+    assert!(e.kind.is_convertible());
     // Known, but not with these samples.
     let message = error(&au(23, 1000, &[0; 1000])).to_string();
     assert_eq!(message, "clip: codec g721 is not supported (container au; there is no decoder)");

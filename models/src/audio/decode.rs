@@ -102,6 +102,11 @@ fn decode_known(mut source: impl MediaSource, len: u64) -> Result<Decoded, Audio
     if let Some(layout) = layout.or(caf.layout) {
         return pcm::decode(&mut source, &layout);
     }
+    // Before a demuxer finds frames inside of something else.
+    match unread::named(&mut source).map_err(io)? {
+        AudioErrorKind::NotRecognised => {}
+        refusal => return Err(refusal),
+    }
     source.seek(SeekFrom::Start(0)).map_err(io)?;
     if mpeg::begins(&mut source).map_err(io)? {
         source.seek(SeekFrom::Start(0)).map_err(io)?;
@@ -132,7 +137,7 @@ fn decode_known(mut source: impl MediaSource, len: u64) -> Result<Decoded, Audio
                 container: "wav",
                 why: "a relative of WAV, read with plain samples",
             },
-            None => unread::named(&mut source).map_err(io)?,
+            None => AudioErrorKind::NotRecognised,
         }),
         Err(e) => Err(e),
     }

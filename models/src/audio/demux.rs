@@ -46,7 +46,7 @@ const MIN_START_S: f64 = 0.1;
 const MISSING: &str = "packets are missing";
 
 /// Said of codecs that are not known.
-const NO_DECODER: &str = "there is no decoder";
+pub(super) const NO_DECODER: &str = "there is no decoder";
 
 /// Most frames that a packet may be said to have: twice the bytes of the longest block of ADPCM. Decoders make room for
 /// them before they see one.

@@ -2,6 +2,7 @@
 
 use std::io::{Read, Result, Seek, SeekFrom};
 
+use super::demux::NO_DECODER;
 use super::error::AudioErrorKind;
 use super::names;
 
@@ -47,6 +48,9 @@ const SIGNATURES: [(&str, usize, &[u8]); 28] = [
     ("sound designer ii", 0, b"Sd2f"),
 ];
 
+/// Bytes of an Ogg file in which its first packet begins.
+const OGG_PAGE_BYTES: usize = 64;
+
 /// Identifiers of ASF: of a file, and of a stream with sound. Source: Advanced Systems Format Specification, 10.1 and 10.4.
 const ASF: [u8; 8] = [0x30, 0x26, 0xb2, 0x75, 0x8e, 0x66, 0xcf, 0x11];
 const ASF_SOUND: [u8; 16] =
@@ -58,7 +62,10 @@ pub(super) fn named(src: &mut (impl Read + Seek)) -> Result<AudioErrorKind> {
     src.seek(SeekFrom::Start(0))?;
     src.take(HEAD_BYTES).read_to_end(&mut head)?;
     if let Some(code) = head.strip_prefix(b".snd").and_then(|_| word(&head, 12)).map(u32::from_be_bytes) {
-        return Ok(AudioErrorKind::Codec { codec: au_encoding(code), container: "au", why: "there is no decoder" });
+        return Ok(AudioErrorKind::Codec { codec: au_encoding(code), container: "au", why: NO_DECODER });
+    }
+    if head.starts_with(b"OggS") && find(&head[..head.len().min(OGG_PAGE_BYTES)], b"Speex   ").is_some() {
+        return Ok(AudioErrorKind::Codec { codec: "speex".into(), container: "ogg", why: NO_DECODER });
     }
     let Some(container) = container(&head) else { return Ok(AudioErrorKind::NotRecognised) };
     Ok(AudioErrorKind::NotRead { container, sound: sound(container, &head) })
