@@ -35,8 +35,8 @@ fn json_has_every_field_of_the_contract() {
     let schema = json!({
         "file": "string", "duration": "number", "language": "string", "text": "string",
         "segments": [{"id": "number", "start": "number", "end": "number", "timing": "string", "text": "string", "language": "string",
-                      "truncated": "boolean", "guard": "null", "token_ids": "null"}],
-        "words": "null", "truncated": "boolean", "damaged": [], "track": "null",
+                      "truncated": "boolean", "guard": "null", "suspect": "null", "cut": "string", "token_ids": "null"}],
+        "words": "null", "truncated": "boolean", "damaged": [], "skipped": [], "track": "null",
         "model": {"architecture": "string", "file": "string", "dtype": "string"}, "device": "string", "threads": "number",
         "timings": {"load_ms": "number", "decode_audio_ms": "number", "resample_ms": "number", "mel_ms": "number",
                     "encode_ms": "number", "prefill_ms": "number", "decode_ms": "number", "total_ms": "number",
@@ -49,6 +49,15 @@ fn json_has_every_field_of_the_contract() {
     assert_eq!(document["model"]["architecture"], "qwen3-asr");
     assert_eq!(document["model"]["dtype"], "BF16");
     assert_eq!(document["timings"]["audio_tokens"], 25);
+}
+
+#[test]
+fn segments_say_why_they_end() {
+    let run = transcribe(&["-f", "json", "--segment", "8"], &[&clip("long_24s.wav")]).expect(0);
+    let document: Value = serde_json::from_str(&run.out).unwrap();
+    let cuts: Vec<&str> = document["segments"].as_array().unwrap().iter().map(|s| s["cut"].as_str().unwrap()).collect();
+    let (last, before) = cuts.split_last().unwrap();
+    assert!(*last == "end" && before.len() > 1 && before.iter().all(|cut| *cut == "quiet"), "{cuts:?}");
 }
 
 #[test]

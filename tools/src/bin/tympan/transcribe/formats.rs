@@ -137,6 +137,9 @@ fn json(transcript: &Transcript, facts: &Facts) -> Value {
             object.insert("language".into(), json!(s.language));
             object.insert("truncated".into(), json!(s.truncated));
             object.insert("guard".into(), Value::Null);
+            object.insert("suspect".into(), Value::Null);
+            let is_last = i + 1 == transcript.segments.len();
+            object.insert("cut".into(), json!(if is_last { "end" } else { "quiet" }));
             object.insert("token_ids".into(), if facts.token_ids { json!(s.token_ids) } else { Value::Null });
             Value::Object(object)
         })
@@ -152,6 +155,7 @@ fn json(transcript: &Transcript, facts: &Facts) -> Value {
         "words": null,
         "truncated": transcript.truncated(),
         "damaged": facts.condition.losses.iter().map(damaged).collect::<Vec<_>>(),
+        "skipped": [],
         "track": facts.condition.track.as_ref().map(track),
         "model": {"architecture": facts.architecture, "file": facts.model_file, "dtype": facts.dtype},
         "device": facts.device,
