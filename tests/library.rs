@@ -156,7 +156,10 @@ fn every_error_names_its_file_and_what_was_expected() {
     expect(shown(hear("absent.wav")), "Audio", &["absent.wav", "no such file"]);
     expect(shown(hear("b.gguf")), "Audio", &["b.gguf"]);
     let request = Request { language: Some("Klingon"), ..Request::default() };
-    expect(shown(recognizer.file(fixture(CLIP), &request, &mut ())), "Model", &["language"]);
+    expect(shown(recognizer.file(fixture(CLIP), &request, &mut ())), "Model", &["\"Klingon\" is not supported"]);
+    let request = Request { language: Some("en-GB"), ..Request::default() };
+    let found = recognizer.file(fixture(CLIP), &request, &mut ()).unwrap();
+    assert_eq!(found.transcript.language.as_deref(), Some("English"));
 
     let refused = |samples: Vec<f32>, rate_hz| Audio::of_samples(samples, rate_hz).unwrap_err().kind;
     assert!(matches!(refused(vec![], 16_000), AudioErrorKind::NoSamples));

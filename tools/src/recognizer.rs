@@ -10,6 +10,7 @@ use models::audio::{
     AudioError, AudioErrorKind, Decoded, Loss, MAX_MAGNITUDE, MAX_RATE_HZ, MIN_RATE_HZ, TrackChoice, decode_file,
     decode_reader, normalize, resample,
 };
+use models::languages::UnknownLanguage;
 use models::transcribe::{Observer, RATE_HZ, Request, Transcriber, Transcript};
 
 use crate::error::Result;
@@ -157,12 +158,18 @@ impl Recognizer {
         self.audio(Audio::of_samples(samples, rate_hz)?, request, observer)
     }
 
-    /// Transcribes a recording that was read. Times are those of its clock, after [`Request::start_s`].
+    /// Transcribes a recording that was read. Times are those of its clock, after [`Request::start_s`]. The language may be
+    /// named as users name it: by its name, code or tag.
     ///
     /// Errors: as [`Recognizer::file`].
     pub fn audio(&mut self, audio: Audio, request: &Request<'_>, observer: &mut dyn Observer) -> Result<Recognized> {
         let Audio { samples, start_s, losses, track, .. } = audio;
-        let request = Request { start_s: request.start_s + start_s, ..request.clone() };
+        let find = |wanted| self.transcriber.format().find_language(wanted);
+        let language = request.language.map(find).transpose();
+        let unknown = |e: UnknownLanguage| models::Error::Argument { name: "language", what: e.to_string() };
+        let language = language.map_err(unknown)?;
+        let start_s = request.start_s + start_s;
+        let request = Request { start_s, language: language.as_deref(), ..request.clone() };
         let transcript = self.transcriber.transcribe(&samples, &request, observer)?;
         Ok(Recognized { transcript, losses, track })
     }

@@ -562,7 +562,7 @@ mod tests {
         assert_eq!(g.input(Input::Tokens, [2, 3]), first);
         g.input(Input::Tokens, [6]);
         let message = g.finish().unwrap_err().to_string();
-        assert!(message.contains("builder.rs") && message.contains("input: Tokens is [2, 3] already"), "{message}");
+        assert!(message.contains("builder/mod.rs") && message.contains("input: Tokens is [2, 3] already"), "{message}");
     }
 
     /// Every element of a view, as its offset in the root, in the order of the shape.
@@ -647,6 +647,6 @@ mod tests {
         g.state(state);
         g.state(foreign);
         let message = g.finish().unwrap_err().to_string();
-        assert!(message.contains("builder.rs") && message.contains("a state of another model"), "{message}");
+        assert!(message.contains("builder/mod.rs") && message.contains("a state of another model"), "{message}");
     }
 }
