@@ -138,6 +138,7 @@ fn json(transcript: &Transcript, facts: &Facts) -> Value {
             object.insert("truncated".into(), json!(s.truncated));
             object.insert("guard".into(), Value::Null);
             object.insert("suspect".into(), Value::Null);
+            // Cuts are at quiet places; whether nobody speaks there is not asked.
             let is_last = i + 1 == transcript.segments.len();
             object.insert("cut".into(), json!(if is_last { "end" } else { "quiet" }));
             object.insert("token_ids".into(), if facts.token_ids { json!(s.token_ids) } else { Value::Null });
