@@ -29,8 +29,8 @@
 
 mod demo;
 mod error;
-mod find;
-mod foreign;
+pub mod find;
+pub mod foreign;
 mod model;
 mod recognizer;
 
@@ -41,8 +41,6 @@ pub use models;
 
 pub use engine::program::{Program, Values};
 pub use error::{Error, Result};
-pub use find::the_model_in;
-pub use foreign::{refuse, refuse_in};
 pub use model::{Model, Opening};
 pub use models::audio::{Loss, TrackChoice};
 pub use models::registry::{Arch, LoadOptions, Speech};

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use clap::Args;
 use convert::{Conversion, FileType, Files, Options, projector_name};
 use engine::DType;
+use tympan::foreign;
 
 use crate::args::file_types;
 use crate::assembly::AssemblyArgs;
@@ -92,7 +93,7 @@ pub(crate) fn run(args: &ConvertArgs) -> Outcome<Exit> {
         split_max_bytes: args.split_max_size,
         ..defaults
     };
-    tympan::refuse_in(&args.checkpoint)?;
+    foreign::refuse_in(&args.checkpoint)?;
     let conversion = Conversion::open(Files::from_argument(&args.checkpoint)?, |_: DType| options)?;
     if let Some(name) = args.audio_type.as_deref().filter(|_| !conversion.has_audio()) {
         let checkpoint = args.checkpoint.display();

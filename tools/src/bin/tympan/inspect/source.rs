@@ -15,7 +15,8 @@ use super::statistics::{self, Encoding, Statistics};
 use crate::cache;
 use crate::exit::{Failure, Outcome};
 use crate::report::Verbosity;
-use tympan::{Model, the_model_in};
+use tympan::Model;
+use tympan::find::the_model_in;
 
 /// Largest configuration of a checkpoint that is read.
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
