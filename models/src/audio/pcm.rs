@@ -104,8 +104,7 @@ pub(super) fn decode(src: &mut (impl Read + Seek), layout: &Layout) -> Result<su
         let n = bytes.len() / frame * frame;
         last += bytes.len() as u64;
         samples.clear();
-        samples
-            .extend(bytes[..n].chunks_exact(layout.encoding.bytes()).map(|b| value(layout.encoding, layout.order, b)));
+        read(layout.encoding, layout.order, &bytes[..n], &mut samples);
         recording.interleaved(layout.rate_hz, layout.n_channels, &samples)?;
         if bytes.len() < whole {
             break;
@@ -120,24 +119,33 @@ pub(super) fn decode(src: &mut (impl Read + Seek), layout: &Layout) -> Result<su
     recording.finish(layout.container, layout.codec(), None)
 }
 
-/// A sample in [-1, 1], but for floating point numbers that are not.
-fn value(encoding: Encoding, order: Order, bytes: &[u8]) -> f32 {
-    let mut wide = [0; 8];
-    let n = bytes.len();
-    match order {
-        Order::Little => wide[8 - n..].copy_from_slice(bytes),
-        Order::Big => wide[8 - n..].iter_mut().zip(bytes.iter().rev()).for_each(|(to, from)| *to = *from),
-    }
-    // The sample's bits are the highest of the 64.
-    let bits = u64::from_le_bytes(wide);
+/// Appends samples, each in [-1, 1], but for floating point numbers that are not. `bytes` are those of whole samples.
+fn read(encoding: Encoding, order: Order, bytes: &[u8], to: &mut Vec<f32>) {
+    let signed = |bits: u64| (bits.cast_signed() as f64 / -(i64::MIN as f64)) as f32;
     match encoding {
-        Encoding::Unsigned => (f32::from(bytes[0]) - 128.0) / 128.0,
-        Encoding::Signed(_) => (bits.cast_signed() as f64 / -(i64::MIN as f64)) as f32,
-        Encoding::Float(4) => f32::from_bits((bits >> 32) as u32),
-        Encoding::Float(_) => f64::from_bits(bits) as f32,
-        Encoding::MuLaw => mu_law(bytes[0]),
-        Encoding::ALaw => a_law(bytes[0]),
+        Encoding::Unsigned => to.extend(bytes.iter().map(|&b| (f32::from(b) - 128.0) / 128.0)),
+        Encoding::MuLaw => to.extend(bytes.iter().map(|&b| mu_law(b))),
+        Encoding::ALaw => to.extend(bytes.iter().map(|&b| a_law(b))),
+        Encoding::Signed(1) => each::<1>(order, bytes, to, signed),
+        Encoding::Signed(2) => each::<2>(order, bytes, to, signed),
+        Encoding::Signed(3) => each::<3>(order, bytes, to, signed),
+        Encoding::Signed(_) => each::<4>(order, bytes, to, signed),
+        Encoding::Float(4) => each::<4>(order, bytes, to, |bits| f32::from_bits((bits >> 32) as u32)),
+        Encoding::Float(_) => each::<8>(order, bytes, to, |bits| f64::from_bits(bits) as f32),
     }
+}
+
+/// Appends what samples of `N` bytes mean, whose bits are the highest of 64.
+fn each<const N: usize>(order: Order, bytes: &[u8], to: &mut Vec<f32>, value: impl Fn(u64) -> f32) {
+    let sample = |mut bytes: [u8; N]| {
+        if order == Order::Big {
+            bytes.reverse();
+        }
+        let mut wide = [0; 8];
+        wide[8 - N..].copy_from_slice(&bytes);
+        value(u64::from_le_bytes(wide))
+    };
+    to.extend(bytes.as_chunks::<N>().0.iter().map(|&bytes| sample(bytes)));
 }
 
 /// Source: ITU-T G.711, table 2.
@@ -172,9 +180,14 @@ mod tests {
             (Encoding::Float(4), &0.25f32.to_le_bytes(), 0.25),
             (Encoding::Float(8), &(-3.5f64).to_le_bytes(), -3.5),
         ] {
-            assert_eq!(value(encoding, Order::Little, little), want, "{encoding:?}");
+            let value = |order, bytes: &[u8]| {
+                let mut samples = Vec::new();
+                read(encoding, order, bytes, &mut samples);
+                samples
+            };
+            assert_eq!(value(Order::Little, little), [want], "{encoding:?}");
             let big: Vec<u8> = little.iter().rev().copied().collect();
-            assert_eq!(value(encoding, Order::Big, &big), want, "{encoding:?}");
+            assert_eq!(value(Order::Big, &big), [want], "{encoding:?}");
         }
     }
 

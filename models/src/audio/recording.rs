@@ -111,6 +111,9 @@ impl Recording {
         for (i, &value) in x.iter().enumerate() {
             self.check_sample(i / n_channels, value)?;
         }
+        if n_channels == 1 {
+            return self.extend(rate_hz, x.len(), |i| x[i]);
+        }
         let frame = |i: usize| &x[i * n_channels..(i + 1) * n_channels];
         let mean = |i: usize| (frame(i).iter().map(|&v| f64::from(v)).sum::<f64>() / n_channels as f64) as f32;
         self.extend(rate_hz, x.len() / n_channels, mean)
