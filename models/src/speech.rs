@@ -80,16 +80,19 @@ pub trait SpeechFormat: Send + Sync {
     }
 }
 
-/// Adds the text of the next segment to a text: with a space between the two, unless both neighbours are Chinese or Japanese
-/// characters. Nothing is added for a segment without text.
+/// Adds the text of the next segment to a text. Nothing is added for a segment without text.
 pub(crate) fn push_text(joined: &mut String, text: &str) {
-    let neighbours = (joined.chars().next_back(), text.chars().next());
-    if let (Some(before), Some(after)) = neighbours
-        && !(is_cjk(before) && is_cjk(after))
-    {
-        joined.push(' ');
-    }
+    joined.push_str(gap(joined.chars().next_back(), text));
     joined.push_str(text);
+}
+
+/// What stands between two segments' texts, of which the first ends with `before`: a space, unless both neighbours are Chinese
+/// or Japanese characters or one of the texts is empty.
+pub fn gap(before: Option<char>, after: &str) -> &'static str {
+    match (before, after.chars().next()) {
+        (Some(before), Some(after)) if !(is_cjk(before) && is_cjk(after)) => " ",
+        _ => "",
+    }
 }
 
 /// Characters of scripts that are written without spaces: Han, kana, bopomofo, and their punctuation and full-width forms.

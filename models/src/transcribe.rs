@@ -153,12 +153,19 @@ pub struct Partial<'a> {
     language: Option<&'a str>,
     /// The text of the segments before.
     before: &'a str,
+    /// Where in the segment there is sound, in seconds ([`Segment::loud`]).
+    pub loud: &'a [Range<f64>],
 }
 
 impl Partial<'_> {
+    /// The text of the segment up to here, none while it is not clear where the answer's text begins.
+    pub fn segment_so_far(&self) -> Option<String> {
+        self.format.text_so_far(self.raw, self.language)
+    }
+
     /// The text of the clip up to here, none while it is not clear where the answer's text begins.
     pub fn text_so_far(&self) -> Option<String> {
-        let text = self.format.text_so_far(self.raw, self.language)?;
+        let text = self.segment_so_far()?;
         let mut joined = self.before.to_owned();
         push_text(&mut joined, &text);
         Some(joined)
@@ -281,15 +288,17 @@ impl Transcriber {
         for (i, range) in ranges.into_iter().enumerate() {
             let Transcript { text, timings, .. } = &mut transcript;
             let samples = &samples[range.clone()];
-            let job = Job { index: i, n_segments, samples, before: text, prompt: &prompt, request };
+            let time = |at: usize| request.start_s + seconds(range.start + at);
+            let loud: Vec<Range<f64>> =
+                activity(samples, RATE_HZ).into_iter().map(|part| time(part.start)..time(part.end)).collect();
+            let job = Job { index: i, n_segments, samples, loud: &loud, before: text, prompt: &prompt, request };
             let (token_ids, raw, truncated) = self.segment(&job, timings, observer)?;
             let answer = self.format.parse(&raw, request.language);
-            let time = |at: usize| request.start_s + seconds(range.start + at);
             transcript.push(Segment {
                 start_s: time(0),
                 end_s: time(samples.len()),
                 text: answer.text,
-                loud: activity(samples, RATE_HZ).into_iter().map(|part| time(part.start)..time(part.end)).collect(),
+                loud,
                 language: Some(answer.language).filter(|l| !l.is_empty()),
                 truncated,
                 token_ids,
@@ -358,8 +367,9 @@ impl Transcriber {
             for &id in &event.tokens {
                 answer.ids.push(id);
                 decoder.push(id, &mut answer.text);
+                let Job { loud, before, .. } = *job;
                 let language = job.request.language;
-                observer.answer(&Partial { format, raw: &answer.text, language, before: job.before });
+                observer.answer(&Partial { format, raw: &answer.text, language, before, loud });
             }
             match event.finish {
                 Some(Finish::Stop(id)) => answer.ids.push(id),
@@ -390,6 +400,8 @@ struct Job<'a> {
     index: usize,
     n_segments: usize,
     samples: &'a [f32],
+    /// Where there is sound, in seconds.
+    loud: &'a [Range<f64>],
     /// The text of the segments before.
     before: &'a str,
     prompt: &'a speech::Prompt,

@@ -17,6 +17,7 @@ mod messages;
 mod not_built;
 #[cfg(unix)]
 mod outputs;
+mod paragraphs;
 mod quantize;
 mod resume;
 mod rules;
@@ -28,7 +29,6 @@ mod streams;
 mod subtitles;
 mod synth;
 mod talk;
-#[cfg(target_os = "linux")]
 #[cfg(target_os = "linux")]
 mod terminal;
 mod threads;

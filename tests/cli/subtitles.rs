@@ -16,7 +16,7 @@ fn samples(name: &str) -> Vec<i16> {
 }
 
 /// A recording of these clips with silence before and after each, in seconds, and when the sound of each begins and ends.
-fn recording(folder: &Path, clips: &[&str], silence_s: f64) -> (PathBuf, Vec<[f64; 2]>) {
+pub fn recording(folder: &Path, clips: &[&str], silence_s: f64) -> (PathBuf, Vec<[f64; 2]>) {
     let mut all = Vec::new();
     let mut spoken = Vec::new();
     let pause = vec![0i16; (silence_s * 16_000.0) as usize];

@@ -7,6 +7,7 @@ use models::transcribe::{Segment, Transcript};
 use serde_json::{Map, Number, Value, json};
 
 use super::cues::{Limits, cues};
+use super::paragraphs::Paragraphs;
 use super::subtitles::{clock, srt, vtt};
 use super::tables::{csv, lrc, tsv};
 use crate::samples::Condition;
@@ -105,10 +106,12 @@ pub(super) fn render(format: Format, transcript: &Transcript, facts: &Facts, lim
 }
 
 fn text(transcript: &Transcript, timestamps: bool) -> String {
-    if !timestamps {
-        return format!("{}\n", transcript.text);
+    if timestamps {
+        return timed_lines(&transcript.segments);
     }
-    timed_lines(&transcript.segments)
+    let mut paragraphs = Paragraphs::default();
+    let text: String = transcript.segments.iter().map(|segment| paragraphs.push(segment)).collect();
+    format!("{text}\n")
 }
 
 /// Segments on lines of their own, with their times.

@@ -2,61 +2,82 @@
 //! it when a signal comes or nothing can be written any more.
 
 use std::io::IsTerminal;
+use std::mem::take;
 
 use models::transcribe::{Observer, Partial, Tensors, Transcript};
 
 use super::dump::Dumped;
 use super::formats::timed_lines;
 use super::journal::Journal;
+use super::paragraphs::Paragraphs;
 use crate::exit::{Failure, Outcome};
 use crate::interrupt::Interrupt;
 use crate::progress::Position;
 use crate::streams::print;
 
-/// The text of a clip on standard output. What is finished is printed at once, on a terminal every word.
+/// The text of a clip on standard output. What is finished is printed at once, on a terminal every word; there, paragraphs end
+/// between segments only.
 pub(super) struct TextStream {
     /// Whether segments stand on lines of their own, with their times.
     has_times: bool,
     is_terminal: bool,
-    /// The text that is out.
-    printed: String,
     /// Segments that are out.
     n_segments: usize,
-    /// Bytes of the text of those.
-    n_settled: usize,
+    paragraphs: Paragraphs,
+    /// What is out of the segment at hand.
+    printed: String,
+    /// Whether a line has begun.
+    is_open: bool,
 }
 
 impl TextStream {
     /// Nothing is out yet.
     pub(super) fn new(has_times: bool) -> Self {
         let is_terminal = std::io::stdout().is_terminal();
-        Self { has_times, is_terminal, printed: String::new(), n_segments: 0, n_settled: 0 }
+        Self {
+            has_times,
+            is_terminal,
+            n_segments: 0,
+            paragraphs: Paragraphs::default(),
+            printed: String::new(),
+            is_open: false,
+        }
     }
 
     fn answer(&mut self, answer: &Partial<'_>) -> Outcome<()> {
         if self.has_times || !self.is_terminal {
             return Ok(());
         }
-        let Some(text) = answer.text_so_far() else { return Ok(()) };
+        let Some(text) = answer.segment_so_far() else { return Ok(()) };
         // A text that turns out otherwise is printed when its segment is finished.
         let Some(more) = text.strip_prefix(self.printed.as_str()) else { return Ok(()) };
-        print(more)?;
+        if more.is_empty() {
+            return Ok(());
+        }
+        let gap = if self.printed.is_empty() { self.paragraphs.gap(&text, answer.loud) } else { "" };
+        print(&format!("{gap}{more}"))?;
+        self.is_open = true;
         self.printed = text;
         Ok(())
     }
 
     fn segment(&mut self, so_far: &Transcript) -> Outcome<()> {
-        let Transcript { text, segments, .. } = so_far;
+        let segments = &so_far.segments[self.n_segments..];
+        self.n_segments = so_far.segments.len();
         if self.has_times {
-            print(&timed_lines(&segments[self.n_segments..]))?;
-        } else {
-            match text.strip_prefix(self.printed.as_str()) {
-                Some(more) => print(more)?,
-                None => print(&format!("\n{}", text[self.n_settled..].trim_start()))?,
-            }
-            self.printed.clone_from(text);
+            return print(&timed_lines(segments));
         }
-        (self.n_segments, self.n_settled) = (segments.len(), text.len());
+        for segment in segments {
+            let whole = self.paragraphs.push(segment);
+            let printed = take(&mut self.printed);
+            match segment.text.strip_prefix(printed.as_str()) {
+                // Paragraphs within a segment are known when it is finished: what is out by then has none.
+                Some(more) if !printed.is_empty() => print(more)?,
+                Some(_) => print(&whole)?,
+                None => print(&format!("\n{}", segment.text))?,
+            }
+            self.is_open |= !segment.text.is_empty();
+        }
         Ok(())
     }
 
@@ -115,7 +136,7 @@ impl Watcher {
     ///
     /// Errors: as [`Self::finish`].
     pub(super) fn break_off(&mut self) -> Outcome<()> {
-        self.stream.take_if(|stream| stream.printed.is_empty());
+        self.stream.take_if(|stream| !stream.is_open);
         self.finish()
     }
 

@@ -3,14 +3,12 @@
 //! Cues end where sentences end if they can, else where clauses, else where words end, and rather at pauses than between them.
 
 mod flags;
-mod pace;
-mod pieces;
 
 use models::transcribe::{Segment, Transcript};
 
+use super::pace::Pace;
+use super::pieces::{End, Filling, Piece, join, pieces, wrap};
 pub(super) use flags::CueArgs;
-use pace::Pace;
-use pieces::{End, Filling, Piece, join, pieces, wrap};
 
 /// How long a cue stays after its last word at most, in seconds.
 const LINGER_S: f64 = 0.5;

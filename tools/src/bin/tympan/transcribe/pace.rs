@@ -205,8 +205,8 @@ fn sums(values: impl Iterator<Item = f64>) -> Vec<f64> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::pieces::pieces;
     use super::*;
+    use crate::transcribe::pieces::pieces;
 
     fn pace(text: &str, loud: &[Range<f64>], end_s: f64) -> Pace {
         Pace::new(&pieces(text, 42), loud, 0.0, end_s)
