@@ -83,7 +83,7 @@ impl Observer for Watcher {
         self.texts.push(so_far.text.clone());
     }
 
-    fn tensors(&mut self, _: usize, _: usize, _: &Tensors<'_>) {
+    fn tensors(&mut self, _: usize, _: &Tensors<'_>) {
         self.tensors += 1;
     }
 }

@@ -137,8 +137,8 @@ pub trait Observer {
     }
 
     /// Intermediate tensors of a segment, for checking conversions.
-    fn tensors(&mut self, segment: usize, n_segments: usize, tensors: &Tensors<'_>) {
-        let _ = (segment, n_segments, tensors);
+    fn tensors(&mut self, segment: usize, tensors: &Tensors<'_>) {
+        let _ = (segment, tensors);
     }
 }
 
@@ -272,26 +272,25 @@ impl Transcriber {
         let segment_s = request.segment_s.unwrap_or(self.segment_s);
         let max_samples = (segment_s * f64::from(RATE_HZ)).round();
         // Float to integer conversion saturates; 0 means no limit.
-        let ranges = match max_samples as usize {
-            0 => std::iter::once(0..samples.len()).collect(),
-            max => split(samples, RATE_HZ, max),
+        let max_samples = match max_samples as usize {
+            0 => usize::MAX,
+            max => max,
         };
         let prompt = self.format.prompt(&self.tokenizer, request.context, request.language)?;
         let mut transcript = Transcript {
             duration_s: seconds(samples.len()),
             language: None,
             text: String::new(),
-            segments: Vec::with_capacity(ranges.len()),
+            segments: Vec::new(),
             timings: Timings::default(),
         };
-        let n_segments = ranges.len();
-        for (i, range) in ranges.into_iter().enumerate() {
+        for (i, range) in split(samples, RATE_HZ, max_samples).enumerate() {
             let Transcript { text, timings, .. } = &mut transcript;
             let samples = &samples[range.clone()];
             let time = |at: usize| request.start_s + seconds(range.start + at);
             let loud: Vec<Range<f64>> =
                 activity(samples, RATE_HZ).into_iter().map(|part| time(part.start)..time(part.end)).collect();
-            let job = Job { index: i, n_segments, samples, loud: &loud, before: text, prompt: &prompt, request };
+            let job = Job { index: i, samples, loud: &loud, before: text, prompt: &prompt, request };
             let (token_ids, raw, truncated) = self.segment(&job, timings, observer)?;
             let answer = self.format.parse(&raw, request.language);
             transcript.push(Segment {
@@ -362,7 +361,7 @@ impl Transcriber {
                     prompt_ids: &ids,
                     first_logits: logits,
                 };
-                observer.tensors(job.index, job.n_segments, &tensors);
+                observer.tensors(job.index, &tensors);
             }
             for &id in &event.tokens {
                 answer.ids.push(id);
@@ -398,7 +397,6 @@ fn go_on(observer: &dyn Observer) -> Result<()> {
 /// One segment to transcribe.
 struct Job<'a> {
     index: usize,
-    n_segments: usize,
     samples: &'a [f32],
     /// Where there is sound, in seconds.
     loud: &'a [Range<f64>],

@@ -12,7 +12,8 @@ const MIN_WINDOW: usize = 4;
 /// have equal sums, so that the first one wins.
 const FIXED_POINT: f32 = (1u64 << 40) as f32;
 
-/// Cuts `samples` into pieces of about `max_samples`, which join to the whole. A clip that fits stays in one piece.
+/// Cuts `samples` into pieces of about `max_samples`, which join to the whole. A clip that fits stays in one piece. A cut is searched
+/// for when its piece is asked for.
 ///
 /// Every cut is at the quietest sample of the quietest tenth of a second within 5 s of `max_samples` after the last cut,
 /// or within half of `max_samples` where that is less; the first such one if there are several. So a piece is at least half
@@ -20,23 +21,26 @@ const FIXED_POINT: f32 = (1u64 << 40) as f32;
 ///
 /// `samples`: in [-1, 1]. Panics if `max_samples` or `rate_hz` is 0.
 /// Source: qwen-asr, `inference/utils.py`, `split_audio_into_chunks`, which searches 5 s around cuts of 180 s and more.
-pub fn split(samples: &[f32], rate_hz: u32, max_samples: usize) -> Vec<Range<usize>> {
+pub fn split(samples: &[f32], rate_hz: u32, max_samples: usize) -> impl Iterator<Item = Range<usize>> {
     assert!(max_samples > 0 && rate_hz > 0, "max_samples {max_samples}, rate_hz {rate_hz}");
     let rate = rate_hz as usize;
     let search = (SEARCH_S * rate).min(max_samples / 2);
     let window = (rate / 10).max(MIN_WINDOW);
-    let mut pieces = Vec::new();
-    let mut start = 0;
-    while samples.len() - start > max_samples {
+    // Where the next piece starts.
+    let mut next = Some(0);
+    std::iter::from_fn(move || {
+        let start = next?;
+        if samples.len() - start <= max_samples {
+            next = None;
+            return Some(start..samples.len());
+        }
         let cut = start + max_samples;
         let left = cut - search;
         let right = cut.saturating_add(search).min(samples.len());
         let at = if right - left <= window { cut } else { left + quietest(&samples[left..right], window) };
-        pieces.push(start..at);
-        start = at;
-    }
-    pieces.push(start..samples.len());
-    pieces
+        next = Some(at);
+        Some(start..at)
+    })
 }
 
 /// The quietest sample of the quietest window, both the first of their kind. `x` is longer than the window.
@@ -96,7 +100,7 @@ mod tests {
     }
 
     fn cuts(x: &[f32], rate: u32, max: usize) -> Vec<usize> {
-        let pieces = split(x, rate, max);
+        let pieces: Vec<_> = split(x, rate, max).collect();
         assert_eq!((pieces[0].start, pieces[pieces.len() - 1].end), (0, x.len()));
         for pair in pieces.windows(2) {
             assert_eq!(pair[0].end, pair[1].start, "nothing is lost or doubled");
@@ -146,10 +150,10 @@ mod tests {
     #[test]
     fn short_pieces_of_silence_have_a_length() {
         // 1.006 s in pieces of 1 s: the quietest place of the whole clip is its first sample, again and again.
-        assert_eq!(split(&vec![0.0; 16_100], 16_000, 16_000), [0..8000, 8000..16_100]);
+        assert_eq!(split(&vec![0.0; 16_100], 16_000, 16_000).collect::<Vec<_>>(), [0..8000, 8000..16_100]);
         for seconds in 1..=5 {
-            let pieces = split(&vec![0.0; 24 * 16_000], 16_000, seconds * 16_000);
-            assert!(pieces.len() <= 1 + 48 / seconds, "{} of {seconds} s", pieces.len());
+            let n_pieces = split(&vec![0.0; 24 * 16_000], 16_000, seconds * 16_000).count();
+            assert!(n_pieces <= 1 + 48 / seconds, "{n_pieces} of {seconds} s");
         }
     }
 
@@ -177,7 +181,7 @@ mod tests {
     #[test]
     fn short_clips_stay_whole() {
         for n in [0, 1, 100] {
-            assert_eq!(split(&vec![0.0; n], 16_000, 100), std::slice::from_ref(&(0..n)));
+            assert!(split(&vec![0.0; n], 16_000, 100).eq(std::iter::once(0..n)));
         }
     }
 }

@@ -169,9 +169,9 @@ impl Observer for Watcher {
         self.keep(result.map_err(Failure::output));
     }
 
-    fn tensors(&mut self, segment: usize, n_segments: usize, tensors: &Tensors<'_>) {
+    fn tensors(&mut self, _: usize, tensors: &Tensors<'_>) {
         if self.wants_tensors {
-            self.dumped.push(Dumped::new(segment, n_segments, tensors));
+            self.dumped.push(Dumped::new(tensors));
         }
     }
 }
