@@ -151,3 +151,31 @@ fn a_second_signal_quits_without_another_word() {
     assert!(matches!(output.status.code(), Some(129 | 130 | 143)), "{:?}", output.status);
     assert_eq!(String::from_utf8(output.stderr).unwrap(), "");
 }
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_run_whose_output_is_not_read_ends_with_the_first_signal() {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+    let mut clips = command(["transcribe", "-q", "-f", "jsonl"]);
+    clips.args(vec![clip("yes.wav"); 100]);
+    let mut rows = command(["bench", "-q", "-p", "1", "-n", "0", "-r", "1", "-o", "jsonl", "-d", "1-200"]);
+    for program in [&mut clips, &mut rows] {
+        for (signal, code) in signals() {
+            let (reader, writer) = std::io::pipe().unwrap();
+            let child = program.stdout(writer.try_clone().unwrap()).stderr(Stdio::piped()).spawn();
+            let mut child = child.unwrap();
+            let takes_more = || poll(&mut [PollFd::new(&writer, PollFlags::OUT)], Some(&Timespec::default())).unwrap();
+            while takes_more() > 0 {
+                assert_eq!(child.try_wait().unwrap(), None);
+                std::thread::yield_now();
+            }
+            send(signal, &child);
+            let finished = child.wait_with_output().unwrap();
+            drop(reader);
+            let said = String::from_utf8(finished.stderr).unwrap();
+            assert_eq!(finished.status.code(), Some(code), "{:?}, {signal}: {said}", program.get_args());
+            assert!(said.lines().filter(|line| line.starts_with("error: ")).count() <= 1, "{said}");
+        }
+    }
+}

@@ -63,6 +63,11 @@ impl<W: Weights> Assembly<'_, W> {
         journal_path(&self.base).exists()
     }
 
+    /// Whether a pipe or device takes the bytes as they come, so that nothing of them is kept for a next call.
+    pub fn is_streamed(&self) -> bool {
+        self.files.iter().any(|file| is_stream(&file.path))
+    }
+
     /// Writes the files, or what an interrupted process left to do, in constant memory, on the threads of
     /// `workers::inside`. The bytes do not depend on either.
     ///
@@ -70,7 +75,7 @@ impl<W: Weights> Assembly<'_, W> {
     /// not finite or do not fit, with that of a failed output, also where another process writes the same files, and
     /// when `watch` says so; then what is done stays for the next call.
     pub fn write(&self, watch: &dyn Watch) -> crate::Result<Written> {
-        if self.files.iter().any(|file| is_stream(&file.path)) {
+        if self.is_streamed() {
             return workers::inside(|| self.write_through(watch))?;
         }
         let fingerprint = self.fingerprint();

@@ -69,7 +69,8 @@ impl AssemblyArgs {
         note_threads(self.threads, Verbosity::new(self.quiet, false));
         let is_there = !assembly.is_begun() && assembly.paths().all(Path::is_file);
         if !(self.verify && is_there) {
-            let bar = Bar::new(assembly.elements(), self.quiet);
+            let bar = if assembly.is_streamed() { Bar::of_stream } else { Bar::new };
+            let bar = bar(assembly.elements(), self.quiet);
             let result = workers::with(self.threads, || assembly.write(&bar))?;
             bar.finish();
             say_kept(result?);

@@ -50,19 +50,21 @@ fn refused(error: std::io::Error) -> Failure {
 /// Somebody who looks for signals, or whom they must not disturb: while there is one, the first signal only sets it, and the
 /// second one ends the process.
 #[derive(Debug)]
-pub(crate) struct Interrupt {
-    /// Whether signals ended the process before.
-    is_outermost: bool,
-}
+pub(crate) struct Interrupt(());
+
+/// How many [`Interrupt`]s there are.
+static WATCHING: AtomicUsize = AtomicUsize::new(0);
 
 impl Interrupt {
     /// Begins to look.
     pub(crate) fn watch() -> Self {
-        let Some(flags) = FLAGS.get() else { return Self { is_outermost: false } };
-        let is_outermost = flags.at_once.swap(false, Ordering::SeqCst);
-        // It may have come between the two.
-        flags.at_once.fetch_or(flags.exit.load(Ordering::SeqCst) != 0, Ordering::SeqCst);
-        Self { is_outermost }
+        WATCHING.fetch_add(1, Ordering::SeqCst);
+        if let Some(flags) = FLAGS.get() {
+            flags.at_once.store(false, Ordering::SeqCst);
+            // It may have come before.
+            flags.at_once.fetch_or(flags.exit.load(Ordering::SeqCst) != 0, Ordering::SeqCst);
+        }
+        Self(())
     }
 
     /// Whether a signal came.
@@ -73,8 +75,32 @@ impl Interrupt {
 
 impl Drop for Interrupt {
     fn drop(&mut self) {
-        if let Some(flags) = FLAGS.get().filter(|_| self.is_outermost) {
+        let is_last = WATCHING.fetch_sub(1, Ordering::SeqCst) == 1;
+        if let Some(flags) = FLAGS.get().filter(|_| is_last) {
             flags.at_once.store(true, Ordering::SeqCst);
+        }
+    }
+}
+
+/// Work that signals must not disturb, and that does not look for them: where nobody else does either, one that comes
+/// meanwhile ends the process behind it.
+#[derive(Debug)]
+pub(crate) struct Undisturbed(Option<Interrupt>);
+
+impl Undisturbed {
+    /// Begins the work.
+    pub(crate) fn begin() -> Self {
+        Self(Some(Interrupt::watch()))
+    }
+}
+
+impl Drop for Undisturbed {
+    fn drop(&mut self) {
+        self.0 = None;
+        if WATCHING.load(Ordering::SeqCst) == 0
+            && let Some(exit) = exit()
+        {
+            std::process::exit(exit as i32);
         }
     }
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, anyhow, bail};
 
 use crate::exit::{Failure, Outcome};
-use crate::interrupt::Interrupt;
+use crate::interrupt::Undisturbed;
 
 /// Begins the names of temporary files.
 const TEMPORARY: &str = ".tympan-";
@@ -69,7 +69,7 @@ impl Destination {
     pub(crate) fn check(path: &Path) -> Outcome<Self> {
         let found = Self::find(path)?;
         if found.is_file() {
-            let _undisturbed = Interrupt::watch();
+            let _undisturbed = Undisturbed::begin();
             // Nothing else tells for certain.
             temporary_in(folder_of(&found.target)).with_context(|| cannot_be_written(path)).map_err(Failure::output)?;
         }
@@ -136,7 +136,7 @@ impl Destination {
 
     fn replace(&self, bytes: &[u8]) -> io::Result<()> {
         // The temporary file has to go, whatever happens.
-        let _undisturbed = Interrupt::watch();
+        let _undisturbed = Undisturbed::begin();
         let mut file = temporary_in(folder_of(&self.target))?;
         file.as_file_mut().write_all(bytes)?;
         file.as_file().sync_all()?;

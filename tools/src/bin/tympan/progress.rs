@@ -14,16 +14,26 @@ use crate::streams::{self, escaped};
 pub(crate) struct Bar {
     bar: ProgressBar,
     written: AtomicU64,
-    interrupt: Interrupt,
+    /// None where the first signal may end the process wherever it is.
+    interrupt: Option<Interrupt>,
 }
 
 impl Bar {
     /// A bar of `elements`, drawn where standard error is a terminal and `quiet` is not set.
     pub(crate) fn new(elements: u64, quiet: bool) -> Self {
+        Self::with(elements, quiet, Some(Interrupt::watch()))
+    }
+
+    /// The same of work that has nothing to save, and that may wait for a reader for ever: signals end it at once.
+    pub(crate) fn of_stream(elements: u64, quiet: bool) -> Self {
+        Self::with(elements, quiet, None)
+    }
+
+    fn with(elements: u64, quiet: bool, interrupt: Option<Interrupt>) -> Self {
         let bar = ProgressBar::with_draw_target(Some(elements), target(quiet));
         let style = ProgressStyle::with_template("{bar:30} {percent:>3}% {msg} (eta {eta})");
         bar.set_style(style.expect("the template is a constant").progress_chars("=> "));
-        Self { bar, written: AtomicU64::new(0), interrupt: Interrupt::watch() }
+        Self { bar, written: AtomicU64::new(0), interrupt }
     }
 
     /// Removes the bar.
@@ -45,7 +55,7 @@ impl Watch for Bar {
     }
 
     fn is_interrupted(&self) -> bool {
-        self.interrupt.is_set()
+        self.interrupt.as_ref().is_some_and(Interrupt::is_set)
     }
 
     /// Prints the line above the bar.

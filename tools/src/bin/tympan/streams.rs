@@ -7,13 +7,50 @@ use std::io::{self, IsTerminal, Write};
 use anyhow::Context;
 
 use crate::exit::{Failure, Outcome};
+#[cfg(unix)]
+use crate::interrupt;
+
+/// Bytes that a pipe takes at once where it takes any. Source: POSIX, `PIPE_BUF`, at least 512; 4096 on Linux.
+const PIECE_BYTES: usize = if cfg!(target_os = "linux") { 4096 } else { 512 };
+/// How often a signal is looked for that came just before the wait.
+#[cfg(unix)]
+const SIGNAL_INTERVAL: rustix::event::Timespec = rustix::event::Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 
 /// Prints a piece of the result on standard output, at once.
 ///
-/// Errors: [`Failure::reader_gone`] where nobody reads any more; the system's reason otherwise, such as a full disk.
+/// Errors: [`Failure::reader_gone`] where nobody reads any more; a signal that came while a reader did not read; the system's
+/// reason otherwise, such as a full disk.
 pub(crate) fn print(text: &str) -> Outcome<()> {
     let mut out = io::stdout().lock();
-    printed(out.write_all(text.as_bytes()).and_then(|()| out.flush()))
+    for piece in text.as_bytes().chunks(PIECE_BYTES) {
+        wait_for_reader()?;
+        printed(out.write_all(piece).and_then(|()| out.flush()))?;
+    }
+    Ok(())
+}
+
+/// Waits until standard output takes a piece: who is in the middle of a write does not hear signals.
+///
+/// Errors: a signal came.
+#[cfg(unix)]
+fn wait_for_reader() -> Outcome<()> {
+    use rustix::event::{PollFd, PollFlags, poll};
+
+    let stdout = io::stdout();
+    let mut stream = [PollFd::new(&stdout, PollFlags::OUT)];
+    // Everything else than a signal or an interval without a reader is for the write to find out.
+    while matches!(poll(&mut stream, Some(&SIGNAL_INTERVAL)), Ok(0) | Err(rustix::io::Errno::INTR)) {
+        if interrupt::exit().is_some() {
+            return Err(Failure::interrupted("interrupted while standard output was not read").ending());
+        }
+    }
+    Ok(())
+}
+
+/// Other systems are not asked.
+#[cfg(not(unix))]
+fn wait_for_reader() -> Outcome<()> {
+    Ok(())
 }
 
 /// What became of bytes that something else printed on standard output.
