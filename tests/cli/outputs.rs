@@ -435,6 +435,111 @@ fn two_processes_never_write_one_output() {
     assert_eq!(first.wait().unwrap().code(), Some(143));
 }
 
+#[test]
+fn of_two_processes_at_once_one_writes_the_whole_output() {
+    const ROUNDS: usize = 5;
+    for writer in WRITERS {
+        let (source, place) = (Place::new(), Place::new());
+        let inputs = writer.inputs(source.0.path());
+        writer.run(&inputs, place.0.path()).expect(0);
+        let want = std::fs::read(place.at(writer.name())).unwrap();
+        for _ in 0..ROUNDS {
+            std::fs::remove_file(place.at(writer.name())).unwrap();
+            let start = || {
+                let mut program = command(writer.arguments(&inputs, place.0.path()));
+                program.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+            };
+            let runs = [start(), start()].map(|child| Run::from(child.wait_with_output().unwrap()));
+            let refused = ["another process is writing it", "outputs that exist: 1"];
+            for run in &runs {
+                let is_refused = run.code == 1 && refused.iter().any(|text| run.err.contains(text));
+                assert!(run.code == 0 || is_refused, "{writer:?}: {}: {}", run.code, run.err);
+            }
+            assert!(runs.iter().any(|run| run.code == 0), "{writer:?}: {}", runs[0].err);
+            let written = std::fs::read(place.at(writer.name())).unwrap();
+            // The picture of a measurement is another one every time.
+            let is_picture = writer == Writer::Plot && written.ends_with(b"</svg>\n");
+            assert!(is_picture || written == want, "{writer:?}");
+            assert_eq!(place.names(), [writer.name()], "{writer:?}");
+        }
+    }
+}
+
+/// A file system of its own for one run, which an ordinary user can have where the system allows name spaces.
+#[cfg(target_os = "linux")]
+mod file_system {
+    use super::*;
+
+    /// Runs a writer in a file system with these options and a file of so many bytes in it. What is left there then is the
+    /// last line on standard error.
+    fn run(writer: Writer, options: &str, n_filled: usize) -> (Run, Vec<String>) {
+        let (source, place) = (Place::new(), Place::new());
+        let inputs = writer.inputs(source.0.path());
+        let program = command(writer.arguments(&inputs, place.0.path()));
+        let mut shell = Command::new("unshare");
+        let script = "mount -t tmpfs -o \"$1\" none \"$2\" && \
+                      if [ $3 -gt 0 ]; then head -c $3 /dev/zero >\"$2/fill\"; fi; at=$2; shift 3; \"$@\"; code=$?; echo left $(ls -m \"$at\") >&2; exit $code";
+        shell.args(["-Urm", "sh", "-c", script, "sh", options]).arg(place.0.path()).arg(n_filled.to_string());
+        shell.arg(program.get_program()).args(program.get_args()).stdin(Stdio::null());
+        let mut run: Run = shell.output().unwrap().into();
+        let (said, left) = run.err.trim_end().rsplit_once("left").unwrap();
+        let left = left.split(',').map(|name| name.trim().to_owned()).filter(|name| !name.is_empty()).collect();
+        run.err = said.trim_end().to_owned();
+        (run, left)
+    }
+
+    fn is_there() -> bool {
+        let made = Command::new("unshare").args(["-Urm", "mount", "-t", "tmpfs", "none", "/tmp"]).output();
+        let is_there = made.is_ok_and(|output| output.status.success());
+        if !is_there {
+            eprintln!("skipped: the system gives ordinary users no file systems of their own");
+        }
+        is_there
+    }
+
+    #[test]
+    fn a_full_disk_is_said_and_leaves_no_part_of_an_output() {
+        if !is_there() {
+            return;
+        }
+        for writer in WRITERS {
+            // Full from the start.
+            let (run, left) = run_full(writer);
+            assert_eq!((run.code, &left[..]), (1, &["fill".to_owned()][..]), "{writer:?}: {}", run.err);
+            // Room for some of it.
+            if matches!(writer, Writer::Dump | Writer::Convert | Writer::Quantize) {
+                let (run, left) = self::run(writer, "size=32k", 1);
+                assert!(run.code == 1 && run.err.ends_with("no space left on device"), "{writer:?}: {}", run.err);
+                let unfinished = ["out.gguf.part", "out.gguf.journal", "fill"];
+                assert!(left.iter().all(|name| unfinished.contains(&&**name)), "{writer:?}: {left:?}");
+            }
+        }
+    }
+
+    fn run_full(writer: Writer) -> (Run, Vec<String>) {
+        let (run, left) = run(writer, "size=4k", 4096);
+        let error = run.err.lines().find(|line| line.starts_with("error: ")).unwrap_or_default();
+        assert!(
+            error.contains(writer.name()) && error.ends_with(": no space left on device"),
+            "{writer:?}: {}",
+            run.err
+        );
+        (run, left)
+    }
+
+    #[test]
+    fn a_file_system_that_is_only_read_is_refused_before_any_work() {
+        if !is_there() {
+            return;
+        }
+        for writer in WRITERS {
+            let (run, left) = run(writer, "ro", 0);
+            refused(run, 1, &[writer.name(), "cannot be written: read-only file"]);
+            assert_eq!(left, [""; 0], "{writer:?}");
+        }
+    }
+}
+
 /// As on a full disk: no file takes a byte, and the system says why.
 #[cfg(target_os = "linux")]
 #[test]

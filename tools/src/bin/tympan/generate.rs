@@ -158,11 +158,13 @@ pub(crate) fn run(args: &GenerateArgs) -> Outcome<Exit> {
     let mut printer = Printer { token_ids: args.token_ids, printed: 0, failure: None };
     let generated = generator.generate(&request, &mut |id, text| printer.token(id, text));
     let generated = generated.map_err(|e| failure(&model, e))?;
-    printer.end(&generated.text)?;
+    let printed = printer.end(&generated.text);
     check_unchanged(&model)?;
+    // They are whole, whoever reads the text.
     if let Some(destination) = &logits_out {
         write_logits(destination, prompt.len(), &generated.prompt_logits).map_err(Failure::output)?;
     }
+    printed?;
     summary(say, &prompt, &generated, load_s, device.backend.name());
     let stats = generator.stats();
     say.detail(format_args!("{} graphs built, {} reused", stats.builds, stats.hits));

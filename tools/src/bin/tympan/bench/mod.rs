@@ -292,6 +292,7 @@ pub(crate) fn run(args: &BenchArgs) -> Outcome<Exit> {
     let n_tests = models.len() * combinations.len();
     prepare(&models, most_threads(&lists), say)?;
     let mut devices = Devices { device: &args.device, open: Vec::new() };
+    let mut printed = Ok(());
     for path in &models {
         let model = ModelArgs { model: path.clone(), mmproj: None };
         let loading = Loading { threads: most_threads(&lists), weights: args.weights, is_long: false };
@@ -310,27 +311,32 @@ pub(crate) fn run(args: &BenchArgs) -> Outcome<Exit> {
             let measure = || measure_one(args, &model, &facts, c, &backend);
             let row = compared(baseline.as_ref(), Row::timed, |row: &Row| row.settings.test.name(), measure, say)?;
             check_unchanged(&model)?;
-            streams::printed(out.row(&row))?;
+            printed = streams::printed(out.row(&row));
             if let Some(err) = &mut err {
                 streams::printed(err.row(&row))?;
             }
             rows.push(row);
+            if rows.len() < n_tests || other.is_some() {
+                std::mem::replace(&mut printed, Ok(()))?;
+            }
         }
     }
     drop(devices);
     let tests = models.iter().flat_map(|m| combinations.iter().map(|c| alternation::text_flags(args, m.as_deref(), c)));
     let timed = rows.iter().map(Row::timed).collect::<Outcome<Vec<_>>>()?;
     let comparison = compare(args, baseline, other.as_ref(), tests, &timed)?;
-    for printer in std::iter::once(&mut out).chain(&mut err) {
+    let print_end = |printer: &mut Printer| {
         if printer.format() == Format::Md {
             let gain = if lists.reuse.len() > 1 { reuse_table::table(&rows) } else { String::new() };
             let profiles = rows.iter().filter_map(Row::profile_table);
             let tables = std::iter::once(gain).chain(profiles).chain(comparison.iter().map(|c| c.report.table.clone()));
             streams::printed(printer.write(&tables.collect::<String>()))?;
         }
-        streams::printed(printer.end())?;
-    }
-    finish(args, comparison.as_ref(), &timed, say)
+        streams::printed(printer.end())
+    };
+    let printed = printed.and_then(|()| print_end(&mut out));
+    err.as_mut().map_or(Ok(()), print_end)?;
+    finish(args, comparison.as_ref(), &timed, printed, say)
 }
 
 /// What was measured beside the baseline, if there is one.
@@ -375,11 +381,30 @@ fn compared<R>(
     Ok(row)
 }
 
-/// The picture, and the judgement on what was measured.
-fn finish(args: &BenchArgs, comparison: Option<&Comparison>, timed: &[Timed], say: Verbosity) -> Outcome<Exit> {
+/// The picture, and the judgement on what was measured. Rows that could not be printed take neither away.
+fn finish(
+    args: &BenchArgs,
+    comparison: Option<&Comparison>,
+    timed: &[Timed],
+    printed: Outcome<()>,
+    say: Verbosity,
+) -> Outcome<Exit> {
     if let Some(path) = &args.plot {
         plot::write(&plot::check(path)?, comparison.map_or(timed, |c| &c.ours), comparison.map(|c| &c.theirs))?;
     }
+    let exit = judge(args, comparison, say)?;
+    match printed {
+        Err(failure) if exit == Exit::Done => Err(failure),
+        Err(failure) => {
+            failure.say();
+            Ok(exit)
+        }
+        Ok(()) => Ok(exit),
+    }
+}
+
+/// Says what the comparison with a baseline gave. Returns the exit code.
+fn judge(args: &BenchArgs, comparison: Option<&Comparison>, say: Verbosity) -> Outcome<Exit> {
     let Some(Comparison { report, theirs, .. }) = comparison else { return Ok(Exit::Done) };
     if args.output != Format::Md && args.output_err != Some(Format::Md) {
         say.note(&report.table);
@@ -470,13 +495,16 @@ fn run_audio(
     let comparison = compare(args, baseline, other, tests.into_iter(), &timed)?;
     let streams: [(Option<Format>, Box<dyn std::io::Write>); 2] =
         [(Some(args.output), Box::new(std::io::stdout())), (args.output_err, Box::new(StandardError))];
+    let mut printed = Ok(());
     for (format, stream) in streams {
         let Some(format) = format else { continue };
         let mut printer = Printer::new(format, Vec::new(), args.extra, stream);
         let table = comparison.as_ref().filter(|_| format == Format::Md).map(|c| c.report.table.clone());
-        streams::printed(printer.write(&(asr::text(&rows, format) + &table.unwrap_or_default())))?;
+        // Standard error never fails.
+        let text = asr::text(&rows, format) + &table.unwrap_or_default();
+        printed = printed.and(streams::printed(printer.write(&text)));
     }
-    finish(args, comparison.as_ref(), &timed, say)
+    finish(args, comparison.as_ref(), &timed, printed, say)
 }
 
 /// Makes synthetic models that were not used before, so that no measurement waits for one.

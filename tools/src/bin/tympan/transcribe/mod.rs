@@ -261,6 +261,17 @@ fn with_kept(failure: Failure, journal: Option<Journal>) -> Failure {
     Failure { error, ..failure }
 }
 
+/// The failure of an input in whose middle a signal came.
+fn interrupted(name: &str, journal: Option<Journal>) -> Failure {
+    match journal.and_then(Journal::keep) {
+        Some(kept) => {
+            let kept = kept.display();
+            Failure::interrupted(format_args!("{name}: interrupted; its finished segments are in {kept}"))
+        }
+        None => Failure::interrupted(format_args!("{name}: interrupted")),
+    }
+}
+
 /// What stays the same from input to input.
 struct Run<'a> {
     args: &'a TranscribeArgs,
@@ -303,9 +314,13 @@ impl Run<'_> {
             Ok(transcript) => transcript,
             Err(error) => return Err(self.broken_off(input, watcher, error)),
         };
-        if let Err(failure) = watcher.finish() {
-            return Err(with_kept(failure, watcher.journal.take()));
-        }
+        let printed = match watcher.finish() {
+            Err(failure) if outputs.dump.is_none() || watcher.journal.is_some() => {
+                return Err(with_kept(failure, watcher.journal.take()));
+            }
+            // The tensors of all segments are there, whoever reads the text.
+            printed => printed,
+        };
         if let Err(failure) = check_unchanged(&self.model) {
             watcher.journal.take().into_iter().for_each(Journal::remove);
             return Err(failure);
@@ -326,7 +341,10 @@ impl Run<'_> {
             total_ms: start.elapsed().as_secs_f64() * 1000.0,
             peak_rss_bytes: peak_rss_bytes(),
         };
-        self.write(outputs, &transcript, &facts, watcher)?;
+        match (self.write(outputs, &transcript, &facts, watcher), printed) {
+            (Err(failure), Err(_)) => return Err(failure.ending()),
+            (written, printed) => written.and(printed)?,
+        }
         self.summary(&transcript, &facts);
         if transcript.truncated() {
             self.say.note(format_args!("{}: text cut at the token limit (--max-tokens)", input.name()));
@@ -375,35 +393,34 @@ impl Run<'_> {
             let failure = failure(&self.model, error);
             return Failure { error: failure.error.context(name), ..failure };
         }
-        match journal.and_then(Journal::keep) {
-            Some(kept) => Failure::interrupted(format_args!(
-                "{name}: interrupted; its finished segments are in {}",
-                kept.display()
-            )),
-            None => Failure::interrupted(format_args!("{name}: interrupted")),
-        }
+        interrupted(&name, journal)
     }
 
-    /// Writes the transcript in every format, and the dump. The journal is there until they are.
+    /// Writes the transcript in every format, and the dump: whatever can be, where something cannot. The journal is there
+    /// until all are.
     fn write(&self, outputs: &Outputs, transcript: &Transcript, facts: &Facts, mut watcher: Watcher) -> Outcome<()> {
         let (journal, dumped, is_printed) = (watcher.journal.take(), take(&mut watcher.dumped), watcher.prints());
         // A pipe may wait for its reader for ever.
-        let _undisturbed = outputs.destinations().all(Destination::is_file).then_some(watcher);
+        let undisturbed = outputs.destinations().all(Destination::is_file).then_some(watcher);
+        if undisturbed.is_none() && interrupt::exit().is_some() {
+            return Err(interrupted(&facts.file, journal));
+        }
         let body = |format| {
             let facts = Facts { timestamps: self.args.has_timestamps(format), ..facts.clone() };
             render(format, transcript, &facts, &self.args.cues.limits())
         };
-        if self.args.output.is_none() && !is_printed {
-            self.args.format.iter().try_for_each(|&format| print(&body(self.printed(format))))?;
-        }
+        let is_printed = is_printed || self.args.output.is_some();
+        let mut formats = self.args.format.iter().filter(|_| !is_printed);
+        let printed = formats.try_for_each(|&format| print(&body(self.printed(format))));
         let transcripts = outputs.transcripts.iter().map(|(format, place)| place.write(body(*format).as_bytes()));
         let dump = outputs.dump.iter().map(|place| dump::write(place, &dumped));
-        let written: anyhow::Result<()> = transcripts.chain(dump).collect();
-        let Err(error) = written else {
+        let written: Vec<anyhow::Result<()>> = transcripts.chain(dump).collect();
+        let Err(error) = written.into_iter().collect::<anyhow::Result<()>>() else {
             journal.into_iter().for_each(Journal::remove);
-            return Ok(());
+            return printed;
         };
-        Err(with_kept(Failure::output(error), journal))
+        let failure = with_kept(Failure::output(error), journal);
+        Err(if printed.is_err() { failure.ending() } else { failure })
     }
 
     fn summary(&self, transcript: &Transcript, facts: &Facts) {
