@@ -13,6 +13,8 @@ mod generate;
 mod help;
 mod inspect;
 mod lost;
+#[cfg(target_os = "linux")]
+mod matrix;
 mod messages;
 mod not_built;
 #[cfg(unix)]

@@ -14,12 +14,14 @@ use serde_json::Value;
 use crate::run::{clip, command, fixtures};
 use crate::signals::long_recording;
 
-/// Set to run every combination.
-const ALL: &str = "TYMPAN_TEST_ALL";
+/// Whether every combination is to be run.
+pub fn takes_all() -> bool {
+    std::env::var_os("TYMPAN_TEST_ALL").is_some_and(|value| !value.is_empty())
+}
 
 /// How standard output is.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-enum Out {
+pub enum Out {
     Open,
     /// A reader that takes one byte at a time.
     Slow,
@@ -32,7 +34,7 @@ enum Out {
 
 /// How standard error is.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-enum Err {
+pub enum Err {
     Open,
     Gone,
     Closed,
@@ -41,7 +43,7 @@ enum Err {
 
 /// How standard input is.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-enum In {
+pub enum In {
     Empty,
     Closed,
 }
@@ -79,11 +81,18 @@ fn arguments(run: &[&str], folder: &Path) -> Vec<OsString> {
     run.iter().map(file).collect()
 }
 
-/// A command whose standard streams are so, and the pipe of its standard output where there is a reader.
-fn with_streams(arguments: &[OsString], out: Out, err: Err, input: In) -> (Command, Option<PipeReader>) {
+/// A command whose standard streams are so, and the pipe of its standard output where there is a reader. A shell does what
+/// is in `before` first.
+pub fn with_streams(
+    before: &str,
+    arguments: &[OsString],
+    out: Out,
+    err: Err,
+    input: In,
+) -> (Command, Option<PipeReader>) {
     let program = command(arguments);
     // Only a shell can leave a descriptor closed.
-    let mut script = "exec \"$0\" \"$@\"".to_owned();
+    let mut script = format!("{before}exec \"$0\" \"$@\"");
     let mut close = |is_closed: bool, how: &str| script.push_str(if is_closed { how } else { "" });
     close(out == Out::Closed, " >&-");
     close(err == Err::Closed, " 2>&-");
@@ -112,17 +121,23 @@ fn with_streams(arguments: &[OsString], out: Out, err: Err, input: In) -> (Comma
     (shell, reader)
 }
 
-fn read_slowly(mut pipe: PipeReader) -> String {
-    let (mut bytes, mut byte) = (Vec::new(), [0]);
-    while pipe.read(&mut byte).unwrap() > 0 {
-        bytes.push(byte[0]);
-        std::thread::yield_now();
+/// All that comes out of a pipe, read one byte at a time where standard output is slow.
+pub fn read(mut pipe: PipeReader, out: Out) -> String {
+    let mut bytes = Vec::new();
+    if out == Out::Slow {
+        let mut byte = [0];
+        while pipe.read(&mut byte).unwrap() > 0 {
+            bytes.push(byte[0]);
+            std::thread::yield_now();
+        }
+    } else {
+        pipe.read_to_end(&mut bytes).unwrap();
     }
     String::from_utf8(bytes).unwrap()
 }
 
 /// Numbers and the name of a folder differ from run to run.
-fn without_numbers(text: &str, folder: &Path) -> String {
+pub fn without_numbers(text: &str, folder: &Path) -> String {
     text.replace(folder.to_str().unwrap(), "").chars().filter(|c| !c.is_ascii_digit() && *c != ' ').collect()
 }
 
@@ -130,18 +145,11 @@ fn check(run: &[&str], want: &str, (out, err, input): (Out, Err, In)) {
     let what = format!("{run:?}, {out:?}, {err:?}, {input:?}");
     let folder = tempfile::tempdir().unwrap();
     let arguments = arguments(run, folder.path());
-    let (mut shell, reader) = with_streams(&arguments, out, err, input);
+    let (mut shell, reader) = with_streams("", &arguments, out, err, input);
     let child = shell.spawn().unwrap();
     // The command keeps the writer's end.
     drop(shell);
-    let text = reader.map(|mut pipe| match out {
-        Out::Slow => read_slowly(pipe),
-        _ => {
-            let mut text = String::new();
-            pipe.read_to_string(&mut text).unwrap();
-            text
-        }
-    });
+    let text = reader.map(|pipe| read(pipe, out));
     let finished = child.wait_with_output().unwrap();
     let said = String::from_utf8(finished.stderr).unwrap();
     assert!(!said.contains("panicked") && !said.contains("os error"), "{what}: {said}");
@@ -163,7 +171,7 @@ fn check(run: &[&str], want: &str, (out, err, input): (Out, Err, In)) {
 #[cfg(target_os = "linux")]
 #[test]
 fn streams_cost_nothing_but_what_would_have_been_on_them() {
-    let all = std::env::var_os(ALL).is_some_and(|value| !value.is_empty());
+    let all = takes_all();
     let mut covered = BTreeSet::new();
     for (i, run) in RUNS.iter().enumerate() {
         let folder = tempfile::tempdir().unwrap();
