@@ -4,6 +4,7 @@
 //! The suite begins in `suite/main.rs`; programs to start from are in `examples`.
 
 pub mod alloc;
+pub mod avi;
 pub mod case;
 pub mod cases;
 pub mod clock;
@@ -17,3 +18,4 @@ pub mod private;
 pub mod rng;
 pub mod runner;
 pub mod sessions;
+pub mod ts;

@@ -11,9 +11,10 @@ use rayon::prelude::*;
 use tests::alloc::measure;
 use tests::mp4::index_first;
 use tests::rng::Rng;
+use tests::{avi, ts};
 
 use crate::audio::{fixture, mutated};
-use crate::readers;
+use crate::{films, readers};
 
 /// Changes of each kind: cuts, changes of the sound, half as many as changes anywhere.
 const N_CHANGES: usize = 500;
@@ -291,6 +292,42 @@ fn flac_and_ogg_add_up() {
         subject.sound = pages[2]..pages[pages.len() - 1];
         subject.payload = vec![subject.sound.clone()];
         subject.check();
+    }
+}
+
+#[test]
+fn avi_files_add_up() {
+    let mp2_s = 1152.0 / 16_000.0;
+    for (name, sound, announced, packet_s) in
+        [("plain", films::plain(), Alone, 0.0), ("mp2", films::mp2_chunks(), Always, mp2_s)]
+    {
+        let chunks = sound.chunks.clone();
+        let file = avi::file(&[films::pictures(), sound]);
+        let movi = file.windows(4).position(|w| w == b"movi").unwrap() + 4;
+        let place = |chunk: &Vec<u8>| {
+            let at = file.windows(chunk.len()).position(|w| w == chunk).unwrap();
+            at..at + chunk.len()
+        };
+        let payload = chunks.iter().map(place).collect();
+        // An index comes last.
+        let sound = movi..file.len() - 40;
+        Subject { payload, ..Subject::of(&format!("{name}.avi"), file, sound, announced, packet_s) }.check();
+    }
+}
+
+#[test]
+fn transport_streams_add_up() {
+    for (name, sound, lead, packet) in [
+        ("mp2.ts", films::mp2(1.0), 0, 1152.0),
+        ("aac.ts", films::aac(1.0), 0, 1024.0),
+        ("aac.m2ts", films::aac(3.0), 4, 1024.0),
+    ] {
+        let file = ts::file(&[films::film(1.0), sound], lead, 0);
+        let payload = file.payload.into_iter().filter(|(stream, _)| *stream == 1).map(|(_, at)| at).collect();
+        // What is missing at the end is known up to a PES packet.
+        let packet_s = 3.0 * packet / 16_000.0;
+        let sound = 3 * ts::PACKET_BYTES..file.bytes.len();
+        Subject { payload, ..Subject::of(name, file.bytes, sound, WhenWhole, packet_s) }.check();
     }
 }
 

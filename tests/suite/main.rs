@@ -11,6 +11,7 @@ mod corrupted;
 mod damaged;
 mod damaged_audio;
 mod errors;
+mod films;
 mod fusion;
 mod gguf;
 mod golden;

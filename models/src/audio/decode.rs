@@ -1,7 +1,7 @@
 //! [`decode_file`], [`decode_reader`], [`decode_bytes`]: a file in any format that is read, to mono samples.
 //!
 //! Plain samples, whose headers programs write in many ways, are read here (modules `wav`, `aiff`, `au`, `caf`), MPEG streams
-//! frame by frame (`mpeg`), everything else with symphonia (`demux`). Samples keep the rate of the file and are not scaled;
+//! frame by frame (`mpeg`), AVI and MPEG transport streams by readers of ours (`avi`, `ts`), everything else with symphonia (`demux`). Samples keep the rate of the file and are not scaled;
 //! see [`super::resample()`] and [`super::normalize`] for the rest of what the official loaders do. Nothing here trusts a
 //! length in a file: memory grows with what was decoded.
 
@@ -17,7 +17,7 @@ use super::error::{AudioError, AudioErrorKind};
 use super::limits::MAX_INPUT_BYTES;
 use super::loss::{Loss, TrackChoice};
 use super::patched::Spliced;
-use super::{aiff, au, caf, mkv, mp4, mpeg, names, ogg, pcm, unread, wav};
+use super::{aiff, au, avi, caf, mkv, mp4, mpeg, names, ogg, pcm, ts, unread, wav};
 
 /// Mono samples of a clip.
 #[derive(Clone, Debug)]
@@ -101,6 +101,12 @@ fn decode_known(mut source: impl MediaSource, len: u64) -> Result<Decoded, Audio
     let caf = caf::inspect(&mut source, len).map_err(io)?;
     if let Some(layout) = layout.or(caf.layout) {
         return pcm::decode(&mut source, &layout);
+    }
+    if let Some(clip) = avi::decode(&mut source, len)? {
+        return Ok(clip);
+    }
+    if let Some(clip) = ts::decode(&mut source, len)? {
+        return Ok(clip);
     }
     // Before a demuxer finds frames inside of something else.
     match unread::named(&mut source).map_err(io)? {

@@ -17,6 +17,7 @@ use symphonia::core::packet::Packet;
 use symphonia::core::units::{Duration, TimeBase, Timestamp};
 
 use super::decode::Decoded;
+use super::elementary::{self, MISSING};
 use super::error::AudioErrorKind;
 use super::loss::TrackChoice;
 use super::mp4::{Mp4, Mp4Track};
@@ -42,18 +43,12 @@ const MAX_GAP_S: f64 = 600.0;
 /// A first packet before this time, in seconds, is the delay of an encoder.
 const MIN_START_S: f64 = 0.1;
 
-/// Said of times without packets.
-const MISSING: &str = "packets are missing";
-
 /// Said of codecs that are not known.
 pub(super) const NO_DECODER: &str = "there is no decoder";
 
 /// Most frames that a packet may be said to have: twice the bytes of the longest block of ADPCM. Decoders make room for
 /// them before they see one.
 const MAX_PACKET_FRAMES: u64 = 1 << 17;
-
-/// Frames of silence for a byte of the file, so that a small file fills no memory: that of 8 kbit/s at 16 kHz.
-const MAX_SILENCE_PER_BYTE: u64 = 16;
 
 /// Most channels of AAC that are decoded.
 const MAX_AAC_CHANNELS: usize = 2;
@@ -298,17 +293,11 @@ impl Demuxed<'_, '_> {
         Ok(())
     }
 
-    /// Frames of silence that there is still room for: all of the file is at most [`MAX_STRETCH`] times as long as its bytes
-    /// are at the bit rate of what was decoded.
+    /// Frames of silence that there is still room for.
     fn room(&self, recording: &Recording) -> usize {
-        let (len, packet_bytes) = (u128::from(self.known.len), u128::from(self.packet_bytes.max(1)));
-        let dense = len * u128::from(MAX_SILENCE_PER_BYTE);
-        let all = match u128::from(self.n_decoded) {
-            0 => dense,
-            n => u128::from(MAX_STRETCH) * dense.min(len * n / packet_bytes),
-        };
+        let room = elementary::room(self.known.len, self.packet_bytes, self.n_decoded);
         let gap = (MAX_GAP_S * f64::from(self.selected.rate_hz)) as usize;
-        usize::try_from(all.saturating_sub(recording.n_frames().into())).unwrap_or(usize::MAX).min(gap)
+        usize::try_from(room.saturating_sub(recording.n_frames())).unwrap_or(usize::MAX).min(gap)
     }
 
     /// Silence for the time between the last packet and this one; before the first one, the sound starts late.
@@ -339,7 +328,7 @@ impl Demuxed<'_, '_> {
 }
 
 /// Frames that a byte of a codec could hold: its silence, in the longest packets that are usual.
-fn frames_per_byte(codec: &str) -> u64 {
+pub(super) fn frames_per_byte(codec: &str) -> u64 {
     match codec {
         "flac" | "alac" => 512,
         "aac" | "vorbis" => 128,
@@ -409,7 +398,10 @@ fn big_endian(codec: AudioCodecId) -> AudioCodecId {
     }
 }
 
-fn open_decoder(
+/// A decoder for one track.
+///
+/// Errors: a codec, a rate or a number of channels that is not read.
+pub(super) fn open_decoder(
     params: &AudioCodecParameters,
     container: &'static str,
 ) -> Result<Box<dyn AudioDecoder>, AudioErrorKind> {

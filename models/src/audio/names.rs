@@ -82,6 +82,15 @@ pub(super) fn wave_format(tag: u16) -> String {
     name.into()
 }
 
+/// A codec with its number of channels: `mp3, 2 channels`.
+pub(super) fn with_channels(codec: String, n_channels: u16) -> String {
+    match n_channels {
+        0 => codec,
+        1 => format!("{codec}, 1 channel"),
+        n => format!("{codec}, {n} channels"),
+    }
+}
+
 /// Name of a video codec.
 fn video_codec(codec: VideoCodecId) -> &'static str {
     match codec {

@@ -5,15 +5,14 @@
 use std::io::{Read, Result, Seek, SeekFrom};
 use std::ops::Range;
 
+use super::window::Window;
+
 /// What a page begins with.
 const CAPTURE: [u8; 4] = *b"OggS";
 
 /// Bytes of the fixed part of a page's header, and of the longest page.
 const HEADER_BYTES: usize = 27;
 const MAX_PAGE_BYTES: usize = HEADER_BYTES + 255 + 255 * 255;
-
-/// Bytes that are read at once.
-const READ_BYTES: usize = 1 << 18;
 
 /// What is to know about an Ogg file before it is demuxed.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -27,15 +26,16 @@ pub(super) struct Ogg {
 /// Looks for broken pages; there are none in a file that is no Ogg file.
 pub(super) fn inspect(src: &mut (impl Read + Seek)) -> Result<Ogg> {
     src.seek(SeekFrom::Start(0))?;
-    let mut window = Window { src, bytes: Vec::new(), at: 0, ended: false };
+    let mut window = Window::new(src);
     let mut ogg = Ogg::default();
-    if !window.ahead()?.starts_with(&CAPTURE) {
+    if !window.ahead(MAX_PAGE_BYTES)?.starts_with(&CAPTURE) {
         return Ok(ogg);
     }
     let table = table();
-    let (mut place, mut broken, mut sounds) = (0, false, false);
+    let (mut broken, mut sounds) = (false, false);
     loop {
-        let ahead = window.ahead()?;
+        let place = window.offset();
+        let ahead = window.ahead(MAX_PAGE_BYTES)?;
         if ahead.is_empty() {
             break;
         }
@@ -57,31 +57,9 @@ pub(super) fn inspect(src: &mut (impl Read + Seek)) -> Result<Ogg> {
                 next.map_or(ahead.len().saturating_sub(CAPTURE.len() - 1).max(1), |at| at + 1)
             }
         };
-        window.at += n;
-        place += n as u64;
+        window.pass(n as u64)?;
     }
     Ok(if broken { ogg } else { Ogg::default() })
-}
-
-/// Bytes of a stream from the present place on.
-struct Window<'a, S> {
-    src: &'a mut S,
-    bytes: Vec<u8>,
-    at: usize,
-    ended: bool,
-}
-
-impl<S: Read> Window<'_, S> {
-    /// At least a page from here on, unless the stream ends before.
-    fn ahead(&mut self) -> Result<&[u8]> {
-        if self.bytes.len() - self.at < MAX_PAGE_BYTES && !self.ended {
-            self.bytes.drain(..self.at);
-            self.at = 0;
-            let got = self.src.by_ref().take(READ_BYTES as u64).read_to_end(&mut self.bytes)?;
-            self.ended = got < READ_BYTES;
-        }
-        Ok(&self.bytes[self.at..])
-    }
 }
 
 /// The page that begins here, if it is whole and its checksum is right.

@@ -64,7 +64,8 @@ pub(super) struct Layout {
 }
 
 impl Layout {
-    fn codec(&self) -> &'static str {
+    /// Short name of the codec.
+    pub(super) fn codec(&self) -> &'static str {
         match (self.encoding, self.order) {
             (Encoding::Unsigned, _) => "pcm_u8",
             (Encoding::MuLaw, _) => "pcm_mulaw",
@@ -90,26 +91,10 @@ impl Layout {
 pub(super) fn decode(src: &mut (impl Read + Seek), layout: &Layout) -> Result<super::decode::Decoded, AudioErrorKind> {
     check_rate(layout.rate_hz)?;
     check_channels(layout.n_channels)?;
-    let frame = layout.encoding.bytes() * layout.n_channels;
     let mut recording = Recording::default();
     src.seek(SeekFrom::Start(layout.start)).map_err(AudioErrorKind::Io)?;
-    let mut rest = src.take(layout.n_bytes.unwrap_or(u64::MAX));
-    let mut bytes = Vec::new();
-    let mut samples = Vec::new();
-    let mut last = layout.start;
-    loop {
-        let whole = (READ_BYTES / frame).max(1) * frame;
-        bytes.clear();
-        rest.by_ref().take(whole as u64).read_to_end(&mut bytes).map_err(AudioErrorKind::Io)?;
-        let n = bytes.len() / frame * frame;
-        last += bytes.len() as u64;
-        samples.clear();
-        read(layout.encoding, layout.order, &bytes[..n], &mut samples);
-        recording.interleaved(layout.rate_hz, layout.n_channels, &samples)?;
-        if bytes.len() < whole {
-            break;
-        }
-    }
+    let last = layout.start + frames(&mut src.take(layout.n_bytes.unwrap_or(u64::MAX)), layout, &mut recording)?;
+    let frame = layout.encoding.bytes() * layout.n_channels;
     if let Some(announced) = layout.n_bytes {
         if !layout.confirmed {
             recording.could_hold(last / frame as u64);
@@ -117,6 +102,26 @@ pub(super) fn decode(src: &mut (impl Read + Seek), layout: &Layout) -> Result<su
         recording.announced_end((announced / frame as u64) as f64 / f64::from(layout.rate_hz), 0.0);
     }
     recording.finish(layout.container, layout.codec(), None)
+}
+
+/// Appends the whole frames of a source; gives the bytes that it has.
+///
+/// Errors: samples that are not accepted, too many of them.
+pub(super) fn frames(src: &mut impl Read, layout: &Layout, recording: &mut Recording) -> Result<u64, AudioErrorKind> {
+    let frame = layout.encoding.bytes() * layout.n_channels;
+    let whole = (READ_BYTES / frame).max(1) * frame;
+    let (mut bytes, mut samples, mut n_bytes) = (Vec::new(), Vec::new(), 0);
+    loop {
+        bytes.clear();
+        src.take(whole as u64).read_to_end(&mut bytes).map_err(AudioErrorKind::Io)?;
+        n_bytes += bytes.len() as u64;
+        samples.clear();
+        read(layout.encoding, layout.order, &bytes[..bytes.len() / frame * frame], &mut samples);
+        recording.interleaved(layout.rate_hz, layout.n_channels, &samples)?;
+        if bytes.len() < whole {
+            return Ok(n_bytes);
+        }
+    }
 }
 
 /// Appends samples, each in [-1, 1], but for floating point numbers that are not. `bytes` are those of whole samples.

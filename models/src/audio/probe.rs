@@ -1,6 +1,6 @@
 //! [`media_container`]: whether bytes are a recording at all, by how they begin. Whether it can be decoded is another question.
 
-use super::unread;
+use super::{ts, unread};
 
 /// Bytes of a file's beginning that [`media_container`] looks at.
 pub const PROBE_BYTES: usize = 4096;
@@ -9,11 +9,12 @@ pub const PROBE_BYTES: usize = 4096;
 type Part = (usize, &'static [u8]);
 
 /// Names of containers that are read here, with the bytes that they have.
-const SIGNATURES: [(&str, &[Part]); 16] = [
+const SIGNATURES: [(&str, &[Part]); 17] = [
     ("wav", &[(0, b"RIFF"), (8, b"WAVE")]),
     ("rifx", &[(0, b"RIFX"), (8, b"WAVE")]),
     ("rf64", &[(0, b"RF64"), (8, b"WAVE")]),
     ("bw64", &[(0, b"BW64"), (8, b"WAVE")]),
+    ("avi", &[(0, b"RIFF"), (8, b"AVI ")]),
     ("wave64", &[(0, b"riff\x2e\x91\xcf\x11")]),
     ("aiff", &[(0, b"FORM"), (8, b"AIFF")]),
     ("aiff-c", &[(0, b"FORM"), (8, b"AIFC")]),
@@ -40,6 +41,7 @@ pub fn media_container(head: &[u8]) -> Option<&'static str> {
     signed
         .map(|&(name, _)| name)
         .or_else(|| base_media(head))
+        .or_else(|| ts::container(head))
         .or_else(|| unread::container(head))
         .or_else(|| frames(head))
 }

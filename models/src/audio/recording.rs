@@ -56,6 +56,15 @@ impl Recording {
         self.start_s = start_s;
     }
 
+    /// Moves all of it, and where it starts.
+    pub(super) fn move_by(&mut self, by_s: f64) {
+        self.start_s += by_s;
+        for loss in &mut self.losses {
+            loss.start_s += by_s;
+            loss.end_s += by_s;
+        }
+    }
+
     /// Leaves out the next `n` frames, which an encoder put there.
     pub(super) fn skip(&mut self, n: u64) {
         self.n_skip = n;
@@ -74,6 +83,16 @@ impl Recording {
     /// Frames decoded so far, kept or not.
     pub(super) fn n_frames(&self) -> u64 {
         self.n_frames
+    }
+
+    /// Frames kept at the present rate.
+    pub(super) fn n_kept(&self) -> usize {
+        self.samples.len()
+    }
+
+    /// The present rate, 0 before the first sample.
+    pub(super) fn rate_hz(&self) -> u32 {
+        self.rate_hz
     }
 
     /// Where the next sample belongs, in seconds of the file's clock.
@@ -154,6 +173,24 @@ impl Recording {
         if end_s > start_s {
             loss::add(&mut self.losses, start_s, end_s, why);
         }
+        Ok(())
+    }
+
+    /// `n` frames of silence before the frame `at` of the present rate: a loss where there is a reason, else a pause.
+    ///
+    /// Errors: too many samples.
+    pub(super) fn insert(&mut self, at: usize, n: usize, why: Option<&str>) -> Result<(), AudioErrorKind> {
+        let tail = self.samples.split_off(at.min(self.samples.len()));
+        let start_s = self.position_s();
+        let later = self.losses.split_off(self.losses.partition_point(|loss| loss.start_s < start_s));
+        match why {
+            Some(why) => self.hole(self.rate_hz, n, why)?,
+            None => self.pause(self.rate_hz, n)?,
+        }
+        let by_s = self.position_s() - start_s;
+        self.samples.extend(tail);
+        let moved = |loss: Loss| Loss { start_s: loss.start_s + by_s, end_s: loss.end_s + by_s, ..loss };
+        self.losses.extend(later.into_iter().map(moved));
         Ok(())
     }
 

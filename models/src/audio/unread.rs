@@ -9,16 +9,8 @@ use super::names;
 /// Bytes in which the description of the sound is looked for.
 const HEAD_BYTES: u64 = 1 << 16;
 
-/// Length of a packet of an MPEG transport stream, which begins with a byte of its own; and of one on a disc or in a camera,
-/// with a time before it.
-const TS_PACKETS: [(usize, usize); 2] = [(188, 0), (192, 4)];
-const TS_SYNC: u8 = 0x47;
-/// Packets that have to be in place: text is full of the letter G.
-const N_TS_PACKETS: usize = 3;
-
 /// Names with the bytes that a file begins with, and where those are.
-const SIGNATURES: [(&str, usize, &[u8]); 28] = [
-    ("avi", 8, b"AVI "),
+const SIGNATURES: [(&str, usize, &[u8]); 27] = [
     ("mpeg-ps", 0, &[0, 0, 1, 0xba]),
     ("asf (wma, wmv)", 0, &ASF),
     ("flv", 0, b"FLV\x01"),
@@ -74,37 +66,21 @@ pub(super) fn named(src: &mut (impl Read + Seek)) -> Result<AudioErrorKind> {
 /// Name of the media file that begins with these bytes, where it is none that is read here.
 pub(super) fn container(head: &[u8]) -> Option<&'static str> {
     let starts = |&(_, at, bytes): &(&str, usize, &[u8])| head.get(at..).is_some_and(|rest| rest.starts_with(bytes));
-    let is_stream = |(length, at): (usize, usize)| {
-        let mut packets = head.iter().skip(at).step_by(length).take(N_TS_PACKETS);
-        packets.len() == N_TS_PACKETS && packets.all(|&b| b == TS_SYNC)
-    };
-    if TS_PACKETS.into_iter().any(is_stream) {
-        return Some("mpeg-ts");
-    }
     SIGNATURES.iter().find(|signature| starts(signature)).map(|&(container, ..)| container)
 }
 
 /// Codec and channels of the first sound that a file describes: `mp3, 2 channels`.
 fn sound(container: &str, head: &[u8]) -> Option<String> {
-    // What follows is a WAVEFORMATEX in both: the code of the format, the number of channels.
-    let wave = |at: usize| {
-        let [t0, t1, c0, c1] = word(head, at)?;
-        Some((names::wave_format(u16::from_le_bytes([t0, t1])), u16::from_le_bytes([c0, c1])))
-    };
     let (codec, n_channels) = match container {
-        "avi" => {
-            let stream = find(head, b"auds")?;
-            wave(stream + find(&head[stream..], b"strf")? + 8)?
+        "asf (wma, wmv)" => {
+            // A WAVEFORMATEX: the code of the format, the number of channels.
+            let [t0, t1, c0, c1] = word(head, find(head, &ASF_SOUND)? + 54)?;
+            (names::wave_format(u16::from_le_bytes([t0, t1])), u16::from_le_bytes([c0, c1]))
         }
-        "asf (wma, wmv)" => wave(find(head, &ASF_SOUND)? + 54)?,
         "flv" => flv_sound(head)?,
         _ => return None,
     };
-    Some(match n_channels {
-        0 => codec,
-        1 => format!("{codec}, 1 channel"),
-        n => format!("{codec}, {n} channels"),
-    })
+    Some(names::with_channels(codec, n_channels))
 }
 
 /// The first tag with sound. Source: Adobe, Video File Format Specification, version 10, annex E.

@@ -59,12 +59,19 @@ struct Chunk {
 }
 
 /// The fields of a format chunk.
-struct Format {
-    tag: u16,
-    n_channels: u16,
-    rate_hz: u32,
-    block_bytes: u16,
+pub(super) struct Format {
+    /// Code of the sample format.
+    pub tag: u16,
+    pub n_channels: u16,
+    pub rate_hz: u32,
+    /// Bytes of a frame, or of a block of ADPCM.
+    pub block_bytes: u16,
     bits: u16,
+}
+
+/// The format that stands at `at`, in `size` bytes, as in a WAV file.
+pub(super) fn format<S: Read + Seek>(fields: &mut Fields<'_, S>, at: u64, size: u64) -> Result<Option<Format>> {
+    Family::Riff(Order::Little).format(fields, &Chunk { tag: *b"fmt ", body: at, size })
 }
 
 /// Looks at a file of `len` bytes; nothing is known of one that is no WAV file.
@@ -230,7 +237,7 @@ pub(super) fn is_placeholder(size: u64, left: u64) -> bool {
 
 impl Format {
     /// The layout of plain samples. They fill their bytes from the highest bit on, however many bits are said to count.
-    fn layout(&self, order: Order) -> Option<Layout> {
+    pub(super) fn layout(&self, order: Order) -> Option<Layout> {
         let n_channels = usize::from(self.n_channels);
         let by_bits = usize::from(self.bits.div_ceil(8));
         let by_block = usize::from(self.block_bytes).checked_div(n_channels).unwrap_or(0);
