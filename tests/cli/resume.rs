@@ -150,7 +150,9 @@ impl Job {
         let run = tympan(&self.args).expect(0);
         assert_eq!(self.check(), self.want.len());
         let folder = self.want[0].0.parent().unwrap();
-        assert_eq!(std::fs::read_dir(folder).unwrap().count(), self.want.len(), "{}", run.err);
+        let left = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name());
+        let left: Vec<OsString> = left.collect();
+        assert_eq!(left.len(), self.want.len(), "{left:?}: {}", run.err);
         run
     }
 

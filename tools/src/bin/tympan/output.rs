@@ -70,8 +70,9 @@ impl Destination {
         let found = Self::find(path)?;
         if found.is_file() {
             let _undisturbed = Undisturbed::begin();
-            // Nothing else tells for certain.
-            temporary_in(folder_of(&found.target)).with_context(|| cannot_be_written(path)).map_err(Failure::output)?;
+            // Nothing else tells for certain. Without a name nothing is left of it where the process is killed meanwhile.
+            let made = tempfile::tempfile_in(folder_of(&found.target)).map_err(|e| io::Error::from(e.kind()));
+            made.with_context(|| cannot_be_written(path)).map_err(Failure::output)?;
         }
         Ok(found)
     }
