@@ -5,7 +5,7 @@ use crate::run::{Run, clip, command, tympan};
 const SAYS: &str = "not in this version";
 
 /// Flags and values, and the subcommand that will have them. Formats of subtitles and their flags are elsewhere.
-const FLAGS: [(&str, &[&str]); 39] = [
+const FLAGS: [(&str, &[&str]); 51] = [
     ("transcribe", &["--timestamps", "word"]),
     ("transcribe", &["--aligner", "a.gguf"]),
     ("transcribe", &["--raw-words"]),
@@ -38,12 +38,24 @@ const FLAGS: [(&str, &[&str]); 39] = [
     ("generate", &["--spec-type", "ngram-mod"]),
     ("generate", &["--spec-rollback", "ring"]),
     ("generate", &["--spec-ngram-mod-n-match", "24"]),
+    ("generate", &["--spec-draft-n-max", "3"]),
+    ("generate", &["--spec-default"]),
+    ("generate", &["--spec-ckpt-num-tries", "2"]),
     ("generate", &["--draft-max", "48"]),
+    ("generate", &["--draft-min", "1"]),
+    ("generate", &["--draft-model", "a.gguf"]),
+    ("generate", &["--ctx-checkpoints", "16"]),
     ("bench", &["--spec-type", "ngram-mod"]),
     ("bench", &["--spec-rollback", "row"]),
+    ("bench", &["--draft-max", "48"]),
+    ("bench", &["--draft-min", "1"]),
+    ("bench", &["--draft-model", "a.gguf"]),
+    ("bench", &["--ctx-checkpoints", "16"]),
     ("bench", &["--device", "cuda"]),
+    ("bench", &["--gpu-layers", "all"]),
     ("bench", &["--memory-budget", "1G"]),
     ("inspect", &["--devices", "--device", "cuda:1"]),
+    ("inspect", &["--devices", "--gpu-layers", "7"]),
     ("inspect", &["--devices", "--memory-budget", "1G"]),
 ];
 
@@ -84,12 +96,24 @@ fn what_is_not_built_is_refused_by_name() {
     for args in SUBCOMMANDS {
         check(tympan(args), args[0]);
     }
+    for short in ["-md", "-hfd", "-ngld", "-devd", "-ctkd", "-ctvd", "-td", "-lcs", "-lcd"] {
+        check(tympan(["generate", "-p", "one", short, "1"]), short);
+        check(tympan(["bench", short, "1"]), short);
+    }
     for subcommand in ["transcribe", "generate", "bench", "inspect"] {
         let args = [vec![subcommand.to_owned()], needs(subcommand)].concat();
         check(command(args).env("TYMPAN_KERNELS", "/kernels").output().unwrap().into(), "TYMPAN_KERNELS");
     }
     let empty: Run = command(["inspect", "--devices"]).env("TYMPAN_KERNELS", "").output().unwrap().into();
     empty.expect(0);
+}
+
+#[test]
+fn what_is_not_built_is_not_what_somebody_meant() {
+    for args in [["transcribe", "--aligne", "x"], ["generate", "--min-pp", "0.1"], ["bench", "--memory-budge", "1G"]] {
+        let run = tympan(args).expect(2);
+        assert!(run.err.contains(args[1]) && !run.err.contains("similar"), "{}", run.err);
+    }
 }
 
 #[test]

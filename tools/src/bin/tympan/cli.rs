@@ -99,7 +99,7 @@ fn run() -> Outcome<Exit> {
     let matches = match definition().try_get_matches_from(args) {
         Ok(matches) => matches,
         Err(e) if e.use_stderr() => {
-            let _ = e.print();
+            let _ = not_built::without_suggestion(e).print();
             return Ok(Exit::Usage);
         }
         // Help.

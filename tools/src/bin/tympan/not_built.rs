@@ -3,6 +3,7 @@
 
 use std::ffi::{OsStr, OsString};
 
+use clap::error::{ContextKind, ContextValue};
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
@@ -36,14 +37,29 @@ const VALUED: [(&str, &[&str]); 4] = [
             "spec-rollback",
             "draft-max",
             "draft-min",
+            "draft-model",
+            "ctx-checkpoints",
         ],
     ),
-    ("bench", &["gpu-layers", "memory-budget", "spec-type", "spec-rollback", "draft-max", "draft-min"]),
+    (
+        "bench",
+        &[
+            "gpu-layers",
+            "memory-budget",
+            "spec-type",
+            "spec-rollback",
+            "draft-max",
+            "draft-min",
+            "draft-model",
+            "ctx-checkpoints",
+        ],
+    ),
     ("inspect", &["gpu-layers", "memory-budget"]),
 ];
 
-/// Subcommands of which every flag that begins so is one.
+/// Subcommands of which every flag that begins so is one, and flags of one dash and several letters.
 const SPECULATIVE: (&str, [&str; 2]) = ("--spec-", ["generate", "bench"]);
+const SHORT: [&str; 9] = ["-md", "-hfd", "-ngld", "-devd", "-ctkd", "-ctvd", "-td", "-lcs", "-lcd"];
 
 fn flags_of(lists: &[(&str, &'static [&'static str])], command: &str) -> impl Iterator<Item = &'static str> {
     let found = lists.iter().find(|(name, _)| *name == command).map_or(&[][..], |(_, flags)| flags);
@@ -73,10 +89,23 @@ pub(crate) fn refuse_words(args: &[OsString]) -> Outcome<()> {
     }
     let (prefix, commands) = SPECULATIVE;
     let words = args[2..].iter().filter_map(|word| word.to_str()).take_while(|word| *word != "--");
-    match words.filter(|word| word.starts_with(prefix)).find(|_| commands.contains(&command)) {
+    let is_refused = |word: &&str| word.starts_with(prefix) || SHORT.contains(word);
+    match words.filter(is_refused).find(|_| commands.contains(&command)) {
         Some(flag) => Err(Failure::not_in_this_version(flag)),
         None => Ok(()),
     }
+}
+
+/// The error without a hint to a flag that would only be refused.
+pub(crate) fn without_suggestion(mut error: clap::Error) -> clap::Error {
+    let lists = || SWITCHES.iter().chain(&VALUED).flat_map(|(_, flags)| *flags);
+    let is_refused = |flag: &str| lists().any(|name| flag.strip_prefix("--") == Some(name));
+    if let Some(ContextValue::String(flag)) = error.get(ContextKind::SuggestedArg)
+        && is_refused(flag)
+    {
+        error.remove(ContextKind::SuggestedArg);
+    }
+    error
 }
 
 /// Refuses what was given of flags and variables.
