@@ -148,6 +148,50 @@ fn places_that_take_no_file_are_refused_before_any_work() {
     }
 }
 
+#[test]
+fn names_without_room_are_refused_before_any_work() {
+    let (source, place) = (Place::new(), Place::new());
+    // With its ending the input's name fits, and no longer that of the output.
+    let input = source.at("n".repeat(250) + ".wav");
+    std::fs::copy(clip("yes.wav"), &input).unwrap();
+    let folder = place.0.path().as_os_str();
+    for flags in [&["-f", "jsonl", "-o"][..], &["-f", "text,jsonl", "-o"], &["--dump"]] {
+        let arguments = ["transcribe"].iter().chain(flags).map(OsStr::new).chain([folder, input.as_os_str()]);
+        refused(tympan(arguments), 1, &["nnn.", "cannot be written: file name too long"]);
+    }
+    for writer in [Writer::Convert, Writer::Quantize, Writer::LogitsOut, Writer::Plot] {
+        let inputs = writer.inputs(source.0.path());
+        let mut arguments = writer.arguments(&inputs, place.0.path());
+        let output = arguments.iter_mut().find(|word| Path::new(word).ends_with(writer.name())).unwrap();
+        *output = place.at("n".repeat(250) + writer.name()).into();
+        refused(tympan(arguments), 1, &[writer.name(), "cannot be written: file name too long"]);
+    }
+    assert_eq!(place.names(), [""; 0]);
+}
+
+/// Names are bytes: outputs are named after inputs whatever these are.
+#[cfg(target_os = "linux")]
+#[test]
+fn outputs_are_named_after_inputs_that_are_no_unicode() {
+    use std::os::unix::ffi::OsStrExt;
+
+    let place = Place::new();
+    let names = [&b"\xffa"[..], b"\xfea"].map(|stem| OsStr::from_bytes(stem).to_owned());
+    let inputs = names.each_ref().map(|stem| place.at(stem).with_extension("wav"));
+    for path in &inputs {
+        std::fs::copy(clip("yes.wav"), path).unwrap();
+    }
+    let out = place.at("out");
+    let arguments = ["transcribe".as_ref(), "-q".as_ref(), "-o".as_ref(), out.as_os_str()];
+    tympan(arguments.into_iter().chain(inputs.iter().map(|path| path.as_os_str()))).expect(0);
+    for stem in names {
+        assert_eq!(std::fs::read_to_string(out.join(stem).with_extension("txt")).unwrap(), "yes\n");
+    }
+    let document =
+        tympan(["transcribe".as_ref(), "-q".as_ref(), "-f".as_ref(), "jsonl".as_ref(), inputs[0].as_os_str()]);
+    assert!(document.expect(0).json_lines()[0]["file"].as_str().unwrap().ends_with("/\u{fffd}a.wav"));
+}
+
 #[cfg(target_os = "linux")]
 #[test]
 fn folders_that_may_not_be_written_to_are_refused_before_any_work() {
@@ -291,6 +335,13 @@ fn existing_transcripts_are_kept_unless_told_otherwise() {
     transcribe_two(&place, &["--overwrite", "--skip-existing"]).expect(2);
 }
 
+/// A user that is not the one of these tests.
+const NOBODY: u32 = 65_534;
+
+fn is_superuser() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
 /// What may stand where an unfinished file goes, and is none.
 fn put_in_the_way(kind: &str, path: &Path, precious: &Path) {
     std::fs::write(precious, PRECIOUS).unwrap();
@@ -300,6 +351,10 @@ fn put_in_the_way(kind: &str, path: &Path, precious: &Path) {
         "directory" => std::fs::create_dir(path).unwrap(),
         "pipe" => assert!(Command::new("mkfifo").arg(path).status().unwrap().success()),
         "text" => std::fs::write(path, PRECIOUS).unwrap(),
+        "another's" => {
+            std::fs::write(path, "").unwrap();
+            std::os::unix::fs::chown(path, Some(NOBODY), None).unwrap();
+        }
         other => panic!("{other}"),
     }
 }
@@ -314,7 +369,11 @@ fn what_is_in_the_way_of_an_unfinished_file_is_left_alone() {
         (Writer::Quantize, ".journal"),
     ];
     for (writer, suffix) in suffixes {
-        for kind in ["link", "hard link", "directory", "pipe", "text"] {
+        for kind in ["link", "hard link", "directory", "pipe", "text", "another's"] {
+            if kind == "another's" && !is_superuser() {
+                eprintln!("skipped: only a superuser can make files of others");
+                continue;
+            }
             let (source, place) = (Place::new(), Place::new());
             let inputs = writer.inputs(source.0.path());
             let name = format!("{}{suffix}", writer.name());

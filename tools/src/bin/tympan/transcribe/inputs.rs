@@ -63,24 +63,20 @@ impl Input {
     }
 
     /// What output files are called, without extension, in the folder that mirrors the input's.
-    pub(super) fn stem(&self) -> String {
+    pub(super) fn stem(&self) -> PathBuf {
         match self {
-            Self::File { path, folder } => in_folder(folder, path.file_stem().unwrap_or(path.as_os_str()).as_ref()),
+            Self::File { path, folder } => folder.join(path.file_stem().unwrap_or(path.as_os_str())),
             Self::Stdin => "stdin".into(),
         }
     }
 
     /// The same with the extension of the input.
-    pub(super) fn file_name(&self) -> String {
+    pub(super) fn file_name(&self) -> PathBuf {
         match self {
-            Self::File { path, folder } => in_folder(folder, path.file_name().unwrap_or(path.as_os_str()).as_ref()),
+            Self::File { path, folder } => folder.join(path.file_name().unwrap_or(path.as_os_str())),
             Self::Stdin => "stdin".into(),
         }
     }
-}
-
-fn in_folder(folder: &Path, name: &Path) -> String {
-    folder.join(name).to_string_lossy().into_owned()
 }
 
 /// What arguments stand for.

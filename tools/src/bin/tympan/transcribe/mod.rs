@@ -18,7 +18,7 @@ mod watcher;
 use std::collections::{BTreeMap, HashMap};
 use std::io::IsTerminal;
 use std::mem::take;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, anyhow};
@@ -227,14 +227,14 @@ fn expand(args: &TranscribeArgs, say: Verbosity) -> Inputs {
 /// Inputs with the names of their output files: the input's stem, or its whole name where another has the same stem.
 ///
 /// Errors: two inputs that would write the same file.
-fn named(args: &TranscribeArgs, inputs: Vec<Input>) -> Outcome<Vec<(Input, String)>> {
-    let mut stems: HashMap<String, usize> = HashMap::new();
+fn named(args: &TranscribeArgs, inputs: Vec<Input>) -> Outcome<Vec<(Input, PathBuf)>> {
+    let mut stems: HashMap<PathBuf, usize> = HashMap::new();
     for input in &inputs {
         *stems.entry(input.stem()).or_default() += 1;
     }
     let name = |i: &Input| if stems[&i.stem()] > 1 { i.file_name() } else { i.stem() };
-    let named: Vec<(Input, String)> = inputs.into_iter().map(|i| (i.clone(), name(&i))).collect();
-    let mut writers: HashMap<&str, &Input> = HashMap::new();
+    let named: Vec<(Input, PathBuf)> = inputs.into_iter().map(|i| (i.clone(), name(&i))).collect();
+    let mut writers: HashMap<&Path, &Input> = HashMap::new();
     for (input, name) in &named {
         let other = writers.insert(name, input);
         if let Some(other) = other.filter(|_| args.output.is_some() || args.dump.is_some()) {

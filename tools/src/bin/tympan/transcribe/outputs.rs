@@ -1,6 +1,6 @@
 //! Which files are written for every input. [`Outputs`] is the type to read first.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::anyhow;
 
@@ -34,7 +34,7 @@ impl Outputs {
     /// The files of inputs that are called `names`, in the same order; `None` for an input that is left alone.
     ///
     /// Errors: a place that takes no file; a file that is an input or another output; files that are there already.
-    pub(super) fn plan(wanted: &Wanted<'_>, named: &[(Input, String)]) -> Outcome<Vec<Option<Self>>> {
+    pub(super) fn plan(wanted: &Wanted<'_>, named: &[(Input, PathBuf)]) -> Outcome<Vec<Option<Self>>> {
         let all = named.iter().map(|(_, name)| wanted.outputs(name)).collect::<Outcome<Vec<Self>>>()?;
         let inputs = named.iter().filter_map(|(input, _)| match input {
             Input::File { path, .. } => Some(&**path),
@@ -93,9 +93,12 @@ pub(super) struct Wanted<'a> {
 }
 
 impl Wanted<'_> {
-    fn outputs(&self, name: &str) -> Outcome<Outputs> {
-        let place =
-            |folder: &Path, ending: &str| Destination::check_with_folder(&folder.join(format!("{name}.{ending}")));
+    fn outputs(&self, name: &Path) -> Outcome<Outputs> {
+        let place = |folder: &Path, ending: &str| {
+            let mut path = folder.join(name).into_os_string();
+            path.push(format!(".{ending}"));
+            Destination::check_with_folder(path.as_ref())
+        };
         let mut transcripts = Vec::new();
         if let Some(folder) = self.folder {
             for &format in self.formats {
