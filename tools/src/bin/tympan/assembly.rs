@@ -2,6 +2,7 @@
 
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use clap::Args;
 
@@ -12,7 +13,7 @@ use crate::args::{note_threads, parse_threads};
 use crate::exit::{Exit, Outcome};
 use crate::output::{Destination, refuse_collisions};
 use crate::progress::Bar;
-use crate::report::Verbosity;
+use crate::report::{Verbosity, short};
 use crate::streams;
 
 /// How planned files are written.
@@ -35,7 +36,7 @@ pub(crate) struct AssemblyArgs {
     #[arg(short, long)]
     quiet: bool,
 
-    /// With --verify: hash (XXH64) and error of every tensor on standard error
+    /// Say how long it took; with --verify hash (XXH64) and error of every tensor
     #[arg(short, long)]
     verbose: bool,
 }
@@ -67,6 +68,7 @@ impl AssemblyArgs {
             return Ok(Exit::Done);
         }
         note_threads(self.threads, Verbosity::new(self.quiet, false));
+        let started = Instant::now();
         let is_there = !assembly.is_begun() && assembly.paths().all(Path::is_file);
         if !(self.verify && is_there) {
             let bar = if assembly.is_streamed() { Bar::of_stream } else { Bar::new };
@@ -74,6 +76,9 @@ impl AssemblyArgs {
             let result = workers::with(self.threads, || assembly.write(&bar))?;
             bar.finish();
             say_kept(result?);
+            let seconds = short(started.elapsed().as_secs_f64());
+            Verbosity::new(false, self.verbose)
+                .detail(format_args!("{} tensor bytes in {seconds} s", assembly.tensor_bytes()));
         }
         if self.verify {
             let bar = Bar::new(assembly.elements(), self.quiet);

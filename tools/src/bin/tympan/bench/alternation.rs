@@ -154,7 +154,9 @@ pub(super) fn clip_tests(args: &BenchArgs, lists: &Lists) -> Vec<Vec<OsString>> 
                         let mut flags = common_flags(args, model.as_deref(), cache_types, threads.get());
                         let mut add = |flag: &str, value: OsString| flags.extend([flag.into(), value]);
                         add("--audio", clip.into());
-                        add("--warmup", args.warmup.to_string().into());
+                        if !args.no_warmup {
+                            add("--warmup", args.warmup().to_string().into());
+                        }
                         if let Some(n) = args.n_gen.first() {
                             add("-n", n.into());
                         }

@@ -41,6 +41,11 @@ impl Test {
         name
     }
 
+    /// Tokens that the context has to hold.
+    pub(super) fn n_ctx(&self) -> usize {
+        self.n_tokens() + self.n_depth
+    }
+
     /// Tokens that are timed.
     pub(super) fn n_tokens(&self) -> usize {
         self.n_prompt + self.n_gen
@@ -89,7 +94,7 @@ impl Bench {
         let options = SessionOptions {
             // One sequence holds the filled context, the other one is timed.
             n_slots: if test.n_depth > 0 { 2 } else { 1 },
-            n_ctx: (test.n_prompt + test.n_gen + test.n_depth).max(1),
+            n_ctx: test.n_ctx().max(1),
             kv_dtype: setup.kv_dtype,
             max_tokens: setup.n_ubatch.min(setup.n_batch).max(1),
             reuse: setup.reuse,

@@ -28,7 +28,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, anyhow};
 use clap::{Args, ValueEnum};
 use engine::backend::Backend;
-use engine::session::Reuse;
+use engine::session::{MAX_CONTEXT, Reuse};
 use models::LoadOptions;
 
 use tympan::Model;
@@ -53,6 +53,8 @@ pub(crate) use self::flags::spelt_out;
 
 /// Most repetitions of a test.
 const MAX_REPETITIONS: u64 = 10_000;
+/// Untimed runs of a clip where nothing else is asked for: the second one reuses graphs.
+const WARMUP: u64 = 2;
 /// Longest pause between tests, in seconds.
 const MAX_DELAY_S: u64 = 3600;
 /// Largest regression that can be allowed, in percent.
@@ -128,9 +130,10 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_name = "PATH", requires = "audio")]
     mmproj: Option<PathBuf>,
 
-    /// Untimed runs of every clip
-    #[arg(long, value_name = "N", default_value = "2", value_parser = clap::value_parser!(u64).range(0..=MAX_REPETITIONS))]
-    warmup: u64,
+    /// Untimed runs of every clip [default: 2]
+    #[arg(long, value_name = "N", requires = "audio", conflicts_with = "no_warmup")]
+    #[arg(value_parser = clap::value_parser!(u64).range(0..=MAX_REPETITIONS))]
+    warmup: Option<u64>,
 
     /// A prompt and tokens after it in one timing (-pg)
     #[arg(long, value_name = "PP,TG")]
@@ -149,7 +152,7 @@ pub(crate) struct BenchArgs {
     ubatch_size: Vec<String>,
 
     /// Format of cached keys: f16 or f32 (-ctk)
-    #[arg(long, value_name = "TYPE", value_delimiter = ',', default_value = "f16")]
+    #[arg(long, visible_alias = "kv-type", value_name = "TYPE", value_delimiter = ',', default_value = "f16")]
     cache_type_k: Vec<String>,
 
     /// Format of cached values: that of the keys (-ctv)
@@ -239,6 +242,25 @@ pub(crate) struct BenchArgs {
 }
 
 impl BenchArgs {
+    /// Refuses what only clips have.
+    fn check_clips(&self) -> Outcome<()> {
+        // Definitions of arguments do not, where what is wanted and something else that is given exclude each other.
+        let given = [
+            ("--warmup", self.warmup.is_some()),
+            ("--reference", self.reference.is_some()),
+            ("--mmproj", self.mmproj.is_some()),
+        ];
+        match given.into_iter().find(|(_, is_given)| *is_given && self.audio.is_empty()) {
+            Some((flag, _)) => Err(Failure::usage(format!("{flag}: only clips have it (--audio)"))),
+            None => Ok(()),
+        }
+    }
+
+    /// Untimed runs of every clip.
+    fn warmup(&self) -> u64 {
+        self.warmup.unwrap_or(WARMUP)
+    }
+
     /// The models; one that is not named where none was given.
     fn models(&self) -> Vec<Option<PathBuf>> {
         if self.model.is_empty() { vec![None] } else { self.model.iter().cloned().map(Some).collect() }
@@ -256,6 +278,7 @@ pub(crate) fn run(args: &BenchArgs) -> Outcome<Exit> {
     }
     let say = Verbosity::new(args.quiet, args.verbose);
     args.foreign.check()?;
+    args.check_clips()?;
     DeviceArgs { device: args.device.clone(), ..DeviceArgs::default() }.name()?;
     let formats = [Some(args.output), args.output_err];
     if args.profile
@@ -281,6 +304,11 @@ pub(crate) fn run(args: &BenchArgs) -> Outcome<Exit> {
     if combinations.is_empty() {
         return Err(Failure::usage("nothing to measure: -p, -n and -pg are all 0"));
     }
+    if let Some(c) = combinations.iter().find(|c| c.test.n_ctx() > MAX_CONTEXT) {
+        let (test, n_ctx) = (c.test.name(), c.test.n_ctx());
+        let message = format!("{test}: want a context of at most {MAX_CONTEXT} tokens, got {n_ctx} (-p, -n, -pg, -d)");
+        return Err(Failure::usage(message));
+    }
     if !args.foreign.n_gpu_layers.is_empty() {
         say.note("-ngl: there is no GPU backend in this version; the value is recorded, everything runs on the CPU");
     }
@@ -291,7 +319,7 @@ pub(crate) fn run(args: &BenchArgs) -> Outcome<Exit> {
     let mut rows = Vec::new();
     let n_tests = models.len() * combinations.len();
     prepare(&models, most_threads(&lists), say)?;
-    let mut devices = Devices { device: &args.device, open: Vec::new() };
+    let mut devices = Devices { device: &args.device, open: Vec::new(), say };
     let mut printed = Ok(());
     for path in &models {
         let model = ModelArgs { model: path.clone(), mmproj: None };
@@ -456,7 +484,7 @@ fn run_audio(
     let models = args.models();
     prepare(&models, most_threads(lists), say)?;
     let started = Instant::now();
-    let mut devices = Devices { device: &args.device, open: Vec::new() };
+    let mut devices = Devices { device: &args.device, open: Vec::new(), say };
     let count = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
     let mut rows = Vec::new();
     for path in &models {
@@ -474,7 +502,7 @@ fn run_audio(
                         clips: &args.audio,
                         reference: reference.clone(),
                         n_tokens,
-                        warmup: if args.no_warmup { 0 } else { count(args.warmup) },
+                        warmup: if args.no_warmup { 0 } else { count(args.warmup()) },
                         repetitions: count(args.repetitions),
                         profile: args.profile,
                         kv_dtype: cache_types[0].into(),
@@ -521,6 +549,7 @@ fn most_threads(lists: &Lists) -> Option<NonZeroUsize> {
 struct Devices<'a> {
     device: &'a str,
     open: Vec<(NonZeroUsize, Arc<dyn Backend>)>,
+    say: Verbosity,
 }
 
 impl Devices<'_> {
@@ -529,9 +558,10 @@ impl Devices<'_> {
             return Ok(Arc::clone(backend));
         }
         let args = DeviceArgs { threads: Some(threads), device: self.device.to_owned(), ..DeviceArgs::default() };
-        let backend = args.open()?.backend;
-        self.open.push((threads, Arc::clone(&backend)));
-        Ok(backend)
+        let device = args.open()?;
+        self.say.detail(device.describe());
+        self.open.push((threads, Arc::clone(&device.backend)));
+        Ok(device.backend)
     }
 }
 

@@ -27,7 +27,10 @@ const DEFAULT_CALL: &str = "decode:1";
 
 /// Show what is in a model file, and the graph and memory plan of a model
 #[derive(Args, Clone, Debug)]
-#[command(after_long_help = "\
+#[command(
+    group = clap::ArgGroup::new("of_call").args(["graph", "plan"]).multiple(true),
+    group = clap::ArgGroup::new("of_device").args(["graph", "plan", "devices"]).multiple(true),
+    after_long_help = "\
 Without further flags: metadata and tensors of a GGUF file (of a split one all parts), of a checkpoint directory or of a \
 .safetensors file, as they are stored. --tensors reads all values and adds their statistics.
 
@@ -46,7 +49,8 @@ Examples:
   tympan inspect --graph encode:1100 --plan
   tympan inspect --devices
 
-Exit codes: 0 done, 2 usage, 4 model, 5 memory.")]
+Exit codes: 0 done, 2 usage, 4 model, 5 memory."
+)]
 pub(crate) struct InspectArgs {
     /// GGUF file, directory with one model in it, checkpoint directory, or .safetensors file [default: the built-in
     /// demonstration model]
@@ -54,7 +58,7 @@ pub(crate) struct InspectArgs {
     path: Option<PathBuf>,
 
     /// Projector file of the model, for --graph and --plan [default: the mmproj-*.gguf beside it]
-    #[arg(long, value_name = "PATH", requires = "path")]
+    #[arg(long, value_name = "PATH", requires_all = ["path", "of_call"])]
     mmproj: Option<PathBuf>,
 
     /// Read every tensor: least, greatest and mean value, root of the mean square, values that are not finite
@@ -81,8 +85,8 @@ pub(crate) struct InspectArgs {
     #[arg(short, long, value_name = "N", value_parser = parse_threads)]
     threads: Option<NonZeroUsize>,
 
-    /// Device to compute on: auto, cpu, reference
-    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    /// Device to compute on, for --graph, --plan and --devices: auto, cpu, reference
+    #[arg(long, value_name = "DEVICE", default_value = "auto", requires = "of_device")]
     device: String,
 
     /// Say nothing but errors on standard error
@@ -128,6 +132,7 @@ fn of_model(args: &InspectArgs) -> Outcome<String> {
         None => Call::parse(DEFAULT_CALL).expect("the default is a call"),
     };
     let device = args.device().open()?;
+    Verbosity::new(args.quiet, args.verbose).detail(device.describe());
     let model = ModelArgs { model: args.path.clone(), mmproj: args.mmproj.clone() };
     let options = LoadOptions { text_only: !call.needs_audio(), ..LoadOptions::default() };
     let loading = args.device().loading(args.threads, false);

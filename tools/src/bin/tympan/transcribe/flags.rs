@@ -89,7 +89,7 @@ pub(crate) struct TranscribeArgs {
     #[arg(long, value_name = "SECONDS", value_parser = parse_segment, allow_negative_numbers = true)]
     pub(super) segment: Option<f64>,
 
-    /// Add the generated token ids to JSON
+    /// Add the generated token ids to JSON (json and jsonl only)
     #[arg(long)]
     pub(super) token_ids: bool,
 

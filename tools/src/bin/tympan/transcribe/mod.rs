@@ -159,6 +159,14 @@ fn check(args: &TranscribeArgs) -> Outcome<()> {
             "{flag}: text and json have no cues; srt, vtt, csv, lrc and tsv have (--format)"
         )));
     }
+    if args.token_ids && !args.format.iter().any(|format| matches!(format, Format::Json | Format::Jsonl)) {
+        return Err(Failure::usage("--token-ids: only json and jsonl have a place for them (--format)"));
+    }
+    let existing = [(args.overwrite, "--overwrite"), (args.skip_existing, "--skip-existing")];
+    let has_files = args.output.is_some() || args.dump.is_some();
+    if let Some((_, flag)) = existing.into_iter().find(|(is_given, _)| *is_given && !has_files) {
+        return Err(Failure::usage(format!("{flag}: no files are written (--output DIR or --dump DIR)")));
+    }
     if args.format.len() > 1 && args.output.is_none() {
         return Err(Failure::usage("several formats need --output DIR"));
     }
