@@ -115,6 +115,23 @@ fn text_that_was_printed_stays_and_its_line_ends() {
     assert_eq!(said, format!("error: {}: interrupted\n", long.display()));
 }
 
+/// "Where several apply: a signal's first".
+#[test]
+fn a_signal_comes_before_what_failed() {
+    let folder = tempfile::tempdir().unwrap();
+    let long = long_recording(folder.path());
+    for (signal, code) in signals() {
+        let mut program = command(["transcribe", "-q", "--segment", SEGMENT_S, "/nowhere/missing.wav"]);
+        let mut child = program.arg(&long).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+        send(signal, &child);
+        let finished = child.wait_with_output().unwrap();
+        let said = String::from_utf8(finished.stderr).unwrap();
+        assert_eq!(finished.status.code(), Some(code), "{said}");
+        assert!(said.contains("missing.wav: no such file") && said.contains("long.wav: interrupted"), "{said}");
+    }
+}
+
 #[test]
 fn a_signal_that_was_ignored_at_the_start_is_ignored() {
     for (signal, _) in SIGNALS {

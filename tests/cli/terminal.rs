@@ -73,3 +73,28 @@ fn text_on_a_terminal_is_not_disturbed_by_progress() {
     assert!(screen.contains("==> ") && screen.contains("2 done") && !screen.contains("1 of 2"), "{screen:?}");
     assert!(!screen.contains('\u{1b}'), "{screen:?}");
 }
+
+#[test]
+fn a_bar_of_work_is_shown_on_terminals_alone_and_not_with_q() {
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoint = fixtures().join("models/tiny-qwen3-asr").display().to_string();
+    let arguments = |name: &str| {
+        let out = folder.path().join(name).display().to_string();
+        ["convert".to_owned(), checkpoint.clone(), "--bundle".to_owned(), "-o".to_owned(), out]
+    };
+    let on_terminal = |name: &str, flag: &str| {
+        let line = format!("'{}' '{}' {flag}", env!("CARGO_BIN_EXE_tympan"), arguments(name).join("' '"));
+        let mut terminal = Command::new("script");
+        let run = terminal.args(["-qefc", &line, "/dev/null"]).stdin(Stdio::null()).output().unwrap();
+        String::from_utf8(run.stdout).unwrap()
+    };
+    if Command::new("script").arg("--version").output().is_err() {
+        eprintln!("skipped: `script` of util-linux is not installed");
+        return;
+    }
+    assert!(on_terminal("a.gguf", "").contains("% "), "{:?}", on_terminal("a.gguf", ""));
+    let quiet = on_terminal("b.gguf", "-q");
+    assert!(quiet.ends_with("b.gguf\r\n") && quiet.lines().count() == 1, "{quiet:?}");
+    let piped = command(arguments("c.gguf")).output().unwrap();
+    assert_eq!(String::from_utf8(piped.stderr).unwrap(), "");
+}
