@@ -436,8 +436,18 @@ fn unusable_samples_and_rates_are_named() {
     assert_eq!(error(b""), "clip: empty file");
     assert_eq!(error(&float_wav(16_000, 1, &[])), "clip: no samples");
     for (value, shown) in [(f32::NAN, "NaN"), (f32::INFINITY, "inf"), (f32::NEG_INFINITY, "-inf"), (2e30, "2e30")] {
-        let mut x = vec![0.0; 5000];
+        let mut x = vec![0.5; 5000];
         x[2 * 2001 + 1] = value;
+        let clip = decode_bytes("clip", &float_wav(16_000, 2, &x)).unwrap();
+        let [loss] = &clip.losses[..] else { panic!("{:?}", clip.losses) };
+        assert_eq!(
+            (loss.what.as_str(), clip.samples[2001], clip.samples[2002]),
+            ("samples that are no numbers", 0.25, 0.5)
+        );
+        let near = |got: f64, want: f64| (got - want / 16_000.0).abs() < 1e-9;
+        assert!(near(loss.start_s, 2001.0) && near(loss.end_s, 2002.0), "{loss:?}");
+        x.resize(10_000, value);
+        x[2 * 2001 + 2..5000].fill(value);
         let shown = if value == 2e30 { format!("{value}") } else { shown.into() };
         assert_eq!(
             error(&float_wav(16_000, 2, &x)),

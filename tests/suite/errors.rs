@@ -331,7 +331,7 @@ fn audio(table: &mut Table) {
     let says = "clip: sample rate 999 Hz, want 1000 to 384000 Hz";
     table.row("SampleRate", decode_bytes("clip", &float_wav(999, 1, &[0.0; 10])), says, None);
     let says = "clip: sample 1 is NaN, want a number of at most 1e30";
-    table.row("BadSample", decode_bytes("clip", &float_wav(16_000, 1, &[0.0, f32::NAN])), says, None);
+    table.row("BadSample", decode_bytes("clip", &float_wav(16_000, 1, &[0.0, f32::NAN, f32::NAN])), says, None);
     let long = wav(1, 1000, 1, 8, &vec![128; models::audio::limits::MAX_SAMPLES / 16 + 1]);
     table.row("TooLong", decode_bytes("clip", &long), "clip: longer than 33554 s, the limit at its sample rate", None);
 }

@@ -78,11 +78,11 @@ pub enum AudioErrorKind {
         /// The number.
         n_channels: usize,
     },
-    /// A sample is not a number, or above [`MAX_MAGNITUDE`].
+    /// Most samples are not numbers, or above [`MAX_MAGNITUDE`].
     BadSample {
-        /// Index of its frame.
+        /// Index of the frame of the first.
         at: u64,
-        /// The sample.
+        /// The first.
         value: f32,
     },
 }

@@ -117,7 +117,7 @@ pub(super) fn frames(src: &mut impl Read, layout: &Layout, recording: &mut Recor
         n_bytes += bytes.len() as u64;
         samples.clear();
         read(layout.encoding, layout.order, &bytes[..bytes.len() / frame * frame], &mut samples);
-        recording.interleaved(layout.rate_hz, layout.n_channels, &samples)?;
+        recording.interleaved(layout.rate_hz, layout.n_channels, &mut samples)?;
         if bytes.len() < whole {
             return Ok(n_bytes);
         }

@@ -17,6 +17,9 @@ pub(super) const MAX_STRETCH: u64 = 64;
 /// Said of a file that ends before the end that it announces.
 pub(super) const ENDS_EARLY: &str = "the file ends early";
 
+/// Said of samples that are no numbers, or far too large.
+const NO_NUMBERS: &str = "samples that are no numbers";
+
 /// Said of one that announces an end which is not believed.
 const ANNOUNCES_TOO_MUCH: &str = "the file ends early, and announces more than is believed";
 
@@ -42,6 +45,9 @@ pub(super) struct Recording {
     n_packets: usize,
     n_bad: usize,
     first_reason: Option<String>,
+    /// Frames with a sample that is not accepted, and the first of them.
+    n_bad_frames: u64,
+    first_bad_sample: Option<(u64, f32)>,
     planes: Vec<Vec<f32>>,
 }
 
@@ -103,7 +109,7 @@ impl Recording {
 
     /// Appends the mean over the channels of a packet.
     ///
-    /// Errors: a rate, a number of channels or a sample that is not accepted; too many samples.
+    /// Errors: a rate or a number of channels that is not accepted; too many samples.
     pub(super) fn packet(&mut self, buffer: &GenericAudioBufferRef<'_>) -> Result<(), AudioErrorKind> {
         self.n_packets += 1;
         if buffer.frames() == 0 {
@@ -112,12 +118,16 @@ impl Recording {
         check_channels(buffer.num_planes())?;
         let mut planes = std::mem::take(&mut self.planes);
         buffer.copy_to_vecs_planar(&mut planes);
-        for (i, &value) in planes.iter().flat_map(|plane| plane.iter().enumerate()) {
-            self.check_sample(i, value)?;
+        let rate_hz = buffer.spec().rate();
+        if !planes.iter().all(|plane| are_samples(plane)) {
+            for i in 0..buffer.frames() {
+                let mut frame = planes.iter_mut().filter_map(|plane| plane.get_mut(i));
+                self.silence(rate_hz, i, &mut frame);
+            }
         }
         let n_channels = planes.len() as f64;
         let mean = |i: usize| (planes.iter().map(|plane| f64::from(plane[i])).sum::<f64>() / n_channels) as f32;
-        self.extend(buffer.spec().rate(), buffer.frames(), mean)?;
+        self.extend(rate_hz, buffer.frames(), mean)?;
         self.planes = planes;
         Ok(())
     }
@@ -125,10 +135,12 @@ impl Recording {
     /// Appends the mean over the channels of whole frames.
     ///
     /// Errors: as [`Self::packet`].
-    pub(super) fn interleaved(&mut self, rate_hz: u32, n_channels: usize, x: &[f32]) -> Result<(), AudioErrorKind> {
+    pub(super) fn interleaved(&mut self, rate_hz: u32, n_channels: usize, x: &mut [f32]) -> Result<(), AudioErrorKind> {
         self.n_packets += 1;
-        for (i, &value) in x.iter().enumerate() {
-            self.check_sample(i / n_channels, value)?;
+        if !are_samples(x) {
+            for (i, frame) in x.chunks_mut(n_channels).enumerate() {
+                self.silence(rate_hz, i, &mut frame.iter_mut());
+            }
         }
         if n_channels == 1 {
             return self.extend(rate_hz, x.len(), |i| x[i]);
@@ -215,7 +227,7 @@ impl Recording {
 
     /// The clip.
     ///
-    /// Errors: more packets were bad than good, or there are no samples.
+    /// Errors: more packets or samples were bad than good, or there are no samples.
     pub(super) fn finish(
         mut self,
         container: &'static str,
@@ -225,6 +237,9 @@ impl Recording {
         if self.n_bad > self.n_packets / 2 {
             let why = self.first_reason.unwrap_or_default();
             return Err(AudioErrorKind::Damaged { bad: self.n_bad, of: self.n_packets, why });
+        }
+        if let Some((at, value)) = self.first_bad_sample.filter(|_| self.n_bad_frames > self.n_frames / 2) {
+            return Err(AudioErrorKind::BadSample { at, value });
         }
         self.finish_stretch();
         if self.finished.is_empty() {
@@ -237,11 +252,21 @@ impl Recording {
         Ok(Decoded { samples, rate_hz, start_s: self.start_s, container, codec, losses: self.losses, track })
     }
 
-    fn check_sample(&self, i: usize, value: f32) -> Result<(), AudioErrorKind> {
-        if value.is_nan() || value.abs() > MAX_MAGNITUDE {
-            return Err(AudioErrorKind::BadSample { at: self.n_frames + i as u64, value });
+    /// Samples that are not accepted become silence, and their frame, `i` from here, a loss.
+    fn silence(&mut self, rate_hz: u32, i: usize, frame: &mut dyn Iterator<Item = &mut f32>) {
+        let mut bad = None;
+        for value in frame.filter(|value| !is_sample(**value)) {
+            bad.get_or_insert(*value);
+            *value = 0.0;
         }
-        Ok(())
+        let Some(value) = bad else { return };
+        self.n_bad_frames += 1;
+        self.first_bad_sample.get_or_insert((self.n_frames + i as u64, value));
+        if let Some(kept) = (i as u64).checked_sub(self.n_skip) {
+            let time_s = |frame: u64| frame as f64 / f64::from(rate_hz.max(1));
+            let start_s = self.position_s() + time_s(kept);
+            loss::add(&mut self.losses, start_s, start_s + time_s(1), NO_NUMBERS);
+        }
     }
 
     fn extend(&mut self, rate_hz: u32, n: usize, sample: impl Fn(usize) -> f32) -> Result<(), AudioErrorKind> {
@@ -272,6 +297,14 @@ impl Recording {
     }
 }
 
+fn is_sample(value: f32) -> bool {
+    value.abs() <= MAX_MAGNITUDE
+}
+
+fn are_samples(x: &[f32]) -> bool {
+    x.iter().all(|&value| is_sample(value))
+}
+
 /// Stretches as one; at [`REFERENCE_RATE_HZ`] where their rates differ.
 fn joined(mut stretches: Vec<(u32, Vec<f32>)>) -> (u32, Vec<f32>) {
     if let [_] = stretches[..]
@@ -300,10 +333,10 @@ mod tests {
     #[test]
     fn holes_are_silence_and_losses() {
         let mut recording = Recording::starting_at(1.0);
-        recording.interleaved(8000, 2, &[0.5, 0.25].repeat(800)).unwrap();
+        recording.interleaved(8000, 2, &mut [0.5, 0.25].repeat(800)).unwrap();
         recording.bad_packet(8000, 400, "broken").unwrap();
         recording.hole(8000, 400, "broken").unwrap();
-        recording.interleaved(8000, 1, &[1.0; 800]).unwrap();
+        recording.interleaved(8000, 1, &mut [1.0; 800]).unwrap();
         recording.announced_end(2.0, 0.0);
         let clip = recording.finish("x", "y", None).unwrap();
         let want: Vec<f32> = [[0.375; 800], [0.0; 800], [1.0; 800]].concat();
@@ -313,11 +346,31 @@ mod tests {
     }
 
     #[test]
+    fn samples_that_are_no_numbers_are_silence_and_losses() {
+        let mut recording = Recording::default();
+        recording.interleaved(8000, 2, &mut [0.5, 0.25].repeat(800)).unwrap();
+        let mut x = [0.5, 0.25].repeat(800);
+        (x[8], x[10], x[11], x[1599]) = (f32::NAN, f32::INFINITY, -2e30, f32::NEG_INFINITY);
+        recording.interleaved(8000, 2, &mut x).unwrap();
+        let clip = recording.finish("x", "y", None).unwrap();
+        assert_eq!(
+            (clip.samples[804], clip.samples[805], clip.samples[1599], clip.samples[806]),
+            (0.125, 0.0, 0.25, 0.375)
+        );
+        let spans: Vec<_> = clip.losses.iter().map(|l| ((l.start_s * 8000.0).round(), l.seconds() * 8000.0)).collect();
+        assert_eq!(spans.iter().map(|s| (s.0, s.1.round())).collect::<Vec<_>>(), [(804.0, 2.0), (1599.0, 1.0)]);
+        let mut recording = Recording::default();
+        recording.interleaved(8000, 1, &mut [0.0, f32::NAN, f32::NAN]).unwrap();
+        let error = recording.finish("x", "y", None).unwrap_err();
+        assert!(matches!(error, AudioErrorKind::BadSample { at: 1, .. }), "{error}");
+    }
+
+    #[test]
     fn an_end_is_believed_up_to_64_times_what_the_bytes_could_hold() {
         for (announced_s, end_s, what) in [(63.0, 63.0, ENDS_EARLY), (65.0, 64.0, ANNOUNCES_TOO_MUCH)] {
             let mut recording = Recording::default();
             recording.could_hold(8000);
-            recording.interleaved(8000, 1, &[0.0; 4000]).unwrap();
+            recording.interleaved(8000, 1, &mut [0.0; 4000]).unwrap();
             recording.announced_end(announced_s, 0.0);
             let losses = recording.finish("x", "y", None).unwrap().losses;
             assert_eq!(losses, [Loss { start_s: 0.5, end_s, what: what.into() }]);
@@ -327,8 +380,8 @@ mod tests {
     #[test]
     fn stretches_of_other_rates_keep_their_length() {
         let mut recording = Recording::default();
-        recording.interleaved(8000, 1, &[0.0; 4000]).unwrap();
-        recording.interleaved(48_000, 1, &[0.0; 24_000]).unwrap();
+        recording.interleaved(8000, 1, &mut [0.0; 4000]).unwrap();
+        recording.interleaved(48_000, 1, &mut [0.0; 24_000]).unwrap();
         assert_eq!(recording.position_s(), 1.0);
         let clip = recording.finish("x", "y", None).unwrap();
         assert_eq!((clip.samples.len(), clip.rate_hz), (16_000, 16_000));
