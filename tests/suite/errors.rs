@@ -90,7 +90,7 @@ variants! {
     "engine/src/plan.rs": PlanError, |_e| One::Only, One [Only];
     "kernels/src/cpu/isa.rs": UnknownIsa, |_e| One::Only, One [Only];
     "models/src/audio/error.rs": AudioError, |e| e.kind, AudioErrorKind [
-        Io, Empty, TooManyBytes, NotRecognised, NotRead, Container, NoAudioTrack, Codec, Damaged, NoSamples, TooLong, SampleRate,
+        Io, Empty, TooManyBytes, NotRecognised, NotRead, Container, Unfinished, NoAudioTrack, Codec, Damaged, NoSamples, TooLong, SampleRate,
         Channels, BadSample
     ];
     "models/src/languages.rs": UnknownLanguage, |_e| One::Only, One [Only];
@@ -352,6 +352,10 @@ fn damaged_audio(table: &mut Table) {
     many[at..at + 2].copy_from_slice(&65u16.to_be_bytes());
     table.row("Channels", decode_bytes("clip", &many), "clip: 65 channels, want 1 to 64", None);
 
+    let film = read("with_video.mp4");
+    let index = film.windows(4).position(|w| w == b"moov").unwrap() - 4;
+    let says = "clip: mp4 without its index (moov): the recording was not finished";
+    table.row("Unfinished", decode_bytes("clip", &film[..index]), says, None);
     table.row("NotRead", decode_bytes("clip", b"#!AMR\n\x3c"), "clip: amr files are not read", None);
 }
 

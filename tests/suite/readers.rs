@@ -470,3 +470,38 @@ fn files_that_are_not_read_are_named() {
     // What is known, but too much.
     assert!(error(&wav(1, RATE_HZ, 65, 16, &[0; 1300])).kind.is_convertible());
 }
+
+#[test]
+fn codecs_that_are_not_known_in_matroska_files_are_named() {
+    let whole = std::fs::read(fixture("formats/aac.mka")).unwrap();
+    let at = whole.windows(5).position(|w| w == b"A_AAC").unwrap();
+    for (name, want) in [(b"A_TTZ", "ttz"), (b"A_QDM", "qdm")] {
+        let mut file = whole.clone();
+        file[at..at + 5].copy_from_slice(name);
+        let e = decode_bytes("clip", &file).unwrap_err();
+        assert_eq!(e.to_string(), format!("clip: codec {want} is not supported (container mkv; there is no decoder)"));
+        assert!(e.kind.is_convertible());
+    }
+    // A header, and a segment of unknown length with a track of Microsoft's formats: Windows Media.
+    let element = |id: &[u8], body: &[u8]| [id, &[0x40, body.len() as u8], body].concat();
+    let format = [0x61, 1, 2, 0, 0x80, 0xbb, 0, 0];
+    let parts = [
+        element(&[0xd7], &[1]),
+        element(&[0x73, 0xc5], &[1]),
+        element(&[0x83], &[2]),
+        element(&[0x86], b"A_MS/ACM"),
+        element(&[0x63, 0xa2], &format),
+    ];
+    let of_file = [
+        element(&[0x2a, 0xd7, 0xb1], &[0x0f, 0x42, 0x40]),
+        element(&[0x4d, 0x80], b"test"),
+        element(&[0x57, 0x41], b"test"),
+    ];
+    let info = element(&[0x15, 0x49, 0xa9, 0x66], &of_file.concat());
+    let tracks = element(&[0x16, 0x54, 0xae, 0x6b], &element(&[0xae], &parts.concat()));
+    let cluster = element(&[0x1f, 0x43, 0xb6, 0x75], &element(&[0xe7], &[0]));
+    let head = element(&[0x1a, 0x45, 0xdf, 0xa3], &element(&[0x42, 0x82], b"matroska"));
+    let segment = [&[0x18, 0x53, 0x80, 0x67, 0x01][..], &[0xff; 7], &info, &tracks, &cluster].concat();
+    let e = decode_bytes("clip", &[head, segment].concat()).unwrap_err();
+    assert_eq!(e.to_string(), "clip: codec wma is not supported (container mkv; there is no decoder)");
+}

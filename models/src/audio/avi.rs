@@ -14,7 +14,7 @@ use symphonia::core::units::{Duration, Timestamp};
 use super::decode::Decoded;
 use super::demux::{self, NO_DECODER, frames_per_byte, open_decoder};
 use super::elementary::{Elementary, Timeline, Times, first};
-use super::error::AudioErrorKind;
+use super::error::{AudioErrorKind, UNKNOWN_TRACK};
 use super::fields::Fields;
 use super::frame::Syntax;
 use super::pcm::{Layout, Order};
@@ -152,7 +152,7 @@ impl Stream {
         match &self.kind {
             b"vids" => format!("video {}", self.handler.escape_ascii().to_string().to_lowercase()),
             b"txts" => "subtitle".into(),
-            _ => "unknown".into(),
+            _ => UNKNOWN_TRACK.into(),
         }
     }
 

@@ -119,6 +119,9 @@ fn decode_known(mut source: impl MediaSource, len: u64) -> Result<Decoded, Audio
         return mpeg::decode(&mut source);
     }
     let mut mp4 = mp4::inspect(&mut source, len).map_err(io)?;
+    if mp4.without_index {
+        return Err(AudioErrorKind::Unfinished);
+    }
     let segment = mkv::cut_segment(&mut source, len).map_err(io)?;
     let cut_short = !segment.is_empty() || caf.cut_short;
     let patches = [wav.patches, std::mem::take(&mut mp4.patches), caf.patches, segment].concat();
@@ -137,6 +140,12 @@ fn decode_known(mut source: impl MediaSource, len: u64) -> Result<Decoded, Audio
             mpeg::decode(&mut source)
         }
         Ok(demux::Found::Clip(clip)) => Ok(clip),
+        Err(AudioErrorKind::NoAudioTrack { container: "mkv", tracks }) => {
+            Err(match mkv::codec(&mut source, len).map_err(io)? {
+                Some(codec) => AudioErrorKind::Codec { codec, container: "mkv", why: demux::NO_DECODER },
+                None => AudioErrorKind::NoAudioTrack { container: "mkv", tracks },
+            })
+        }
         Err(AudioErrorKind::NotRecognised) => Err(match wav.format_tag {
             Some(tag) => AudioErrorKind::Codec {
                 codec: names::wave_format(tag),

@@ -13,6 +13,9 @@ pub struct AudioError {
     pub kind: AudioErrorKind,
 }
 
+/// Name of a track of which nothing is known.
+pub(super) const UNKNOWN_TRACK: &str = "unknown";
+
 /// What is wrong with an audio input.
 #[derive(Debug)]
 pub enum AudioErrorKind {
@@ -36,6 +39,8 @@ pub enum AudioErrorKind {
         /// What is wrong.
         why: String,
     },
+    /// It is an MP4 or QuickTime file without its index.
+    Unfinished,
     /// The container holds no sound.
     NoAudioTrack {
         /// Short name of the container.
@@ -95,7 +100,12 @@ impl AudioErrorKind {
 
     /// Whether this is sound that other programs convert to a format that is read here.
     pub fn is_convertible(&self) -> bool {
-        matches!(self, Self::NotRead { .. } | Self::Codec { .. } | Self::Channels { n_channels: 1.. })
+        match self {
+            Self::NotRead { .. } | Self::Codec { .. } | Self::Channels { n_channels: 1.. } => true,
+            // It may be sound.
+            Self::NoAudioTrack { tracks, .. } => tracks.iter().any(|track| track == UNKNOWN_TRACK),
+            _ => false,
+        }
     }
 
     /// What the system said.
@@ -107,6 +117,7 @@ impl AudioErrorKind {
             | Self::NotRecognised
             | Self::NotRead { .. }
             | Self::Container { .. }
+            | Self::Unfinished
             | Self::NoAudioTrack { .. }
             | Self::Codec { .. }
             | Self::Damaged { .. }
@@ -141,6 +152,10 @@ impl fmt::Display for AudioErrorKind {
                 write!(f, "{container} files are not read (sound: {sound})")
             }
             Self::Container { why } => write!(f, "cannot be read: {why}"),
+            Self::Unfinished => f.write_str(
+                "mp4 without its index (moov): the recording was not finished, or its end is missing; programs that repair \
+                 it (untrunc) want another recording of the same device",
+            ),
             Self::NoAudioTrack { container, tracks } => {
                 let tracks = if tracks.is_empty() { "none".into() } else { tracks.join(", ") };
                 write!(f, "no audio track (container {container}; tracks: {tracks})")

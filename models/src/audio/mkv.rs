@@ -1,8 +1,9 @@
-//! Matroska files that were cut short: the demuxer wants the whole segment.
+//! What the demuxer does not do with Matroska files: read those that were cut short, and name codecs that it does not know.
 
 use std::io::{Read, Result, Seek};
 
 use super::fields::Fields;
+use super::names;
 use super::patched::Patch;
 
 /// Identifiers. Source: RFC 8794 (EBML header), RFC 9559, 5.1 (Segment and what is in it).
@@ -11,6 +12,16 @@ const SEGMENT: [u8; 4] = [0x18, 0x53, 0x80, 0x67];
 const SEEK_HEAD: [u8; 4] = [0x11, 0x4d, 0x9b, 0x74];
 const CLUSTER: [u8; 4] = [0x1f, 0x43, 0xb6, 0x75];
 const VOID: u8 = 0xec;
+
+/// Identifiers of the description of a track, as numbers. Source: RFC 9559, 5.1.4.
+const TRACKS: u64 = 0x1654_ae6b;
+const TRACK_ENTRY: u64 = 0xae;
+const TRACK_TYPE: u64 = 0x83;
+const CODEC_ID: u64 = 0x86;
+const CODEC_PRIVATE: u64 = 0x63a2;
+
+/// Longest name of a codec that is shown, in bytes.
+const MAX_NAME_BYTES: u64 = 64;
 
 /// Elements before the first cluster that are looked at.
 const MAX_ELEMENTS: usize = 64;
@@ -55,6 +66,64 @@ pub(super) fn cut_segment(src: &mut (impl Read + Seek), len: u64) -> Result<Vec<
         at = next;
     }
     Ok(patches)
+}
+
+/// The codec of the first track of sound, which the demuxer does not know; none if there is no such track.
+pub(super) fn codec(src: &mut (impl Read + Seek), len: u64) -> Result<Option<String>> {
+    const SOUND: u8 = 2;
+    let mut fields = Fields::new(src, len);
+    if fields.get(0)? != Some(EBML) {
+        return Ok(None);
+    }
+    let segment = elements(&mut fields, 0, len)?.into_iter().find(|e| e.id == u64::from(u32::from_be_bytes(SEGMENT)));
+    let Some(segment) = segment else { return Ok(None) };
+    let inside = elements(&mut fields, segment.body, segment.end)?;
+    let Some(tracks) = inside.into_iter().find(|e| e.id == TRACKS) else { return Ok(None) };
+    for track in elements(&mut fields, tracks.body, tracks.end)?.into_iter().filter(|e| e.id == TRACK_ENTRY) {
+        let parts = elements(&mut fields, track.body, track.end)?;
+        let part = |id: u64| parts.iter().find(|e| e.id == id);
+        let Some(kind) = part(TRACK_TYPE).map(|e| fields.get(e.body)) else { continue };
+        if kind? != Some([SOUND]) {
+            continue;
+        }
+        let Some(id) = part(CODEC_ID) else { continue };
+        let mut name = String::new();
+        for at in id.body..id.end.min(id.body + MAX_NAME_BYTES) {
+            name.extend(fields.get::<1>(at)?.into_iter().flatten().map(char::from).filter(char::is_ascii_graphic));
+        }
+        // Those of Microsoft's Audio Compression Manager have a WAVEFORMATEX.
+        let format = part(CODEC_PRIVATE).filter(|_| name == "A_MS/ACM").map(|e| fields.get(e.body));
+        return Ok(Some(match format.transpose()?.flatten() {
+            Some(tag) => names::wave_format(u16::from_le_bytes(tag)),
+            None => name.trim_start_matches("A_").to_lowercase(),
+        }));
+    }
+    Ok(None)
+}
+
+/// An element: its identifier, and where its contents are.
+struct Element {
+    id: u64,
+    body: u64,
+    end: u64,
+}
+
+/// The elements between two places, up to the first cluster.
+fn elements<S: Read + Seek>(fields: &mut Fields<'_, S>, mut at: u64, end: u64) -> Result<Vec<Element>> {
+    let mut found = Vec::new();
+    while at < end && found.len() < MAX_ELEMENTS {
+        // An identifier is a length field with its mark.
+        let Some((value, id_bytes)) = size(fields, at)? else { break };
+        let Some((content, bytes)) = size(fields, at + id_bytes)? else { break };
+        let (id, body) = (value | 1 << (7 * id_bytes), at + id_bytes + bytes);
+        if id == u64::from(u32::from_be_bytes(CLUSTER)) {
+            break;
+        }
+        // An unknown length is a very large one.
+        at = body.saturating_add(content).min(end);
+        found.push(Element { id, body, end: at });
+    }
+    Ok(found)
 }
 
 /// The value of a length field of `n` bytes that stands for no length.

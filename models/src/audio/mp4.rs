@@ -9,6 +9,12 @@ use super::patched::Patch;
 /// Boxes that are looked at, in all.
 const MAX_BOXES: usize = 4096;
 
+/// Boxes that say what the samples are: of all, of a fragment.
+const INDICES: [&[u8; 4]; 2] = [b"moov", b"moof"];
+
+/// Boxes that a file begins with.
+const FIRST_BOXES: [&[u8; 4]; 3] = [b"ftyp", b"wide", b"mdat"];
+
 /// Entries of an edit list that are looked at.
 const MAX_EDITS: u32 = 16;
 
@@ -22,6 +28,8 @@ pub(super) struct Mp4 {
     pub tracks: Vec<Mp4Track>,
     /// What a demuxer should see instead.
     pub patches: Vec<Patch>,
+    /// There are samples, and nothing that says what they are.
+    pub without_index: bool,
 }
 
 impl Mp4 {
@@ -72,6 +80,11 @@ impl Lead {
 pub(super) fn inspect(src: &mut (impl Read + Seek), len: u64) -> Result<Mp4> {
     let mut walk = Walk { fields: Fields::new(src, len), left: MAX_BOXES };
     let mut mp4 = Mp4::default();
+    let Some([_, _, _, _, first @ ..]) = walk.fields.get::<8>(0)? else { return Ok(mp4) };
+    if FIRST_BOXES.contains(&&first) {
+        mp4.without_index = walk.without_index()?;
+        walk.left = MAX_BOXES;
+    }
     if walk.header(0, len)?.is_none_or(|b| &b.kind != b"ftyp") {
         return Ok(mp4);
     }
@@ -199,6 +212,20 @@ impl<S: Read + Seek> Walk<'_, S> {
         }
         let bytes = if long { (self.fields.len - at).to_be_bytes().into() } else { vec![0; 4] };
         Ok(vec![Patch { at: if long { at + 8 } else { at }, bytes }])
+    }
+
+    /// Whether there are samples without an index, before or among them.
+    fn without_index(&mut self) -> Result<bool> {
+        let (mut at, mut samples) = (0, false);
+        loop {
+            let kind = self.fields.get::<4>(at + 4)?;
+            samples |= kind == Some(*b"mdat");
+            if kind.is_some_and(|kind| INDICES.contains(&&kind)) || self.left == 0 {
+                return Ok(false);
+            }
+            let Some(b) = self.header(at, self.fields.len)? else { return Ok(samples) };
+            at = b.end;
+        }
     }
 
     fn child(&mut self, parent: Mp4Box, kind: &[u8; 4]) -> Result<Option<Mp4Box>> {

@@ -7,6 +7,8 @@ use symphonia::core::codecs::video::VideoCodecId;
 use symphonia::core::codecs::video::well_known::*;
 use symphonia::core::formats::{FormatInfo, Track, well_known::*};
 
+use super::error::UNKNOWN_TRACK;
+
 /// Short name of a container, as users write it.
 pub(super) fn container(info: &FormatInfo) -> &'static str {
     match info.format {
@@ -24,7 +26,7 @@ pub(super) fn track(track: &Track) -> String {
         Some(CodecParameters::Audio(p)) => format!("audio {}", audio_codec(p.codec)),
         Some(CodecParameters::Video(p)) => format!("video {}", video_codec(p.codec)),
         Some(CodecParameters::Subtitle(_)) => "subtitle".into(),
-        _ => "unknown".into(),
+        _ => UNKNOWN_TRACK.into(),
     }
 }
 
@@ -76,6 +78,7 @@ pub(super) fn wave_format(tag: u16) -> String {
         0x2001 => "dts",
         0x566f | 0x674f..=0x6771 => "vorbis",
         0x704f => "opus",
+        0xa109 => "speex",
         0xf1ac => "flac",
         _ => return format!("{tag:#06x}"),
     };

@@ -9,7 +9,7 @@ use std::io::{Read, Result, Seek, SeekFrom};
 use super::decode::Decoded;
 use super::demux::NO_DECODER;
 use super::elementary::{Elementary, Times, first};
-use super::error::AudioErrorKind;
+use super::error::{AudioErrorKind, UNKNOWN_TRACK};
 use super::frame::{Header, Syntax};
 use super::mpeg;
 use super::window::Window;
@@ -142,7 +142,7 @@ impl Kind {
             Self::Frames(Syntax::Adts) => "audio aac".into(),
             Self::Sound(codec) => format!("audio {codec}"),
             Self::Picture(codec) => format!("video {codec}"),
-            Self::Other => "unknown".into(),
+            Self::Other => UNKNOWN_TRACK.into(),
         }
     }
 
