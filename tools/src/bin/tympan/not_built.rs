@@ -20,50 +20,26 @@ const SWITCHES: [(&str, &[&str]); 2] =
     [("transcribe", &["raw-words", "drop-suspect", "resume", "no-resume"]), ("generate", &["chat", "spec-default"])];
 
 /// Flags of a subcommand that have a value.
-const VALUED: [(&str, &[&str]); 4] = [
+const VALUED: [(&str, &[&str]); 6] = [
     ("transcribe", &["vad", "loop-retry", "track", "from", "to", "aligner", "gpu-layers", "memory-budget"]),
     (
         "generate",
-        &[
-            "min-p",
-            "repeat-penalty",
-            "presence-penalty",
-            "stop",
-            "system",
-            "format",
-            "gpu-layers",
-            "memory-budget",
-            "spec-type",
-            "spec-rollback",
-            "draft-max",
-            "draft-min",
-            "draft-model",
-            "ctx-checkpoints",
-        ],
+        &["min-p", "repeat-penalty", "presence-penalty", "stop", "system", "format", "gpu-layers", "memory-budget"],
     ),
-    (
-        "bench",
-        &[
-            "gpu-layers",
-            "memory-budget",
-            "spec-type",
-            "spec-rollback",
-            "draft-max",
-            "draft-min",
-            "draft-model",
-            "ctx-checkpoints",
-        ],
-    ),
+    ("generate", SPECULATION),
+    ("bench", &["gpu-layers", "memory-budget"]),
+    ("bench", SPECULATION),
     ("inspect", &["gpu-layers", "memory-budget"]),
 ];
+const SPECULATION: &[&str] =
+    &["spec-type", "spec-rollback", "draft-max", "draft-min", "draft-model", "ctx-checkpoints"];
 
 /// Subcommands of which every flag that begins so is one, and flags of one dash and several letters.
 const SPECULATIVE: (&str, [&str; 2]) = ("--spec-", ["generate", "bench"]);
 const SHORT: [&str; 9] = ["-md", "-hfd", "-ngld", "-devd", "-ctkd", "-ctvd", "-td", "-lcs", "-lcd"];
 
-fn flags_of(lists: &[(&str, &'static [&'static str])], command: &str) -> impl Iterator<Item = &'static str> {
-    let found = lists.iter().find(|(name, _)| *name == command).map_or(&[][..], |(_, flags)| flags);
-    found.iter().copied()
+fn flags_of<'l>(lists: &'l [(&str, &'static [&'static str])], command: &'l str) -> impl Iterator<Item = &'static str> {
+    lists.iter().filter(move |(name, _)| *name == command).flat_map(|(_, flags)| flags.iter().copied())
 }
 
 /// The command with flags that are only there to be refused.
