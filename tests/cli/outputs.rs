@@ -226,6 +226,51 @@ fn an_output_that_is_an_input_is_refused_by_whatever_name() {
     }
 }
 
+/// A directory that `-m` names is none of them, and neither is the file whose projector is found beside it.
+#[test]
+fn an_output_that_is_a_part_of_a_model_is_refused() {
+    let place = Place::new();
+    let checkpoint = place.at("checkpoint");
+    std::fs::create_dir(&checkpoint).unwrap();
+    for name in ["model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json"] {
+        std::fs::copy(fixtures().join("models/tiny-qwen3-asr").join(name), checkpoint.join(name)).unwrap();
+    }
+    let pair = place.at("pair/x.gguf");
+    std::fs::create_dir(place.at("pair")).unwrap();
+    tympan(["convert".as_ref(), "-q".as_ref(), checkpoint.as_os_str(), "-o".as_ref(), pair.as_os_str()]).expect(0);
+    std::fs::create_dir(place.at("out")).unwrap();
+    std::fs::copy(clip("yes.wav"), place.at("model.wav")).unwrap();
+    std::fs::copy(clip("yes.wav"), place.at("tokenizer.wav")).unwrap();
+    symlink(place.at("pair/mmproj-x.gguf"), place.at("out/tokenizer.json")).unwrap();
+    symlink(checkpoint.join("vocab.json"), place.at("out/x.svg")).unwrap();
+    let at = |name: &str| place.at(name).to_str().unwrap().to_owned();
+    let (checkpoint, pair) = (at("checkpoint"), at("pair/x.gguf"));
+    for (arguments, precious) in [
+        (&["generate", "-m", &checkpoint, "-p", "a", "--logits-out", &at("checkpoint/model.safetensors")][..], 0),
+        (&["generate", "-m", &pair, "-p", "a", "--logits-out", &at("pair/mmproj-x.gguf")], 1),
+        (&["transcribe", "-m", &checkpoint, "--overwrite", "--dump", &checkpoint, &at("model.wav")], 0),
+        (&["transcribe", "-m", &checkpoint, "--overwrite", "-f", "json", "-o", &checkpoint, &at("tokenizer.wav")], 2),
+        (&["transcribe", "-m", &pair, "--overwrite", "-f", "json", "-o", &at("out"), &at("tokenizer.wav")], 1),
+        (&["bench", "-m", &checkpoint, "-p", "1", "-n", "0", "--plot", &at("out/x.svg")], 3),
+    ] {
+        let names = [
+            "checkpoint/model.safetensors",
+            "pair/mmproj-x.gguf",
+            "checkpoint/tokenizer.json",
+            "checkpoint/vocab.json",
+        ];
+        let precious = place.at(names[precious]);
+        let before = std::fs::read(&precious).unwrap();
+        refused(tympan(arguments), 2, &["is the same file as an input: "]);
+        assert!(std::fs::read(&precious).unwrap() == before, "{arguments:?}");
+    }
+    // What a model has not been read from may be replaced.
+    let arguments = ["transcribe", "-q", "-m", &checkpoint, "-o", &checkpoint, "--overwrite", &at("model.wav")];
+    for _ in 0..2 {
+        tympan(arguments).expect(0);
+    }
+}
+
 #[test]
 fn a_file_is_not_quantized_onto_itself() {
     let place = Place::new();

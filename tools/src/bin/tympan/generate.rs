@@ -14,7 +14,7 @@ use safetensors::tensor::{Dtype, TensorView};
 
 use crate::args::{DeviceArgs, KvType, ModelArgs, note_threads};
 use crate::exit::{Exit, Failure, Outcome};
-use crate::model::{check_unchanged, failure};
+use crate::model::{check_unchanged, failure, files_of};
 use crate::output::{Destination, refuse_collisions};
 use crate::report::{Verbosity, peak_rss_bytes, short, size};
 use crate::streams;
@@ -125,7 +125,8 @@ pub(crate) fn run(args: &GenerateArgs) -> Outcome<Exit> {
         return Err(Failure::usage("--prompt: want some text, got none"));
     }
     let logits_out = args.logits_out.as_deref().map(Destination::check_with_folder).transpose()?;
-    refuse_collisions(logits_out.as_slice(), args.model.as_deref())?;
+    let inputs: Vec<PathBuf> = args.model.iter().flat_map(|model| files_of(model)).collect();
+    refuse_collisions(logits_out.as_slice(), inputs.iter().map(PathBuf::as_path))?;
     let device = args.device.open()?;
     note_threads(args.device.threads, say);
     let reuse = args.device.reuse()?;

@@ -1,7 +1,7 @@
 //! Finding and loading the model that `-m` stands for.
 
 use std::num::NonZeroUsize;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use convert::synth::SyntheticModel;
@@ -14,6 +14,7 @@ use crate::args::{ModelArgs, WeightsArg};
 use crate::cache::{self, ModelFiles};
 use crate::exit::{Failure, Outcome};
 use crate::inspect::statistics::first_not_finite;
+use crate::output::folder_of;
 use crate::report::Verbosity;
 
 /// Memory that has to be free before a file is copied unasked, in sizes of the file.
@@ -58,6 +59,32 @@ fn available_bytes() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok().map(|kilobytes| kilobytes << 10)
+}
+
+/// The files that `-m` may stand for: the file and what is read with it, parts and projectors, or what checkpoints and models
+/// are made of in a directory.
+pub(crate) fn files_of(model: &Path) -> Vec<PathBuf> {
+    const OF_CHECKPOINTS: [&str; 8] = [
+        "config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "vocab.json",
+        "merges.txt",
+        "generation_config.json",
+        "preprocessor_config.json",
+        "model.safetensors.index.json",
+    ];
+    let is_directory = model.is_dir();
+    let folder = if is_directory { model } else { folder_of(model) };
+    let is_read = |path: &Path| {
+        let name = short_name(path);
+        let has_ending = |ending: &str| path.extension().is_some_and(|e| e.eq_ignore_ascii_case(ending));
+        let is_checkpoint =
+            || OF_CHECKPOINTS.contains(&&*name) || name.starts_with("model") && has_ending("safetensors");
+        has_ending("gguf") || is_directory && is_checkpoint()
+    };
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    std::iter::once(model.to_owned()).chain(entries.filter(|path| is_read(path))).collect()
 }
 
 /// Whether a model's files are still those that were loaded.

@@ -205,7 +205,8 @@ fn followed(path: &Path) -> PathBuf {
     end.unwrap_or_else(|| path.to_owned())
 }
 
-fn folder_of(path: &Path) -> &Path {
+/// The folder that a path is in.
+pub(crate) fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 

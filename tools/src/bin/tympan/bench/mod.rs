@@ -44,7 +44,7 @@ use self::row::{ModelFacts, Row, Settings};
 use self::timed::Timed;
 use crate::args::{DeviceArgs, KvType, ModelArgs, Switch, WeightsArg, note_threads};
 use crate::exit::{Exit, Failure, Outcome};
-use crate::model::{Loading, check_unchanged};
+use crate::model::{Loading, check_unchanged, files_of};
 use crate::output::refuse_collisions;
 use crate::report::{Verbosity, peak_rss_bytes};
 use crate::streams::{self, StandardError};
@@ -288,11 +288,11 @@ pub(crate) fn run(args: &BenchArgs) -> Outcome<Exit> {
         return Err(Failure::usage(format!("--profile: {name} has no place for it (accepted: md, json, jsonl)")));
     }
     let plot = args.plot.as_deref().map(plot::check).transpose()?;
-    let compared_with = args.baseline.iter().chain(&args.baseline_program);
-    refuse_collisions(
-        plot.as_slice(),
-        args.model.iter().chain(&args.audio).chain(compared_with).map(PathBuf::as_path),
-    )?;
+    let of_models = args.model.iter().flat_map(|model| files_of(model));
+    let others = args.audio.iter().chain(&args.reference).chain(&args.mmproj);
+    let others = others.chain(&args.baseline).chain(&args.baseline_program).cloned();
+    let inputs: Vec<PathBuf> = of_models.chain(others).collect();
+    refuse_collisions(plot.as_slice(), inputs.iter().map(PathBuf::as_path))?;
     let lists = Lists::read(args)?;
     note_threads(most_threads(&lists), say);
     let baseline = args.baseline.as_deref().map(|path| Baseline::open(path, args.max_regress)).transpose()?;

@@ -13,6 +13,7 @@ use super::formats::Format;
 use super::inputs::Selection;
 use super::outputs::{Existing, Wanted};
 use crate::args::{DeviceArgs, KvType, ModelArgs};
+use crate::model::files_of;
 
 /// Most tokens that `--max-tokens` accepts: those of the longest context. The model's own may be shorter.
 const MAX_TOKENS: u64 = MAX_CONTEXT as u64;
@@ -132,7 +133,7 @@ impl TranscribeArgs {
             formats: &self.format,
             dump: self.dump.as_deref(),
             existing,
-            model: self.model.model.iter().chain(&self.model.mmproj).map(PathBuf::as_path).collect(),
+            model: self.model.model.iter().chain(&self.model.mmproj).flat_map(|model| files_of(model)).collect(),
         }
     }
 

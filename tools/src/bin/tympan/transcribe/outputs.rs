@@ -40,7 +40,10 @@ impl Outputs {
             Input::File { path, .. } => Some(&**path),
             Input::Stdin => None,
         });
-        refuse_collisions(all.iter().flat_map(Self::destinations), inputs.chain(wanted.model.iter().copied()))?;
+        refuse_collisions(
+            all.iter().flat_map(Self::destinations),
+            inputs.chain(wanted.model.iter().map(PathBuf::as_path)),
+        )?;
         all.iter().filter_map(Self::journalled).try_for_each(Journal::check).map_err(Failure::output)?;
         let existing: Vec<&Destination> =
             all.iter().flat_map(Self::destinations).filter(|place| place.exists()).collect();
@@ -89,7 +92,7 @@ pub(super) struct Wanted<'a> {
     /// What is there already.
     pub existing: Existing,
     /// The files of the model.
-    pub model: Vec<&'a Path>,
+    pub model: Vec<PathBuf>,
 }
 
 impl Wanted<'_> {
