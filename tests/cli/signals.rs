@@ -156,8 +156,9 @@ fn a_second_signal_quits_without_another_word() {
     let [(first, _), .., (second, _)] = signals()[..] else { return };
     let folder = tempfile::tempdir().unwrap();
     let long = long_recording(folder.path());
-    let arguments = ["transcribe".as_ref(), "-q".as_ref(), "--segment".as_ref(), SEGMENT_S.as_ref(), long.as_os_str()];
-    let mut child = command(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    // Of several threads one may go on with the first signal before another one gets the second.
+    let mut program = command(["transcribe", "-q", "-t", "1", "--segment", SEGMENT_S]);
+    let mut child = program.arg(&long).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
     // Both are there when it goes on.
     for signal in ["STOP", first, second, "CONT"] {
