@@ -453,3 +453,21 @@ fn a_film_without_sound_is_said_to_be_one() {
     let run = tympan(["transcribe".as_ref(), "-q".as_ref(), film.as_os_str()]).expect(3);
     assert!(run.err.ends_with("video_only.mp4: no audio track (container mp4; tracks: video h264)\n"), "{}", run.err);
 }
+
+/// "With several inputs each line names its file and a last one counts done, skipped, failed."
+#[test]
+fn the_lines_of_several_inputs_name_them_and_are_counted() {
+    let (yes, door) = (path("yes.wav"), path("open_door.wav"));
+    let run = tympan(["transcribe", &yes, "/nowhere/missing.wav", &door]).expect(1);
+    let lines: Vec<&str> = run.err.lines().skip(1).collect();
+    let [first, error, second, count] = lines[..] else { panic!("{}", run.err) };
+    assert!(
+        first.starts_with(&format!("{yes}: audio ")) && second.starts_with(&format!("{door}: audio ")),
+        "{}",
+        run.err
+    );
+    assert!(error.starts_with("error: /nowhere/missing.wav: "), "{}", run.err);
+    assert_eq!(count, "2 done, 0 skipped, 1 failed");
+    let alone = tympan(["transcribe", &yes]).expect(0);
+    assert!(alone.err.lines().nth(1).unwrap().starts_with("audio ") && alone.err.lines().count() == 2, "{}", alone.err);
+}
