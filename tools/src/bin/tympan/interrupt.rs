@@ -33,14 +33,20 @@ static FLAGS: OnceLock<Flags> = OnceLock::new();
 /// Errors: the system refuses.
 pub(crate) fn install() -> Outcome<()> {
     let flags = FLAGS.get_or_init(|| Flags { at_once: Arc::new(true.into()), exit: Arc::new(0.into()) });
-    for &(number, exit) in SIGNALS.iter().filter(|(number, _)| !signal::is_ignored(*number)) {
-        // In this order: the first signal that somebody waits for must not end the process on its way.
-        flag::register_conditional_shutdown(number, exit as i32, Arc::clone(&flags.at_once))
-            .and_then(|_| flag::register(number, Arc::clone(&flags.at_once)))
-            .and_then(|_| flag::register_usize(number, Arc::clone(&flags.exit), exit as usize))
-            .map_err(refused)?;
-    }
-    signal::explain_bus_errors().map_err(refused)
+    let heard = || SIGNALS.iter().filter(|(number, _)| !signal::is_ignored(*number));
+    let register = || {
+        heard().try_for_each(|&(number, exit)| {
+            // In this order: the first signal that somebody waits for must not end the process on its way.
+            flag::register_conditional_shutdown(number, exit as i32, Arc::clone(&flags.at_once))
+                .and_then(|_| flag::register(number, Arc::clone(&flags.at_once)))
+                .and_then(|_| flag::register_usize(number, Arc::clone(&flags.exit), exit as usize))
+                .map(|_| ())
+        })
+    };
+    // A signal that comes when its handler is there and what the handler does is not yet would be lost.
+    signal::undisturbed_by(heard().map(|&(number, _)| number), register)
+        .and_then(|()| signal::explain_bus_errors())
+        .map_err(refused)
 }
 
 fn refused(error: std::io::Error) -> Failure {

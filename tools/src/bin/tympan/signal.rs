@@ -24,6 +24,35 @@ pub(crate) fn is_ignored(_: i32) -> bool {
     false
 }
 
+/// What `work` returns, which no signal of `numbers` comes in the middle of: it comes behind it. For a process of one thread.
+#[cfg(unix)]
+pub(crate) fn undisturbed_by<T>(numbers: impl Iterator<Item = i32>, work: impl FnOnce() -> T) -> T {
+    use std::mem::MaybeUninit;
+
+    let mut set = MaybeUninit::<libc::sigset_t>::uninit();
+    let mut before = MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: the first call makes an empty set at the place it is given, which is ours.
+    unsafe { libc::sigemptyset(set.as_mut_ptr()) };
+    for number in numbers {
+        // SAFETY: it is a set by now; a number that is none changes nothing.
+        unsafe { libc::sigaddset(set.as_mut_ptr(), number) };
+    }
+    // SAFETY: reads one set and writes the other, both ours.
+    let is_blocked = unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, set.as_ptr(), before.as_mut_ptr()) } == 0;
+    let result = work();
+    if is_blocked {
+        // SAFETY: the call above succeeded, so it has written the set that was blocked before.
+        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, before.as_ptr(), std::ptr::null_mut()) };
+    }
+    result
+}
+
+/// Other systems cannot hold signals back.
+#[cfg(not(unix))]
+pub(crate) fn undisturbed_by<T>(_: impl Iterator<Item = i32>, work: impl FnOnce() -> T) -> T {
+    work()
+}
+
 /// Ends the process with a message and [`Exit::Model`] where a file that is mapped gives no bytes any more: it has been cut
 /// short, or its disk fails. Without this, the process would be killed without a word.
 ///
