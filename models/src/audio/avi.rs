@@ -11,14 +11,13 @@ use symphonia::core::codecs::audio::{AudioCodecParameters, AudioDecoder};
 use symphonia::core::packet::Packet;
 use symphonia::core::units::{Duration, Timestamp};
 
-use super::decode::Decoded;
 use super::demux::{self, NO_DECODER, frames_per_byte, open_decoder};
 use super::elementary::{Elementary, Timeline, Times, first};
 use super::error::{AudioErrorKind, UNKNOWN_TRACK};
 use super::fields::Fields;
 use super::frame::Syntax;
 use super::pcm::{Layout, Order};
-use super::recording::{MAX_STRETCH, Recording, check_channels, check_rate};
+use super::recording::{Decoded, MAX_STRETCH, Recording, check_channels, check_rate};
 use super::{mpeg, names, pcm, wav};
 
 /// Short name of the container.

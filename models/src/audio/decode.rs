@@ -1,9 +1,9 @@
 //! [`decode_file`], [`decode_reader`], [`decode_bytes`]: a file in any format that is read, to mono samples.
 //!
 //! Plain samples, whose headers programs write in many ways, are read here (modules `wav`, `aiff`, `au`, `caf`), MPEG streams
-//! frame by frame (`mpeg`), AVI and MPEG transport streams by readers of ours (`avi`, `ts`), everything else with symphonia (`demux`). Samples keep the rate of the file and are not scaled;
-//! see [`super::resample()`] and [`super::normalize`] for the rest of what the official loaders do. Nothing here trusts a
-//! length in a file: memory grows with what was decoded.
+//! frame by frame (`mpeg`), AVI and MPEG transport streams by readers of ours (`avi`, `ts`), everything else with symphonia
+//! (`demux`). Samples keep the rate of the file and are not scaled; see [`super::resample()`] and [`super::normalize`] for the
+//! rest of what the official loaders do. Nothing here trusts a length in a file: memory grows with what was decoded.
 
 use std::fs::File;
 use std::io::{Cursor, Read, SeekFrom};
@@ -15,29 +15,9 @@ use super::caught::caught;
 use super::demux::{self, Known};
 use super::error::{AudioError, AudioErrorKind};
 use super::limits::MAX_INPUT_BYTES;
-use super::loss::{Loss, TrackChoice};
 use super::patched::Spliced;
+use super::recording::Decoded;
 use super::{aiff, au, avi, caf, mkv, mp4, mpeg, names, ogg, pcm, ts, unread, wav};
-
-/// Mono samples of a clip.
-#[derive(Clone, Debug)]
-pub struct Decoded {
-    /// Arithmetic mean over the channels. In [-1, 1] except for floating point files that are not. What was lost between
-    /// two samples is silence.
-    pub samples: Vec<f32>,
-    /// Samples per second.
-    pub rate_hz: u32,
-    /// When the first sample sounds, in seconds of the file's own clock: sound may start later than its film.
-    pub start_s: f64,
-    /// Short name of the container.
-    pub container: &'static str,
-    /// Short name of the codec.
-    pub codec: &'static str,
-    /// What could not be decoded, in order of time.
-    pub losses: Vec<Loss>,
-    /// Which track this is, where the file has several with sound.
-    pub track: Option<TrackChoice>,
-}
 
 /// Samples of a file. Pipes and devices are buffered like [`decode_reader`] does.
 ///

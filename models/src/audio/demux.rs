@@ -16,13 +16,12 @@ use symphonia::core::meta::MetadataOptions;
 use symphonia::core::packet::Packet;
 use symphonia::core::units::{Duration, TimeBase, Timestamp};
 
-use super::decode::Decoded;
 use super::elementary::{self, MISSING};
 use super::error::AudioErrorKind;
 use super::loss::TrackChoice;
 use super::mp4::{Mp4, Mp4Track};
 use super::patched::{Patch, Patched};
-use super::recording::{ENDS_EARLY, MAX_STRETCH, Recording, check_channels, check_rate};
+use super::recording::{Decoded, ENDS_EARLY, MAX_STRETCH, Recording, check_channels, check_rate};
 use super::{aac, names};
 
 /// How far into a file its format is looked for. More finds MPEG frame headers in any large file.

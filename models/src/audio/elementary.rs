@@ -4,11 +4,10 @@
 use std::collections::VecDeque;
 use std::io::Read;
 
-use super::decode::Decoded;
 use super::error::AudioErrorKind;
 use super::limits::REFERENCE_RATE_HZ;
 use super::loss::TrackChoice;
-use super::recording::{MAX_STRETCH, Recording};
+use super::recording::{Decoded, MAX_STRETCH, Recording};
 
 /// Shorter differences of times, in seconds, are how containers round them, or a clock that drifts.
 const MIN_GAP_S: f64 = 0.1;

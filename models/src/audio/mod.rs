@@ -36,12 +36,13 @@ mod wav;
 mod window;
 
 pub use activity::activity;
-pub use decode::{Decoded, decode_bytes, decode_file, decode_reader};
+pub use decode::{decode_bytes, decode_file, decode_reader};
 pub use error::{AudioError, AudioErrorKind};
 pub use limits::{MAX_MAGNITUDE, MAX_RATE_HZ, MIN_RATE_HZ};
 pub use loss::{Loss, TrackChoice};
 pub use mel::{Features, MelParams, MelRecipe, MelSpectrogram};
 pub use probe::{PROBE_BYTES, media_container};
+pub use recording::Decoded;
 pub use resample::resample;
 pub use segment::split;
 

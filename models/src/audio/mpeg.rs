@@ -12,12 +12,11 @@ use symphonia::core::codecs::audio::{AudioCodecParameters, AudioDecoder};
 use symphonia::core::packet::Packet;
 use symphonia::core::units::{Duration, Timestamp};
 
-use super::decode::Decoded;
 use super::demux;
 use super::elementary::{Elementary, Timeline};
 use super::error::AudioErrorKind;
 use super::frame::{HEADER_BYTES, Header, Syntax};
-use super::recording::{ENDS_EARLY, Recording};
+use super::recording::{Decoded, ENDS_EARLY, Recording};
 use super::window::Window;
 
 /// Bytes that are looked at beyond the present place: more than the longest frame and the header behind it.

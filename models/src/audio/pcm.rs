@@ -3,7 +3,7 @@
 use std::io::{Read, Seek, SeekFrom};
 
 use super::error::AudioErrorKind;
-use super::recording::{Recording, check_channels, check_rate};
+use super::recording::{Decoded, Recording, check_channels, check_rate};
 
 /// Bytes that are read at once, about.
 const READ_BYTES: usize = 1 << 18;
@@ -88,7 +88,7 @@ impl Layout {
 /// Reads all frames; those that are announced but missing are a loss.
 ///
 /// Errors: a rate, a number of channels or a sample that is not accepted; no frames; too many of them.
-pub(super) fn decode(src: &mut (impl Read + Seek), layout: &Layout) -> Result<super::decode::Decoded, AudioErrorKind> {
+pub(super) fn decode(src: &mut (impl Read + Seek), layout: &Layout) -> Result<Decoded, AudioErrorKind> {
     check_rate(layout.rate_hz)?;
     check_channels(layout.n_channels)?;
     let mut recording = Recording::default();

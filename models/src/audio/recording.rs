@@ -1,8 +1,7 @@
-//! [`Recording`]: what was decoded so far, mixed down, with what was lost on the way.
+//! [`Recording`]: what was decoded so far, mixed down, with what was lost on the way. At the end it is [`Decoded`].
 
 use symphonia::core::audio::GenericAudioBufferRef;
 
-use super::decode::Decoded;
 use super::error::AudioErrorKind;
 use super::limits::{MAX_CHANNELS, MAX_MAGNITUDE, MAX_RATE_HZ, MAX_SAMPLES, MIN_RATE_HZ, REFERENCE_RATE_HZ};
 use super::loss::{self, Loss, TrackChoice};
@@ -22,6 +21,26 @@ const NO_NUMBERS: &str = "samples that are no numbers";
 
 /// Said of one that announces an end which is not believed.
 const ANNOUNCES_TOO_MUCH: &str = "the file ends early, and announces more than is believed";
+
+/// Mono samples of a clip.
+#[derive(Clone, Debug)]
+pub struct Decoded {
+    /// Arithmetic mean over the channels. In [-1, 1] except for floating point files that are not. What was lost between
+    /// two samples is silence.
+    pub samples: Vec<f32>,
+    /// Samples per second.
+    pub rate_hz: u32,
+    /// When the first sample sounds, in seconds of the file's own clock: sound may start later than its film.
+    pub start_s: f64,
+    /// Short name of the container.
+    pub container: &'static str,
+    /// Short name of the codec.
+    pub codec: &'static str,
+    /// What could not be decoded, in order of time.
+    pub losses: Vec<Loss>,
+    /// Which track this is, where the file has several with sound.
+    pub track: Option<TrackChoice>,
+}
 
 /// Mono samples with the losses among them.
 #[derive(Default)]

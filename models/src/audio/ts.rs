@@ -6,12 +6,12 @@
 use std::collections::BTreeMap;
 use std::io::{Read, Result, Seek, SeekFrom};
 
-use super::decode::Decoded;
 use super::demux::NO_DECODER;
 use super::elementary::{Elementary, Times, first};
 use super::error::{AudioErrorKind, UNKNOWN_TRACK};
 use super::frame::{Header, Syntax};
 use super::mpeg;
+use super::recording::Decoded;
 use super::window::Window;
 
 /// Short name of the container.
