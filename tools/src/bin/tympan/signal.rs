@@ -63,12 +63,18 @@ pub(crate) fn undisturbed_by<T>(_: impl Iterator<Item = i32>, work: impl FnOnce(
 pub(crate) fn explain_bus_errors() -> std::io::Result<()> {
     use signal_hook::consts::SIGBUS;
     use signal_hook::low_level;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
+    static IS_SAID: AtomicBool = AtomicBool::new(false);
     let explain = |info: &libc::siginfo_t| {
         // SAFETY: the system fills in the address for every bus error.
         let address = unsafe { info.si_addr() }.addr();
         match engine::mapping::path_at(address) {
             Some(path) => {
+                // Another thread is saying so, and ends the process.
+                while IS_SAID.swap(true, Ordering::SeqCst) {
+                    let _ = rustix::event::poll(&mut [], None);
+                }
                 for text in
                     ["error: ", path, ": the file gives no bytes any more: it was cut short while it was used\n"]
                 {
@@ -83,7 +89,7 @@ pub(crate) fn explain_bus_errors() -> std::io::Result<()> {
             }
         }
     };
-    // SAFETY: all that is done is allowed in the middle of anything: atomic loads, write, exit and abort.
+    // SAFETY: all that is done is allowed in the middle of anything: atomic operations, poll, write, exit and abort.
     unsafe { signal_hook_registry::register_sigaction(SIGBUS, explain) }.map(|_| ())
 }
 
