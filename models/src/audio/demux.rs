@@ -17,6 +17,7 @@ use symphonia::core::packet::Packet;
 use symphonia::core::units::{Duration, TimeBase, Timestamp};
 
 use super::elementary::{self, MISSING};
+use super::elementary::{MAX_GAP_S, MIN_GAP_S, MIN_START_S};
 use super::error::AudioErrorKind;
 use super::loss::TrackChoice;
 use super::mp4::{Mp4, Mp4Track};
@@ -32,15 +33,6 @@ const MAX_FRUITLESS_PACKETS: usize = 1000;
 
 /// The same for packets of other tracks: an hour of video before the first sound.
 const MAX_FOREIGN_PACKETS: usize = 216_000;
-
-/// Shorter gaps between packets, in seconds, are how containers round their times.
-const MIN_GAP_S: f64 = 0.1;
-
-/// A longer gap, in seconds, is a damaged time.
-const MAX_GAP_S: f64 = 600.0;
-
-/// A first packet before this time, in seconds, is the delay of an encoder.
-const MIN_START_S: f64 = 0.1;
 
 /// Said of codecs that are not known.
 pub(super) const NO_DECODER: &str = "there is no decoder";

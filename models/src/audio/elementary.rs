@@ -10,16 +10,16 @@ use super::loss::TrackChoice;
 use super::recording::{Decoded, MAX_STRETCH, Recording};
 
 /// Shorter differences of times, in seconds, are how containers round them, or a clock that drifts.
-const MIN_GAP_S: f64 = 0.1;
+pub(super) const MIN_GAP_S: f64 = 0.1;
 
 /// The same where something is known to be missing.
 const MIN_BROKEN_GAP_S: f64 = 0.01;
 
-/// A longer gap, in seconds, is another clock. Sound that starts later starts at the start.
-const MAX_GAP_S: f64 = 600.0;
+/// A longer gap, in seconds, is another clock or a damaged time. Sound that starts later starts at the start.
+pub(super) const MAX_GAP_S: f64 = 600.0;
 
 /// A first frame before this time, in seconds, is the delay of an encoder.
-const MIN_START_S: f64 = 0.1;
+pub(super) const MIN_START_S: f64 = 0.1;
 
 /// Frames of silence for a byte of the file, so that a small file fills no memory: that of 8 kbit/s at 16 kHz.
 const MAX_SILENCE_PER_BYTE: u64 = 16;
