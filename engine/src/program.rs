@@ -267,6 +267,8 @@ fn inputs(compiled: &Compiled, words: &mut [u32]) -> Result<Vec<Own>> {
             Input::Ranges
             | Input::Tokens
             | Input::Slots
+            | Input::Reads
+            | Input::Kept
             | Input::OutRows
             | Input::Frames
             | Input::Embeddings

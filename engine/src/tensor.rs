@@ -61,6 +61,10 @@ pub enum Input {
     Sequences,
     /// Memory slot of every sequence, i32 `[n_seqs]`.
     Slots,
+    /// Row of its states of fixed extent that every sequence continues from, i32 `[n_seqs]`; -1: from zeros.
+    Reads,
+    /// After how many of its rows of the call every sequence's states of fixed extent are stored, i32 `[n_seqs]`.
+    Kept,
     /// First row of every sequence and the end of its rows, i32 `[n_seqs, 2]`; equal where a sequence is padding.
     Ranges,
     /// Rows that reach the output head, i32 `[n_outputs]`.
@@ -79,11 +83,13 @@ pub enum Input {
 
 impl Input {
     /// Every input that a call of a model has, in the order of the input block.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::Tokens,
         Self::Positions,
         Self::Sequences,
         Self::Slots,
+        Self::Reads,
+        Self::Kept,
         Self::Ranges,
         Self::OutRows,
         Self::Frames,
@@ -99,6 +105,8 @@ impl Input {
             | Self::Positions
             | Self::Sequences
             | Self::Slots
+            | Self::Reads
+            | Self::Kept
             | Self::Ranges
             | Self::OutRows
             | Self::Frames
@@ -113,11 +121,13 @@ impl Input {
             Self::Positions => 1,
             Self::Sequences => 2,
             Self::Slots => 3,
-            Self::Ranges => 4,
-            Self::OutRows => 5,
-            Self::Frames => 6,
-            Self::Embeddings => 7,
-            Self::Features => 8,
+            Self::Reads => 4,
+            Self::Kept => 5,
+            Self::Ranges => 6,
+            Self::OutRows => 7,
+            Self::Frames => 8,
+            Self::Embeddings => 9,
+            Self::Features => 10,
             Self::Values(n) | Self::Integers(n) => Self::ALL.len() + n as usize,
         }
     }

@@ -112,6 +112,17 @@ pub struct Sequence {
     pub n_past: usize,
     /// Real tokens of this call; 0 for a sequence that pads the batch.
     pub length: usize,
+    /// The slot whose states of fixed extent it continues from, where there is a past.
+    pub read: usize,
+    /// After how many of its tokens such states are stored.
+    pub kept: usize,
+}
+
+impl Sequence {
+    /// One that continues its own slot and keeps all of its tokens.
+    pub fn new(slot: usize, n_past: usize, length: usize) -> Self {
+        Self { slot, n_past, length, read: slot, kept: length }
+    }
 }
 
 /// Sequences in slots.
@@ -336,7 +347,8 @@ impl OpCase {
                 let rows = if spec.role.is_recurrent() { spec.shape.dim(0) } else { seq.n_past };
                 let past =
                     random_weight(&mut rng, spec.dtype, rows * spec.shape.elements() / spec.shape.dim(0), [-1.0, 1.0]);
-                bytes[seq.slot * spec.bytes()..][..past.len()].copy_from_slice(&past);
+                let slot = if spec.role.is_recurrent() { seq.read } else { seq.slot };
+                bytes[slot * spec.bytes()..][..past.len()].copy_from_slice(&past);
             }
             bytes
         };

@@ -21,7 +21,7 @@ use engine::tensor::{Input, Source, TensorId};
 use engine::weights::{Weight, WeightStore};
 use kernels::cpu::Kernels;
 
-use crate::case::{Args, BatchArg, OpCase};
+use crate::case::{Args, BatchArg, OpCase, Sequence};
 use crate::compare::{nmse, state_value};
 use crate::files::{self, WeightBytes};
 
@@ -419,6 +419,11 @@ fn input_words(case: &OpCase, graph: &Graph, plan: &MemoryPlan) -> Vec<u32> {
                 }
             }
             Input::Slots => words.iter_mut().zip(&batch().seqs).for_each(|(w, s)| *w = s.slot as u32),
+            Input::Reads => {
+                let read = |s: &Sequence| if s.n_past > 0 { s.read as u32 } else { u32::MAX };
+                words.iter_mut().zip(&batch().seqs).for_each(|(w, s)| *w = read(s));
+            }
+            Input::Kept => words.iter_mut().zip(&batch().seqs).for_each(|(w, s)| *w = s.kept as u32),
             Input::Ranges => {
                 let ends = batch().ranges().into_iter().flat_map(|r| [r.start as u32, r.end as u32]);
                 words.iter_mut().zip(ends).for_each(|(w, end)| *w = end);

@@ -116,7 +116,7 @@ impl Model for Hybrid {
         let batch = BatchInputs::new(g, key);
         let x = batch.embed(g, self.embed);
         let x = match self.inputs {
-            Some(inputs) => g.add(x, g.causal_conv1d(x, self.conv, inputs, &batch)),
+            Some(inputs) => g.add(x, g.causal_conv1d(x, self.conv, None, inputs, &batch)),
             None => x,
         };
         let rope = Rope { n_rot: 8, theta_base: 1e4, pairs: RopePairs::Halves };

@@ -2,42 +2,32 @@
 
 use std::borrow::Cow;
 
+use engine::Result;
 use engine::tensor::TensorId;
-use engine::{DType, Result};
 
 use super::linear::product;
-use super::operands::{Operands, Rows, decode, encode};
+use super::operands::{Operands, Rows};
+use super::state;
 
-/// `[x, w, state, slots, positions, ranges]`: `y[t] = sum_j w[:, j] * x[t - (d_conv - 1) + j]` over the slot's past.
-/// NaN for padding.
-pub(super) fn causal_conv1d(cx: &Operands<'_>, args: &[TensorId]) -> Result<Vec<f64>> {
+/// `[x, w, state, reads, slots, kept, ranges]`, and the bias: `y[t] = bias + sum_j w[:, j] * x[t - (d_conv - 1) + j]`. NaN
+/// for padding.
+pub(super) fn causal_conv1d(cx: &Operands<'_>, args: &[TensorId], bias: bool) -> Result<Vec<f64>> {
     let [n_tokens, width] = cx.dims(args[0])?;
-    let [n_slots, history, _] = cx.dims(args[2])?;
+    let [_, history, _] = cx.dims(args[2])?;
     let (x, w) = (cx.values(args[0])?, cx.values(args[1])?);
-    let slots = cx.indices(args[3], n_slots)?;
-    let positions = cx.values(args[4])?;
-    let ranges = cx.ranges(args[5], n_tokens)?;
+    let bias = if bias { cx.values(args[7])? } else { Cow::Owned(vec![0.0; width]) };
     let d_conv = history + 1;
-    let slot_bytes = DType::F32.row_bytes(history * width);
-    let mut state = cx.state(args[2])?.lock();
-    let mut out = vec![f64::NAN; n_tokens * width];
-    for (slot, rows) in slots.into_iter().zip(ranges).filter(|(_, rows)| !rows.is_empty()) {
-        let state = &mut state[slot * slot_bytes..][..slot_bytes];
-        // [history + rows, width]
-        let mut inputs = if positions[rows.start] == 0.0 {
-            vec![0.0; history * width]
-        } else {
-            decode(DType::F32, state, history * width)?
-        };
-        inputs.extend_from_slice(&x[rows.start * width..rows.end * width]);
-        for (t, out) in out[rows.start * width..rows.end * width].chunks_exact_mut(width).enumerate() {
-            for (c, out) in out.iter_mut().enumerate() {
-                let taps = (0..d_conv).map(|j| w[c * d_conv + j] * inputs[(t + j) * width + c]);
-                *out = taps.sum();
-            }
+    let mut out = vec![f64::NAN; x.len()];
+    state::pass(cx, &args[2..7], n_tokens, |t, past| {
+        // [history, width], oldest first
+        let x = &x[t * width..][..width];
+        for (c, out) in out[t * width..][..width].iter_mut().enumerate() {
+            let input = |j: usize| past.get(j * width + c).copied().unwrap_or(x[c]);
+            *out = bias[c] + (0..d_conv).map(|j| w[c * d_conv + j] * input(j)).sum::<f64>();
         }
-        encode(DType::F32, &inputs[rows.len() * width..], state)?;
-    }
+        past.extend_from_slice(x);
+        past.drain(..width);
+    })?;
     Ok(out)
 }
 

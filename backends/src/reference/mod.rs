@@ -12,6 +12,7 @@ mod moe;
 mod operands;
 mod pointwise;
 mod rows;
+mod state;
 
 use std::num::NonZeroUsize;
 use std::ops::{DerefMut, Range};
@@ -368,7 +369,13 @@ fn compute(cx: &Operands<'_>, node: &Node) -> Result<Vec<Vec<f64>>> {
         }
         Op::CachedAttention { scale } => vec![attention::cached(cx, args, scale)?],
         Op::Attention { scale, window } => vec![attention::windowed(cx, args, scale, window)?],
-        Op::CausalConv1d => vec![conv::causal_conv1d(cx, args)?],
+        Op::CausalConv1d { bias, act } => {
+            let mut y = conv::causal_conv1d(cx, args, bias)?;
+            if let Some(act) = act {
+                pointwise::unary(act, &mut y);
+            }
+            vec![y]
+        }
         Op::Conv2d { stride, pad, act, .. } => {
             let mut y = conv::conv2d(cx, args, usize::from(stride), usize::from(pad))?;
             if let Some(act) = act {

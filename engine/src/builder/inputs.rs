@@ -35,6 +35,10 @@ pub struct BatchInputs {
     pub positions: Tensor,
     /// `[n_seqs]`.
     pub slots: Tensor,
+    /// `[n_seqs]`.
+    pub reads: Tensor,
+    /// `[n_seqs]`.
+    pub kept: Tensor,
     /// The rows of every sequence.
     pub spans: Spans,
     key: GraphKey,
@@ -48,9 +52,16 @@ impl BatchInputs {
         Self {
             positions: g.input(Input::Positions, [n_tokens]),
             slots: g.input(Input::Slots, [n_seqs]),
+            reads: g.input(Input::Reads, [n_seqs]),
+            kept: g.input(Input::Kept, [n_seqs]),
             spans: Spans::new(g, n_seqs, n_tokens),
             key: *key,
         }
+    }
+
+    /// How sequences pass through a state of fixed extent: `reads, slots, kept, ranges`, the arguments behind the state.
+    pub(super) fn passages(&self) -> [Tensor; 4] {
+        [self.reads, self.slots, self.kept, self.spans.ranges]
     }
 
     /// `[n_tokens, n_embd]`: rows of `table` for token ids, and the caller's vectors where the call has some.

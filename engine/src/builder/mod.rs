@@ -302,9 +302,18 @@ impl<'a> GraphBuilder<'a> {
 
     /// Depthwise convolution over the sequence's own past.
     #[track_caller]
-    pub fn causal_conv1d(&self, x: Tensor, w: Weight, state: State, batch: &BatchInputs) -> Tensor {
-        let args = [x, self.weight(w), self.state(state), batch.slots, batch.positions, batch.spans.ranges];
-        self.push1(Op::CausalConv1d, &args)
+    pub fn causal_conv1d(
+        &self,
+        x: Tensor,
+        w: Weight,
+        bias: Option<Weight>,
+        state: State,
+        batch: &BatchInputs,
+    ) -> Tensor {
+        let mut args = vec![x, self.weight(w), self.state(state)];
+        args.extend(batch.passages());
+        args.extend(bias.map(|b| self.weight(b)));
+        self.push1(Op::CausalConv1d { bias: bias.is_some(), act: None }, &args)
     }
 
     /// Two-dimensional convolution, channels innermost.
@@ -633,7 +642,8 @@ mod tests {
         let w = g.input(Input::Features, [4, 3]);
         let state = g.state(state);
         for _ in 0..2 {
-            g.push1(Op::CausalConv1d, &[x, w, state, batch.slots, batch.positions, batch.spans.ranges]);
+            let [reads, slots, kept, ranges] = batch.passages();
+            g.push1(Op::CausalConv1d { bias: false, act: None }, &[x, w, state, reads, slots, kept, ranges]);
         }
         assert!(g.finish().unwrap_err().to_string().contains("state 0 is written twice"));
     }

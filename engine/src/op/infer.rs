@@ -51,7 +51,7 @@ impl Op {
             Self::KvWrite => kv_write(args),
             Self::CachedAttention { .. } => cached_attention(args),
             Self::Attention { .. } => attention(args),
-            Self::CausalConv1d => causal_conv1d(args),
+            Self::CausalConv1d { bias, .. } => causal_conv1d(args, bias),
             Self::Conv2d { stride, pad, .. } => conv2d(usize::from(stride), usize::from(pad), args),
             Self::DepthwiseConv2d { stride, pad } => depthwise_conv2d(usize::from(stride), usize::from(pad), args),
             Self::DepthwiseConv1d => depthwise_conv1d(args),
@@ -257,19 +257,32 @@ fn pairs(name: &str, t: &TensorDesc) -> Result<usize, OpError> {
     Ok(n)
 }
 
-fn causal_conv1d(args: &[TensorDesc]) -> Outs {
-    let [x, w, state, slots, positions, ranges] = arguments(args)?;
+/// The passages of sequences through a state of fixed extent, `reads, slots, kept, ranges`.
+fn passages(args: &[TensorDesc; 4]) -> Result<(), OpError> {
+    let [reads, slots, kept, ranges] = args;
+    let n_seqs = pairs("ranges", ranges)?;
+    [("reads", reads), ("slots", slots), ("kept", kept)]
+        .into_iter()
+        .try_for_each(|(name, t)| indices(name, t, [n_seqs]))
+}
+
+fn causal_conv1d(args: &[TensorDesc], bias: bool) -> Outs {
+    let (args, biases) = args.split_at(args.len() - usize::from(bias));
+    let [x, w, state, rest @ ..] = arguments::<7>(args)?;
     activation("x", x)?;
     activation("w", w)?;
-    let [n_tokens, width] = rank("x", x)?;
+    let [_, width] = rank("x", x)?;
     let [_, d_conv] = rank("w", w)?;
     shaped("w", w, [width, d_conv])?;
     let [n_slots, history, _] = rank("state", state)?;
     shaped("state", state, [n_slots, history, width])?;
     ensure(history + 1 == d_conv, || format!("state {} does not fit w {}", state.shape, w.shape))?;
     activation("state", state)?;
-    rows_of_slots(n_tokens, slots, positions)?;
-    shaped("slots", slots, [pairs("ranges", ranges)?])?;
+    passages(rest)?;
+    for bias in biases {
+        activation("bias", bias)?;
+        shaped("bias", bias, [width])?;
+    }
     Ok(smallvec![(DType::F32, x.shape)])
 }
 

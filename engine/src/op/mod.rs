@@ -5,6 +5,10 @@
 //! The rows of a call, `n_tokens` of them, lie in a line, those of one sequence (or clip) behind each other. `sequences
 //! [n_tokens]` says to which sequence a row belongs, -1 for padding; `ranges [n_seqs, 2]` where each sequence begins and ends.
 //! Ops that touch state skip padding, and what other ops compute for it is undefined and never read.
+//!
+//! An op with a state of fixed extent takes the *passage* of every sequence through it, `reads, slots, kept [n_seqs]`: it
+//! continues from row `reads[s]` of the state, -1 being zeros, and stores in row `slots[s]` what the state is after `kept[s]`
+//! rows of the sequence. Later rows are computed, and leave no trace. No row is read or written for two sequences.
 
 mod infer;
 
@@ -181,11 +185,15 @@ pub enum Op {
         /// Which keys a query sees.
         window: Window,
     },
-    /// `[x, w, state, slots, positions, ranges]`: depthwise convolution over a sequence's own past,
-    /// `y[t] = sum_j w[:, j] * x[t - (d_conv - 1) + j]`, newest tap last. `x [n_tokens, width]`, `w [width, d_conv]`,
-    /// `state [n_slots, d_conv - 1, width]` holds the last inputs, oldest first, and is replaced. A sequence whose first
-    /// position is 0 starts from zeros without reading its slot.
-    CausalConv1d,
+    /// `[x, w, state, reads, slots, kept, ranges]` or `[.., bias]`: depthwise convolution over a sequence's own past,
+    /// `y[t] = act(bias + sum_j w[:, j] * x[t - (d_conv - 1) + j])`, newest tap last. `x [n_tokens, width]`, `w [width, d_conv]`,
+    /// `bias [width]`; `state [n_slots, d_conv - 1, width]` holds the last inputs, oldest first.
+    CausalConv1d {
+        /// Whether there is a last argument.
+        bias: bool,
+        /// Applied last.
+        act: Option<Unary>,
+    },
     /// `[x, w, bias]`: cross-correlation with zero border, channels innermost. `x [n, h, w, c_in]`,
     /// `w [c_out, c_in, kh, kw]`, `bias [c_out]` gives `[n, h', w', c_out]`, `h' = (h + 2 pad - kh) / stride + 1`.
     Conv2d {
@@ -293,7 +301,7 @@ impl Op {
             Self::KvWrite => OpSpec { mutates: Some(1), aliases: Some(1), ..OpSpec::new("kv_write") },
             Self::CachedAttention { .. } => OpSpec::new("cached_attention"),
             Self::Attention { .. } => OpSpec::new("attention"),
-            Self::CausalConv1d => OpSpec { mutates: Some(2), ..OpSpec::new("causal_conv1d") },
+            Self::CausalConv1d { .. } => OpSpec { mutates: Some(2), ..OpSpec::new("causal_conv1d") },
             Self::Conv2d { .. } => OpSpec { any_strides: Some(0), ..OpSpec::new("conv2d") },
             Self::DepthwiseConv2d { .. } => OpSpec::new("depthwise_conv2d"),
             Self::DepthwiseConv1d => OpSpec::new("depthwise_conv1d"),

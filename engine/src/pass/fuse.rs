@@ -186,14 +186,16 @@ fn linear_epilogue(Fusing { graph, .. }: &Fusing<'_>, at: NodeId) -> Option<Rewr
 fn conv_act(Fusing { graph, .. }: &Fusing<'_>, at: NodeId) -> Option<Rewrite> {
     let unary = graph.node(at);
     let Op::Unary(act) = unary.op else { return None };
+    let act = Some(act);
     let (id, conv) = maker(graph, unary.args[0])?;
-    let Op::Conv2d { stride, pad, act: None, precision } = conv.op else { return None };
-    Some(Rewrite {
-        remove: smallvec![id, at],
-        op: Op::Conv2d { stride, pad, act: Some(act), precision },
-        args: conv.args.clone(),
-        outs: unary.outs.clone(),
-    })
+    let op = if let Op::Conv2d { stride, pad, act: None, precision } = conv.op {
+        Op::Conv2d { stride, pad, act, precision }
+    } else if let Op::CausalConv1d { bias, act: None } = conv.op {
+        Op::CausalConv1d { bias, act }
+    } else {
+        return None;
+    };
+    Some(Rewrite { remove: smallvec![id, at], op, args: conv.args.clone(), outs: unary.outs.clone() })
 }
 
 /// Products of the same `x` on one backend: it is converted once, and their rows are one step. Matches at the first of them.

@@ -14,8 +14,8 @@ use crate::key::{GraphKey, Stage};
 use crate::model::EncoderSpec;
 use crate::tensor::Input;
 
-/// A word of a row that belongs to no sequence: -1.
-const NO_SEQUENCE: u32 = u32::MAX;
+/// -1: the sequence of a row that belongs to none, and the row of states that a new sequence reads.
+const NONE: u32 = u32::MAX;
 
 /// Rows of a batch before they are rounded up.
 #[derive(Default)]
@@ -126,6 +126,8 @@ impl Session {
                 block.set(Input::Sequences, row + t, i);
             }
             block.set(Input::Slots, i, seq.slot.index());
+            block.set(Input::Reads, i, if n_past == 0 { NONE as usize } else { seq.slot.index() });
+            block.set(Input::Kept, i, n);
             block.set(Input::Ranges, 2 * i, row);
             block.set(Input::Ranges, 2 * i + 1, row + n);
             row += n;
@@ -262,7 +264,7 @@ impl<'a> InputBlock<'a> {
     #[inline(never)]
     fn clear(&mut self) {
         for input in Input::ALL.into_iter().filter(|input| input.dtype() == DType::I32) {
-            self.of(input).fill(if input == Input::Sequences { NO_SEQUENCE } else { 0 });
+            self.of(input).fill(if input == Input::Sequences { NONE } else { 0 });
         }
     }
 

@@ -31,7 +31,7 @@ impl ShortConv {
     /// `x` and the result: `[n_tokens, n_embd]`.
     pub(crate) fn build(&self, g: &GraphBuilder<'_>, batch: &BatchInputs, x: Tensor) -> Tensor {
         let [b, c, u] = g.chunk(g.linear(x, self.in_proj));
-        let y = g.causal_conv1d(g.mul(b, u), self.conv, self.state, batch);
+        let y = g.causal_conv1d(g.mul(b, u), self.conv, None, self.state, batch);
         g.linear(g.mul(c, y), self.out_proj)
     }
 }

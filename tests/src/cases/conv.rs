@@ -1,35 +1,34 @@
 //! Convolutions: over a sequence's past, and over images.
 
 use engine::DType;
+use engine::builder::GraphBuilder;
 use engine::op::Unary;
+use engine::tensor::Tensor;
 
-use super::batch;
-use crate::case::{ELEMENTWISE, OpCase, Tolerance};
+use super::{batch, passages};
+use crate::case::{Args, ELEMENTWISE, OpCase, Tolerance};
 
-/// Every width of kernel, fresh and continued sequences, lengths below and above the history.
+/// Every width of kernel and way through its state, with and without bias and activation.
 pub fn causal_conv1d(cases: &mut Vec<OpCase>) {
-    let batches: [&[(usize, usize, usize)]; 7] = [
-        &[(0, 0, 1)],
-        &[(1, 5, 1)],
-        &[(2, 0, 2)],
-        &[(0, 9, 33)],
-        &[(2, 0, 5), (0, 17, 1), (4, 64, 3)],
-        &[(3, 1, 1), (0, 100, 1), (1, 0, 1)],
-        &[(1, 12, 4), (0, 0, 0), (2, 0, 2), (0, 0, 0)],
-    ];
-    for (i, seqs) in batches.into_iter().enumerate() {
+    for (i, batch) in passages().into_iter().enumerate() {
         for d_conv in 2..=5 {
             for width in [1, 7, 8, 17, 64, 100] {
-                let batch = batch(128, seqs);
                 let shape = [batch.n_tokens, width];
+                let case = |with: &str, build: fn(&GraphBuilder<'_>, &Args) -> Tensor| {
+                    let name = format!("causal conv {d_conv} width {width}{with}, batch {i}");
+                    OpCase::new(name, ELEMENTWISE, move |g, a| vec![build(g, a)])
+                        .batch(batch.clone())
+                        .input(shape)
+                        .weight(DType::F32, [width, d_conv])
+                        .conv_state(d_conv, width)
+                };
+                cases.push(case("", |g, a| g.causal_conv1d(a.x[0], a.w[0], None, a.s[0], a.batch())));
                 cases.push(
-                    OpCase::new(format!("causal conv {d_conv} width {width}, batch {i}"), ELEMENTWISE, |g, a| {
-                        vec![g.causal_conv1d(a.x[0], a.w[0], a.s[0], a.batch())]
+                    case(" with bias and silu", |g, a| {
+                        g.unary(Unary::Silu, g.causal_conv1d(a.x[0], a.w[0], Some(a.w[1]), a.s[0], a.batch()))
                     })
-                    .batch(batch)
-                    .input(shape)
-                    .weight(DType::F32, [width, d_conv])
-                    .conv_state(d_conv, width),
+                    .weight(DType::F32, [width])
+                    .fuses("conv_act"),
                 );
             }
         }
@@ -37,7 +36,7 @@ pub fn causal_conv1d(cases: &mut Vec<OpCase>) {
     cases.push(
         OpCase::new("causal conv of a part of each row", ELEMENTWISE, |g, a| {
             let [b, c, u] = g.chunk(a.x[0]);
-            vec![g.mul(c, g.causal_conv1d(b, a.w[0], a.s[0], a.batch())), g.mul(b, u)]
+            vec![g.mul(c, g.causal_conv1d(b, a.w[0], None, a.s[0], a.batch())), g.mul(b, u)]
         })
         .batch(batch(64, &[(1, 3, 6), (0, 0, 9)]))
         .input([18, 60])

@@ -70,10 +70,37 @@ pub fn family(name: &str) -> Vec<OpCase> {
 /// Rows of padding behind the sequences of a batch of several.
 const PADDING: usize = 3;
 
+/// Ways through states of fixed extent: fresh and continued sequences, lengths below and above the history of a convolution,
+/// states that are read in one slot and written in another, and stored after some of the rows, or before the first.
+fn passages() -> Vec<BatchArg> {
+    let whole: [&[(usize, usize, usize)]; 7] = [
+        &[(0, 0, 1)],
+        &[(1, 5, 1)],
+        &[(2, 0, 2)],
+        &[(0, 9, 33)],
+        &[(2, 0, 5), (0, 17, 1), (4, 64, 3)],
+        &[(3, 1, 1), (0, 100, 1), (1, 0, 1)],
+        &[(1, 12, 4), (0, 0, 0), (2, 0, 2), (0, 0, 0)],
+    ];
+    let mut all: Vec<BatchArg> = whole.map(|seqs| batch(128, seqs)).into();
+    let part = |(slot, n_past, length), read, kept| Sequence { read, kept, ..Sequence::new(slot, n_past, length) };
+    let parts = [
+        vec![part((0, 7, 6), 0, 0), part((1, 7, 6), 2, 4)],
+        vec![part((3, 9, 5), 1, 5), part((0, 0, 5), 0, 1), part((4, 2, 2), 4, 1)],
+        vec![part((0, 9, 1), 1, 0), part((2, 9, 1), 2, 0)],
+        vec![part((0, 3, 65), 1, 64), part((3, 0, 7), 3, 2)],
+    ];
+    all.extend(parts.map(|seqs| in_line(128, seqs)));
+    all
+}
+
 /// Sequences `(slot, n_past, length)` in a line, with padding where there are several; one slot more than is used.
 fn batch(n_ctx: usize, seqs: &[(usize, usize, usize)]) -> BatchArg {
-    let seqs: Vec<Sequence> = seqs.iter().map(|&(slot, n_past, length)| Sequence { slot, n_past, length }).collect();
-    let n_slots = seqs.iter().map(|s| s.slot).max().unwrap_or(0) + 2;
+    in_line(n_ctx, seqs.iter().map(|&(slot, n_past, length)| Sequence::new(slot, n_past, length)).collect())
+}
+
+fn in_line(n_ctx: usize, seqs: Vec<Sequence>) -> BatchArg {
+    let n_slots = seqs.iter().map(|s| s.slot.max(s.read)).max().unwrap_or(0) + 2;
     let padding = if seqs.len() > 1 { PADDING } else { 0 };
     let n_tokens = seqs.iter().map(|s| s.length).sum::<usize>() + padding;
     BatchArg { n_slots, n_ctx, n_tokens, seqs }

@@ -14,7 +14,7 @@ use super::super::machine::Machine;
 use super::super::mem::{View, ViewMut, WorkerScratch};
 use super::super::region::{Step, Worker, piece};
 use super::activate;
-use super::rows::{element, index, range};
+use super::passages::{Passage, Passages};
 use crate::format::format_of;
 
 /// `f32`s of gathered pixels in one chunk. All weights pass by for every chunk, so it should not be small; with too many,
@@ -186,9 +186,8 @@ impl Step for Conv2d {
 /// Channels of one chunk. Few under Miri, where shapes are small and chunks shall still meet.
 const CHANNELS: usize = if cfg!(miri) { 8 } else { 256 };
 
-/// `[x, w, state, slots, positions, ranges]`.
-pub(super) fn causal_conv1d(args: &[&TensorDesc]) -> Prepared {
-    let n_seqs = args[5].shape.dim(0);
+/// `[x, w, state, reads, slots, kept, ranges]`, and the bias.
+pub(super) fn causal_conv1d(args: &[&TensorDesc], bias: bool, act: Option<Unary>) -> Prepared {
     let [width, d_conv] = [0, 1].map(|i| args[1].shape.dim(i));
     // Taps and history of the channels of a chunk.
     let needs = Needs { shared: 0, worker: width.min(CHANNELS) * (2 * d_conv - 1) };
@@ -197,11 +196,10 @@ pub(super) fn causal_conv1d(args: &[&TensorDesc]) -> Prepared {
             x: cx.view(at.arg(0))?,
             w: cx.view(at.arg(1))?,
             state: cx.result(at.arg(2))?,
-            slots: cx.view(at.arg(3))?,
-            positions: cx.view(at.arg(4))?,
-            ranges: cx.view(at.arg(5))?,
+            passages: Passages::bind(cx, at, 3)?,
+            bias: if bias { Some(cx.view(at.arg(7))?) } else { None },
+            act,
             y: cx.result(at.out(0))?,
-            n_seqs,
             worker: cx.scratch(at)?.1,
             kernels: cx.machine.kernels,
         })
@@ -213,26 +211,23 @@ struct CausalConv1d {
     x: View<f32>,
     w: View<f32>,
     state: ViewMut<f32>,
-    slots: View<i32>,
-    positions: View<i32>,
-    ranges: View<i32>,
+    passages: Passages,
+    bias: Option<View<f32>>,
+    act: Option<Unary>,
     y: ViewMut<f32>,
-    n_seqs: usize,
     worker: WorkerScratch,
     kernels: Kernels,
 }
 
 impl CausalConv1d {
-    /// Past inputs of the channels, oldest first: the slot's, or zeros for a sequence that begins. `first` is its first row.
-    fn load_history(&self, first: usize, slot: usize, channels: &Range<usize>, history: &mut [f32]) {
-        let begins = element(&self.positions, first) == 0;
+    /// Past inputs of the channels, oldest first.
+    fn load_history(&self, read: Option<usize>, channels: &Range<usize>, history: &mut [f32]) {
         let n = history.len() / channels.len();
         for (i, row) in history.chunks_exact_mut(channels.len()).enumerate() {
-            if begins {
-                row.fill(0.0);
-            } else {
+            match read {
                 // The rest of the row belongs to other chunks.
-                row.copy_from_slice(self.state.part(slot * n + i, channels.clone()));
+                Some(slot) => row.copy_from_slice(self.state.part(slot * n + i, channels.clone())),
+                None => row.fill(0.0),
             }
         }
     }
@@ -261,25 +256,25 @@ impl Step for CausalConv1d {
                 *tap = self.w.row(c)[j];
             }
         }
-        for s in 0..self.n_seqs {
-            let Range { start: first, end } = range(&self.ranges, s);
-            if first == end {
-                continue;
-            }
-            let slot = index(element(&self.slots, s));
-            self.load_history(first, slot, &channels, history);
-            for t in 0..end - first {
+        for Passage { rows, read, slot, kept } in self.passages.iter() {
+            let first = rows.start;
+            self.load_history(read, &channels, history);
+            for t in 0..rows.len() {
                 // SAFETY: these channels of `y` belong to this chunk alone.
                 let y = unsafe { self.y.part_mut(first + t, channels.clone()) };
-                y.fill(0.0);
+                match &self.bias {
+                    Some(bias) => y.copy_from_slice(bias.part(0, channels.clone())),
+                    None => y.fill(0.0),
+                }
                 for (j, taps) in taps.chunks_exact(n).enumerate() {
                     self.kernels.add_product(y, taps, self.input(first, t + j, &channels, history));
                 }
+                activate(self.kernels, self.act, y);
             }
             for i in 0..d_conv - 1 {
                 // SAFETY: these channels of the state belong to this chunk alone, and the history is a copy.
                 let state = unsafe { self.state.part_mut(slot * (d_conv - 1) + i, channels.clone()) };
-                state.copy_from_slice(self.input(first, end - first + i, &channels, history));
+                state.copy_from_slice(self.input(first, kept + i, &channels, history));
             }
         }
     }

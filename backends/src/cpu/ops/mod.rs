@@ -9,6 +9,7 @@ mod elementwise;
 mod linear;
 mod moe;
 mod norm;
+mod passages;
 mod rel_pos;
 mod rope;
 mod rows;
@@ -68,7 +69,7 @@ pub(super) fn prepare(machine: Machine, op: &Op, args: &[&TensorDesc]) -> Option
         Op::KvWrite => Some(rows::kv_write(args)),
         Op::CachedAttention { scale } => Some(attention::cached(machine, args, scale)),
         Op::Attention { scale, window } => Some(attention::full(machine, args, scale, window)),
-        Op::CausalConv1d => Some(conv::causal_conv1d(args)),
+        Op::CausalConv1d { bias, act } => Some(conv::causal_conv1d(args, bias, act)),
         // In f32 whatever the precision.
         Op::Conv2d { stride, pad, act, precision: Precision::Fast | Precision::Kept } => {
             conv::conv2d(machine, args, usize::from(stride), usize::from(pad), act)
