@@ -2,7 +2,7 @@
 
 use std::ops::RangeInclusive;
 
-use engine::gguf::Gguf;
+use engine::gguf::{Gguf, quoted};
 use engine::session::MAX_CONTEXT;
 
 use crate::error::{Error, Result};
@@ -125,6 +125,26 @@ impl<'a> Hparams<'a> {
             return Err(wrong(file, key, format!("want a positive number, got {value}")));
         }
         Ok(value)
+    }
+
+    /// A positive, finite number, or `absent` where the key is not there.
+    ///
+    /// Errors: as [`Self::positive`].
+    pub(crate) fn positive_or(&self, name: &str, absent: f32) -> Result<f32> {
+        if self.contains(name) { self.positive(name) } else { Ok(absent) }
+    }
+
+    /// The error unless the text is one of `known`, or the key is not there.
+    ///
+    /// Errors: `WrongType`, `BadValue`.
+    pub(crate) fn expect_text(&self, name: &str, known: &[&str]) -> Result<()> {
+        let key = self.key(name);
+        let Ok(file) = self.file(&key) else { return Ok(()) };
+        let value = file.get_str(&key)?;
+        if !known.contains(&value) {
+            return Err(wrong(file, key, format!("want {}, got {}", known.join(" or "), quoted(value))));
+        }
+        Ok(())
     }
 
     /// A number inside `range`, if there is one.

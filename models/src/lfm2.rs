@@ -5,12 +5,12 @@ use engine::builder::{BatchInputs, GraphBuilder};
 use engine::gguf::Gguf;
 use engine::key::GraphKey;
 use engine::model::Model;
-use engine::op::{Gating, Rope, RopePairs, Route};
+use engine::op::{Gating, RopePairs, Route};
 use engine::state::{KvCache, States};
 use engine::tensor::Tensor;
 use engine::weights::{Weight, WeightStore};
 
-use crate::blocks::attention::{Attention, AttentionShape};
+use crate::blocks::attention::{Attention, AttentionOptions, AttentionShape, head_dim};
 use crate::blocks::ffn::SwiGlu;
 use crate::blocks::moe::{Moe, MoeShape};
 use crate::blocks::rows_of;
@@ -64,13 +64,7 @@ impl Lfm2Params {
         let n_embd = hp.size("embedding_length")?;
         let n_layer = hp.size("block_count")?;
         let n_head = hp.size("attention.head_count")?;
-        if !n_embd.is_multiple_of(n_head) {
-            return Err(hp.bad("attention.head_count", format!("want a divisor of {n_embd}, got {n_head}")));
-        }
-        let head_dim = hp.size_or("attention.key_length", n_embd / n_head)?;
-        if !head_dim.is_multiple_of(2) {
-            return Err(hp.bad("attention.head_count", format!("want heads of even width, got {head_dim}")));
-        }
+        let head_dim = head_dim(hp, n_embd, n_head)?;
         let n_head_kv = hp.sizes_of_layers("attention.head_count_kv", n_layer)?;
         if let Some(odd) = n_head_kv.iter().find(|&&n| n > 0 && !n_head.is_multiple_of(n)) {
             return Err(hp.bad("attention.head_count_kv", format!("want divisors of {n_head} heads, got {odd}")));
@@ -137,7 +131,7 @@ impl MoeParams {
 /// What mixes tokens in a layer.
 enum Mixer {
     Conv(ShortConv),
-    Attention(Attention),
+    Attention(Box<Attention>),
 }
 
 /// What works on every token by itself.
@@ -194,7 +188,7 @@ impl Lfm2 {
                 }
                 n_head_kv => {
                     let cache = states.kv(i, n_head_kv, hp.head_dim);
-                    Mixer::Attention(attention(w, &prefix, &hp, n_head_kv, cache)?)
+                    Mixer::Attention(Box::new(attention(w, &prefix, &hp, n_head_kv, cache)?))
                 }
             };
             let ffn = match &hp.moe {
@@ -228,12 +222,12 @@ impl Lfm2 {
 
 fn attention(w: &WeightStore, prefix: &str, hp: &Lfm2Params, n_head_kv: usize, cache: KvCache) -> Result<Attention> {
     let shape = AttentionShape { n_embd: hp.n_embd, n_head: hp.n_head, n_head_kv, head_dim: hp.head_dim };
-    let rope = Rope {
-        n_rot: u32::try_from(hp.head_dim).expect("sizes were limited"),
-        theta_base: hp.rope_theta,
-        pairs: RopePairs::Halves,
+    let options = AttentionOptions {
+        qk_norm_eps: Some(hp.eps),
+        rope: Some(shape.rope(hp.rope_theta, RopePairs::Halves)),
+        scale: shape.scale(),
     };
-    Attention::load(w, prefix, shape, rope, hp.eps, cache)
+    Attention::load(w, prefix, shape, options, cache)
 }
 
 impl Model for Lfm2 {

@@ -1,7 +1,7 @@
 //! Architectures, tokenizer and audio front end. Knows no backend.
 //!
 //! Read [`load`] first: it turns model files into a [`Loaded`] model. The architectures are in [`registry`], one file each, and
-//! [`qwen3`] is the one to read beside its official module. [`scheduler`] runs many sequences, [`transcribe`] and [`generate`]
+//! [`transformer`] is what to read beside an official module. [`scheduler`] runs many sequences, [`transcribe`] and [`generate`]
 //! are what users of a model call.
 
 #![warn(unreachable_pub)]
@@ -18,6 +18,7 @@ mod hparams;
 pub mod languages;
 pub mod lfm2;
 pub mod lfm2_audio;
+pub mod llama;
 pub mod qwen3;
 pub mod qwen3_asr;
 pub mod registry;
@@ -26,6 +27,7 @@ pub mod scheduler;
 pub mod speech;
 pub mod tokenizer;
 pub mod transcribe;
+pub mod transformer;
 
 use std::sync::Arc;
 

@@ -10,7 +10,8 @@ use engine::weights::WeightStore;
 use crate::error::{Error, Result};
 use crate::lfm2::Lfm2;
 use crate::lfm2_audio;
-use crate::qwen3::Qwen3;
+use crate::llama;
+use crate::qwen3;
 use crate::qwen3_asr::{self, AudioAttention};
 use crate::speech::SpeechFormat;
 use crate::tokenizer::Tokenizer;
@@ -73,7 +74,7 @@ pub const ARCHITECTURES: &[Arch] = &[
     Arch {
         name: "qwen3-asr",
         text: "qwen3vl",
-        load: |files, w, _| Ok(Arc::new(Qwen3::load(files, "qwen3vl", w)?)),
+        load: |files, w, _| Ok(Arc::new(qwen3::load(files, "qwen3vl", w)?)),
         speech: Some(Speech {
             projector: "qwen3a",
             load: |files, w, options| Ok(Arc::new(qwen3_asr::load(files, w, options.audio_attention)?)),
@@ -102,9 +103,10 @@ pub const ARCHITECTURES: &[Arch] = &[
     Arch {
         name: "qwen3",
         text: "qwen3",
-        load: |files, w, _| Ok(Arc::new(Qwen3::load(files, "qwen3", w)?)),
+        load: |files, w, _| Ok(Arc::new(qwen3::load(files, "qwen3", w)?)),
         speech: None,
     },
+    Arch { name: "llama", text: "llama", load: |files, w, _| Ok(Arc::new(llama::load(files, w)?)), speech: None },
 ];
 
 /// Names of all architectures, for messages.

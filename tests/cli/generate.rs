@@ -96,6 +96,11 @@ fn qwen3_continues_as_the_official_code_does() {
 }
 
 #[test]
+fn llama_continues_as_the_official_code_does() {
+    check_golden("llama");
+}
+
+#[test]
 fn lfm2_continues_as_the_official_code_does() {
     check_golden("lfm2");
 }

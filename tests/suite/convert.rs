@@ -492,7 +492,9 @@ fn load_bounded(folder: &Path, seed: u64) -> Result<(), String> {
 /// `tympan quantize` is compared with llama-quantize elsewhere; the converter starts from the weights as they are stored.
 #[test]
 fn q4_0_is_what_quantizing_bf16_gives() {
-    for name in ["golden/qwen3", "golden/qwen3_asr", "golden/lfm2", "golden/lfm2_moe", "golden/lfm2_audio"] {
+    for name in
+        ["golden/qwen3", "golden/llama", "golden/qwen3_asr", "golden/lfm2", "golden/lfm2_moe", "golden/lfm2_audio"]
+    {
         let exact = convert(&fixture(name), pair(FileType::BF16)).unwrap().swap_remove(0);
         let plan = Quantization::plan(exact, FileType::Q4_0, None, &Overrides::default(), false).unwrap();
         let out = tempfile::tempdir().unwrap();
@@ -505,7 +507,7 @@ fn q4_0_is_what_quantizing_bf16_gives() {
 
 #[test]
 fn mutations_give_a_model_or_an_error() {
-    for name in ["golden/qwen3_asr", "golden/lfm2_moe", "golden/lfm2_audio"] {
+    for name in ["golden/qwen3_asr", "golden/llama", "golden/lfm2_moe", "golden/lfm2_audio"] {
         check_mutations(name);
     }
 }

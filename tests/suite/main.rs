@@ -7,6 +7,7 @@ mod checkpoint;
 mod clips;
 mod convert;
 mod convert_lfm2;
+mod convert_llama;
 mod corrupted;
 mod damaged;
 mod damaged_audio;

@@ -1,4 +1,4 @@
-//! Files of LFM2, LFM2-MoE and LFM2-Audio that do not fit together: refused, and the key or tensor is named.
+//! Files of Llama, LFM2, LFM2-MoE and LFM2-Audio that do not fit together: refused, and the key or tensor is named.
 
 use convert::FileType;
 use engine::gguf::{Gguf, Value};
@@ -100,6 +100,62 @@ fn bad_lfm2_files_are_named() {
             bad("lfm2.attention.layer_norm_rms_epsilon", 0.0f32, "want a positive number, got 0"),
             bad("lfm2.rope.freq_base", f32::NAN, "want a positive number, got NaN"),
             unfit("general.architecture", "lfm3", "lfm3"),
+        ],
+    );
+}
+
+/// A tensor that nothing of the architecture reads, of the same values as another.
+fn added(name: &'static str, like: &'static str, message: &str) -> Case {
+    let edit = move |draft: &mut Draft| {
+        let mut tensor = draft.tensor(like).clone();
+        tensor.name = name.to_owned();
+        draft.tensors.push(tensor);
+    };
+    (Box::new(edit), message.to_owned())
+}
+
+fn new_key(key: &'static str, value: impl Into<Value>, what: &str) -> Case {
+    let value = value.into();
+    let edit = move |draft: &mut Draft| assert!(draft.keys.insert(key.to_owned(), value.clone()).is_none(), "{key}");
+    (Box::new(edit), about(key, what))
+}
+
+#[test]
+fn bad_llama_files_are_named() {
+    const HEADS: &str = "llama.attention.head_count_kv";
+    const NORM: &str = "blk.0.attn_norm.weight";
+    refused(
+        "llama",
+        vec![
+            missing("blk.2.ffn_up.weight"),
+            missing("blk.1.attn_q.weight"),
+            missing("output_norm.weight"),
+            missing("token_embd.weight"),
+            reshaped("blk.0.attn_k.weight", &[128, 64], "want [64, 128], got [128, 64]"),
+            reshaped("output.weight", &[128, 320], "want [320, 128], got [128, 320]"),
+            unfit("llama.block_count", 4u32, "blk.3.attn_norm.weight"),
+            bad("llama.block_count", 0u32, "want 1 to"),
+            bad(HEADS, 3u32, "want a divisor of 4 heads, got 3"),
+            bad(HEADS, 0u32, "want 1 to"),
+            bad(HEADS, vec![2i32; 3], ""),
+            no_key(HEADS),
+            no_key("llama.attention.head_count"),
+            bad("llama.attention.key_length", 33u32, "want heads of even width, got 33"),
+            bad("llama.attention.value_length", 16u32, "want the key length 32"),
+            unfit("llama.feed_forward_length", 96u32, "blk.0.ffn_gate.weight: want [96, 128], got [192, 128]"),
+            bad("llama.rope.dimension_count", 34u32, "want an even number up to the key length 32, got 34"),
+            bad("llama.rope.dimension_count", 31u32, "want an even number up to the key length 32, got 31"),
+            bad("llama.rope.freq_base", -1.0f32, "want a positive number, got -1"),
+            bad("llama.attention.layer_norm_rms_epsilon", f32::INFINITY, "want a positive number, got inf"),
+            new_key("llama.attention.scale", f32::NAN, "want a positive number, got NaN"),
+            new_key("llama.expert_count", 8u32, "mixtures of experts (Mixtral) are not supported"),
+            new_key("llama.attention.causal", false, "models that look ahead are not supported"),
+            new_key("llama.rope.scaling.type", "yarn", "want none, got \"yarn\""),
+            added("blk.0.attn_q_norm.weight", NORM, "blk.0.attn_q_norm.weight: norms of queries and keys are not supp"),
+            added("blk.2.ffn_up.bias", NORM, "feed-forward blocks with biases (mlp_bias) are not supported"),
+            added("rope_freqs.weight", NORM, "rope_freqs.weight: frequencies with factors of their own (Llama 3.1)"),
+            added("rope_factors_long.weight", NORM, "frequencies with factors by length (LongRoPE) are not supported"),
+            added("blk.1.attn_k.bias", NORM, "blk.1.attn_k.bias: want [64], got [128]"),
         ],
     );
 }

@@ -61,7 +61,7 @@ fn median_nmse(got: &[Vec<f32>], want: &[Vec<f32>]) -> f64 {
 #[test]
 fn logits_of_every_type_are_those_of_its_weights() {
     // The first has rows of 256, the others rows that fall back.
-    for checkpoint in ["golden/qwen3", "golden/lfm2", "golden/lfm2_moe"] {
+    for checkpoint in ["golden/qwen3", "golden/llama", "golden/lfm2", "golden/lfm2_moe"] {
         for file_type in FileType::ALL {
             let file = converted(&fixture(checkpoint), file_type);
             let mut unpacked = Draft::of(&file);

@@ -8,8 +8,8 @@ use crate::error::Result;
 
 /// `x . weight^T + bias`.
 pub(crate) struct Linear {
-    weight: Weight, // [n_out, n_in]
-    bias: Weight,   // [n_out]
+    weight: Weight,       // [n_out, n_in]
+    bias: Option<Weight>, // [n_out]
 }
 
 impl Linear {
@@ -17,13 +17,24 @@ impl Linear {
     pub(crate) fn load(w: &WeightStore, name: &str, n_out: usize, n_in: usize) -> Result<Self> {
         Ok(Self {
             weight: w.get_squeezed(&format!("{name}.weight"), [n_out, n_in])?,
-            bias: w.get_squeezed(&format!("{name}.bias"), [n_out])?,
+            bias: Some(w.get_squeezed(&format!("{name}.bias"), [n_out])?),
+        })
+    }
+
+    /// The weight `{name}.weight`, and `{name}.bias` where there is one.
+    pub(crate) fn load_any(w: &WeightStore, name: &str, n_out: usize, n_in: usize) -> Result<Self> {
+        Ok(Self {
+            weight: w.get(&format!("{name}.weight"), [n_out, n_in])?,
+            bias: w.get_optional(&format!("{name}.bias"), [n_out])?,
         })
     }
 
     /// `x [.., n_in]` gives `[.., n_out]`.
     pub(crate) fn build(&self, g: &GraphBuilder<'_>, x: Tensor) -> Tensor {
-        g.linear_bias(x, self.weight, self.bias)
+        match self.bias {
+            Some(bias) => g.linear_bias(x, self.weight, bias),
+            None => g.linear(x, self.weight),
+        }
     }
 }
 

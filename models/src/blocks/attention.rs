@@ -1,12 +1,14 @@
 //! Grouped-query attention with a cache.
 
 use engine::builder::{BatchInputs, GraphBuilder};
-use engine::op::Rope;
+use engine::op::{Rope, RopePairs};
 use engine::state::KvCache;
 use engine::tensor::Tensor;
 use engine::weights::{Weight, WeightStore};
 
+use super::affine::Linear;
 use crate::error::Result;
+use crate::hparams::Hparams;
 
 /// Sizes of an attention block.
 #[derive(Clone, Copy, Debug)]
@@ -21,29 +23,86 @@ pub(crate) struct AttentionShape {
     pub head_dim: usize,
 }
 
-/// Norms of queries and keys over the width of a head, before the rotation.
-pub(crate) struct QkNorm {
-    q: Weight, // [head_dim]
-    k: Weight, // [head_dim]
-    eps: f32,
+impl AttentionShape {
+    /// Reads the numbers of heads, and the width of one, which is `n_embd / n_head` where the metadata do not say.
+    ///
+    /// Errors: numbers that are missing or do not fit each other.
+    pub(crate) fn read(hp: &Hparams<'_>, n_embd: usize) -> Result<Self> {
+        let n_head = hp.size("attention.head_count")?;
+        let n_head_kv = hp.size("attention.head_count_kv")?;
+        if !n_head.is_multiple_of(n_head_kv) {
+            let what = format!("want a divisor of {n_head} heads, got {n_head_kv}");
+            return Err(hp.bad("attention.head_count_kv", what));
+        }
+        Ok(Self { n_embd, n_head, n_head_kv, head_dim: head_dim(hp, n_embd, n_head)? })
+    }
+
+    /// Rotation of whole heads.
+    pub(crate) fn rope(&self, theta_base: f32, pairs: RopePairs) -> Rope {
+        Rope { n_rot: u32::try_from(self.head_dim).expect("sizes were limited"), theta_base, pairs }
+    }
+
+    /// `1 / sqrt(head_dim)`.
+    pub(crate) fn scale(&self) -> f32 {
+        // Head widths are small integers, exact in f32.
+        1.0 / (self.head_dim as f32).sqrt()
+    }
+}
+
+/// Width of one of `n_head` heads: `attention.key_length`, else `n_embd / n_head`.
+///
+/// Errors: a width that is odd or that values do not have too.
+pub(crate) fn head_dim(hp: &Hparams<'_>, n_embd: usize, n_head: usize) -> Result<usize> {
+    let key = if hp.contains("attention.key_length") { "attention.key_length" } else { "attention.head_count" };
+    if key == "attention.head_count" && !n_embd.is_multiple_of(n_head) {
+        return Err(hp.bad(key, format!("want a divisor of {n_embd}, got {n_head}")));
+    }
+    let head_dim = hp.size_or("attention.key_length", n_embd / n_head)?;
+    if !head_dim.is_multiple_of(2) {
+        return Err(hp.bad(key, format!("want heads of even width, got {head_dim}")));
+    }
+    if hp.size_or("attention.value_length", head_dim)? != head_dim {
+        return Err(hp.bad("attention.value_length", format!("want the key length {head_dim}")));
+    }
+    Ok(head_dim)
+}
+
+/// What architectures do differently.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct AttentionOptions {
+    /// Whether queries and keys are normed over the width of a head, and what is added to the mean of squares.
+    pub qk_norm_eps: Option<f32>,
+    /// How queries and keys are rotated, where they are.
+    pub rope: Option<Rope>,
+    /// Factor of the scores.
+    pub scale: f32,
 }
 
 /// From the residual stream to queries, keys and values.
 enum Projections {
     /// `[n_head * head_dim, n_embd]`, and twice `[n_head_kv * head_dim, n_embd]`.
-    Separate([Weight; 3]),
+    Separate([Linear; 3]),
     /// The rows of all three in one matrix.
-    Fused(Weight),
+    Fused(Linear),
 }
 
-/// Causal grouped-query attention: `softmax(q k^T / sqrt(head_dim)) v`, query head `h` on key head `h n_head_kv / n_head`.
-/// Source: transformers, `Qwen3Attention.forward`.
+/// Norms of queries and keys.
+struct QkNorm {
+    q: Weight, // [head_dim]
+    k: Weight, // [head_dim]
+    eps: f32,
+}
+
+/// Causal grouped-query attention: `softmax(scale q k^T) v`, query head `h` on key head `h n_head_kv / n_head`. Projections
+/// have biases where the file has them.
+/// Source: transformers, `LlamaAttention.forward`, `Qwen3Attention.forward`.
 pub(crate) struct Attention {
     shape: AttentionShape,
     qkv: Projections,
-    output: Weight, // [n_embd, n_head * head_dim]
-    qk_norm: QkNorm,
-    rope: Rope,
+    output: Linear, // [n_embd, n_head * head_dim]
+    qk_norm: Option<QkNorm>,
+    rope: Option<Rope>,
+    scale: f32,
     cache: KvCache,
 }
 
@@ -53,56 +112,51 @@ impl Attention {
         w: &WeightStore,
         prefix: &str,
         shape: AttentionShape,
-        rope: Rope,
-        eps: f32,
+        options: AttentionOptions,
         cache: KvCache,
     ) -> Result<Self> {
         let AttentionShape { n_embd, n_head, n_head_kv, head_dim } = shape;
         let (n_q, n_kv) = (n_head * head_dim, n_head_kv * head_dim);
-        let name = |part: &str| format!("{prefix}.{part}.weight");
-        let qkv = match w.get_optional(&name("attn_qkv"), [n_q + 2 * n_kv, n_embd])? {
-            Some(fused) => Projections::Fused(fused),
-            None => Projections::Separate([
-                w.get(&name("attn_q"), [n_q, n_embd])?,
-                w.get(&name("attn_k"), [n_kv, n_embd])?,
-                w.get(&name("attn_v"), [n_kv, n_embd])?,
-            ]),
+        let linear = |part: &str, n_out, n_in| Linear::load_any(w, &format!("{prefix}.{part}"), n_out, n_in);
+        let norm = |part: &str| w.get(&format!("{prefix}.{part}.weight"), [head_dim]);
+        let qkv = if w.contains(&format!("{prefix}.attn_qkv.weight")) {
+            Projections::Fused(linear("attn_qkv", n_q + 2 * n_kv, n_embd)?)
+        } else {
+            Projections::Separate([
+                linear("attn_q", n_q, n_embd)?,
+                linear("attn_k", n_kv, n_embd)?,
+                linear("attn_v", n_kv, n_embd)?,
+            ])
         };
-        Ok(Self {
-            qkv,
-            output: w.get(&name("attn_output"), [n_embd, n_q])?,
-            qk_norm: QkNorm {
-                q: w.get(&name("attn_q_norm"), [head_dim])?,
-                k: w.get(&name("attn_k_norm"), [head_dim])?,
-                eps,
-            },
-            shape,
-            rope,
-            cache,
-        })
+        let AttentionOptions { qk_norm_eps, rope, scale } = options;
+        let qk_norm = match qk_norm_eps {
+            Some(eps) => Some(QkNorm { q: norm("attn_q_norm")?, k: norm("attn_k_norm")?, eps }),
+            None => None,
+        };
+        Ok(Self { qkv, output: linear("attn_output", n_embd, n_q)?, qk_norm, shape, rope, scale, cache })
     }
 
     /// `x` and the result: `[n_tokens, n_embd]`.
     pub(crate) fn build(&self, g: &GraphBuilder<'_>, batch: &BatchInputs, x: Tensor) -> Tensor {
         let [q, k, v] = self.project(g, x);
-        let QkNorm { q: q_norm, k: k_norm, eps } = self.qk_norm;
-        let q = g.rope(g.rms_norm(q, q_norm, eps), batch, self.rope);
-        let k = g.rope(g.rms_norm(k, k_norm, eps), batch, self.rope);
+        let turned = |x: Tensor, norm: fn(&QkNorm) -> Weight| {
+            let x = self.qk_norm.as_ref().map_or(x, |qk| g.rms_norm(x, norm(qk), qk.eps));
+            self.rope.map_or(x, |rope| g.rope(x, batch, rope))
+        };
+        let (q, k) = (turned(q, |qk| qk.q), turned(k, |qk| qk.k));
         let kv = g.kv_write(self.cache, k, v, batch);
-        // Head widths are small integers, exact in f32.
-        let scale = 1.0 / (self.shape.head_dim as f32).sqrt();
-        let y = g.cached_attention(q, kv, batch, scale);
-        g.linear(g.merge_heads(y), self.output)
+        let y = g.cached_attention(q, kv, batch, self.scale);
+        self.output.build(g, g.merge_heads(y))
     }
 
     /// `[n_tokens, heads, head_dim]` each.
     fn project(&self, g: &GraphBuilder<'_>, x: Tensor) -> [Tensor; 3] {
         let AttentionShape { n_head, n_head_kv, head_dim, .. } = self.shape;
         let heads = [n_head, n_head_kv, n_head_kv];
-        let parts = match self.qkv {
-            Projections::Separate(weights) => weights.map(|w| g.linear(x, w)),
-            Projections::Fused(w) => {
-                let y = g.linear(x, w);
+        let parts = match &self.qkv {
+            Projections::Separate(parts) => parts.each_ref().map(|part| part.build(g, x)),
+            Projections::Fused(fused) => {
+                let y = fused.build(g, x);
                 let starts = [0, n_head, n_head + n_head_kv];
                 std::array::from_fn(|i| g.slice(y, 1, starts[i] * head_dim, heads[i] * head_dim))
             }

@@ -47,7 +47,7 @@ fn text_taps(n_layer: usize, moe_layers: &[usize]) -> Vec<(String, String)> {
 }
 
 /// Logits, taps, states and continuation of a text model, the prompt fed in one piece or in several.
-fn check_text(name: &str, n_layer: usize, conv_layers: &[u32], moe_layers: &[usize]) {
+pub(super) fn check_text(name: &str, n_layer: usize, conv_layers: &[u32], moe_layers: &[usize]) {
     let gold = Golden::open(name);
     let prompt: Vec<u32> = gold.ids("prompt.ids").iter().map(|id| id.cast_unsigned()).collect();
     let taps = text_taps(n_layer, moe_layers);

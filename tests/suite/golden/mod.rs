@@ -2,6 +2,7 @@
 //! from them. Values of the fixtures are f64 results rounded to f32, see `fixtures/golden/README.md`.
 
 mod lfm2;
+mod llama;
 mod qwen3;
 mod synthetic;
 mod trained;

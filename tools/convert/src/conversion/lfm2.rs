@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::config::{Section, integer};
 use super::plan::{Role, Row, Source};
-use super::qwen3::{Heads, MAX_CONTEXT, MAX_LAYERS, MAX_VOCAB, MAX_WIDTH, rope_theta};
+use super::qwen3::{HEAD_DIM, Heads, MAX_CONTEXT, MAX_LAYERS, MAX_VOCAB, MAX_WIDTH, rope_theta};
 
 /// Pre-tokenizer of all LFM2 models.
 pub(super) const PRE_TOKENIZER: &str = "lfm2";
@@ -78,26 +78,15 @@ impl Lfm2Config {
     }
 
     fn read_with(config: &Section<'_>, n_ff: usize, experts: Option<Experts>) -> Result<Self> {
-        const HEAD_DIM: &str = "head_dim";
         config.expect("conv_bias", &json!(false))?;
         let n_embd = config.integer("hidden_size", 1..=MAX_WIDTH)?;
-        let names_head_dim = config.has(HEAD_DIM);
-        let heads = Heads::read(config, |n_head| {
-            if names_head_dim {
-                return config.integer(HEAD_DIM, 2..=MAX_WIDTH);
-            }
-            ensure!(
-                n_embd.is_multiple_of(n_head),
-                config.error("hidden_size", &format!("want a multiple of {n_head} heads, got {n_embd}"))
-            );
-            Ok(n_embd / n_head)
-        })?;
+        let heads = Heads::of_width(config, n_embd)?;
         Ok(Self {
             n_ctx: config.integer("max_position_embeddings", 1..=MAX_CONTEXT)?,
             n_embd,
             n_ff,
             heads,
-            names_head_dim,
+            names_head_dim: config.has(HEAD_DIM),
             is_attention: layer_kinds(config)?,
             rms_eps: config.positive("norm_eps")?,
             rope_theta: rope_theta(config)?,

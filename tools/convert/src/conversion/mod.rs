@@ -10,6 +10,7 @@ mod config;
 mod general;
 mod lfm2;
 mod lfm2_audio;
+mod llama;
 mod plan;
 mod positions;
 mod projector;
@@ -29,6 +30,7 @@ use engine::gguf::{Gguf, GgufWriter, Value, quoted};
 use self::checkpoint::Model;
 use self::lfm2::Lfm2Config;
 use self::lfm2_audio::Lfm2Audio;
+use self::llama::LlamaConfig;
 use self::plan::{Chosen, FilePlan, Row};
 use self::qwen3::TextConfig;
 use self::qwen3_asr::Qwen3Asr;
@@ -287,6 +289,7 @@ type ReadParts = fn(&Model) -> Result<Parts>;
 const MODEL_TYPES: &[(&str, ReadParts)] = &[
     ("qwen3_asr", Parts::qwen3_asr),
     ("qwen3", Parts::qwen3),
+    ("llama", Parts::llama),
     ("lfm2", |checkpoint| Ok(Parts::lfm2(checkpoint, Lfm2Config::read(&checkpoint.config())?))),
     ("lfm2_moe", |checkpoint| Ok(Parts::lfm2(checkpoint, Lfm2Config::read_moe(&checkpoint.config())?))),
 ];
@@ -336,13 +339,17 @@ impl Parts {
     }
 
     fn qwen3(checkpoint: &Model) -> Result<Self> {
-        let mut model = TextConfig::read(&checkpoint.config())?;
-        let has_head = checkpoint.has(HEAD) || !model.tied;
-        model.tied = !has_head;
-        let mut rows = model.rows("model.");
-        rows.extend(has_head.then(|| model.head(HEAD)));
-        let text = Part { architecture: "qwen3", keys: model.keys("qwen3"), rows };
-        Ok(Self::text(model.n_vocab, qwen3_asr::PRE_TOKENIZER, text))
+        let model = TextConfig::read(&checkpoint.config())?;
+        let (n_vocab, keys) = (model.n_vocab, model.keys("qwen3"));
+        let text = Part { architecture: "qwen3", keys, rows: model.rows_and_head(checkpoint.has(HEAD)) };
+        Ok(Self::text(n_vocab, qwen3_asr::PRE_TOKENIZER, text))
+    }
+
+    fn llama(checkpoint: &Model) -> Result<Self> {
+        let model = LlamaConfig::read(&checkpoint.config())?;
+        let (n_vocab, keys) = (model.text.n_vocab, model.keys());
+        let rows = model.text.rows_and_head(checkpoint.has(HEAD));
+        Ok(Self::text(n_vocab, llama::PRE_TOKENIZER, Part { architecture: llama::ARCHITECTURE, keys, rows }))
     }
 
     fn lfm2(checkpoint: &Model, mut model: Lfm2Config) -> Self {

@@ -53,6 +53,16 @@ pub enum Source {
         /// Its extents there.
         dims: Vec<usize>,
     },
+    /// As `Stored`, a matrix or a bias, with the two of a rotated pair beside each other: row `2 i + j` of a head is its
+    /// row `j head_dim / 2 + i` in the checkpoint. Source: llama.cpp, `conversion/llama.py`, `LlamaModel.permute`.
+    RotatedPairs {
+        /// Its name in the checkpoint.
+        name: String,
+        /// Its extents there.
+        dims: Vec<usize>,
+        /// Rows of a head.
+        head_dim: usize,
+    },
     /// One tensor of the checkpoint per expert, all of this shape, one behind the other.
     Experts {
         /// What stands before the expert's number.
@@ -83,7 +93,9 @@ impl Source {
     /// Tensors of the checkpoint that are needed, and their extents.
     pub fn needs(&self) -> Box<dyn Iterator<Item = (String, &[usize])> + '_> {
         match self {
-            Self::Stored { name, dims } => Box::new(std::iter::once((name.clone(), &dims[..]))),
+            Self::Stored { name, dims } | Self::RotatedPairs { name, dims, .. } => {
+                Box::new(std::iter::once((name.clone(), &dims[..])))
+            }
             Self::Experts { prefix, suffix, n, dims } => {
                 Box::new((0..*n).map(move |i| (format!("{prefix}{i}{suffix}"), &dims[..])))
             }
@@ -113,6 +125,15 @@ impl Row {
     pub fn new(name: impl Into<String>, stored: impl Into<String>, role: Role, dims: &[usize]) -> Self {
         let source = Source::Stored { name: stored.into(), dims: dims.to_vec() };
         Self { name: name.into(), dims: dims.to_vec(), role, source }
+    }
+
+    /// The same with the two of a rotated pair beside each other; see [`Source::RotatedPairs`].
+    pub fn with_rotated_pairs(self, head_dim: usize) -> Self {
+        let source = match self.source {
+            Source::Stored { name, dims } => Source::RotatedPairs { name, dims, head_dim },
+            other => other,
+        };
+        Self { source, ..self }
     }
 }
 

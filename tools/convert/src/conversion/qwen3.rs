@@ -1,4 +1,4 @@
-//! The Qwen3 decoder: its configuration, keys and tensors, alone and inside Qwen3-ASR.
+//! The Qwen3 decoder: its configuration, keys and tensors, alone and inside Qwen3-ASR; and what Llama has of it.
 //!
 //! Source of names and keys: llama.cpp, `conversion/base.py` (`TextModel.set_gguf_parameters`) and
 //! `gguf-py/gguf/tensor_mapping.py`.
@@ -17,6 +17,8 @@ pub(super) const MAX_WIDTH: u64 = 1 << 20;
 pub(super) const MAX_HEADS: u64 = 4096;
 /// Rows of the embedding.
 pub(super) const MAX_VOCAB: u64 = 1 << 24;
+/// Names the width of a head.
+pub(super) const HEAD_DIM: &str = "head_dim";
 /// Largest context that a checkpoint may claim.
 pub(super) const MAX_CONTEXT: u64 = 1 << 31;
 
@@ -37,14 +39,39 @@ impl Heads {
             config.error("num_key_value_heads", &format!("want a divisor of {n_head} heads, got {n_head_kv}"))
         );
         let head_dim = head_dim(n_head)?;
-        ensure!(head_dim.is_multiple_of(2), config.error("head_dim", &format!("want an even number, got {head_dim}")));
+        ensure!(head_dim.is_multiple_of(2), config.error(HEAD_DIM, &format!("want an even number, got {head_dim}")));
         Ok(Self { n_head, n_head_kv, head_dim })
+    }
+
+    /// As [`Heads::read`], where the width of a head is `head_dim`, or that of the residual stream over their number.
+    pub(super) fn of_width(config: &Section<'_>, n_embd: usize) -> Result<Self> {
+        Self::read(config, |n_head| {
+            if config.has(HEAD_DIM) {
+                return config.integer(HEAD_DIM, 2..=MAX_WIDTH);
+            }
+            ensure!(
+                n_embd.is_multiple_of(n_head),
+                config.error("hidden_size", &format!("want a multiple of {n_head} heads, got {n_embd}"))
+            );
+            Ok(n_embd / n_head)
+        })
     }
 
     /// Elements of a query, and of a key or value.
     pub(super) fn widths(&self) -> (usize, usize) {
         (self.n_head * self.head_dim, self.n_head_kv * self.head_dim)
     }
+}
+
+/// What projections of attention have that others lack.
+#[derive(Clone, Copy)]
+pub(super) struct Projections {
+    /// Norms of queries and keys.
+    pub has_norms: bool,
+    /// Biases.
+    pub has_biases: bool,
+    /// Rows of queries and keys in another order than in the checkpoint; see [`super::plan::Source::RotatedPairs`].
+    pub has_rotated_pairs: bool,
 }
 
 /// The numbers of a decoder.
@@ -55,6 +82,9 @@ pub(super) struct TextConfig {
     pub n_embd: usize,
     n_ff: usize,
     heads: Heads,
+    projections: Projections,
+    /// Whether the configuration names `head_dim`.
+    names_head_dim: bool,
     rms_eps: f32,
     rope_theta: f32,
     /// Rows of the embedding.
@@ -66,18 +96,31 @@ pub(super) struct TextConfig {
 impl TextConfig {
     /// Reads `config`, a Qwen3 configuration or `text_config`.
     pub(super) fn read(config: &Section<'_>) -> Result<Self> {
-        config.expect_text("hidden_act", "silu")?;
         config.expect_off("attention_bias")?;
         config.expect_off("use_sliding_window")?;
-        let heads = Heads::read(config, |_| config.integer("head_dim", 2..=MAX_WIDTH))?;
+        let heads = Heads::read(config, |_| config.integer(HEAD_DIM, 2..=MAX_WIDTH))?;
+        let projections = Projections { has_norms: true, has_biases: false, has_rotated_pairs: false };
+        Self::read_with(config, heads, projections, rope_theta(config)?)
+    }
+
+    /// The numbers of a decoder whose layers differ from Qwen3's in their projections.
+    pub(super) fn read_with(
+        config: &Section<'_>,
+        heads: Heads,
+        projections: Projections,
+        rope_theta: f32,
+    ) -> Result<Self> {
+        config.expect_text("hidden_act", "silu")?;
         Ok(Self {
             n_layer: config.integer("num_hidden_layers", 1..=MAX_LAYERS)?,
             n_ctx: config.integer("max_position_embeddings", 1..=MAX_CONTEXT)?,
             n_embd: config.integer("hidden_size", 1..=MAX_WIDTH)?,
             n_ff: config.integer("intermediate_size", 1..=MAX_WIDTH)?,
             heads,
+            projections,
+            names_head_dim: config.has(HEAD_DIM),
             rms_eps: config.positive("rms_norm_eps")?,
-            rope_theta: rope_theta(config)?,
+            rope_theta,
             n_vocab: config.integer("vocab_size", 1..=MAX_VOCAB)?,
             tied: config.flag("tie_word_embeddings", false)?,
         })
@@ -85,7 +128,7 @@ impl TextConfig {
 
     /// Metadata, under the prefix `architecture`.
     pub(super) fn keys(&self, architecture: &str) -> Vec<(String, Value)> {
-        [
+        let mut keys = vec![
             ("block_count", integer(self.n_layer)),
             ("context_length", integer(self.n_ctx)),
             ("embedding_length", integer(self.n_embd)),
@@ -94,11 +137,12 @@ impl TextConfig {
             ("attention.head_count_kv", integer(self.heads.n_head_kv)),
             ("rope.freq_base", Value::F32(self.rope_theta)),
             ("attention.layer_norm_rms_epsilon", Value::F32(self.rms_eps)),
-            ("attention.key_length", integer(self.heads.head_dim)),
-            ("attention.value_length", integer(self.heads.head_dim)),
-        ]
-        .map(|(key, value)| (format!("{architecture}.{key}"), value))
-        .into()
+        ];
+        if self.names_head_dim {
+            keys.push(("attention.key_length", integer(self.heads.head_dim)));
+            keys.push(("attention.value_length", integer(self.heads.head_dim)));
+        }
+        keys.into_iter().map(|(key, value)| (format!("{architecture}.{key}"), value)).collect()
     }
 
     /// How many of the rotated pairs follow which position stream: time, height, width, none.
@@ -145,23 +189,50 @@ impl TextConfig {
             &[self.n_vocab, n_embd],
         )];
         for i in 0..self.n_layer {
-            let mut add = |name: &str, stored: &str, role, dims: &[usize]| {
-                let stored = format!("{prefix}layers.{i}.{stored}.weight");
-                rows.push(Row::new(format!("blk.{i}.{name}.weight"), stored, role, dims));
+            let row = |name: &str, stored: &str, role, dims: &[usize]| {
+                Row::new(format!("blk.{i}.{name}"), format!("{prefix}layers.{i}.{stored}"), role, dims)
             };
-            add("attn_norm", "input_layernorm", Role::Full, &[n_embd]);
-            add("attn_q", "self_attn.q_proj", Role::Matrix, &[n_q, n_embd]);
-            add("attn_k", "self_attn.k_proj", Role::Matrix, &[n_kv, n_embd]);
-            add("attn_v", "self_attn.v_proj", Role::Matrix, &[n_kv, n_embd]);
-            add("attn_output", "self_attn.o_proj", Role::Matrix, &[n_embd, n_q]);
-            add("attn_q_norm", "self_attn.q_norm", Role::Full, &[self.heads.head_dim]);
-            add("attn_k_norm", "self_attn.k_norm", Role::Full, &[self.heads.head_dim]);
-            add("ffn_norm", "post_attention_layernorm", Role::Full, &[n_embd]);
-            add("ffn_gate", "mlp.gate_proj", Role::Matrix, &[n_ff, n_embd]);
-            add("ffn_up", "mlp.up_proj", Role::Matrix, &[n_ff, n_embd]);
-            add("ffn_down", "mlp.down_proj", Role::Matrix, &[n_embd, n_ff]);
+            let full = |name: &str, stored: &str, n| {
+                row(&format!("{name}.weight"), &format!("{stored}.weight"), Role::Full, &[n])
+            };
+            let matrix = |name: &str, stored: &str, n_out, n_in| {
+                row(&format!("{name}.weight"), &format!("{stored}.weight"), Role::Matrix, &[n_out, n_in])
+            };
+            let bias =
+                |name: &str, stored: &str, n| row(&format!("{name}.bias"), &format!("{stored}.bias"), Role::Full, &[n]);
+            let turned = |row: Row| {
+                if self.projections.has_rotated_pairs { row.with_rotated_pairs(self.heads.head_dim) } else { row }
+            };
+            rows.push(full("attn_norm", "input_layernorm", n_embd));
+            rows.push(turned(matrix("attn_q", "self_attn.q_proj", n_q, n_embd)));
+            rows.push(turned(matrix("attn_k", "self_attn.k_proj", n_kv, n_embd)));
+            rows.push(matrix("attn_v", "self_attn.v_proj", n_kv, n_embd));
+            rows.push(matrix("attn_output", "self_attn.o_proj", n_embd, n_q));
+            if self.projections.has_biases {
+                rows.push(turned(bias("attn_q", "self_attn.q_proj", n_q)));
+                rows.push(turned(bias("attn_k", "self_attn.k_proj", n_kv)));
+                rows.push(bias("attn_v", "self_attn.v_proj", n_kv));
+                rows.push(bias("attn_output", "self_attn.o_proj", n_embd));
+            }
+            if self.projections.has_norms {
+                rows.push(full("attn_q_norm", "self_attn.q_norm", self.heads.head_dim));
+                rows.push(full("attn_k_norm", "self_attn.k_norm", self.heads.head_dim));
+            }
+            rows.push(full("ffn_norm", "post_attention_layernorm", n_embd));
+            rows.push(matrix("ffn_gate", "mlp.gate_proj", n_ff, n_embd));
+            rows.push(matrix("ffn_up", "mlp.up_proj", n_ff, n_embd));
+            rows.push(matrix("ffn_down", "mlp.down_proj", n_embd, n_ff));
         }
         rows.push(Row::new("output_norm.weight", format!("{prefix}norm.weight"), Role::Full, &[n_embd]));
+        rows
+    }
+
+    /// All tensors of a text model, in the layout of transformers. `has_head`: whether the checkpoint has a head.
+    pub(super) fn rows_and_head(mut self, has_head: bool) -> Vec<Row> {
+        let has_head = has_head || !self.tied;
+        self.tied = !has_head;
+        let mut rows = self.rows("model.");
+        rows.extend(has_head.then(|| self.head(super::HEAD)));
         rows
     }
 

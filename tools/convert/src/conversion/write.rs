@@ -28,10 +28,10 @@ impl Weights for CheckpointWeights<'_> {
         let checkpoint = self.checkpoint;
         let format = format_of(tensor.dtype);
         Ok(match &tensor.source {
-            Source::Stored { .. } | Source::Experts { .. } => {
-                let of = |matrix: &ImportanceMatrix| matrix.of_tensor(&tensor.name, tensor.shape, tensor.dtype);
-                let importance = self.importance.map_or(Ok(None), of)?;
-                Box::new(StoredParts { importance, ..StoredParts::new(checkpoint, &tensor.source, format)? })
+            Source::Stored { .. } | Source::Experts { .. } => Box::new(self.stored(tensor)?),
+            Source::RotatedPairs { dims, head_dim, .. } => {
+                let row_len = dims[1..].iter().product();
+                Box::new(RotatedPairs { stored: self.stored(tensor)?, row_len, head_dim: *head_dim })
             }
             Source::Zeros => Box::new(Computed(vec![0.0; tensor.shape.elements()])),
             Source::Positions => Box::new(Computed(positions::table(tensor.shape.last()))),
@@ -48,6 +48,15 @@ impl Weights for CheckpointWeights<'_> {
     fn stamp(&self, hash: &mut Xxh64) {
         self.checkpoint.stamp(hash);
         self.importance.into_iter().for_each(|matrix| matrix.stamp(hash));
+    }
+}
+
+impl<'a> CheckpointWeights<'a> {
+    fn stored(&'a self, tensor: &'a PlannedTensor) -> Result<StoredParts<'a>> {
+        let of = |matrix: &ImportanceMatrix| matrix.of_tensor(&tensor.name, tensor.shape, tensor.dtype);
+        let importance = self.importance.map_or(Ok(None), of)?;
+        let parts = StoredParts::new(self.checkpoint, &tensor.source, format_of(tensor.dtype))?;
+        Ok(StoredParts { importance, ..parts })
     }
 }
 
@@ -129,6 +138,44 @@ impl Values for StoredParts<'_> {
             let (name, weight) = &self.parts[i];
             self.checkpoint.release(name, bytes_of(weight, &inner));
         }
+    }
+}
+
+/// Rows of heads in another order; see [`Source::RotatedPairs`].
+struct RotatedPairs<'a> {
+    stored: StoredParts<'a>,
+    /// Elements of a row.
+    row_len: usize,
+    /// Rows of a head.
+    head_dim: usize,
+}
+
+impl RotatedPairs<'_> {
+    /// The checkpoint's number of a row.
+    fn stored_row(&self, row: usize) -> usize {
+        let (head, row) = (row / self.head_dim, row % self.head_dim);
+        head * self.head_dim + row % 2 * (self.head_dim / 2) + row / 2
+    }
+}
+
+impl Values for RotatedPairs<'_> {
+    fn decode(&self, range: Range<usize>, x: &mut [f32]) -> Result<()> {
+        let (n, start) = (self.row_len, range.start);
+        for row in start / n..range.end.div_ceil(n) {
+            let part = start.max(row * n)..range.end.min((row + 1) * n);
+            let stored = self.stored_row(row) * n + part.start % n;
+            self.stored.decode(stored..stored + part.len(), &mut x[part.start - start..part.end - start])?;
+        }
+        Ok(())
+    }
+
+    fn importance(&self) -> Option<&[f32]> {
+        self.stored.importance()
+    }
+
+    /// Rows stay in their head, so that of many rows nearly all are in the same place; those that are not are read again.
+    fn release(&self, range: Range<usize>) {
+        self.stored.release(range);
     }
 }
 

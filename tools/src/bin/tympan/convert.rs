@@ -21,9 +21,9 @@ const GGUF: &str = "gguf";
 /// Converts a checkpoint (safetensors) to GGUF.
 ///
 /// Reads a published checkpoint (any number of shards) of Qwen3-ASR (original or -hf layout) or LFM2-Audio, or a Qwen3,
-/// LFM2 or LFM2-MoE text model. Writes the pair of files that llama.cpp reads, or one bundle, which leaves out what only
-/// llama.cpp wants. The names of the files go to standard output. When it is killed or interrupted, the same command goes
-/// on where it stopped.
+/// Llama, LFM2 or LFM2-MoE text model. Writes the pair of files that llama.cpp reads, or one bundle, which leaves out what
+/// only llama.cpp wants. The names of the files go to standard output. When it is killed or interrupted, the same command
+/// goes on where it stopped.
 #[derive(Args, Debug)]
 #[allow(rustdoc::broken_intra_doc_links, reason = "users see the brackets")]
 #[command(after_long_help = "Examples:

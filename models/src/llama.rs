@@ -1,0 +1,76 @@
+//! Llama: a [`Transformer`] as it was first, with rotated pairs of neighbours in its files.
+//! Source: transformers, `models/llama/modeling_llama.py`; llama.cpp, `src/models/llama.cpp`.
+
+use engine::gguf::Gguf;
+use engine::op::{Rope, RopePairs};
+use engine::weights::WeightStore;
+
+use crate::blocks::attention::AttentionOptions;
+use crate::error::{Error, Result};
+use crate::hparams::Hparams;
+use crate::transformer::{Transformer, TransformerShape};
+
+/// `general.architecture`.
+const ARCH: &str = "llama";
+/// Base of the rotary frequencies where the metadata name none. Source: llama.cpp, `llama_model_base::load_hparams`.
+const ROPE_THETA: f32 = 10_000.0;
+
+/// A dense decoder of architecture `llama`.
+///
+/// Errors: keys or tensors that are missing or do not fit each other; what no builder here computes.
+pub fn load(files: &[Gguf], w: &WeightStore) -> Result<Transformer> {
+    let hp = Hparams::new(files, ARCH);
+    refuse_others(&hp, w)?;
+    let shape = TransformerShape::read(&hp)?;
+    let attention = AttentionOptions {
+        qk_norm_eps: None,
+        rope: Some(rope(&hp, &shape)?),
+        scale: hp.positive_or("attention.scale", shape.attention.scale())?,
+    };
+    Transformer::load(ARCH, w, shape, attention)
+}
+
+/// How queries and keys are rotated. The converter puts the two of a pair beside each other.
+fn rope(hp: &Hparams<'_>, shape: &TransformerShape) -> Result<Rope> {
+    const WIDTH: &str = "rope.dimension_count";
+    let head_dim = shape.attention.head_dim;
+    let n_rot = hp.size_or(WIDTH, head_dim)?;
+    if n_rot > head_dim || !n_rot.is_multiple_of(2) {
+        return Err(hp.bad(WIDTH, format!("want an even number up to the key length {head_dim}, got {n_rot}")));
+    }
+    let theta_base = hp.positive_or("rope.freq_base", ROPE_THETA)?;
+    Ok(Rope {
+        n_rot: u32::try_from(n_rot).expect("sizes were limited"),
+        ..shape.attention.rope(theta_base, RopePairs::Interleaved)
+    })
+}
+
+/// Tensors of members of the family that are computed in another way, and what they are.
+const OTHERS: [(&str, &str); 5] = [
+    ("ffn_gate_inp.weight", "mixtures of experts (Mixtral)"),
+    ("attn_q_norm.weight", "norms of queries and keys"),
+    ("ffn_up.bias", "feed-forward blocks with biases (mlp_bias)"),
+    ("rope_freqs.weight", "frequencies with factors of their own (Llama 3.1)"),
+    ("rope_factors_long.weight", "frequencies with factors by length (LongRoPE)"),
+];
+
+/// The error for a member of the family that is computed in another way.
+fn refuse_others(hp: &Hparams<'_>, w: &WeightStore) -> Result<()> {
+    if hp.count_or("expert_count", 0)? > 0 {
+        return Err(hp.bad("expert_count", "mixtures of experts (Mixtral) are not supported".into()));
+    }
+    if !hp.flag_or("attention.causal", true)? {
+        return Err(hp.bad("attention.causal", "models that look ahead are not supported".into()));
+    }
+    hp.expect_text("rope.scaling.type", &["none"])?;
+    for (id, desc) in w.iter() {
+        let kind = OTHERS.iter().find(|(part, _)| {
+            desc.name.strip_suffix(part).is_some_and(|before| before.is_empty() || before.ends_with('.'))
+        });
+        if let Some((_, what)) = kind {
+            let what = format!("{what} are not supported");
+            return Err(Error::BadWeight { path: w.path(id).to_owned(), name: desc.name.clone(), what });
+        }
+    }
+    Ok(())
+}
