@@ -109,6 +109,11 @@ impl States {
         self.declare(layer, Role::Conv, Extent::Fixed(vec![d_conv.saturating_sub(1), width]))
     }
 
+    /// The state of a selective scan, `[n_head, d_state, head_dim]`.
+    pub fn ssm(&mut self, layer: usize, n_head: usize, d_state: usize, head_dim: usize) -> State {
+        self.declare(layer, Role::Ssm, Extent::Fixed(vec![n_head, d_state, head_dim]))
+    }
+
     /// A state of any kind.
     fn declare(&mut self, layer: usize, role: Role, extent: Extent) -> State {
         let number = |n: usize| u32::try_from(n).expect("models have far fewer layers");

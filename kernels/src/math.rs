@@ -56,6 +56,18 @@ pub fn sigmoid<const FMA: bool>(x: f32) -> f32 {
     1.0 / (1.0 + exp::<FMA>(-x))
 }
 
+/// `ln(1 + e^x)` within 6 ulp for normal results; `x` from 17 on. Where others have a threshold of 20 the difference is 2e-9.
+///
+/// `max(x, 0) + ln(1 + u)`, `u = e^-|x|`, and `ln(1 + u) = 2 atanh(s)`, `s = u / (2 + u)`, by the series of atanh, whose
+/// rest is below 2e-9 relative as `s` is at most 1 / 3.
+#[inline(always)]
+pub fn softplus<const FMA: bool>(x: f32) -> f32 {
+    let u = exp::<FMA>(-x.abs());
+    let s = u / (2.0 + u);
+    let series = [1.0 / 15.0, 1.0 / 13.0, 1.0 / 11.0, 1.0 / 9.0, 1.0 / 7.0, 1.0 / 5.0, 1.0 / 3.0, 1.0];
+    x.max(0.0) + 2.0 * s * horner::<FMA>(s * s, &series)
+}
+
 /// `x * sigmoid(x)` within 5 ulp; 0 from -88.7 down, where it is 3e-37 in size.
 #[inline(always)]
 pub fn silu<const FMA: bool>(x: f32) -> f32 {

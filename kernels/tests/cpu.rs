@@ -4,7 +4,7 @@
 
 use half::f16;
 use kernels::activation::{BlockQ8, BlockQ8_K};
-use kernels::cpu::{Attention, KEY_BLOCK, Kernels, KvRows, Operand, Product};
+use kernels::cpu::{Attention, ChannelDecay, KEY_BLOCK, Kernels, KvRows, Operand, Product, ScanToken};
 use kernels::quant::{BlockQ2_K, BlockQ4_1, BlockQ4_K, BlockQ5_1, BlockQ5_K, Format};
 
 /// Half a unit in the last place of 1.
@@ -613,10 +613,11 @@ type Elementwise = (&'static str, fn(Kernels, &mut [f32]), fn(f64) -> f64, f64, 
 
 #[test]
 fn activation_functions_are_close() {
-    let functions: [Elementwise; 6] = [
+    let functions: [Elementwise; 7] = [
         ("exp", |k, y| _ = k.exp_sum(y, 0.0), f64::exp, 2e-45, 4.0 * EPS),
         ("sigmoid", |k, y| k.sigmoid(y), |x| 1.0 / (1.0 + (-x).exp()), 3e-39, 8.0 * EPS),
         ("silu", |k, y| k.silu(y), |x| x / (1.0 + (-x).exp()), 3e-37, 10.0 * EPS),
+        ("softplus", |k, y| k.softplus(y), |x| x.max(0.0) + (-x.abs()).exp().ln_1p(), 3e-45, 8.0 * EPS),
         ("gelu", |k, y| k.gelu(y), |x| x * normal_distribution(x), 2e-7, 2.0 * EPS),
         (
             "gelu_tanh",
@@ -667,6 +668,8 @@ fn activation_functions_end_where_they_should() {
         };
         assert_eq!(apply(|k, y| _ = k.exp_sum(y, 0.0))[..6], [0.0, 0.0, 1.0, 1.0, f32::INFINITY, f32::INFINITY]);
         assert_eq!(apply(|k, y| k.sigmoid(y))[..6], [0.0, 0.0, 0.5, 0.5, 1.0, 1.0]);
+        assert_eq!(apply(|k, y| k.softplus(y))[..2], [0.0, 0.0]);
+        assert_eq!(apply(|k, y| k.softplus(y))[4..6], [1e30, f32::INFINITY]);
         assert_eq!(apply(|k, y| k.silu(y))[1..6], [-0.0, 0.0, 0.0, 1e30, f32::INFINITY]);
         assert_eq!(apply(|k, y| k.gelu(y))[1..5], [0.0, 0.0, 0.0, 1e30]);
         assert_eq!(apply(|k, y| k.gelu_tanh(y))[1..5], [0.0, 0.0, 0.0, 1e30]);
@@ -693,6 +696,41 @@ fn elementwise_kernels_are_close() {
             check(&|y| kernels.mul(y, x), &|y, x| y * x, EPS);
             check(&|y| kernels.scale(y, 0.7), &|y, _| y * f64::from(0.7f32), EPS);
             check(&|y| kernels.silu_mul(y, x), &|y, x| y / (1.0 + (-y).exp()) * x, 12.0 * EPS);
+        }
+    }
+}
+
+#[test]
+fn a_token_of_a_scan_is_close() {
+    for kernels in Kernels::available() {
+        for (d_state, head_dim) in [(1, 1), (16, 7), (5, 32), (16, 64), (128, 33), (64, 100)] {
+            let mut random = Random(d_state as u64);
+            let [before, a] = [(); 2].map(|()| random.floats(d_state * head_dim));
+            let [b, c] = [(); 2].map(|()| random.floats(d_state));
+            let [dx, step, y] = [(); 3].map(|()| random.floats(head_dim));
+            let token = ScanToken { b: &b, c: &c, dx: &dx };
+            let check = |state: &[f32], got: &[f32], decay: &dyn Fn(usize, usize) -> f64| {
+                for p in 0..head_dim {
+                    let (mut want, mut size) = (f64::from(y[p]), f64::from(y[p]).abs());
+                    for n in 0..d_state {
+                        let at = n * head_dim + p;
+                        let kept = decay(n, p) * f64::from(before[at]);
+                        let added = f64::from(b[n]) * f64::from(dx[p]);
+                        let what = || format!("{kernels:?} [{d_state}, {head_dim}] {n} {p}");
+                        close(state[at], kept + added, 6.0 * EPS * (kept.abs() + added.abs()), what);
+                        want += f64::from(c[n]) * (kept + added);
+                        size += f64::from(c[n]).abs() * (kept.abs() + added.abs());
+                    }
+                    let bound = EPS * size * (d_state + 6) as f64;
+                    close(got[p], want, bound, || format!("{kernels:?} [{d_state}, {head_dim}] {p}"));
+                }
+            };
+            let (mut state, mut got) = (before.clone(), y.clone());
+            kernels.scan_head(&mut state, 0.7, &token, &mut got);
+            check(&state, &got, &|_, _| f64::from(0.7f32));
+            let (mut state, mut got) = (before.clone(), y.clone());
+            kernels.scan_channels(&mut state, &ChannelDecay { a: &a, step: &step }, &token, &mut got);
+            check(&state, &got, &|n, p| (f64::from(step[p]) * f64::from(a[n * head_dim + p])).exp());
         }
     }
 }

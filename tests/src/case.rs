@@ -169,7 +169,7 @@ pub struct Args {
     pub x: Vec<Tensor>,
     /// Weights, in the order of the case.
     pub w: Vec<Weight>,
-    /// States of convolutions, in the order of the case.
+    /// States of fixed extent, in the order of the case.
     pub s: Vec<State>,
     /// Attention caches, in the order of the case.
     pub kv: Vec<KvCache>,
@@ -198,7 +198,7 @@ pub struct OpCase {
     pub weights: Vec<WeightArg>,
     /// What is remembered of a sequence.
     pub states: States,
-    /// States of convolutions.
+    /// States of fixed extent.
     pub s: Vec<State>,
     /// Attention caches.
     pub kv: Vec<KvCache>,
@@ -265,6 +265,14 @@ impl OpCase {
         self
     }
 
+    /// Adds a weight, uniform in a range.
+    #[must_use]
+    pub fn weight_in(mut self, dtype: DType, dims: &[usize], range: [f32; 2]) -> Self {
+        let shape = Shape::new(dims).expect("cases are small");
+        self.weights.push(WeightArg { dtype, shape, range });
+        self
+    }
+
     /// Adds keys and values of one layer.
     #[must_use]
     pub fn kv(mut self, dtype: DType, n_head_kv: usize, head_dim: usize) -> Self {
@@ -277,6 +285,13 @@ impl OpCase {
     #[must_use]
     pub fn conv_state(mut self, d_conv: usize, width: usize) -> Self {
         self.s.push(self.states.conv(0, d_conv, width));
+        self
+    }
+
+    /// Adds the state of a selective scan.
+    #[must_use]
+    pub fn ssm_state(mut self, n_head: usize, d_state: usize, head_dim: usize) -> Self {
+        self.s.push(self.states.ssm(0, n_head, d_state, head_dim));
         self
     }
 

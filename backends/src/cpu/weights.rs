@@ -14,8 +14,8 @@ use super::NAME;
 use super::mem::{Storage, View, ViewMut};
 use super::pool::Pool;
 
-/// Extents of a convolution's weight, `[c_out, c_in, kh, kw]`.
-pub(super) type ConvDims = [usize; 4];
+/// Extents of some matrices, `[n, rows, columns]`.
+pub(super) type Matrices = [usize; 3];
 
 /// Memory with the pool whose turns guard it, and layouts derived from it.
 pub(super) struct CpuBuffer {
@@ -30,10 +30,9 @@ pub(super) struct CpuBuffer {
 pub(super) enum Kind {
     Arena,
     State,
-    /// A weight, with its convolution kernels in the order of pixels, for every view of it that a graph convolves with. All
-    /// graphs share them.
+    /// A weight, with its matrices transposed, for every view of it that a graph wants so. All graphs share them.
     Weight {
-        conv: Mutex<Vec<(ConvDims, Arc<Storage>)>>,
+        transposed: Mutex<Vec<(Matrices, Arc<Storage>)>>,
     },
 }
 
@@ -70,7 +69,7 @@ impl CpuBuffer {
 
     /// A weight in the mapping.
     pub(super) fn borrow(w: &WeightData<'_>, pool: &Arc<Pool>) -> Buffer {
-        Self::wrap(w.bytes().len(), Storage::mapped(w.store, w.id), Kind::Weight { conv: Mutex::default() }, pool)
+        Self::wrap(w.bytes().len(), Storage::mapped(w.store, w.id), Kind::Weight { transposed: Mutex::default() }, pool)
     }
 
     /// The inside of a buffer. Errors: `Refused` if another backend made it.
@@ -108,24 +107,24 @@ impl CpuBuffer {
         self.users.fetch_sub(1, Ordering::Release);
     }
 
-    /// A convolution's weight as `[c_out, kh, kw, c_in]` in f32: the order of pixels with channels innermost.
-    pub(super) fn conv_weight(&self, format: Format, dims: ConvDims, kernels: Kernels) -> Result<Arc<Storage>> {
-        let Kind::Weight { conv } = &self.kind else {
-            return Err(refused("a convolution with a buffer that is no weight"));
+    /// The weight `[n, rows, columns]` as `[n, columns, rows]` in f32.
+    pub(super) fn transposed(&self, format: Format, dims: Matrices, kernels: Kernels) -> Result<Arc<Storage>> {
+        let Kind::Weight { transposed } = &self.kind else {
+            return Err(refused("another layout of a buffer that is no weight"));
         };
-        let mut made = conv.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut made = transposed.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, storage)) = made.iter().find(|(d, _)| *d == dims) {
             return Ok(Arc::clone(storage));
         }
-        let storage = pack_conv(&self.storage, format, dims, kernels)?;
+        let storage = transpose(&self.storage, format, dims, kernels)?;
         made.push((dims, Arc::clone(&storage)));
         Ok(storage)
     }
 
     /// Bytes of layouts that were derived from it.
     pub(super) fn derived_bytes(&self) -> usize {
-        let Kind::Weight { conv } = &self.kind else { return 0 };
-        conv.lock().unwrap_or_else(PoisonError::into_inner).iter().map(|(_, storage)| storage.len()).sum()
+        let Kind::Weight { transposed } = &self.kind else { return 0 };
+        transposed.lock().unwrap_or_else(PoisonError::into_inner).iter().map(|(_, storage)| storage.len()).sum()
     }
 }
 
@@ -139,24 +138,24 @@ fn refused(what: &str) -> Error {
     Error::Refused { backend: NAME.into(), what: what.into() }
 }
 
-/// Rows `[c_in, kh, kw]` of any float format as rows `[kh, kw, c_in]` of f32.
+/// Matrices of any float format, `[n, rows, columns]`, as `[n, columns, rows]` of f32.
 #[allow(unsafe_code, reason = "fills memory that nobody else knows yet")]
-pub(super) fn pack_conv(from: &Arc<Storage>, format: Format, dims: ConvDims, kernels: Kernels) -> Result<Arc<Storage>> {
-    let [c_out, c_in, kh, kw] = dims;
-    let (taps, k) = (kh * kw, c_in * kh * kw);
-    let rows = View::<u8>::dense(from, 0, c_out, format.row_bytes(k))?;
-    let packed = Arc::new(Storage::zeroed(c_out * k * size_of::<f32>(), "a convolution's weight")?.in_large_pages());
-    let out = ViewMut::<f32>::dense(&packed, 0, c_out, k)?;
-    let mut row = vec![0.0; k];
-    for o in 0..c_out {
-        kernels.decode_row(format, rows.row(o), &mut row);
-        // SAFETY: `packed` is known to nobody else.
-        let out = unsafe { out.row_mut(o) };
-        for (c, plane) in row.chunks_exact(taps).enumerate() {
-            for (pixel, x) in out.chunks_exact_mut(c_in).zip(plane) {
-                pixel[c] = *x;
+pub(super) fn transpose(from: &Arc<Storage>, format: Format, dims: Matrices, kernels: Kernels) -> Result<Arc<Storage>> {
+    let [n, rows, columns] = dims;
+    let k = rows * columns;
+    let matrices = View::<u8>::dense(from, 0, n, format.row_bytes(k))?;
+    let made = Arc::new(Storage::zeroed(n * k * size_of::<f32>(), "a transposed weight")?.in_large_pages());
+    let out = ViewMut::<f32>::dense(&made, 0, n, k)?;
+    let mut matrix = vec![0.0; k];
+    for i in 0..n {
+        kernels.decode_row(format, matrices.row(i), &mut matrix);
+        // SAFETY: `made` is known to nobody else.
+        let out = unsafe { out.row_mut(i) };
+        for (r, row) in matrix.chunks_exact(columns).enumerate() {
+            for (column, x) in out.chunks_exact_mut(rows).zip(row) {
+                column[r] = *x;
             }
         }
     }
-    Ok(packed)
+    Ok(made)
 }

@@ -369,6 +369,7 @@ fn compute(cx: &Operands<'_>, node: &Node) -> Result<Vec<Vec<f64>>> {
         }
         Op::CachedAttention { scale } => vec![attention::cached(cx, args, scale)?],
         Op::Attention { scale, window } => vec![attention::windowed(cx, args, scale, window)?],
+        Op::SsmScan { decay } => vec![state::ssm_scan(cx, args, decay)?],
         Op::CausalConv1d { bias, act } => {
             let mut y = conv::causal_conv1d(cx, args, bias)?;
             if let Some(act) = act {

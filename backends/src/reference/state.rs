@@ -1,5 +1,6 @@
-//! States of fixed extent: how sequences pass through them.
+//! States of fixed extent: how sequences pass through them, and the recurrences that are nothing else.
 
+use engine::op::ScanDecay;
 use engine::tensor::TensorId;
 use engine::{DType, Result};
 
@@ -39,4 +40,44 @@ pub(super) fn pass(
         }
     }
     Ok(())
+}
+
+/// `[x, dt, b, c, dt_bias, a, d, state, reads, slots, kept, ranges]`, one token after the other. NaN for padding.
+pub(super) fn ssm_scan(cx: &Operands<'_>, args: &[TensorId], decay: ScanDecay) -> Result<Vec<f64>> {
+    let [n_tokens, n_head, head_dim] = cx.dims(args[0])?;
+    let [_, n_group, d_state] = cx.dims(args[2])?;
+    let (x, dt, b, c) = (cx.values(args[0])?, cx.values(args[1])?, cx.values(args[2])?, cx.values(args[3])?);
+    let (dt_bias, a, d) = (cx.values(args[4])?, cx.values(args[5])?, cx.values(args[6])?);
+    let n_steps = d.len();
+    let mut y = vec![f64::NAN; x.len()];
+    pass(cx, &args[7..], n_tokens, |t, state| {
+        for h in 0..n_head {
+            let group = (t * n_group + h * n_group / n_head) * d_state;
+            for p in 0..head_dim {
+                let channel = h * head_dim + p;
+                let i = match decay {
+                    ScanDecay::Channel => channel,
+                    ScanDecay::Head => h,
+                };
+                let step = softplus(dt[t * n_steps + i] + dt_bias[i]);
+                let at = t * n_head * head_dim + channel;
+                y[at] = d[i] * x[at];
+                for n in 0..d_state {
+                    let a = match decay {
+                        ScanDecay::Channel => a[i * d_state + n],
+                        ScanDecay::Head => a[i],
+                    };
+                    let s = &mut state[(h * d_state + n) * head_dim + p];
+                    *s = (step * a).exp() * *s + step * b[group + n] * x[at];
+                    y[at] += c[group + n] * *s;
+                }
+            }
+        }
+    })?;
+    Ok(y)
+}
+
+/// `ln(1 + e^v)`, which is `v` for large ones. Source: torch, `nn.functional.softplus`, whose threshold is 20.
+fn softplus(v: f64) -> f64 {
+    if v > 20.0 { v } else { v.exp().ln_1p() }
 }

@@ -9,7 +9,7 @@ use std::panic::Location;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Name, Node, TensorIds};
-use crate::op::{Binary, Op, Precision, Rope, Route, Unary, Window};
+use crate::op::{Binary, Op, Precision, Rope, Route, ScanDecay, Unary, Window};
 use crate::shape::{MAX_RANK, Shape};
 use crate::state::{KvCache, State, StateLayout};
 use crate::tensor::{Input, NodeId, Source, StateId, Tensor, TensorDesc, TensorId};
@@ -57,6 +57,27 @@ impl Leaves {
 pub struct Kv {
     k: Tensor,
     v: Tensor,
+}
+
+/// The operands of [`Op::SsmScan`].
+#[derive(Clone, Copy, Debug)]
+pub struct SsmScan {
+    /// Inputs, `[n_tokens, n_head, head_dim]`.
+    pub x: Tensor,
+    /// Step sizes before the bias and the softplus.
+    pub dt: Tensor,
+    /// From inputs to the state, `[n_tokens, n_group, d_state]`.
+    pub b: Tensor,
+    /// From the state to results, `[n_tokens, n_group, d_state]`.
+    pub c: Tensor,
+    /// Bias of the step sizes.
+    pub dt_bias: Weight,
+    /// Logarithms of the decays per unit of step size; negative.
+    pub a: Weight,
+    /// From inputs straight to results.
+    pub d: Weight,
+    /// What `dt`, `a` and `d` belong to.
+    pub decay: ScanDecay,
 }
 
 impl<'a> GraphBuilder<'a> {
@@ -314,6 +335,16 @@ impl<'a> GraphBuilder<'a> {
         args.extend(batch.passages());
         args.extend(bias.map(|b| self.weight(b)));
         self.push1(Op::CausalConv1d { bias: bias.is_some(), act: None }, &args)
+    }
+
+    /// [`Op::SsmScan`].
+    #[track_caller]
+    pub fn ssm_scan(&self, scan: SsmScan, state: State, batch: &BatchInputs) -> Tensor {
+        let SsmScan { x, dt, b, c, dt_bias, a, d, decay } = scan;
+        let [dt_bias, a, d] = [dt_bias, a, d].map(|w| self.weight(w));
+        let mut args = vec![x, dt, b, c, dt_bias, a, d, self.state(state)];
+        args.extend(batch.passages());
+        self.push1(Op::SsmScan { decay }, &args)
     }
 
     /// Two-dimensional convolution, channels innermost.

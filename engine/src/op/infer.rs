@@ -2,7 +2,7 @@
 
 use smallvec::{SmallVec, smallvec};
 
-use super::{Binary, Op, OpSpec, Rope, Route};
+use super::{Binary, Op, OpSpec, Rope, Route, ScanDecay};
 use crate::dtype::DType;
 use crate::shape::Shape;
 use crate::tensor::TensorDesc;
@@ -52,6 +52,7 @@ impl Op {
             Self::CachedAttention { .. } => cached_attention(args),
             Self::Attention { .. } => attention(args),
             Self::CausalConv1d { bias, .. } => causal_conv1d(args, bias),
+            Self::SsmScan { decay } => ssm_scan(args, decay),
             Self::Conv2d { stride, pad, .. } => conv2d(usize::from(stride), usize::from(pad), args),
             Self::DepthwiseConv2d { stride, pad } => depthwise_conv2d(usize::from(stride), usize::from(pad), args),
             Self::DepthwiseConv1d => depthwise_conv1d(args),
@@ -283,6 +284,40 @@ fn causal_conv1d(args: &[TensorDesc], bias: bool) -> Outs {
         activation("bias", bias)?;
         shaped("bias", bias, [width])?;
     }
+    Ok(smallvec![(DType::F32, x.shape)])
+}
+
+fn ssm_scan(args: &[TensorDesc], decay: ScanDecay) -> Outs {
+    let [x, dt, b, c, dt_bias, a, d, state, rest @ ..] = arguments::<12>(args)?;
+    activation("x", x)?;
+    let [n_tokens, n_head, head_dim] = rank("x", x)?;
+    let [_, n_group, d_state] = rank("b", b)?;
+    for (name, t) in [("b", b), ("c", c)] {
+        activation(name, t)?;
+        shaped(name, t, [n_tokens, n_group, d_state])?;
+    }
+    ensure(n_head.is_multiple_of(n_group), || format!("{n_head} heads do not fit {n_group} groups"))?;
+    let n_steps = match decay {
+        ScanDecay::Channel => n_head * head_dim,
+        ScanDecay::Head => n_head,
+    };
+    let (dt_shape, a_shape) = match decay {
+        ScanDecay::Channel => (shape(&[n_tokens, n_head, head_dim])?, shape(&[n_steps, d_state])?),
+        ScanDecay::Head => (shape(&[n_tokens, n_head])?, shape(&[n_head])?),
+    };
+    for (name, t, want) in [
+        ("dt", dt, dt_shape),
+        ("dt_bias", dt_bias, shape(&[n_steps])?),
+        ("a", a, a_shape),
+        ("d", d, shape(&[n_steps])?),
+    ] {
+        activation(name, t)?;
+        shaped(name, t, want)?;
+    }
+    let [n_slots, ..] = rank::<4>("state", state)?;
+    activation("state", state)?;
+    shaped("state", state, [n_slots, n_head, d_state, head_dim])?;
+    passages(rest)?;
     Ok(smallvec![(DType::F32, x.shape)])
 }
 

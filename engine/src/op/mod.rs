@@ -92,6 +92,17 @@ pub struct Route {
     pub scale: f32,
 }
 
+/// What has a step size and a decay of its own in [`Op::SsmScan`]. With `h` a head, `c` one of its channels and `n` an element
+/// of the state:
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum ScanDecay {
+    /// Every channel and element, `exp(step[c] * a[c, n])`: Mamba. `dt [n_tokens, n_head, head_dim]`, `dt_bias` and `d
+    /// [n_head * head_dim]`, `a [n_head * head_dim, d_state]`; what is a head is only a matter of layout.
+    Channel,
+    /// Every head, `exp(step[h] * a[h])`: Mamba 2. `dt [n_tokens, n_head]`, `dt_bias`, `d` and `a [n_head]`.
+    Head,
+}
+
 /// How exact the products of an op are: what a model asks for with
 /// [`crate::builder::GraphBuilder::precise_products`].
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Debug)]
@@ -193,6 +204,16 @@ pub enum Op {
         bias: bool,
         /// Applied last.
         act: Option<Unary>,
+    },
+    /// `[x, dt, b, c, dt_bias, a, d, state, reads, slots, kept, ranges]`: selective scan of a state-space model. For every token
+    /// in turn, `step = softplus(dt + dt_bias)`, then for every channel `p` of a head
+    /// `S[n, p] = exp(step * a) S[n, p] + step * b[n] x[p]` and `y[p] = sum_n c[n] S[n, p] + d x[p]`.
+    /// `x [n_tokens, n_head, head_dim]`, `b` and `c [n_tokens, n_group, d_state]`, head `h` with group `h * n_group / n_head`;
+    /// `state [n_slots, n_head, d_state, head_dim]`. Result like `x`.
+    /// Source: Gu and Dao 2023, "Mamba", algorithm 2; Dao and Gu 2024, "Transformers are SSMs", section 2.
+    SsmScan {
+        /// What `dt`, `a` and `d` belong to.
+        decay: ScanDecay,
     },
     /// `[x, w, bias]`: cross-correlation with zero border, channels innermost. `x [n, h, w, c_in]`,
     /// `w [c_out, c_in, kh, kw]`, `bias [c_out]` gives `[n, h', w', c_out]`, `h' = (h + 2 pad - kh) / stride + 1`.
@@ -302,6 +323,7 @@ impl Op {
             Self::CachedAttention { .. } => OpSpec::new("cached_attention"),
             Self::Attention { .. } => OpSpec::new("attention"),
             Self::CausalConv1d { .. } => OpSpec { mutates: Some(2), ..OpSpec::new("causal_conv1d") },
+            Self::SsmScan { .. } => OpSpec { mutates: Some(7), ..OpSpec::new("ssm_scan") },
             Self::Conv2d { .. } => OpSpec { any_strides: Some(0), ..OpSpec::new("conv2d") },
             Self::DepthwiseConv2d { .. } => OpSpec::new("depthwise_conv2d"),
             Self::DepthwiseConv1d => OpSpec::new("depthwise_conv1d"),

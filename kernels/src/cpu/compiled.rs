@@ -6,6 +6,7 @@ macro_rules! compiled_for {
     ($features:literal) => {
         use crate::cpu::product::Operand;
         use crate::cpu::scalar;
+        use crate::cpu::scan::{self, ChannelDecay, ScanToken};
 
         /// Makes one panel of an operand; see `scalar::prepare`.
         #[target_feature(enable = $features)]
@@ -28,12 +29,15 @@ macro_rules! compiled_for {
             fn scale(y: &mut [f32], s: f32) = scalar::scale;
             fn silu(y: &mut [f32]) = scalar::silu::<true>;
             fn sigmoid(y: &mut [f32]) = scalar::sigmoid::<true>;
+            fn softplus(y: &mut [f32]) = scalar::softplus::<true>;
             fn gelu(y: &mut [f32]) = scalar::gelu::<true>;
             fn gelu_tanh(y: &mut [f32]) = scalar::gelu_tanh::<true>;
             fn relu(y: &mut [f32]) = scalar::relu;
             fn silu_mul(gate: &mut [f32], up: &[f32]) = scalar::silu_mul::<true>;
             fn rope_half(x: &mut [f32], cos: &[f32], sin: &[f32]) = scalar::rope_half;
             fn rope_interleaved(x: &mut [f32], cos: &[f32], sin: &[f32]) = scalar::rope_interleaved;
+            fn scan_head(state: &mut [f32], decay: f32, token: &ScanToken<'_>, y: &mut [f32]) = scan::scan_head::<true>;
+            fn scan_channels(state: &mut [f32], decay: &ChannelDecay<'_>, token: &ScanToken<'_>, y: &mut [f32]) = scan::scan_channels::<true>;
             fn prepare_rows(operand: Operand, x: &[f32], stride: usize, n_rows: usize, k: usize, out: &mut [f32]) = scalar::prepare;
         }
     };

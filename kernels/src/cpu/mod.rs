@@ -1,8 +1,8 @@
 //! Kernels for CPUs: one handle, [`Kernels`], through which everything is called.
 //!
 //! `scalar` says what every kernel means; the files of the other instruction sets hold faster versions of some of
-//! them, `compiled`, `rows`, `tiles` and `attention_tiles` what they share, and `formats` and `table` join them. Whoever holds a [`Kernels`]
-//! may call any kernel: it exists only for an instruction set that this CPU has.
+//! them, `compiled`, `rows`, `tiles` and `attention_tiles` what they share, and `formats` and `table` join them. Whoever holds a
+//! [`Kernels`] may call any kernel: it exists only for an instruction set that this CPU has.
 
 mod attention;
 #[cfg(target_arch = "x86_64")]
@@ -20,6 +20,7 @@ mod product;
 #[cfg(target_arch = "x86_64")]
 mod rows;
 mod scalar;
+mod scan;
 mod table;
 #[cfg(target_arch = "x86_64")]
 mod tiles;
@@ -27,4 +28,5 @@ mod tiles;
 pub use self::attention::{Attention, KEY_BLOCK, KvRows, QUERY_GROUP};
 pub use self::isa::{ISA_VARIABLE, Isa, UnknownIsa};
 pub use self::product::{Operand, PANEL_ROWS, Product};
+pub use self::scan::{ChannelDecay, ScanToken};
 pub use self::table::Kernels;

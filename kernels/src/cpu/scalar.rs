@@ -334,6 +334,14 @@ pub(super) fn relu(y: &mut [f32]) {
     }
 }
 
+/// `y = softplus(y)`; see [`math::softplus`].
+#[inline(always)]
+pub(super) fn softplus<const FMA: bool>(y: &mut [f32]) {
+    for y in y {
+        *y = math::softplus::<FMA>(*y);
+    }
+}
+
 /// `gate = silu(gate) up`.
 #[inline(always)]
 pub(super) fn silu_mul<const FMA: bool>(gate: &mut [f32], up: &[f32]) {

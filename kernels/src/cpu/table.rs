@@ -9,6 +9,7 @@ use super::formats::{FormatKernels, Formats};
 use super::isa::{Isa, UnknownIsa};
 use super::product::{Operand, Product};
 use super::scalar;
+use super::scan::{self, ChannelDecay, ScanToken};
 #[cfg(target_arch = "x86_64")]
 use super::{avx2, avx512};
 use crate::quant::Format;
@@ -36,10 +37,13 @@ pub(super) struct Table {
     pub scale: unsafe fn(&mut [f32], f32),
     pub silu: unsafe fn(&mut [f32]),
     pub sigmoid: unsafe fn(&mut [f32]),
+    pub softplus: unsafe fn(&mut [f32]),
     pub gelu: unsafe fn(&mut [f32]),
     pub gelu_tanh: unsafe fn(&mut [f32]),
     pub relu: unsafe fn(&mut [f32]),
     pub silu_mul: unsafe fn(&mut [f32], &[f32]),
+    pub scan_head: unsafe fn(&mut [f32], f32, &ScanToken<'_>, &mut [f32]),
+    pub scan_channels: unsafe fn(&mut [f32], &ChannelDecay<'_>, &ScanToken<'_>, &mut [f32]),
     pub rope_half: unsafe fn(&mut [f32], &[f32], &[f32]),
     pub rope_interleaved: unsafe fn(&mut [f32], &[f32], &[f32]),
 }
@@ -66,10 +70,13 @@ static SCALAR: Table = Table {
     scale: scalar::scale,
     silu: scalar::silu::<false>,
     sigmoid: scalar::sigmoid::<false>,
+    softplus: scalar::softplus::<false>,
     gelu: scalar::gelu::<false>,
     gelu_tanh: scalar::gelu_tanh::<false>,
     relu: scalar::relu,
     silu_mul: scalar::silu_mul::<false>,
+    scan_head: scan::scan_head::<false>,
+    scan_channels: scan::scan_channels::<false>,
     rope_half: scalar::rope_half,
     rope_interleaved: scalar::rope_interleaved,
 };
@@ -99,10 +106,13 @@ macro_rules! table_of {
             scale: $module::scale,
             silu: $module::silu,
             sigmoid: $module::sigmoid,
+            softplus: $module::softplus,
             gelu: $module::gelu,
             gelu_tanh: $module::gelu_tanh,
             relu: $module::relu,
             silu_mul: $module::silu_mul,
+            scan_head: $module::scan_head,
+            scan_channels: $module::scan_channels,
             rope_half: $module::rope_half,
             rope_interleaved: $module::rope_interleaved,
         }
@@ -355,6 +365,28 @@ impl Kernels {
     pub fn sigmoid(self, y: &mut [f32]) {
         // SAFETY: `Kernels` exists only for instruction sets that this CPU has.
         unsafe { (self.0.sigmoid)(y) }
+    }
+
+    /// `y = ln(1 + e^y)`; error as [`crate::math::softplus`].
+    pub fn softplus(self, y: &mut [f32]) {
+        // SAFETY: `Kernels` exists only for instruction sets that this CPU has.
+        unsafe { (self.0.softplus)(y) }
+    }
+
+    /// One token of a selective scan with one decay: `s[n, p] = decay s[n, p] + b[n] dx[p]`, then `y[p] += sum_n c[n] s[n, p]`.
+    /// `state` is `[d_state, head_dim]`, `y [head_dim]`.
+    pub fn scan_head(self, state: &mut [f32], decay: f32, token: &ScanToken<'_>, y: &mut [f32]) {
+        token.check(state.len(), y.len());
+        // SAFETY: `Kernels` exists only for instruction sets that this CPU has.
+        unsafe { (self.0.scan_head)(state, decay, token, y) }
+    }
+
+    /// As [`scan_head`](Self::scan_head) with a decay for every element of the state.
+    pub fn scan_channels(self, state: &mut [f32], decay: &ChannelDecay<'_>, token: &ScanToken<'_>, y: &mut [f32]) {
+        token.check(state.len(), y.len());
+        assert_eq!([decay.a.len(), decay.step.len()], [state.len(), y.len()], "decays and steps of a head");
+        // SAFETY: `Kernels` exists only for instruction sets that this CPU has.
+        unsafe { (self.0.scan_channels)(state, decay, token, y) }
     }
 
     /// The exact GELU; error as [`crate::math::gelu`].

@@ -9,6 +9,7 @@ pub mod pointwise;
 pub mod rel_pos;
 pub mod rope;
 pub mod rows;
+pub mod state;
 
 use crate::case::{BatchArg, OpCase, Sequence};
 
@@ -39,6 +40,7 @@ macro_rules! families {
             cached_attention: attention::cached;
             attention: attention::windowed;
             causal_conv1d: conv::causal_conv1d;
+            ssm_scan: state::ssm_scan;
             conv2d: conv::conv2d;
             depthwise: conv::depthwise;
             rel_pos: rel_pos::rel_pos;

@@ -96,10 +96,12 @@ pub(super) fn conv2d(
     pad: usize,
     act: Option<Unary>,
 ) -> Option<Prepared> {
-    let (geometry, dims) = (Geometry::new(args[0], args[1], stride, pad), [0, 1, 2, 3].map(|i| args[1].shape.dim(i)));
+    let geometry = Geometry::new(args[0], args[1], stride, pad);
+    // [c_out, kh, kw, c_in]: the order of pixels with channels innermost.
+    let dims = [geometry.c_out, geometry.c_in, geometry.kh * geometry.kw];
     let format = format_of(args[1].dtype)?;
     Some(Prepared::step(geometry.needs(machine), move |cx, at| {
-        let packed = cx.weight(at.arg(1))?.conv_weight(format, dims, machine.kernels)?;
+        let packed = cx.weight(at.arg(1))?.transposed(format, dims, machine.kernels)?;
         Ok(Conv2d {
             x: cx.view(at.arg(0))?,
             w: View::dense(&packed, 0, geometry.c_out, geometry.k() * size_of::<f32>())?,
@@ -288,7 +290,7 @@ mod tests {
     use super::super::super::mem::Window;
     use super::super::super::region::Region;
     use super::super::super::team::Team;
-    use super::super::super::weights::pack_conv;
+    use super::super::super::weights::transpose;
     use super::*;
 
     const N_WORKERS: usize = 3;
@@ -354,8 +356,8 @@ mod tests {
             let at = |j: usize| (j / (pixels * g.c_in) * g.c_in + j % g.c_in) * pixels + j / g.c_in % pixels;
             stored(&(0..x.len()).map(|j| x[at(j)]).collect::<Vec<_>>())
         };
-        let dims = [g.c_out, g.c_in, g.kh, g.kw];
-        let packed = pack_conv(&stored(&w), Format::F32, dims, kernels).unwrap();
+        let dims = [g.c_out, g.c_in, g.kh * g.kw];
+        let packed = transpose(&stored(&w), Format::F32, dims, kernels).unwrap();
         let n_pixels = n * g.height_out() * g.width_out();
         let y_storage = Arc::new(Storage::zeroed(n_pixels * g.c_out * 4, "test").unwrap());
         let machine = Machine { kernels, n_workers: N_WORKERS };

@@ -13,6 +13,7 @@ mod passages;
 mod rel_pos;
 mod rope;
 mod rows;
+mod scan;
 
 use engine::op::{Op, Precision, Unary};
 use engine::tensor::TensorDesc;
@@ -70,6 +71,7 @@ pub(super) fn prepare(machine: Machine, op: &Op, args: &[&TensorDesc]) -> Option
         Op::CachedAttention { scale } => Some(attention::cached(machine, args, scale)),
         Op::Attention { scale, window } => Some(attention::full(machine, args, scale, window)),
         Op::CausalConv1d { bias, act } => Some(conv::causal_conv1d(args, bias, act)),
+        Op::SsmScan { decay } => Some(scan::ssm_scan(args, decay)),
         // In f32 whatever the precision.
         Op::Conv2d { stride, pad, act, precision: Precision::Fast | Precision::Kept } => {
             conv::conv2d(machine, args, usize::from(stride), usize::from(pad), act)

@@ -1,0 +1,120 @@
+//! Selective scans in plain Rust: one token of one head, whose state `[d_state, head_dim]` has its channels side by side, so
+//! that nothing is summed over neighbours. Results of a channel are summed over the state in its order, whatever the vectors
+//! are.
+
+use crate::math::{self, fma};
+
+/// Channels whose results and inputs stay in registers while the state passes by.
+const CHANNELS: usize = 32;
+
+/// What one token brings to a head.
+#[derive(Clone, Copy, Debug)]
+pub struct ScanToken<'a> {
+    /// From inputs to the state, `[d_state]`.
+    pub b: &'a [f32],
+    /// From the state to results, `[d_state]`.
+    pub c: &'a [f32],
+    /// Inputs times step sizes, `[head_dim]`.
+    pub dx: &'a [f32],
+}
+
+/// Decays of every element of a head's state, `exp(step[p] a[n, p])`.
+#[derive(Clone, Copy, Debug)]
+pub struct ChannelDecay<'a> {
+    /// Their logarithms per unit of step size, `[d_state, head_dim]`.
+    pub a: &'a [f32],
+    /// Step sizes, `[head_dim]`.
+    pub step: &'a [f32],
+}
+
+impl ScanToken<'_> {
+    /// Panics unless the token fits a state of so many elements and so many channels.
+    pub(super) fn check(&self, n_state: usize, head_dim: usize) {
+        assert_eq!(self.dx.len(), head_dim, "inputs of a head");
+        assert_eq!([self.b.len() * head_dim, self.c.len() * head_dim], [n_state; 2], "the state of a head");
+    }
+}
+
+/// `s[n, p] = decay s[n, p] + b[n] dx[p]`, then `y[p] += sum_n c[n] s[n, p]`.
+#[inline(always)]
+pub(super) fn scan_head<const FMA: bool>(state: &mut [f32], decay: f32, token: &ScanToken<'_>, y: &mut [f32]) {
+    let whole = y.len() - y.len() % CHANNELS;
+    for at in (0..whole).step_by(CHANNELS) {
+        head_block::<FMA, CHANNELS>(state, decay, token, y, at);
+    }
+    for at in whole..y.len() {
+        head_block::<FMA, 1>(state, decay, token, y, at);
+    }
+}
+
+/// The channels from number `at` on.
+#[inline(always)]
+fn head_block<const FMA: bool, const N: usize>(
+    state: &mut [f32],
+    decay: f32,
+    token: &ScanToken<'_>,
+    y: &mut [f32],
+    at: usize,
+) {
+    let width = y.len();
+    let (dx, y) = (block::<N>(token.dx, at), block_mut::<N>(y, at));
+    let mut sums = *y;
+    for ((row, &b), &c) in state.chunks_exact_mut(width).zip(token.b).zip(token.c) {
+        let row = block_mut::<N>(row, at);
+        for i in 0..N {
+            row[i] = fma::<FMA>(decay, row[i], b * dx[i]);
+            sums[i] = fma::<FMA>(c, row[i], sums[i]);
+        }
+    }
+    *y = sums;
+}
+
+/// As [`scan_head`] with a decay for every element of the state.
+#[inline(always)]
+pub(super) fn scan_channels<const FMA: bool>(
+    state: &mut [f32],
+    decay: &ChannelDecay<'_>,
+    token: &ScanToken<'_>,
+    y: &mut [f32],
+) {
+    let whole = y.len() - y.len() % CHANNELS;
+    for at in (0..whole).step_by(CHANNELS) {
+        channels_block::<FMA, CHANNELS>(state, decay, token, y, at);
+    }
+    for at in whole..y.len() {
+        channels_block::<FMA, 1>(state, decay, token, y, at);
+    }
+}
+
+#[inline(always)]
+fn channels_block<const FMA: bool, const N: usize>(
+    state: &mut [f32],
+    decay: &ChannelDecay<'_>,
+    token: &ScanToken<'_>,
+    y: &mut [f32],
+    at: usize,
+) {
+    let width = y.len();
+    let (dx, step, y) = (block::<N>(token.dx, at), block::<N>(decay.step, at), block_mut::<N>(y, at));
+    let mut sums = *y;
+    let rows = state.chunks_exact_mut(width).zip(decay.a.chunks_exact(width));
+    for (((row, a), &b), &c) in rows.zip(token.b).zip(token.c) {
+        let (row, a) = (block_mut::<N>(row, at), block::<N>(a, at));
+        for i in 0..N {
+            let decay = math::exp::<FMA>(step[i] * a[i]);
+            row[i] = fma::<FMA>(decay, row[i], b * dx[i]);
+            sums[i] = fma::<FMA>(c, row[i], sums[i]);
+        }
+    }
+    *y = sums;
+}
+
+#[inline(always)]
+fn block<const N: usize>(x: &[f32], at: usize) -> &[f32; N] {
+    x[at..].first_chunk().expect("whole blocks")
+}
+
+#[inline(always)]
+fn block_mut<const N: usize>(x: &mut [f32], at: usize) -> &mut [f32; N] {
+    x[at..].first_chunk_mut().expect("whole blocks")
+}
