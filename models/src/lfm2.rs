@@ -1,20 +1,17 @@
 //! LFM2, text: gated short convolutions and grouped-query attention in turn, dense or with mixtures of experts.
 //! Source: transformers, `models/lfm2/modeling_lfm2.py`, `models/lfm2_moe/modeling_lfm2_moe.py`.
 
-use engine::builder::{BatchInputs, GraphBuilder};
 use engine::gguf::Gguf;
-use engine::key::GraphKey;
-use engine::model::Model;
 use engine::op::{Gating, RopePairs, Route};
 use engine::state::{KvCache, States};
-use engine::tensor::Tensor;
-use engine::weights::{Weight, WeightStore};
+use engine::weights::WeightStore;
 
 use crate::blocks::attention::{Attention, AttentionOptions, AttentionShape, head_dim};
 use crate::blocks::ffn::SwiGlu;
 use crate::blocks::moe::{Moe, MoeShape};
 use crate::blocks::rows_of;
 use crate::blocks::short_conv::ShortConv;
+use crate::decoder::{Decoder, FeedForward, Layer, Mixer, Parts, Scales};
 use crate::error::Result;
 use crate::hparams::Hparams;
 
@@ -28,8 +25,6 @@ const MAX_CONV: usize = 64;
 /// Parameters of an LFM2 decoder.
 #[derive(Clone, Debug)]
 struct Lfm2Params {
-    /// Rows of the embedding.
-    n_vocab: usize,
     /// Width of the residual stream.
     n_embd: usize,
     /// Query heads of attention layers.
@@ -60,7 +55,7 @@ struct MoeParams {
 }
 
 impl Lfm2Params {
-    fn read(hp: &Hparams<'_>, w: &WeightStore, has_experts: bool) -> Result<Self> {
+    fn read(hp: &Hparams<'_>, has_experts: bool) -> Result<Self> {
         let n_embd = hp.size("embedding_length")?;
         let n_layer = hp.size("block_count")?;
         let n_head = hp.size("attention.head_count")?;
@@ -80,7 +75,6 @@ impl Lfm2Params {
             return Err(hp.bad("attention.causal", "models that look ahead are not supported".into()));
         }
         Ok(Self {
-            n_vocab: rows_of(w, "token_embd.weight")?,
             n_embd,
             n_head,
             head_dim,
@@ -128,96 +122,58 @@ impl MoeParams {
     }
 }
 
-/// What mixes tokens in a layer.
-enum Mixer {
-    Conv(ShortConv),
-    Attention(Box<Attention>),
+/// A decoder of architecture `lfm2`.
+///
+/// Errors: keys or tensors that are missing or do not fit each other.
+pub fn load(files: &[Gguf], w: &WeightStore) -> Result<Decoder> {
+    read(files, "lfm2", w, false)
 }
 
-/// What works on every token by itself.
-enum FeedForward {
-    Dense(SwiGlu),
-    Moe(Moe),
+/// A decoder of architecture `lfm2moe`.
+///
+/// Errors: as [`load`].
+pub(crate) fn load_moe(files: &[Gguf], w: &WeightStore) -> Result<Decoder> {
+    read(files, "lfm2moe", w, true)
 }
 
-struct Layer {
-    operator_norm: Weight, // [n_embd]
-    mixer: Mixer,
-    ffn_norm: Weight, // [n_embd]
-    ffn: FeedForward,
-}
-
-/// The decoder of LFM2 and of LFM2-Audio.
-pub struct Lfm2 {
-    arch: &'static str,
-    hp: Lfm2Params,
-    states: States,
-    embed_tokens: Weight, // [n_vocab, n_embd]
-    layers: Vec<Layer>,
-    embedding_norm: Weight, // [n_embd]; the norm after the last layer, whatever its name says
-    lm_head: Weight,        // [n_vocab, n_embd]; the embedding where the file has none
-}
-
-impl Lfm2 {
-    /// A decoder of architecture `lfm2`.
-    ///
-    /// Errors: keys or tensors that are missing or do not fit each other.
-    pub fn load(files: &[Gguf], w: &WeightStore) -> Result<Self> {
-        Self::read(files, "lfm2", w, false)
-    }
-
-    /// A decoder of architecture `lfm2moe`.
-    ///
-    /// Errors: as [`Self::load`].
-    pub(crate) fn load_moe(files: &[Gguf], w: &WeightStore) -> Result<Self> {
-        Self::read(files, "lfm2moe", w, true)
-    }
-
-    fn read(files: &[Gguf], arch: &'static str, w: &WeightStore, has_experts: bool) -> Result<Self> {
-        let params = Hparams::new(files, arch);
-        let hp = Lfm2Params::read(&params, w, has_experts)?;
-        // Files are about that say another width than their tensors have; it is an error only where it is no width.
-        params.size("feed_forward_length")?;
-        let mut states = States::new();
-        let layers = (0..hp.n_layer()).map(|i| {
-            let prefix = format!("blk.{i}");
-            let mixer = match hp.n_head_kv[i] {
-                0 => {
-                    let state = states.conv(i, hp.d_conv, hp.n_embd);
-                    Mixer::Conv(ShortConv::load(w, &prefix, hp.n_embd, hp.d_conv, state)?)
-                }
-                n_head_kv => {
-                    let cache = states.kv(i, n_head_kv, hp.head_dim);
-                    Mixer::Attention(Box::new(attention(w, &prefix, &hp, n_head_kv, cache)?))
-                }
-            };
-            let ffn = match &hp.moe {
-                Some(moe) if i >= moe.n_dense => FeedForward::Moe(Moe::load(w, &prefix, moe.shape, moe.route())?),
-                _ => {
-                    let n_ff = rows_of(w, &format!("{prefix}.ffn_gate.weight"))?;
-                    FeedForward::Dense(SwiGlu::load(w, &prefix, hp.n_embd, n_ff)?)
-                }
-            };
-            Ok(Layer {
-                operator_norm: w.get(&format!("{prefix}.attn_norm.weight"), [hp.n_embd])?,
-                mixer,
-                ffn_norm: w.get(&format!("{prefix}.ffn_norm.weight"), [hp.n_embd])?,
-                ffn,
-            })
-        });
-        let embed_tokens = w.get("token_embd.weight", [hp.n_vocab, hp.n_embd])?;
-        let alias = w.get_optional("output_norm.weight", [hp.n_embd])?;
-        let embedding_norm = w.get_optional("token_embd_norm.weight", [hp.n_embd])?.or(alias);
-        Ok(Self {
-            arch,
-            layers: layers.collect::<Result<_>>()?,
-            states,
-            embedding_norm: embedding_norm.ok_or_else(|| w.missing("token_embd_norm.weight"))?,
-            lm_head: w.get_optional("output.weight", [hp.n_vocab, hp.n_embd])?.unwrap_or(embed_tokens),
-            embed_tokens,
-            hp,
+fn read(files: &[Gguf], arch: &'static str, w: &WeightStore, has_experts: bool) -> Result<Decoder> {
+    let params = Hparams::new(files, arch);
+    let hp = Lfm2Params::read(&params, has_experts)?;
+    // Files are about that say another width than their tensors have; it is an error only where it is no width.
+    params.size("feed_forward_length")?;
+    let n_embd = hp.n_embd;
+    let mut states = States::new();
+    let layers = (0..hp.n_layer()).map(|i| {
+        let prefix = format!("blk.{i}");
+        let mixer: Box<dyn Mixer> = match hp.n_head_kv[i] {
+            0 => {
+                let state = states.conv(i, hp.d_conv, n_embd);
+                Box::new(ShortConv::load(w, &prefix, n_embd, hp.d_conv, state)?)
+            }
+            n_head_kv => {
+                let cache = states.kv(i, n_head_kv, hp.head_dim);
+                Box::new(attention(w, &prefix, &hp, n_head_kv, cache)?)
+            }
+        };
+        let ffn: Box<dyn FeedForward> = match &hp.moe {
+            Some(moe) if i >= moe.n_dense => Box::new(Moe::load(w, &prefix, moe.shape, moe.route())?),
+            _ => {
+                let n_ff = rows_of(w, &format!("{prefix}.ffn_gate.weight"))?;
+                Box::new(SwiGlu::load(w, &prefix, n_embd, n_ff)?)
+            }
+        };
+        Ok(Layer {
+            norm: w.get(&format!("{prefix}.attn_norm.weight"), [n_embd])?, // operator_norm
+            mixer,
+            ffn: Some((w.get(&format!("{prefix}.ffn_norm.weight"), [n_embd])?, ffn)),
         })
-    }
+    });
+    let layers = layers.collect::<Result<_>>()?;
+    // The norm after the last layer, whatever its name says.
+    let alias = w.get_optional("output_norm.weight", [n_embd])?;
+    let norm = w.get_optional("token_embd_norm.weight", [n_embd])?.or(alias);
+    let norm = norm.ok_or_else(|| w.missing("token_embd_norm.weight"))?;
+    Decoder::load(w, Parts { arch, n_embd, eps: hp.eps, scales: Scales::default(), states, layers, norm })
 }
 
 fn attention(w: &WeightStore, prefix: &str, hp: &Lfm2Params, n_head_kv: usize, cache: KvCache) -> Result<Attention> {
@@ -228,46 +184,4 @@ fn attention(w: &WeightStore, prefix: &str, hp: &Lfm2Params, n_head_kv: usize, c
         scale: shape.scale(),
     };
     Attention::load(w, prefix, shape, options, cache)
-}
-
-impl Model for Lfm2 {
-    fn arch(&self) -> &'static str {
-        self.arch
-    }
-
-    fn n_vocab(&self) -> usize {
-        self.hp.n_vocab
-    }
-
-    fn n_embd(&self) -> usize {
-        self.hp.n_embd
-    }
-
-    fn states(&self) -> &States {
-        &self.states
-    }
-
-    fn build(&self, g: &GraphBuilder<'_>, key: &GraphKey) {
-        let batch = BatchInputs::new(g, key);
-        let mut x: Tensor = g.name(batch.embed(g, self.embed_tokens), "embed");
-        for (i, layer) in self.layers.iter().enumerate() {
-            g.layer(i);
-            let h = g.rms_norm(x, layer.operator_norm, self.hp.eps);
-            let h = match &layer.mixer {
-                Mixer::Conv(conv) => conv.build(g, &batch, h),
-                Mixer::Attention(attention) => attention.build(g, &batch, h),
-            };
-            x = g.add(x, g.name(h, ("blk", i, "mixer")));
-            let h = g.rms_norm(x, layer.ffn_norm, self.hp.eps);
-            let h = match &layer.ffn {
-                FeedForward::Dense(ffn) => ffn.build(g, h),
-                FeedForward::Moe(moe) => moe.build(g, i, h),
-            };
-            x = g.name(g.add(x, g.name(h, ("blk", i, "ffn"))), ("blk", i, "out"));
-        }
-        g.layer(None);
-        let Some(x) = batch.output_rows(g, x) else { return };
-        let x = g.name(g.rms_norm(x, self.embedding_norm, self.hp.eps), "norm");
-        g.output(g.linear(x, self.lm_head));
-    }
 }

@@ -9,6 +9,7 @@
 pub mod audio;
 mod blocks;
 mod chat;
+pub mod decoder;
 pub mod decoding;
 mod encoder_decoder;
 mod error;
@@ -27,7 +28,7 @@ pub mod scheduler;
 pub mod speech;
 pub mod tokenizer;
 pub mod transcribe;
-pub mod transformer;
+mod transformer;
 
 use std::sync::Arc;
 

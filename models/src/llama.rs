@@ -1,4 +1,4 @@
-//! Llama: a [`Transformer`] as it was first, with rotated pairs of neighbours in its files.
+//! Llama: a [`transformer`] as it was first, with rotated pairs of neighbours in its files.
 //! Source: transformers, `models/llama/modeling_llama.py`; llama.cpp, `src/models/llama.cpp`.
 
 use engine::gguf::Gguf;
@@ -6,9 +6,10 @@ use engine::op::{Rope, RopePairs};
 use engine::weights::WeightStore;
 
 use crate::blocks::attention::AttentionOptions;
+use crate::decoder::Decoder;
 use crate::error::{Error, Result};
 use crate::hparams::Hparams;
-use crate::transformer::{Transformer, TransformerShape};
+use crate::transformer::{self, TransformerShape};
 
 /// `general.architecture`.
 const ARCH: &str = "llama";
@@ -18,7 +19,7 @@ const ROPE_THETA: f32 = 10_000.0;
 /// A dense decoder of architecture `llama`.
 ///
 /// Errors: keys or tensors that are missing or do not fit each other; what no builder here computes.
-pub fn load(files: &[Gguf], w: &WeightStore) -> Result<Transformer> {
+pub fn load(files: &[Gguf], w: &WeightStore) -> Result<Decoder> {
     let hp = Hparams::new(files, ARCH);
     refuse_others(&hp, w)?;
     let shape = TransformerShape::read(&hp)?;
@@ -27,7 +28,7 @@ pub fn load(files: &[Gguf], w: &WeightStore) -> Result<Transformer> {
         rope: Some(rope(&hp, &shape)?),
         scale: hp.positive_or("attention.scale", shape.attention.scale())?,
     };
-    Transformer::load(ARCH, w, shape, attention)
+    transformer::load(ARCH, w, shape, attention)
 }
 
 /// How queries and keys are rotated. The converter puts the two of a pair beside each other.

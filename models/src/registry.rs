@@ -8,7 +8,7 @@ use engine::model::Model;
 use engine::weights::WeightStore;
 
 use crate::error::{Error, Result};
-use crate::lfm2::Lfm2;
+use crate::lfm2;
 use crate::lfm2_audio;
 use crate::llama;
 use crate::qwen3;
@@ -85,7 +85,7 @@ pub const ARCHITECTURES: &[Arch] = &[
     Arch {
         name: "lfm2-audio",
         text: "lfm2",
-        load: |files, w, _| Ok(Arc::new(Lfm2::load(files, w)?)),
+        load: |files, w, _| Ok(Arc::new(lfm2::load(files, w)?)),
         speech: Some(Speech {
             projector: "lfm2a",
             load: |files, w, _| Ok(Arc::new(lfm2_audio::load(files, w)?)),
@@ -93,11 +93,11 @@ pub const ARCHITECTURES: &[Arch] = &[
             audio_attention: false,
         }),
     },
-    Arch { name: "lfm2", text: "lfm2", load: |files, w, _| Ok(Arc::new(Lfm2::load(files, w)?)), speech: None },
+    Arch { name: "lfm2", text: "lfm2", load: |files, w, _| Ok(Arc::new(lfm2::load(files, w)?)), speech: None },
     Arch {
         name: "lfm2-moe",
         text: "lfm2moe",
-        load: |files, w, _| Ok(Arc::new(Lfm2::load_moe(files, w)?)),
+        load: |files, w, _| Ok(Arc::new(lfm2::load_moe(files, w)?)),
         speech: None,
     },
     Arch {

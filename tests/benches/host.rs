@@ -25,7 +25,7 @@ use engine::memory::Slot;
 use engine::session::{Reuse, Session, SessionOptions};
 use engine::weights::WeightStore;
 use engine::{DType, Shape};
-use models::lfm2::Lfm2;
+use models::lfm2;
 
 const VOCABULARIES: [usize; 2] = [256, 65536];
 const N_EMBD: usize = 64;
@@ -109,7 +109,7 @@ fn model_file(n_vocab: usize) -> Gguf {
 
 fn open(backend: &Arc<CpuBackend>, file: &Gguf, reuse: Reuse) -> Session {
     let weights = WeightStore::new([file.clone()]).expect("one file");
-    let model = Lfm2::load(std::slice::from_ref(file), &weights).expect("the file is complete");
+    let model = lfm2::load(std::slice::from_ref(file), &weights).expect("the file is complete");
     let n_ctx = CONTEXTS[CONTEXTS.len() - 1] + WARM_UP + STEPS;
     let options = SessionOptions { n_slots: RAGGED.len(), n_ctx, reuse, ..SessionOptions::default() };
     Session::open(Arc::new(model), &weights, &[Arc::clone(backend) as _], options).expect("memory suffices")

@@ -295,6 +295,7 @@ impl Executable for Interpreter {
 fn compute(cx: &Operands<'_>, node: &Node) -> Result<Vec<Vec<f64>>> {
     let args = &node.args;
     let x = || cx.values(args[0]);
+    let row_len = || cx.desc(args[0]).shape.last();
     Ok(match node.op {
         Op::GetRows => vec![rows::get_rows(cx, args)?],
         Op::Embed => vec![rows::embed(cx, args)?],
@@ -319,26 +320,26 @@ fn compute(cx: &Operands<'_>, node: &Node) -> Result<Vec<Vec<f64>>> {
         }
         Op::RmsNorm { eps } => {
             let mut y = x()?.into_owned();
-            pointwise::rms_norm(&mut y, &cx.values(args[1])?, eps);
+            pointwise::rms_norm(&mut y, row_len(), &cx.values(args[1])?, eps);
             vec![y]
         }
         Op::AddRmsNorm { eps } => {
             let mut sum = x()?.into_owned();
             pointwise::binary(Binary::Add, &mut sum, &cx.values(args[1])?);
             let mut y = sum.clone();
-            pointwise::rms_norm(&mut y, &cx.values(args[2])?, eps);
+            pointwise::rms_norm(&mut y, row_len(), &cx.values(args[2])?, eps);
             vec![sum, y]
         }
         Op::LayerNorm { eps } => {
             let mut y = x()?.into_owned();
-            pointwise::layer_norm(&mut y, &cx.values(args[1])?, &cx.values(args[2])?, eps);
+            pointwise::layer_norm(&mut y, row_len(), [&cx.values(args[1])?, &cx.values(args[2])?], eps);
             vec![y]
         }
         Op::AddLayerNorm { eps } => {
             let mut sum = x()?.into_owned();
             pointwise::binary(Binary::Add, &mut sum, &cx.values(args[1])?);
             let mut y = sum.clone();
-            pointwise::layer_norm(&mut y, &cx.values(args[2])?, &cx.values(args[3])?, eps);
+            pointwise::layer_norm(&mut y, row_len(), [&cx.values(args[2])?, &cx.values(args[3])?], eps);
             vec![sum, y]
         }
         Op::Binary(op) => {
@@ -389,6 +390,11 @@ fn compute(cx: &Operands<'_>, node: &Node) -> Result<Vec<Vec<f64>>> {
         }
         Op::DepthwiseConv1d => vec![conv::depthwise_conv1d(cx, args)?],
         Op::MaskRows { unit } => vec![conv::mask_rows(cx, args, unit as usize)?],
+        Op::Scale { factor } => {
+            let mut y = x()?.into_owned();
+            y.iter_mut().for_each(|v| *v *= f64::from(factor));
+            vec![y]
+        }
         Op::AddScaled { scale } => {
             let mut y = x()?.into_owned();
             y.iter_mut().zip(cx.values(args[1])?.iter()).for_each(|(y, b)| *y += f64::from(scale) * b);

@@ -20,24 +20,27 @@ pub(super) fn binary(op: Binary, y: &mut [f64], b: &[f64]) {
     }
 }
 
-/// `y / sqrt(mean(y^2) + eps) * w` for every row of `w.len()` elements.
-pub(super) fn rms_norm(y: &mut [f64], w: &[f64], eps: f32) {
-    for row in y.chunks_exact_mut(w.len()) {
-        let mean = row.iter().map(|v| v * v).sum::<f64>() / w.len() as f64;
+/// `y / sqrt(mean(y^2) + eps) * w` for every row of `n` elements; `w` is repeated.
+pub(super) fn rms_norm(y: &mut [f64], n: usize, w: &[f64], eps: f32) {
+    for row in y.chunks_exact_mut(n) {
+        let mean = row.iter().map(|v| v * v).sum::<f64>() / n as f64;
         let scale = 1.0 / (mean + f64::from(eps)).sqrt();
-        row.iter_mut().zip(w).for_each(|(v, w)| *v *= scale * w);
+        row.iter_mut().for_each(|v| *v *= scale);
     }
+    binary(Binary::Mul, y, w);
 }
 
-/// `(y - mean) / sqrt(variance + eps) * w + b` for every row; the variance is that of the whole population.
-pub(super) fn layer_norm(y: &mut [f64], w: &[f64], b: &[f64], eps: f32) {
-    let n = w.len() as f64;
-    for row in y.chunks_exact_mut(w.len()) {
-        let mean = row.iter().sum::<f64>() / n;
-        let variance = row.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / n;
+/// `(y - mean) / sqrt(variance + eps) * w + b` for every row of `n` elements; the variance is that of the whole population,
+/// `w` and `b` are repeated.
+pub(super) fn layer_norm(y: &mut [f64], n: usize, [w, b]: [&[f64]; 2], eps: f32) {
+    for row in y.chunks_exact_mut(n) {
+        let mean = row.iter().sum::<f64>() / n as f64;
+        let variance = row.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / n as f64;
         let scale = 1.0 / (variance + f64::from(eps)).sqrt();
-        row.iter_mut().zip(w).zip(b).for_each(|((v, w), b)| *v = (*v - mean) * scale * w + b);
+        row.iter_mut().for_each(|v| *v = (*v - mean) * scale);
     }
+    binary(Binary::Mul, y, w);
+    binary(Binary::Add, y, b);
 }
 
 /// Rotates every head of `y [.., n_head, head_dim]`; `positions` has one entry per token.

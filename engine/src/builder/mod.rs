@@ -372,6 +372,12 @@ impl<'a> GraphBuilder<'a> {
         self.push1(Op::MaskRows { unit }, &[x, ranges])
     }
 
+    /// `factor * x`.
+    #[track_caller]
+    pub fn scale(&self, x: Tensor, factor: f32) -> Tensor {
+        self.push1(Op::Scale { factor }, &[x])
+    }
+
     /// `a + scale * b`.
     #[track_caller]
     pub fn add_scaled(&self, a: Tensor, b: Tensor, scale: f32) -> Tensor {

@@ -36,7 +36,7 @@ impl Op {
             Self::LayerNorm { .. } => norm(args, 2, false),
             Self::AddLayerNorm { .. } => norm(args, 2, true),
             Self::Binary(op) => binary(op, args),
-            Self::Unary(_) => {
+            Self::Unary(_) | Self::Scale { .. } => {
                 let [x] = arguments(args)?;
                 activation("x", x)?;
                 Ok(smallvec![(DType::F32, x.shape)])
@@ -179,7 +179,8 @@ fn norm(args: &[TensorDesc], n_weights: usize, residual: bool) -> Outs {
     }
     for w in &args[want - n_weights..] {
         activation("w", w)?;
-        shaped("w", w, [x.shape.last()])?;
+        let is_end = w.shape.rank() >= 1 && x.shape.dims().ends_with(w.shape.dims());
+        ensure(is_end && w.is_contiguous(), || format!("w: want an end of {}, got {}", x.shape, w.shape))?;
     }
     Ok(smallvec![(DType::F32, x.shape); 1 + usize::from(residual)])
 }

@@ -149,7 +149,8 @@ pub enum Op {
         /// How exact the products are.
         precision: Precision,
     },
-    /// `[x, w]`: `x / sqrt(mean(x^2) + eps) * w` over the innermost extent.
+    /// `[x, w]`: `x / sqrt(mean(x^2) + eps) * w`, the mean over the innermost extent. `w`, as all weights of norms, has the
+    /// innermost extent of `x`, or more of the inner ones: a weight for each of several groups.
     RmsNorm {
         /// Added to the mean of squares.
         eps: f32,
@@ -245,6 +246,11 @@ pub enum Op {
         /// Entries of `ranges` that make a row.
         unit: u32,
     },
+    /// `[x]`: `factor * x`.
+    Scale {
+        /// Factor of every element.
+        factor: f32,
+    },
     /// `[a, b]`: `a + scale * b`, of the same shape.
     AddScaled {
         /// Factor of `b`.
@@ -328,6 +334,7 @@ impl Op {
             Self::DepthwiseConv2d { .. } => OpSpec::new("depthwise_conv2d"),
             Self::DepthwiseConv1d => OpSpec::new("depthwise_conv1d"),
             Self::MaskRows { .. } => OpSpec { inplace: Some(0), min_rank: 2, ..OpSpec::new("mask_rows") },
+            Self::Scale { .. } => OpSpec { inplace: Some(0), ..OpSpec::new("scale") },
             Self::AddScaled { .. } => OpSpec { inplace: Some(0), ..OpSpec::new("add_scaled") },
             Self::RelPositions => OpSpec::new("rel_positions"),
             Self::RelPosAttention { .. } => OpSpec::new("rel_pos_attention"),

@@ -7,6 +7,7 @@ use engine::tensor::Tensor;
 use engine::weights::{Weight, WeightStore};
 
 use super::affine::Linear;
+use crate::decoder::Mixer;
 use crate::error::Result;
 use crate::hparams::Hparams;
 
@@ -136,19 +137,6 @@ impl Attention {
         Ok(Self { qkv, output: linear("attn_output", n_embd, n_q)?, qk_norm, shape, rope, scale, cache })
     }
 
-    /// `x` and the result: `[n_tokens, n_embd]`.
-    pub(crate) fn build(&self, g: &GraphBuilder<'_>, batch: &BatchInputs, x: Tensor) -> Tensor {
-        let [q, k, v] = self.project(g, x);
-        let turned = |x: Tensor, norm: fn(&QkNorm) -> Weight| {
-            let x = self.qk_norm.as_ref().map_or(x, |qk| g.rms_norm(x, norm(qk), qk.eps));
-            self.rope.map_or(x, |rope| g.rope(x, batch, rope))
-        };
-        let (q, k) = (turned(q, |qk| qk.q), turned(k, |qk| qk.k));
-        let kv = g.kv_write(self.cache, k, v, batch);
-        let y = g.cached_attention(q, kv, batch, self.scale);
-        self.output.build(g, g.merge_heads(y))
-    }
-
     /// `[n_tokens, heads, head_dim]` each.
     fn project(&self, g: &GraphBuilder<'_>, x: Tensor) -> [Tensor; 3] {
         let AttentionShape { n_head, n_head_kv, head_dim, .. } = self.shape;
@@ -162,5 +150,19 @@ impl Attention {
             }
         };
         std::array::from_fn(|i| g.split_heads(parts[i], heads[i]))
+    }
+}
+
+impl Mixer for Attention {
+    fn build(&self, g: &GraphBuilder<'_>, batch: &BatchInputs, x: Tensor) -> Tensor {
+        let [q, k, v] = self.project(g, x);
+        let turned = |x: Tensor, norm: fn(&QkNorm) -> Weight| {
+            let x = self.qk_norm.as_ref().map_or(x, |qk| g.rms_norm(x, norm(qk), qk.eps));
+            self.rope.map_or(x, |rope| g.rope(x, batch, rope))
+        };
+        let (q, k) = (turned(q, |qk| qk.q), turned(k, |qk| qk.k));
+        let kv = g.kv_write(self.cache, k, v, batch);
+        let y = g.cached_attention(q, kv, batch, self.scale);
+        self.output.build(g, g.merge_heads(y))
     }
 }

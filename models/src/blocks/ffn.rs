@@ -5,6 +5,7 @@ use engine::op::Unary;
 use engine::tensor::Tensor;
 use engine::weights::{Weight, WeightStore};
 
+use crate::decoder::FeedForward;
 use crate::error::Result;
 
 /// `down(silu(gate(x)) * up(x))`. Source: transformers, `Qwen3MLP.forward`; Shazeer 2020, "GLU Variants Improve
@@ -25,9 +26,10 @@ impl SwiGlu {
             down: w.get(&name("ffn_down"), [n_embd, n_ff])?,
         })
     }
+}
 
-    /// `x` and the result: `[.., n_embd]`.
-    pub(crate) fn build(&self, g: &GraphBuilder<'_>, x: Tensor) -> Tensor {
+impl FeedForward for SwiGlu {
+    fn build(&self, g: &GraphBuilder<'_>, _layer: usize, x: Tensor) -> Tensor {
         g.linear(g.glu(Unary::Silu, g.linear(x, self.gate), g.linear(x, self.up)), self.down)
     }
 }

@@ -5,6 +5,7 @@ use engine::op::{Route, Unary};
 use engine::tensor::Tensor;
 use engine::weights::{Weight, WeightStore};
 
+use crate::decoder::FeedForward;
 use crate::error::Result;
 
 /// Sizes of a mixture.
@@ -43,9 +44,10 @@ impl Moe {
             route,
         })
     }
+}
 
-    /// `x` and the result: `[.., n_embd]`. `layer` is in the names of taps.
-    pub(crate) fn build(&self, g: &GraphBuilder<'_>, layer: usize, x: Tensor) -> Tensor {
+impl FeedForward for Moe {
+    fn build(&self, g: &GraphBuilder<'_>, layer: usize, x: Tensor) -> Tensor {
         let logits = g.name(g.linear(x, self.router), ("blk", layer, "router.logits"));
         let [ids, weights] = g.route(logits, self.expert_bias, self.route);
         let ids = g.name(ids, ("blk", layer, "router.experts"));

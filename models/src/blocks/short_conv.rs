@@ -5,6 +5,7 @@ use engine::state::State;
 use engine::tensor::Tensor;
 use engine::weights::{Weight, WeightStore};
 
+use crate::decoder::Mixer;
 use crate::error::Result;
 
 /// Gated short convolution: `out_proj(c * conv(b * u))` with `[b, c, u] = in_proj(x)`; the state holds the last inputs of
@@ -27,9 +28,10 @@ impl ShortConv {
             state,
         })
     }
+}
 
-    /// `x` and the result: `[n_tokens, n_embd]`.
-    pub(crate) fn build(&self, g: &GraphBuilder<'_>, batch: &BatchInputs, x: Tensor) -> Tensor {
+impl Mixer for ShortConv {
+    fn build(&self, g: &GraphBuilder<'_>, batch: &BatchInputs, x: Tensor) -> Tensor {
         let [b, c, u] = g.chunk(g.linear(x, self.in_proj));
         let y = g.causal_conv1d(g.mul(b, u), self.conv, None, self.state, batch);
         g.linear(g.mul(c, y), self.out_proj)

@@ -10,15 +10,16 @@ use engine::weights::WeightStore;
 
 pub use encoder::{Encoder, audio_tokens};
 
+use crate::decoder::Decoder;
 use crate::encoder_decoder::EncoderDecoder;
 use crate::error::Result;
-use crate::lfm2::Lfm2;
+use crate::lfm2;
 
 /// Loads a text file `lfm2` with its projector file `lfm2a`, or a bundle of both.
 ///
 /// Errors: keys or tensors that are missing or do not fit each other.
-pub fn load(files: &[Gguf], w: &WeightStore) -> Result<EncoderDecoder<Encoder, Lfm2>> {
-    let decoder = Lfm2::load(files, w)?;
+pub fn load(files: &[Gguf], w: &WeightStore) -> Result<EncoderDecoder<Encoder, Decoder>> {
+    let decoder = lfm2::load(files, w)?;
     let encoder = Encoder::load(files, w, decoder.n_embd())?;
     Ok(EncoderDecoder::new("lfm2-audio", encoder, decoder))
 }

@@ -12,10 +12,10 @@ use engine::weights::WeightStore;
 pub use encoder::{Encoder, audio_tokens};
 
 use crate::audio::{MelParams, MelRecipe};
+use crate::decoder::Decoder;
 use crate::encoder_decoder::EncoderDecoder;
 use crate::error::Result;
 use crate::qwen3;
-use crate::transformer::Transformer;
 
 /// Samples per second.
 const RATE_HZ: u32 = 16_000;
@@ -52,11 +52,7 @@ pub fn mel_params(n_mels: usize) -> MelParams {
 /// Loads a text file `qwen3vl` with its projector file `qwen3a`, or a bundle of both.
 ///
 /// Errors: keys or tensors that are missing or do not fit each other.
-pub fn load(
-    files: &[Gguf],
-    w: &WeightStore,
-    attention: AudioAttention,
-) -> Result<EncoderDecoder<Encoder, Transformer>> {
+pub fn load(files: &[Gguf], w: &WeightStore, attention: AudioAttention) -> Result<EncoderDecoder<Encoder, Decoder>> {
     let decoder = qwen3::load(files, "qwen3vl", w)?;
     let encoder = Encoder::load(files, w, decoder.n_embd(), attention)?;
     Ok(EncoderDecoder::new("qwen3-asr", encoder, decoder))

@@ -37,6 +37,17 @@ pub fn norm(cases: &mut Vec<OpCase>) {
         .input([7, 128])
         .weight(DType::F32, [16]),
     );
+    for (groups, n) in [(1, 16), (3, 7), (4, 64)] {
+        cases.push(
+            OpCase::new(format!("norms of {groups} groups of {n}"), ELEMENTWISE, move |g, a| {
+                let x = g.split_heads(a.x[0], groups);
+                vec![g.rms_norm(x, a.w[0], 1e-6), g.layer_norm(x, a.w[0], a.w[1], 1e-6)]
+            })
+            .input([5, groups * n])
+            .weight(DType::F32, [groups, n])
+            .weight(DType::F32, [groups, n]),
+        );
+    }
     cases.push(
         OpCase::new("rms_norm of small values", ELEMENTWISE, |g, a| vec![g.rms_norm(a.x[0], a.w[0], 1e-5)])
             .input_in([3, 65], [-1e-4, 1e-4])

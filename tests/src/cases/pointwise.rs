@@ -57,6 +57,10 @@ pub fn binary(cases: &mut Vec<OpCase>) {
     }
     for (n, scale) in [(1, 0.5), (17, -2.0), (64, 0.5), (100, 0.0)] {
         cases.push(
+            OpCase::new(format!("{scale} times n={n}"), ELEMENTWISE, move |g, a| vec![g.scale(a.x[0], scale)])
+                .input([3, n]),
+        );
+        cases.push(
             OpCase::new(format!("add {scale} times n={n}"), ELEMENTWISE, move |g, a| {
                 vec![g.add_scaled(a.x[0], a.x[1], scale)]
             })

@@ -25,6 +25,14 @@ pub(super) fn binary(args: &[&TensorDesc], op: Binary) -> Prepared {
     })
 }
 
+/// `[x]`: `factor * x`.
+pub(super) fn scale(factor: f32) -> Prepared {
+    Prepared::without_scratch(move |cx, at| {
+        let kernels = cx.machine.kernels;
+        in_place(cx, at, move |_, y| kernels.scale(y, factor))
+    })
+}
+
 /// `[a, b]`: `a + scale * b`.
 pub(super) fn add_scaled(scale: f32) -> Prepared {
     Prepared::without_scratch(move |cx, at| {

@@ -79,6 +79,7 @@ pub(super) fn prepare(machine: Machine, op: &Op, args: &[&TensorDesc]) -> Option
         Op::DepthwiseConv2d { stride, pad } => depthwise::conv2d(args, usize::from(stride), usize::from(pad)),
         Op::DepthwiseConv1d => depthwise::conv1d(args),
         Op::MaskRows { unit } => Some(rows::mask(args, unit as usize)),
+        Op::Scale { factor } => Some(elementwise::scale(factor)),
         Op::AddScaled { scale } => Some(elementwise::add_scaled(scale)),
         Op::RelPositions => Some(rel_pos::positions(args)),
         Op::RelPosAttention { scale } => Some(rel_pos::attention(args, scale)),

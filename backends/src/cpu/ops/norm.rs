@@ -11,7 +11,7 @@ use super::by_row::{ByRow, in_place};
 pub(super) fn norm(eps: f32) -> Prepared {
     Prepared::without_scratch(move |cx, at| {
         let (affine, kernels) = (Affine::new(cx, at, 1)?, cx.machine.kernels);
-        in_place(cx, at, move |_, y| affine.apply(kernels, y, eps))
+        in_place(cx, at, move |r, y| affine.apply(kernels, r, y, eps))
     })
 }
 
@@ -30,7 +30,7 @@ pub(super) fn add_norm(eps: f32) -> Prepared {
                 }
                 kernels.add(sum, residual.row(r));
                 y.copy_from_slice(sum);
-                affine.apply(kernels, y, eps);
+                affine.apply(kernels, r, y, eps);
             }
         }))
     })
@@ -49,11 +49,12 @@ impl Affine {
         Ok(Self { w: cx.view(at.arg(first))?, b })
     }
 
-    /// Normalises a row in place.
-    fn apply(&self, kernels: Kernels, y: &mut [f32], eps: f32) {
+    /// Normalises row `r` in place. The rows of the weights repeat.
+    fn apply(&self, kernels: Kernels, r: usize, y: &mut [f32], eps: f32) {
+        let w = self.w.row(r % self.w.n_rows());
         match &self.b {
-            Some(b) => kernels.layer_norm(y, self.w.row(0), b.row(0), eps),
-            None => kernels.rms_norm(y, self.w.row(0), eps),
+            Some(b) => kernels.layer_norm(y, w, b.row(r % b.n_rows()), eps),
+            None => kernels.rms_norm(y, w, eps),
         }
     }
 }
