@@ -14,6 +14,10 @@ const MAX_SLOTS: usize = 4096;
 /// Most positions of a slot.
 pub const MAX_CONTEXT: usize = 1 << 17;
 
+/// Columns of a tile of a delta net's matrices: two vectors of the widest instruction set, and few enough that a tile of 128
+/// rows, which a row of a call passes twice, stays in the nearest cache.
+const DELTA_COLUMNS: usize = 32;
+
 /// What a state is, which decides how it can be taken back.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Role {
@@ -112,6 +116,13 @@ impl States {
     /// The state of a selective scan, `[n_head, d_state, head_dim]`.
     pub fn ssm(&mut self, layer: usize, n_head: usize, d_state: usize, head_dim: usize) -> State {
         self.declare(layer, Role::Ssm, Extent::Fixed(vec![n_head, d_state, head_dim]))
+    }
+
+    /// The matrices `[k_dim, v_dim]` of a delta net's value heads, as [`crate::op::Op::GatedDelta`] has them: in tiles, where
+    /// columns make whole ones.
+    pub fn delta(&mut self, layer: usize, n_head: usize, k_dim: usize, v_dim: usize) -> State {
+        let width = if v_dim.is_multiple_of(DELTA_COLUMNS) { DELTA_COLUMNS } else { v_dim };
+        self.declare(layer, Role::Ssm, Extent::Fixed(vec![n_head * (v_dim / width.max(1)), k_dim, width]))
     }
 
     /// A state of any kind.

@@ -763,3 +763,47 @@ fn rotations_turn_their_pairs() {
         }
     }
 }
+
+#[test]
+fn products_of_two_vectors_with_a_matrix_are_close_and_independent_of_other_columns() {
+    let mut random = Random(37);
+    for kernels in Kernels::available() {
+        for n in LENGTHS.into_iter().filter(|n| (1..256).contains(n)) {
+            for k in [1, 2, 7, 16, 65, 128] {
+                let (s, a, b) = (unaligned(&random.floats(k * n)), random.floats(k), random.floats(k));
+                let s = &s[1..];
+                let (mut ya, mut yb) = (vec![f32::NAN; n], vec![f32::NAN; n]);
+                kernels.two_products(s, &a, &b, &mut ya, &mut yb);
+                for c in 0..n {
+                    let column: Vec<f32> = s.iter().skip(c).step_by(n).copied().collect();
+                    for (x, y) in [(&a, ya[c]), (&b, yb[c])] {
+                        let (want, size) = dot(&wide(x), &wide(&column));
+                        close(y, want, (k + 2) as f64 * EPS * size, || format!("{kernels:?} n {n} k {k} column {c}"));
+                    }
+                    let (mut one_a, mut one_b) = ([f32::NAN], [f32::NAN]);
+                    kernels.two_products(&column, &a, &b, &mut one_a, &mut one_b);
+                    assert_eq!((one_a, one_b), ([ya[c]], [yb[c]]), "{kernels:?} n {n} k {k} column {c}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_decayed_matrix_and_an_outer_product_are_added_with_two_roundings() {
+    let mut random = Random(38);
+    for kernels in Kernels::available() {
+        for n in LENGTHS.into_iter().filter(|n| (1..256).contains(n)) {
+            let k = 9;
+            let (s, w, a, y) = (random.floats(k * n), random.floats(k), random.floats(k), random.floats(n));
+            let mut got = s.clone();
+            kernels.decay_add_outer(&mut got, &w, &a, &y);
+            for (at, got) in got.into_iter().enumerate() {
+                let (i, c) = (at / n, at % n);
+                let terms = [f64::from(w[i]) * f64::from(s[at]), f64::from(a[i]) * f64::from(y[c])];
+                let bound = 2.0 * EPS * (terms[0].abs() + terms[1].abs());
+                close(got, terms[0] + terms[1], bound, || format!("{kernels:?} n {n} at {at}"));
+            }
+        }
+    }
+}

@@ -295,6 +295,13 @@ impl OpCase {
         self
     }
 
+    /// Adds the state of a delta net.
+    #[must_use]
+    pub fn delta_state(mut self, n_head: usize, k_dim: usize, v_dim: usize) -> Self {
+        self.s.push(self.states.delta(0, n_head, k_dim, v_dim));
+        self
+    }
+
     /// Adds positions, slots and spans.
     #[must_use]
     pub fn batch(mut self, batch: BatchArg) -> Self {

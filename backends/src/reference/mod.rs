@@ -6,6 +6,7 @@
 
 mod attention;
 mod conv;
+mod delta;
 mod linear;
 mod math;
 mod moe;
@@ -378,6 +379,7 @@ fn compute(cx: &Operands<'_>, node: &Node) -> Result<Vec<Vec<f64>>> {
             }
             vec![y]
         }
+        Op::GatedDelta { heads, rule } => vec![delta::gated_delta(cx, args, heads, rule)?],
         Op::Conv2d { stride, pad, act, .. } => {
             let mut y = conv::conv2d(cx, args, usize::from(stride), usize::from(pad))?;
             if let Some(act) = act {

@@ -78,6 +78,6 @@ pub(super) fn ssm_scan(cx: &Operands<'_>, args: &[TensorId], decay: ScanDecay) -
 }
 
 /// `ln(1 + e^v)`, which is `v` for large ones. Source: torch, `nn.functional.softplus`, whose threshold is 20.
-fn softplus(v: f64) -> f64 {
+pub(super) fn softplus(v: f64) -> f64 {
     if v > 20.0 { v } else { v.exp().ln_1p() }
 }

@@ -9,7 +9,7 @@ use std::panic::Location;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Name, Node, TensorIds};
-use crate::op::{Binary, Op, Precision, Rope, Route, ScanDecay, Unary, Window};
+use crate::op::{Binary, DeltaRule, HeadMap, Op, Precision, Rope, Route, ScanDecay, Unary, Window};
 use crate::shape::{MAX_RANK, Shape};
 use crate::state::{KvCache, State, StateLayout};
 use crate::tensor::{Input, NodeId, Source, StateId, Tensor, TensorDesc, TensorId};
@@ -345,6 +345,36 @@ impl<'a> GraphBuilder<'a> {
         let mut args = vec![x, dt, b, c, dt_bias, a, d, self.state(state)];
         args.extend(batch.passages());
         self.push1(Op::SsmScan { decay }, &args)
+    }
+
+    /// [`Op::GatedDelta`] with the rule [`DeltaRule::Gated`].
+    #[track_caller]
+    pub fn gated_delta(
+        &self,
+        [q, k, v]: [Tensor; 3],
+        [a, b]: [Tensor; 2],
+        [scale, bias]: [Weight; 2],
+        (heads, l2_eps): (HeadMap, f32),
+        state: State,
+        batch: &BatchInputs,
+    ) -> Tensor {
+        let args = [q, k, v, a, b, self.weight(scale), self.weight(bias), self.state(state)];
+        let args = [&args[..], &batch.passages()].concat();
+        self.push1(Op::GatedDelta { heads, rule: DeltaRule::Gated { l2_eps } }, &args)
+    }
+
+    /// [`Op::GatedDelta`] with the rule [`DeltaRule::Given`].
+    #[track_caller]
+    pub fn given_delta(
+        &self,
+        [q, k, v]: [Tensor; 3],
+        [g, r, p]: [Tensor; 3],
+        heads: HeadMap,
+        state: State,
+        batch: &BatchInputs,
+    ) -> Tensor {
+        let args = [&[q, k, v, g, r, p, self.state(state)], &batch.passages()[..]].concat();
+        self.push1(Op::GatedDelta { heads, rule: DeltaRule::Given }, &args)
     }
 
     /// Two-dimensional convolution, channels innermost.

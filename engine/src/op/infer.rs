@@ -2,7 +2,7 @@
 
 use smallvec::{SmallVec, smallvec};
 
-use super::{Binary, Op, OpSpec, Rope, Route, ScanDecay};
+use super::{Binary, DeltaRule, Op, OpSpec, Rope, Route, ScanDecay};
 use crate::dtype::DType;
 use crate::shape::Shape;
 use crate::tensor::TensorDesc;
@@ -53,6 +53,7 @@ impl Op {
             Self::Attention { .. } => attention(args),
             Self::CausalConv1d { bias, .. } => causal_conv1d(args, bias),
             Self::SsmScan { decay } => ssm_scan(args, decay),
+            Self::GatedDelta { rule, .. } => gated_delta(args, rule),
             Self::Conv2d { stride, pad, .. } => conv2d(usize::from(stride), usize::from(pad), args),
             Self::DepthwiseConv2d { stride, pad } => depthwise_conv2d(usize::from(stride), usize::from(pad), args),
             Self::DepthwiseConv1d => depthwise_conv1d(args),
@@ -320,6 +321,52 @@ fn ssm_scan(args: &[TensorDesc], decay: ScanDecay) -> Outs {
     shaped("state", state, [n_slots, n_head, d_state, head_dim])?;
     passages(rest)?;
     Ok(smallvec![(DType::F32, x.shape)])
+}
+
+fn gated_delta(args: &[TensorDesc], rule: DeltaRule) -> Outs {
+    let want = 3 + rule.n_args() + 5;
+    ensure(args.len() == want, || format!("want {want} arguments, got {}", args.len()))?;
+    let ([q, k, v], rest) = args.split_first_chunk().expect("as many as were counted");
+    let (gates, [state, rest @ ..]) = rest.split_last_chunk::<5>().expect("as many as were counted");
+    let [n_tokens, n_key, k_dim] = rank("q", q)?;
+    let [_, n_value, v_dim] = rank("v", v)?;
+    activation("q", q)?;
+    same_activation("k", k, q)?;
+    activation("v", v)?;
+    shaped("v", v, [n_tokens, n_value, v_dim])?;
+    ensure(n_value.is_multiple_of(n_key), || format!("v {} does not fit q {}", v.shape, q.shape))?;
+    let per_head = |name, t: &TensorDesc| rows_of(name, t, n_tokens, &[n_value]);
+    let decay = |name, t: &TensorDesc| rows_of(name, t, n_tokens, &[n_value, n_value * k_dim]);
+    match (rule, gates) {
+        (DeltaRule::Gated { .. }, [a, b, scale, bias]) => {
+            decay("a", a)?;
+            per_head("b", b)?;
+            activation("scale", scale)?;
+            shaped("scale", scale, [n_value])?;
+            activation("bias", bias)?;
+            shaped("bias", bias, [a.shape.elements() / n_tokens])?;
+        }
+        (DeltaRule::Given, [g, r, p]) => {
+            decay("g", g)?;
+            same_activation("r", r, q)?;
+            same_activation("p", p, q)?;
+        }
+        (DeltaRule::Gated { .. } | DeltaRule::Given, _) => unreachable!("as many as were counted"),
+    }
+    activation("state", state)?;
+    let [n_slots, _, _, width] = rank("state", state)?;
+    ensure(v_dim.is_multiple_of(width), || format!("state {} does not fit v {}", state.shape, v.shape))?;
+    shaped("state", state, [n_slots, n_value * (v_dim / width), k_dim, width])?;
+    passages(rest)?;
+    Ok(smallvec![(DType::F32, v.shape)])
+}
+
+/// Checks that `t` has `n_tokens` rows, each of one of these numbers of elements in any extents.
+fn rows_of(name: &str, t: &TensorDesc, n_tokens: usize, elements: &[usize]) -> Result<(), OpError> {
+    activation(name, t)?;
+    let fits =
+        t.shape.rank() > 1 && t.shape.dim(0) == n_tokens && elements.iter().any(|n| n * n_tokens == t.shape.elements());
+    ensure(fits, || format!("{name}: want {n_tokens} rows of {elements:?} elements, got {}", t.shape))
 }
 
 fn conv2d(stride: usize, pad: usize, args: &[TensorDesc]) -> Outs {

@@ -103,6 +103,55 @@ pub enum ScanDecay {
     Head,
 }
 
+/// Which key head a value head of an [`Op::GatedDelta`] goes with, where there are `n` value heads for each of `n_key` heads.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum HeadMap {
+    /// Value head `j` with key head `j / n`, as in checkpoints of Qwen3-Next.
+    Interleaved,
+    /// Value head `j` with key head `j mod n_key`, as in GGUF files of Qwen3.5.
+    Tiled,
+}
+
+/// How an [`Op::GatedDelta`] changes the matrix `S [k_dim, v_dim]` of a value head in a row, and which arguments it takes
+/// between `v` and the state.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum DeltaRule {
+    /// `[.., a, b, scale, bias, ..]`: what `S` holds under the key decays, and is replaced by the value in part:
+    ///
+    /// ```text
+    /// q' = q / sqrt(sum q^2 + l2_eps) / sqrt(k_dim)     k' = k / sqrt(sum k^2 + l2_eps)
+    /// w = exp(scale softplus(a + bias))                 beta = 1 / (1 + exp(-b))
+    /// S <- diag(w) S      S <- S + k' (beta (v - k' . S))^T      y = q' . S
+    /// ```
+    ///
+    /// `b` and `scale` have a value for every value head. `a` and `bias` have one too, or one for each of its `k_dim` rows of
+    /// `S`. Source: Yang, Kautz and Hatamizadeh 2024, "Gated Delta Networks"; transformers,
+    /// `torch_recurrent_gated_delta_rule`; with a decay for each row: Kimi Team 2025, "Kimi Linear".
+    Gated {
+        /// Added to the sums of squares.
+        l2_eps: f32,
+    },
+    /// `[.., g, r, p, ..]`: what `S` holds under `r` is added under `p`, all vectors as they are:
+    ///
+    /// ```text
+    /// S <- diag(exp(g)) S + p (r . S)^T + k v^T      y = q . S
+    /// ```
+    ///
+    /// `r . S` is of `S` before it decays. `g` has a value for every value head, or for each of its rows of `S`; `r` and `p`
+    /// are like `k`. Source: Peng et al. 2025, "RWKV-7 Goose", section 4.
+    Given,
+}
+
+impl DeltaRule {
+    /// Number of the arguments between `v` and the state.
+    pub const fn n_args(self) -> usize {
+        match self {
+            Self::Gated { .. } => 4,
+            Self::Given => 3,
+        }
+    }
+}
+
 /// How exact the products of an op are: what a model asks for with
 /// [`crate::builder::GraphBuilder::precise_products`].
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Debug)]
@@ -215,6 +264,16 @@ pub enum Op {
     SsmScan {
         /// What `dt`, `a` and `d` belong to.
         decay: ScanDecay,
+    },
+    /// `[q, k, v, .., state, reads, slots, kept, ranges]`: for every value head a matrix that each row changes and then reads,
+    /// as the rule says. `q`, `k [n_tokens, n_key, k_dim]`, `v [n_tokens, n_value, v_dim]`, result like `v`. The rule's other
+    /// arguments have `n_tokens` rows (weights none), of any extents that hold one value for every value head or row of its
+    /// matrix. `state [n_slots, n_value * n_tiles, k_dim, v_dim / n_tiles]`: the columns of a matrix lie in tiles.
+    GatedDelta {
+        /// Which key head a value head goes with.
+        heads: HeadMap,
+        /// How the matrices change.
+        rule: DeltaRule,
     },
     /// `[x, w, bias]`: cross-correlation with zero border, channels innermost. `x [n, h, w, c_in]`,
     /// `w [c_out, c_in, kh, kw]`, `bias [c_out]` gives `[n, h', w', c_out]`, `h' = (h + 2 pad - kh) / stride + 1`.
@@ -330,6 +389,7 @@ impl Op {
             Self::Attention { .. } => OpSpec::new("attention"),
             Self::CausalConv1d { .. } => OpSpec { mutates: Some(2), ..OpSpec::new("causal_conv1d") },
             Self::SsmScan { .. } => OpSpec { mutates: Some(7), ..OpSpec::new("ssm_scan") },
+            Self::GatedDelta { rule, .. } => OpSpec { mutates: Some(3 + rule.n_args()), ..OpSpec::new("gated_delta") },
             Self::Conv2d { .. } => OpSpec { any_strides: Some(0), ..OpSpec::new("conv2d") },
             Self::DepthwiseConv2d { .. } => OpSpec::new("depthwise_conv2d"),
             Self::DepthwiseConv1d => OpSpec::new("depthwise_conv1d"),

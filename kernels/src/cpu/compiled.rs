@@ -34,6 +34,8 @@ macro_rules! compiled_for {
             fn gelu_tanh(y: &mut [f32]) = scalar::gelu_tanh::<true>;
             fn relu(y: &mut [f32]) = scalar::relu;
             fn silu_mul(gate: &mut [f32], up: &[f32]) = scalar::silu_mul::<true>;
+            fn two_products(s: &[f32], a: &[f32], b: &[f32], ya: &mut [f32], yb: &mut [f32]) = scalar::two_products::<true>;
+            fn decay_add_outer(s: &mut [f32], w: &[f32], a: &[f32], y: &[f32]) = scalar::decay_add_outer::<true>;
             fn rope_half(x: &mut [f32], cos: &[f32], sin: &[f32]) = scalar::rope_half;
             fn rope_interleaved(x: &mut [f32], cos: &[f32], sin: &[f32]) = scalar::rope_interleaved;
             fn scan_head(state: &mut [f32], decay: f32, token: &ScanToken<'_>, y: &mut [f32]) = scan::scan_head::<true>;

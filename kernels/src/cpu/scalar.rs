@@ -350,6 +350,45 @@ pub(super) fn silu_mul<const FMA: bool>(gate: &mut [f32], up: &[f32]) {
     }
 }
 
+/// Columns whose sums [`two_products`] keeps in registers.
+const COLUMNS: usize = 2 * LANES;
+
+/// `ya = a . s` and `yb = b . s` for a matrix `s [a.len(), ya.len()]`, in one walk through it: each sum in ascending rows.
+#[inline(always)]
+pub(super) fn two_products<const FMA: bool>(s: &[f32], a: &[f32], b: &[f32], ya: &mut [f32], yb: &mut [f32]) {
+    let n = ya.len();
+    let whole = n / COLUMNS * COLUMNS;
+    for first in (0..whole).step_by(COLUMNS) {
+        let (mut sum_a, mut sum_b) = ([0.0; COLUMNS], [0.0; COLUMNS]);
+        for ((row, a), b) in s.chunks_exact(n).zip(a).zip(b) {
+            let row = &row[first..first + COLUMNS];
+            for ((sum_a, sum_b), s) in sum_a.iter_mut().zip(&mut sum_b).zip(row) {
+                *sum_a = fma::<FMA>(*a, *s, *sum_a);
+                *sum_b = fma::<FMA>(*b, *s, *sum_b);
+            }
+        }
+        ya[first..first + COLUMNS].copy_from_slice(&sum_a);
+        yb[first..first + COLUMNS].copy_from_slice(&sum_b);
+    }
+    let (ya, yb) = (&mut ya[whole..], &mut yb[whole..]);
+    ya.fill(0.0);
+    yb.fill(0.0);
+    for ((row, a), b) in s.chunks_exact(n).zip(a).zip(b) {
+        axpy_f32::<FMA>(ya, *a, &row[whole..]);
+        axpy_f32::<FMA>(yb, *b, &row[whole..]);
+    }
+}
+
+/// `s = diag(w) s + a y^T` for a matrix `s [a.len(), y.len()]`.
+#[inline(always)]
+pub(super) fn decay_add_outer<const FMA: bool>(s: &mut [f32], w: &[f32], a: &[f32], y: &[f32]) {
+    for ((row, w), a) in s.chunks_exact_mut(y.len()).zip(w).zip(a) {
+        for (s, y) in row.iter_mut().zip(y) {
+            *s = fma::<FMA>(*a, *y, *w * *s);
+        }
+    }
+}
+
 /// Rotates the pairs `(x[i], x[i + n])`, n = `cos.len()`, by the angle of index i.
 #[inline(always)]
 pub(super) fn rope_half(x: &mut [f32], cos: &[f32], sin: &[f32]) {

@@ -14,6 +14,11 @@ use super::scan::{self, ChannelDecay, ScanToken};
 use super::{avx2, avx512};
 use crate::quant::Format;
 
+/// See [`Kernels::two_products`].
+type TwoProducts = unsafe fn(&[f32], &[f32], &[f32], &mut [f32], &mut [f32]);
+/// See [`Kernels::decay_add_outer`].
+type DecayAddOuter = unsafe fn(&mut [f32], &[f32], &[f32], &[f32]);
+
 /// The kernels of one instruction set. Calling an entry is sound on a CPU that has `isa`.
 #[derive(Clone, Copy)]
 pub(super) struct Table {
@@ -44,6 +49,8 @@ pub(super) struct Table {
     pub silu_mul: unsafe fn(&mut [f32], &[f32]),
     pub scan_head: unsafe fn(&mut [f32], f32, &ScanToken<'_>, &mut [f32]),
     pub scan_channels: unsafe fn(&mut [f32], &ChannelDecay<'_>, &ScanToken<'_>, &mut [f32]),
+    pub two_products: TwoProducts,
+    pub decay_add_outer: DecayAddOuter,
     pub rope_half: unsafe fn(&mut [f32], &[f32], &[f32]),
     pub rope_interleaved: unsafe fn(&mut [f32], &[f32], &[f32]),
 }
@@ -77,6 +84,8 @@ static SCALAR: Table = Table {
     silu_mul: scalar::silu_mul::<false>,
     scan_head: scan::scan_head::<false>,
     scan_channels: scan::scan_channels::<false>,
+    two_products: scalar::two_products::<false>,
+    decay_add_outer: scalar::decay_add_outer::<false>,
     rope_half: scalar::rope_half,
     rope_interleaved: scalar::rope_interleaved,
 };
@@ -113,6 +122,8 @@ macro_rules! table_of {
             silu_mul: $module::silu_mul,
             scan_head: $module::scan_head,
             scan_channels: $module::scan_channels,
+            two_products: $module::two_products,
+            decay_add_outer: $module::decay_add_outer,
             rope_half: $module::rope_half,
             rope_interleaved: $module::rope_interleaved,
         }
@@ -412,6 +423,23 @@ impl Kernels {
         assert_eq!(gate.len(), up.len());
         // SAFETY: `Kernels` exists only for instruction sets that this CPU has.
         unsafe { (self.0.silu_mul)(gate, up) }
+    }
+
+    /// `ya = a . s` and `yb = b . s`, close, for a matrix `s [a.len(), ya.len()]`. A column's sums do not depend on the others.
+    pub fn two_products(self, s: &[f32], a: &[f32], b: &[f32], ya: &mut [f32], yb: &mut [f32]) {
+        assert_eq!(a.len(), b.len());
+        assert_eq!(ya.len(), yb.len());
+        assert!(!ya.is_empty() && s.len() == a.len() * ya.len());
+        // SAFETY: `Kernels` exists only for instruction sets that this CPU has.
+        unsafe { (self.0.two_products)(s, a, b, ya, yb) }
+    }
+
+    /// `s = diag(w) s + a y^T` for a matrix `s [a.len(), y.len()]`.
+    pub fn decay_add_outer(self, s: &mut [f32], w: &[f32], a: &[f32], y: &[f32]) {
+        assert_eq!(w.len(), a.len());
+        assert!(!y.is_empty() && s.len() == a.len() * y.len());
+        // SAFETY: `Kernels` exists only for instruction sets that this CPU has.
+        unsafe { (self.0.decay_add_outer)(s, w, a, y) }
     }
 
     /// Half-split rotary embedding: turns the pairs `(x[i], x[i + n])`, n = `cos.len()`; what follows stays.

@@ -2,6 +2,7 @@
 
 pub mod attention;
 pub mod conv;
+pub mod delta;
 pub mod linear;
 pub mod moe;
 pub mod norm;
@@ -41,6 +42,8 @@ macro_rules! families {
             attention: attention::windowed;
             causal_conv1d: conv::causal_conv1d;
             ssm_scan: state::ssm_scan;
+            gated_delta: delta::gated_delta;
+            given_delta: delta::given_delta;
             conv2d: conv::conv2d;
             depthwise: conv::depthwise;
             rel_pos: rel_pos::rel_pos;

@@ -4,6 +4,7 @@
 mod attention;
 mod by_row;
 mod conv;
+mod delta;
 mod depthwise;
 mod elementwise;
 mod linear;
@@ -72,6 +73,7 @@ pub(super) fn prepare(machine: Machine, op: &Op, args: &[&TensorDesc]) -> Option
         Op::Attention { scale, window } => Some(attention::full(machine, args, scale, window)),
         Op::CausalConv1d { bias, act } => Some(conv::causal_conv1d(args, bias, act)),
         Op::SsmScan { decay } => Some(scan::ssm_scan(args, decay)),
+        Op::GatedDelta { heads, rule } => Some(delta::gated_delta(machine, args, heads, rule)),
         // In f32 whatever the precision.
         Op::Conv2d { stride, pad, act, precision: Precision::Fast | Precision::Kept } => {
             conv::conv2d(machine, args, usize::from(stride), usize::from(pad), act)
