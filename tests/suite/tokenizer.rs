@@ -10,6 +10,8 @@ use models::tokenizer::{PreTokenizer, Special, TokenKind, Tokenizer, Vocabulary}
 use rayon::prelude::*;
 use regex_syntax::hir::{Class, HirKind};
 use tests::rng::Rng;
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::pre_tokenizers::digits::Digits;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{
     AddedToken, OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer as _, SplitDelimiterBehavior,
@@ -18,13 +20,18 @@ use tokenizers::{
 const N_STRINGS: u64 = 100_000;
 
 /// Splits of the published tokenizers, by the names that GGUF files use.
-const SPLITS: [(&[&str], &str); 2] = [
+const SPLITS: [(&[&str], &str); 4] = [
     (
         &["qwen2"],
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
     ),
     (
-        &["llama-bpe", "lfm2"],
+        &["qwen35"],
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    ),
+    (&["gpt-2", "mpt", "olmo"], r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"),
+    (
+        &["llama-bpe", "lfm2", "dbrx"],
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
     ),
 ];
@@ -42,6 +49,10 @@ fn pair(folder: &Path, pre: &str, n_vocab: usize) -> (Tokenizer, tokenizers::Tok
     let control = control.map(|(text, _)| AddedToken::from(text.as_str(), true));
     official.add_special_tokens(control.collect::<Vec<_>>()).unwrap();
     (Tokenizer::new(ours).unwrap(), official)
+}
+
+fn kind(name: &str) -> (Tokenizer, tokenizers::Tokenizer) {
+    pair(&fixture("tokenizers").join(name), "gpt-2", 704)
 }
 
 fn tiny_qwen() -> (Tokenizer, tokenizers::Tokenizer) {
@@ -201,6 +212,19 @@ fn random_strings_encode_as_the_official_lfm2_tokenizer_does() {
 }
 
 #[test]
+fn random_strings_encode_as_the_official_tokenizers_of_other_kinds_do() {
+    for (seed, name) in [(5, "olmo"), (6, "dbrx"), (7, "refact"), (8, "qwen35")] {
+        assert_equal_on_random_strings(seed << 32, kind(name));
+    }
+}
+
+/// Every section of a text begins with a space there as here.
+#[test]
+fn random_strings_encode_as_the_official_sentencepiece_tokenizer_does() {
+    assert_equal_on_random_strings(9 << 32, kind("spm"));
+}
+
+#[test]
 fn random_strings_with_user_defined_tokens_and_whole_words_encode_as_the_official_lfm2_tokenizer_does() {
     assert_equal_on_random_strings(3 << 32, extended_lfm2());
 }
@@ -237,6 +261,22 @@ fn assert_equal_splits(names: &[&str], split: &Split, text: &str) {
         let ours = PreTokenizer::from_name(name).unwrap();
         assert_eq!(ours.words(text).collect::<Vec<_>>(), want, "{name} {text:?}");
     }
+}
+
+#[test]
+fn random_strings_split_as_digits_and_then_the_published_expression_do() {
+    let digits = Digits::new(true);
+    let bytes = ByteLevel::new(false, false, true);
+    (0..N_STRINGS).into_par_iter().for_each(|i| {
+        let text = random_text((10 << 32) + i, &["<|im_end|>", "assistant"]);
+        let mut pieces = PreTokenizedString::from(text.as_str());
+        digits.pre_tokenize(&mut pieces).unwrap();
+        bytes.pre_tokenize(&mut pieces).unwrap();
+        let pieces = pieces.get_splits(OffsetReferential::Original, OffsetType::Byte);
+        let want: Vec<&str> = pieces.iter().map(|&(_, (from, to), _)| &text[from..to]).collect();
+        let ours = PreTokenizer::from_name("refact").unwrap();
+        assert_eq!(ours.words(&text).collect::<Vec<_>>(), want, "{text:?}");
+    });
 }
 
 #[test]
@@ -286,6 +326,27 @@ fn random_tokens_decode_as_the_official_tokenizers_do() {
     }
 }
 
+/// Tokens of whole characters: what is printed for others differs by the number of U+FFFD.
+#[test]
+fn texts_decode_as_the_official_sentencepiece_tokenizer_does() {
+    let (ours, official) = kind("spm");
+    let added = ["<s>", "</s>"];
+    (0..N_STRINGS / 10).into_par_iter().for_each(|i| {
+        let ids = ours.encode(&random_text((11 << 32) + i, &added), Special::Parse);
+        for skip_control in [false, true] {
+            assert_eq!(ours.decode(&ids, skip_control), official.decode(&ids, skip_control).unwrap(), "{ids:?}");
+        }
+    });
+    let text = "\u{4e2d} \u{1f600}";
+    let ids = ours.encode(text, Special::AsText);
+    assert!(ids.iter().filter(|&&id| ours.kind(id) == Some(TokenKind::Byte)).count() == 7, "{ids:?}");
+    assert_eq!(ours.decode(&ids, true), text);
+    // What goes on with a text keeps its space.
+    let mut printed = String::new();
+    ids.iter().for_each(|&id| ours.decoder(true).push(id, &mut printed));
+    assert!(printed.starts_with(' '));
+}
+
 #[test]
 fn decoder_prints_each_character_with_its_last_byte() {
     let (tokenizer, _) = tiny_qwen();
@@ -322,9 +383,40 @@ fn golden_cases_encode_as_stored() {
     }
 }
 
+/// `spm` by SentencePiece, which knows no control tokens in a text; the others by the `tokenizers` package.
+#[test]
+fn tokenizers_of_other_kinds_encode_as_stored() {
+    for (name, pre, special) in [
+        ("spm", "", Special::AsText),
+        ("olmo", "olmo", Special::Parse),
+        ("dbrx", "dbrx", Special::Parse),
+        ("refact", "refact", Special::Parse),
+        ("qwen35", "qwen35", Special::Parse),
+    ] {
+        let folder = fixture("tokenizers").join(name);
+        let vocabulary = CheckpointVocabulary::read(&folder, "olmo", 704).unwrap().vocabulary;
+        assert_eq!(vocabulary.pre, if pre.is_empty() { "default" } else { pre });
+        let tokenizer = Tokenizer::new(vocabulary).unwrap();
+        let cases: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(folder.join("cases.json")).unwrap()).unwrap();
+        let cases = cases.as_array().unwrap();
+        assert!(cases.len() > 50);
+        for case in cases {
+            let want: Vec<u32> = case["ids"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect();
+            let text = case["text"].as_str().unwrap();
+            assert_eq!(tokenizer.encode(text, special), want, "{name} {text:?}");
+        }
+    }
+}
+
 #[test]
 fn a_word_of_a_megabyte_is_encoded() {
-    let (tokenizer, _) = tiny_qwen();
+    for tokenizer in [tiny_qwen().0, kind("spm").0, kind("refact").0] {
+        check_long_words(&tokenizer);
+    }
+}
+
+fn check_long_words(tokenizer: &Tokenizer) {
     for unit in ["the", "a", "\u{301}", "x\u{4e2d}", "!", " ", "\u{1f600}"] {
         let text = unit.repeat((1 << 20) / unit.len());
         let ids = tokenizer.encode(&text, Special::Parse);
@@ -347,9 +439,13 @@ fn malformed_vocabularies_are_errors() {
         v.token_types.push(token_type);
     };
     type Spoil<'a> = &'a dyn Fn(&mut Vocabulary);
-    let cases: [(&str, Spoil); 15] = [
-        ("tokenizer model \"llama\"", &|v| v.model = "llama".into()),
-        ("pre-tokenizer \"gpt-2\"", &|v| v.pre = "gpt-2".into()),
+    let cases: [(&str, Spoil); 17] = [
+        ("tokenizer model \"bert\" is not supported (supported: gpt2, llama)", &|v| v.model = "bert".into()),
+        ("pre-tokenizer \"qwen-2\" is not supported; the nearest is qwen2 (supp", &|v| v.pre = "qwen-2".into()),
+        ("pre-tokenizer \"superbpe\" is not supported (supported: qwen2, qwen35, llama-bpe, lfm2, dbrx, mpt, ", &|v| {
+            v.pre = "superbpe".into();
+        }),
+        ("unknown id 256 is outside", &|v| v.unknown = Some(256)),
         ("255 token types for 256 tokens", &|v| v.token_types.truncate(255)),
         ("token 7 has type 6", &|v| v.token_types[7] = 6),
         ("token 7 has type -1", &|v| v.token_types[7] = -1),
@@ -383,6 +479,53 @@ fn malformed_vocabularies_are_errors() {
 }
 
 #[test]
+fn malformed_vocabularies_of_sentencepiece_are_errors() {
+    let good = CheckpointVocabulary::read(&fixture("tokenizers/spm"), "", 704).unwrap().vocabulary;
+    let byte = good.tokens.iter().position(|token| token == "<0x41>").unwrap();
+    type Spoil<'a> = &'a dyn Fn(&mut Vocabulary);
+    let cases: [(&str, Spoil); 7] = [
+        ("703 scores for 704 tokens", &|v| v.scores.truncate(703)),
+        ("token 400 has score NaN", &|v| v.scores[400] = f32::NAN),
+        ("token 7 has type 7, want 1 to 6", &|v| v.token_types[7] = 7),
+        ("is \"<0x4>\", want <0xAB>", &|v| v.tokens[byte] = "<0x4>".into()),
+        ("are the same byte 0x4a", &|v| v.tokens[byte] = "<0x4a>".into()),
+        ("no token for byte 0x41", &|v| v.token_types[byte] = 5),
+        ("no token for byte 0x00", &|v| v.token_types.iter_mut().filter(|t| **t != 1).for_each(|t| *t = 5)),
+    ];
+    for (want, spoil) in cases {
+        let mut vocabulary = good.clone();
+        assert!(Tokenizer::new(vocabulary.clone()).is_ok());
+        spoil(&mut vocabulary);
+        vocabulary.unknown = None;
+        let message = Tokenizer::new(vocabulary).unwrap_err().to_string();
+        assert!(message.contains(want), "want {want:?} in {message:?}");
+    }
+}
+
+#[test]
+fn without_byte_tokens_other_characters_in_a_row_are_one_unknown_token() {
+    let mut vocabulary = CheckpointVocabulary::read(&fixture("tokenizers/spm"), "", 704).unwrap().vocabulary;
+    vocabulary.token_types.iter_mut().filter(|t| **t == 6).for_each(|t| *t = 5);
+    vocabulary.add_space_prefix = Some(false);
+    vocabulary.unknown = Some(0);
+    let tokenizer = Tokenizer::new(vocabulary).unwrap();
+    let a = tokenizer.id_of("a").unwrap();
+    assert_eq!(tokenizer.encode("\u{4e2d}\u{1f600}a\u{4e2d}", Special::AsText), [0, a, 0]);
+}
+
+/// As the vocabularies of GPT-NeoX and StarCoder are.
+#[test]
+fn bytes_of_no_character_may_lack_a_token_and_are_left_out() {
+    let mut vocabulary = bytes_only();
+    let at = vocabulary.tokens.iter().position(|token| token == "\u{f1}").unwrap();
+    vocabulary.token_types[at] = 5;
+    let tokenizer = Tokenizer::new(vocabulary).unwrap();
+    let last: Vec<u32> = ["\u{142}", "\u{122}", "\u{122}"].iter().map(|text| tokenizer.id_of(text).unwrap()).collect();
+    assert_eq!(tokenizer.encode("\u{60000}", Special::AsText), last);
+    assert!(tokenizer.encode("a", Special::AsText).len() == 1);
+}
+
+#[test]
 fn only_the_tokens_asked_for_are_found_in_text() {
     let mut vocabulary = bytes_only();
     for (text, token_type) in [("<|c|>", 3), ("<u>", 4), ("[PAD258]", 5)] {
@@ -407,32 +550,69 @@ fn only_the_tokens_asked_for_are_found_in_text() {
     assert!(tokenizer.ids_of(&["<x>"]).unwrap_err().to_string().contains("\"<x>\""));
 }
 
-/// The vocabularies named by `TYMPAN_VOCAB_DIR`, too large for this repository; a line says when they are not there.
-pub fn vocabulary_folder() -> Option<PathBuf> {
-    let folder = std::env::var_os("TYMPAN_VOCAB_DIR").map(PathBuf::from);
+/// The folder that a variable names, too large for this repository; a line says when it names none.
+fn outside(variable: &str, what: &str) -> Option<PathBuf> {
+    let folder = std::env::var_os(variable).map(PathBuf::from);
     if folder.is_none() {
         // Not through `eprintln!`, which the test runner hides.
-        let _ = writeln!(std::io::stderr(), "skipped: published vocabularies (TYMPAN_VOCAB_DIR is not set)");
+        let _ = writeln!(std::io::stderr(), "skipped: {what} ({variable} is not set)");
     }
     folder
 }
 
+/// A folder with the vocabularies `qwen2` and `llama-bpe` of llama.cpp.
+pub fn vocabulary_folder() -> Option<PathBuf> {
+    outside("TYMPAN_VOCAB_DIR", "published vocabularies")
+}
+
+/// The sources of llama.cpp, as llama-cpp-python 0.3.36 carries them (`vendor/llama.cpp`).
+pub fn llama_cpp_folder() -> Option<PathBuf> {
+    outside("TYMPAN_LLAMA_CPP", "vocabularies and templates of llama.cpp")
+}
+
+/// What `Qwen3_5Tokenizer` of transformers 5.24.0 makes of texts with the vocabulary `qwen35`, where llama.cpp has other ids:
+/// it does not bring text to NFC.
+fn official_ids(name: &str, text: &str) -> Option<Vec<u32>> {
+    match text {
+        "e\u{301}" if name == "qwen35" => Some(vec![963]),
+        "re\u{301}sume\u{301}" if name == "qwen35" => Some(vec![42611, 1242, 963]),
+        _ if name == "qwen35" && text == "a\u{300}".repeat(200) => Some(vec![6362; 200]),
+        _ => None,
+    }
+}
+
+/// The texts and ids beside a vocabulary.
+fn check_published(folder: &Path, name: &str) {
+    let path = folder.join(format!("ggml-vocab-{name}.gguf"));
+    let tokenizer = Tokenizer::from_gguf(&Gguf::open(&path).unwrap()).unwrap();
+    let read = |extension| std::fs::read_to_string(path.with_extension(extension)).unwrap();
+    let (input, output) = (read("gguf.inp"), read("gguf.out"));
+    let mut texts: Vec<&str> = input.split("\n__ggml_vocab_test__\n").collect();
+    let lines: Vec<&str> = output.lines().collect();
+    // What stands behind the last text.
+    assert_eq!(texts.pop(), Some(""));
+    assert!(texts.len() == lines.len() && lines.len() > 40, "{name}: {} texts, {} lines", texts.len(), lines.len());
+    for (text, line) in texts.iter().zip(lines) {
+        let want: Vec<u32> = line.split_whitespace().map(|id| id.parse().unwrap()).collect();
+        assert_eq!(tokenizer.decode(&want, true), *text, "{name}");
+        let got = tokenizer.encode(text, Special::AsText);
+        match official_ids(name, text) {
+            None => assert_eq!(got, want, "{name} {text:?}"),
+            Some(official) => assert!(got == official && got != want, "{name} {text:?}: {got:?}"),
+        }
+    }
+}
+
 #[test]
 fn published_vocabularies_encode_the_published_cases() {
-    const N_CASES: usize = 46;
     let Some(folder) = vocabulary_folder() else { return };
-    for name in ["qwen2", "llama-bpe"] {
-        let path = folder.join(format!("ggml-vocab-{name}.gguf"));
-        let tokenizer = Tokenizer::from_gguf(&Gguf::open(&path).unwrap()).unwrap();
-        let read = |extension| std::fs::read_to_string(path.with_extension(extension)).unwrap();
-        let (input, output) = (read("gguf.inp"), read("gguf.out"));
-        let texts: Vec<&str> = input.split("\n__ggml_vocab_test__\n").collect();
-        let lines: Vec<&str> = output.lines().collect();
-        assert_eq!((texts.len(), lines.len()), (N_CASES + 1, N_CASES));
-        for (text, line) in texts.iter().zip(lines) {
-            let want: Vec<u32> = line.split_whitespace().map(|id| id.parse().unwrap()).collect();
-            assert_eq!(tokenizer.encode(text, Special::AsText), want, "{name} {text:?}");
-            assert_eq!(tokenizer.decode(&want, true), *text, "{name}");
-        }
+    ["qwen2", "llama-bpe"].iter().for_each(|name| check_published(&folder, name));
+}
+
+#[test]
+fn vocabularies_of_llama_cpp_encode_its_cases() {
+    let Some(folder) = llama_cpp_folder() else { return };
+    for name in ["llama-spm", "mpt", "refact", "gpt-2", "llama-bpe", "qwen2", "qwen35"] {
+        check_published(&folder.join("models"), name);
     }
 }

@@ -99,9 +99,11 @@ fn special_ids_of_config_json_are_taken_where_the_tokenizer_names_none() {
     let config =
         r#"{"bos_token_id": 5, "eos_token_id": [1, 2], "text_config": {"pad_token_id": 7, "unk_token_id": null}}"#;
     std::fs::write(folder.path().join("config.json"), config).unwrap();
-    let read = read(folder.path());
-    let vocabulary = read.vocabulary;
-    assert_eq!((vocabulary.bos, vocabulary.eos, vocabulary.padding, read.unknown), (Some(5), None, Some(7), None));
+    let vocabulary = read(folder.path()).vocabulary;
+    assert_eq!(
+        (vocabulary.bos, vocabulary.eos, vocabulary.padding, vocabulary.unknown),
+        (Some(5), None, Some(7), None)
+    );
 }
 
 #[test]
@@ -114,9 +116,44 @@ fn lfm2_begins_texts_with_its_token() {
     assert_eq!(read.vocabulary.tokens[829], "[PAD829]");
 }
 
+/// `tokenizer.json` has no scores, but their order: it gives those of SentencePiece.
+#[test]
+fn scores_are_those_of_sentencepiece() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/tokenizers/spm");
+    let read = CheckpointVocabulary::read(&*folder, "llama-bpe", 704).unwrap();
+    let want: Vec<f32> = serde_json::from_slice(&std::fs::read(folder.join("scores.json")).unwrap()).unwrap();
+    let vocabulary = &read.vocabulary;
+    assert_eq!((want.len(), vocabulary.scores.len()), (700, 704));
+    for (id, want) in want.iter().enumerate().filter(|&(id, _)| vocabulary.token_types[id] == 1) {
+        assert_eq!(vocabulary.scores[id], *want, "{id}: {:?}", vocabulary.tokens[id]);
+    }
+    assert_eq!(vocabulary.token_types[..6], [3, 3, 3, 6, 6, 6]);
+    assert_eq!(vocabulary.token_types[700..], [5; 4]);
+    let metadata = read.into_metadata();
+    let value = |key: &str| metadata.iter().find(|(name, _)| *name == key).map(|(_, value)| value.clone());
+    assert_eq!(value("tokenizer.ggml.model"), Some("llama".into()));
+    assert_eq!(value("tokenizer.ggml.pre"), Some("default".into()));
+    assert_eq!(value("tokenizer.ggml.bos_token_id"), Some(Value::U32(1)));
+    assert!(value("tokenizer.ggml.merges").is_none() && value("tokenizer.ggml.add_space_prefix").is_none());
+}
+
+/// As in the files of Jamba, where nothing stands before a text.
+#[test]
+fn a_file_says_where_no_space_is_thought_before_a_text() {
+    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/tokenizers/spm");
+    let folder = tempfile::tempdir().unwrap();
+    let text = std::fs::read_to_string(from.join("tokenizer.json")).unwrap();
+    let prepend = r#"{"type": "Prepend", "prepend": "\u2581"}, "#;
+    assert!(text.contains(prepend));
+    std::fs::write(folder.path().join("tokenizer.json"), text.replace(prepend, "")).unwrap();
+    let read = CheckpointVocabulary::read(folder.path(), "llama-bpe", 704).unwrap();
+    assert_eq!(read.vocabulary.add_space_prefix, Some(false));
+    assert!(read.into_metadata().contains(&("tokenizer.ggml.add_space_prefix", Value::Bool(false))));
+}
+
 #[test]
 fn bad_files_are_errors_that_name_the_file() {
-    let cases: [(&str, &str, &[&str]); 14] = [
+    let cases: [(&str, &str, &[&str]); 16] = [
         ("tokenizer.json", "{", &["tokenizer.json", "not JSON"]),
         ("tokenizer.json", "[]", &["tokenizer.json", "model.vocab"]),
         ("tokenizer.json", r#"{"model": {"type": "Unigram"}}"#, &["tokenizer.json", "want BPE", "Unigram"]),
@@ -126,6 +163,16 @@ fn bad_files_are_errors_that_name_the_file() {
         ("tokenizer.json", r#"{"model": {"vocab": {}, "merges": [["a"]]}}"#, &["tokenizer.json", "bad merge"]),
         ("tokenizer.json", r#"{"model": {"vocab": {"a": 1, "b": 1}, "merges": []}}"#, &["same id 1"]),
         ("tokenizer.json", r#"{"model": {"vocab": {"a": 768}, "merges": []}}"#, &["id 768", "768 rows"]),
+        (
+            "tokenizer.json",
+            r#"{"model": {"vocab": {}, "merges": []}, "pre_tokenizer": {"type": "Whitespace"}}"#,
+            &["tokenizer.json", "pre_tokenizer: not a rule that is supported", "Whitespace"],
+        ),
+        (
+            "tokenizer.json",
+            r#"{"model": {"vocab": {"a": 1, "b": 2}, "merges": ["a b"], "byte_fallback": true}}"#,
+            &["merge \"a b\" makes no token"],
+        ),
         (
             "tokenizer_config.json",
             r#"{"added_tokens_decoder": []}"#,

@@ -1,12 +1,13 @@
-//! Byte pair encoding of one word, and the byte-to-unicode alphabet of the vocabulary.
+//! Byte-level BPE ([`Bpe`]), and the byte-to-unicode alphabet of its vocabularies.
 
+use std::borrow::Cow;
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 
 use engine::gguf::quoted;
+use unicode_normalization_alignments::UnicodeNormalization;
 
-use super::{TokenKind, malformed};
-
+use super::{PreTokenizer, Printed, TokenKind, malformed};
 use crate::error::Result;
 
 /// End of the list of symbols.
@@ -38,6 +39,12 @@ fn byte_of_char(c: char) -> Option<u8> {
     }
 }
 
+/// Whether an assigned character has this byte in UTF-8. Published vocabularies lack tokens for others: those of GPT-NeoX and
+/// StarCoder.
+fn is_in_use(byte: u8) -> bool {
+    !matches!(byte, 0xc0 | 0xc1 | 0xf1 | 0xf2 | 0xf5..)
+}
+
 /// Appends the bytes that an ordinary token stands for; false, with nothing appended, when a character is outside the
 /// alphabet.
 pub(super) fn push_bytes(token: &str, bytes: &mut Vec<u8>) -> bool {
@@ -52,11 +59,54 @@ pub(super) fn push_bytes(token: &str, bytes: &mut Vec<u8>) -> bool {
     true
 }
 
+/// Byte-level BPE: words, and the merges inside them.
+#[derive(Debug)]
+pub(super) struct Bpe {
+    pre: PreTokenizer,
+    /// Ordinary tokens by what they print, for pre-tokenizers that look whole words up before merging.
+    whole_words: HashMap<Vec<u8>, u32>,
+    merges: Merges,
+}
+
+impl Bpe {
+    /// `merges`: `left right` in order of rank; `printed`: what tokens print.
+    ///
+    /// Errors: as [`Merges::new`].
+    pub(super) fn new(
+        pre: PreTokenizer,
+        merges: &[String],
+        ids: &HashMap<String, u32>,
+        kinds: &[TokenKind],
+        printed: &Printed,
+    ) -> Result<Self> {
+        let mut whole_words = HashMap::new();
+        if pre.looks_up_whole_words {
+            whole_words.extend(printed.in_alphabet.iter().map(|&id| (printed.bytes_of(id).to_vec(), id)));
+        }
+        Ok(Self { pre, whole_words, merges: Merges::new(merges, ids, kinds)? })
+    }
+
+    /// Appends the tokens of a text without added tokens: normal form, words, merges.
+    pub(super) fn encode(&self, text: &str, ids: &mut Vec<u32>) {
+        let text = if self.pre.normalizes && !text.is_ascii() {
+            Cow::Owned(text.nfc().map(|(c, _)| c).collect())
+        } else {
+            Cow::Borrowed(text)
+        };
+        for word in self.pre.words(&text) {
+            match self.whole_words.get(word.as_bytes()) {
+                Some(&id) => ids.push(id),
+                None => self.merges.encode(word.as_bytes(), ids),
+            }
+        }
+    }
+}
+
 /// Which pairs of tokens merge, in which order, and into what.
 #[derive(Debug)]
-pub(super) struct Merges {
-    /// Ids of the 256 single bytes.
-    bytes: [u32; 256],
+struct Merges {
+    /// Ids of the single bytes.
+    bytes: [Option<u32>; 256],
     pairs: HashMap<(u32, u32), Merge>,
 }
 
@@ -79,23 +129,28 @@ struct Symbol {
 impl Merges {
     /// `merges`: `left right` in order of rank. `ids`, `kinds`: the vocabulary.
     ///
-    /// Errors: `Tokenizer` for a byte without a token, and for a merge that is not two texts, occurs twice, or names
+    /// Errors: `Tokenizer` for a byte of assigned characters without a token, and for a merge that is not two texts, occurs twice, or names
     /// or makes anything but an ordinary or user-defined token.
-    pub(super) fn new(merges: &[String], ids: &HashMap<String, u32>, kinds: &[TokenKind]) -> Result<Self> {
-        let mut bytes = [0; 256];
+    fn new(merges: &[String], ids: &HashMap<String, u32>, kinds: &[TokenKind]) -> Result<Self> {
+        let mut bytes = [None; 256];
         for (byte, id) in (0..=u8::MAX).zip(&mut bytes) {
             let text = char_of_byte(byte).to_string();
-            *id = ids
-                .get(&text)
-                .copied()
-                .filter(|&id| kinds[id as usize] == TokenKind::Normal)
-                .ok_or_else(|| malformed(format!("no ordinary token {text:?} for byte {byte:#04x}")))?;
+            *id = ids.get(&text).copied().filter(|&id| kinds[id as usize] == TokenKind::Normal);
+            if id.is_none() && is_in_use(byte) {
+                return Err(malformed(format!("no ordinary token {text:?} for byte {byte:#04x}")));
+            }
         }
 
+        // Runs of spaces of GPT-NeoX are user-defined tokens, which are stored as they stand in the text.
+        let user_defined = |text: &str| {
+            let mut bytes = Vec::new();
+            push_bytes(text, &mut bytes).then_some(())?;
+            let id = *ids.get(std::str::from_utf8(&bytes).ok()?)?;
+            (kinds[id as usize] == TokenKind::UserDefined).then_some(id)
+        };
         let text_id = |text: &str| {
-            ids.get(text)
-                .copied()
-                .filter(|&id| matches!(kinds[id as usize], TokenKind::Normal | TokenKind::UserDefined))
+            let is_text = |id: &u32| matches!(kinds[*id as usize], TokenKind::Normal | TokenKind::UserDefined);
+            ids.get(text).copied().filter(is_text).or_else(|| user_defined(text))
         };
         let mut pairs = HashMap::with_capacity(merges.len());
         let mut joined = String::new();
@@ -121,21 +176,24 @@ impl Merges {
         Ok(Self { bytes, pairs })
     }
 
-    /// Appends the tokens of `word`: the pair of lowest rank is merged first, the leftmost of equals, until none is left.
+    /// Appends the tokens of `word`: the pair of lowest rank is merged first, the leftmost of equals, until none is left. Bytes
+    /// without a token are left out.
     ///
     /// Time: `n log n` for n bytes. Source: crate tokenizers, `Word::merge_all`.
-    pub(super) fn encode(&self, word: &[u8], ids: &mut Vec<u32>) {
-        let n = word.len();
-        let mut symbols: Vec<Symbol> = word
-            .iter()
-            .enumerate()
-            .map(|(i, &byte)| Symbol {
-                id: self.bytes[byte as usize],
+    fn encode(&self, word: &[u8], ids: &mut Vec<u32>) {
+        let bytes = word.iter().filter_map(|&byte| self.bytes[usize::from(byte)]);
+        let mut symbols: Vec<Symbol> = (0..)
+            .zip(bytes)
+            .map(|(i, id): (usize, u32)| Symbol {
+                id,
                 previous: i.checked_sub(1).unwrap_or(NONE),
-                next: if i + 1 < n { i + 1 } else { NONE },
+                next: i + 1,
                 gone: false,
             })
             .collect();
+        if let Some(last) = symbols.last_mut() {
+            last.next = NONE;
+        }
 
         let mut queue = BinaryHeap::new();
         let candidate = |symbols: &[Symbol], left: usize| {
@@ -143,7 +201,7 @@ impl Merges {
             let pair = (right != NONE).then(|| (symbols[left].id, symbols[right].id))?;
             self.pairs.get(&pair).map(|merge| Reverse((merge.rank, left, merge.id)))
         };
-        queue.extend((0..n).filter_map(|left| candidate(&symbols, left)));
+        queue.extend((0..symbols.len()).filter_map(|left| candidate(&symbols, left)));
 
         while let Some(Reverse((_, left, id))) = queue.pop() {
             if symbols[left].gone || candidate(&symbols, left).is_none_or(|Reverse((_, _, now))| now != id) {

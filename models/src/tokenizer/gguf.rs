@@ -2,7 +2,7 @@
 
 use engine::gguf::Gguf;
 
-use super::{Tokenizer, Vocabulary};
+use super::{BYTE_LEVEL, SENTENCE_PIECE, Tokenizer, Vocabulary};
 use crate::error::Result;
 
 impl Vocabulary {
@@ -18,17 +18,31 @@ impl Vocabulary {
             let key = key(name);
             if file.contains(&key) { file.get_u32(&key).map(Some) } else { Ok(None) }
         };
-        let add_bos = key("add_bos_token");
+        let flag = |name: &str| {
+            let key = key(name);
+            if file.contains(&key) { file.get_bool(&key).map(Some) } else { Ok(None) }
+        };
+        let model = file.get_str(&key("model"))?.to_owned();
+        let (mut pre, mut merges, mut scores) = Default::default();
+        match &*model {
+            BYTE_LEVEL => (pre, merges) = (file.get_str(&key("pre"))?.to_owned(), texts("merges")?),
+            SENTENCE_PIECE => scores = file.get_f32_array(&key("scores"))?,
+            // Refused by what is made of the vocabulary.
+            _ => {}
+        }
         Ok(Self {
-            model: file.get_str(&key("model"))?.to_owned(),
-            pre: file.get_str(&key("pre"))?.to_owned(),
+            model,
+            pre,
+            merges,
+            scores,
             tokens: texts("tokens")?,
             token_types: file.get_i32_array(&key("token_type"))?,
-            merges: texts("merges")?,
             bos: id("bos_token_id")?,
             eos: id("eos_token_id")?,
+            unknown: id("unknown_token_id")?,
             padding: id("padding_token_id")?,
-            add_bos: if file.contains(&add_bos) { Some(file.get_bool(&add_bos)?) } else { None },
+            add_bos: flag("add_bos_token")?,
+            add_space_prefix: flag("add_space_prefix")?,
         })
     }
 }

@@ -1,7 +1,8 @@
-//! Text to token ids and back: byte-level BPE as GPT-2 defined it, built from the vocabulary stored in a model file.
+//! Text to token ids and back: byte-level BPE as GPT-2 defined it, and the BPE of SentencePiece, built from the vocabulary
+//! stored in a model file.
 //!
-//! [`Tokenizer`] is the type to read first. Encoding goes through three stages: added tokens are cut out of the raw text
-//! ([`Special`] says which), the rest is split into words ([`PreTokenizer`]), and each word is merged byte by byte.
+//! [`Tokenizer`] is the type to read first. Added tokens are cut out of the raw text ([`Special`] says which). In between, the
+//! first kind splits the text into words ([`PreTokenizer`]) and merges each byte by byte; the second knows no words.
 //! Chat prompts are not made here.
 
 mod added;
@@ -9,44 +10,54 @@ mod bpe;
 mod decode;
 mod gguf;
 mod pretokenize;
+mod sentencepiece;
 
-use std::borrow::Cow;
 use std::collections::HashMap;
 
 use engine::gguf::quoted;
-use unicode_normalization_alignments::UnicodeNormalization;
 
 use added::AddedTokens;
-use bpe::Merges;
+use bpe::Bpe;
+use sentencepiece::Pieces;
 
 use crate::error::{Error, Result};
+use crate::languages::nearest;
 pub use decode::Decoder;
-pub use pretokenize::{PreTokenizer, Words};
+pub use pretokenize::{Expression, PreTokenizer, Words};
 
-/// The only tokenizer model in use here: `tokenizer.ggml.model` of byte-level BPE.
-const MODEL: &str = "gpt2";
+/// `tokenizer.ggml.model` of byte-level BPE.
+pub const BYTE_LEVEL: &str = "gpt2";
+/// `tokenizer.ggml.model` of SentencePiece's BPE.
+pub const SENTENCE_PIECE: &str = "llama";
 
-/// A vocabulary as model files store it: token texts, their types, and the merges in order of rank.
+/// A vocabulary as model files store it: token texts, their types, and the merges in order of rank or the scores.
 #[derive(Clone, Debug, Default)]
 pub struct Vocabulary {
-    /// Kind of tokenizer, `gpt2` (`tokenizer.ggml.model`).
+    /// Kind of tokenizer (`tokenizer.ggml.model`): [`BYTE_LEVEL`] or [`SENTENCE_PIECE`].
     pub model: String,
-    /// Name of the pre-tokenizer (`tokenizer.ggml.pre`), see [`PreTokenizer::from_name`].
+    /// Name of the pre-tokenizer (`tokenizer.ggml.pre`), see [`PreTokenizer::from_name`]. SentencePiece has none.
     pub pre: String,
-    /// Text of each id; ordinary tokens in the byte-to-unicode alphabet, added tokens as they stand in the text.
+    /// Text of each id; ordinary tokens in the byte-to-unicode alphabet or with U+2581 for spaces, added tokens as they stand
+    /// in the text.
     pub tokens: Vec<String>,
-    /// Type of each id: 1 normal, 2 unknown, 3 control, 4 user defined, 5 unused.
+    /// Type of each id: 1 normal, 2 unknown, 3 control, 4 user defined, 5 unused, and 6 byte with SentencePiece.
     pub token_types: Vec<i32>,
-    /// Merges, `left right`, in the alphabet of the ordinary tokens.
+    /// Merges, `left right`, in the alphabet of the ordinary tokens. SentencePiece has none.
     pub merges: Vec<String>,
+    /// Scores of SentencePiece's tokens; the highest is merged first.
+    pub scores: Vec<f32>,
     /// Begin of text, where the file names one.
     pub bos: Option<u32>,
     /// End of text, where the file names one.
     pub eos: Option<u32>,
+    /// Stands for what cannot be encoded, where the file names one.
+    pub unknown: Option<u32>,
     /// Padding, where the file names one.
     pub padding: Option<u32>,
     /// Whether text begins with [`Vocabulary::bos`], where the file says so.
     pub add_bos: Option<bool>,
+    /// Whether SentencePiece encodes a text as if a space stood before it, where the file says so.
+    pub add_space_prefix: Option<bool>,
 }
 
 /// What a token is for.
@@ -62,6 +73,8 @@ pub enum TokenKind {
     UserDefined,
     /// A row of the embedding without a token. Never matched, never printed.
     Unused,
+    /// One byte of a character that is no piece of SentencePiece's.
+    Byte,
 }
 
 impl TokenKind {
@@ -72,6 +85,7 @@ impl TokenKind {
             3 => Some(Self::Control),
             4 => Some(Self::UserDefined),
             5 => Some(Self::Unused),
+            6 => Some(Self::Byte),
             _ => None,
         }
     }
@@ -90,16 +104,20 @@ pub enum Special {
     AsText,
 }
 
-/// Byte-level BPE over one vocabulary.
+/// How text between added tokens is encoded.
+#[derive(Debug)]
+enum Algorithm {
+    ByteLevel(Box<Bpe>),
+    SentencePiece(Pieces),
+}
+
+/// Encoding and decoding with one vocabulary.
 #[derive(Debug)]
 pub struct Tokenizer {
-    pre: PreTokenizer,
+    algorithm: Algorithm,
     kinds: Vec<TokenKind>,
     ids: HashMap<String, u32>,
     printed: Printed,
-    /// Ordinary tokens by what they print, for pre-tokenizers that look whole words up before merging.
-    whole_words: HashMap<Vec<u8>, u32>,
-    merges: Merges,
     /// Control and user-defined tokens.
     added: AddedTokens,
     /// User-defined tokens only.
@@ -118,34 +136,32 @@ impl Tokenizer {
     ///
     /// Errors: `Tokenizer` for another tokenizer model or an unknown pre-tokenizer; for token types that are not as many as
     /// the tokens or have no meaning here; for tokens that occur twice, a byte without a token, and merges of anything but
-    /// ordinary and user-defined tokens; for special ids outside the vocabulary.
+    /// ordinary and user-defined tokens; for scores that are not as many as the tokens; for special ids outside the vocabulary.
     pub fn new(vocabulary: Vocabulary) -> Result<Self> {
-        let Vocabulary { model, pre, tokens, token_types, merges, bos, eos, padding, add_bos } = vocabulary;
-        if model != MODEL {
-            let model = quoted(&model);
-            return Err(malformed(format!("tokenizer model {model} is not supported (supported: {MODEL})")));
-        }
-        let pre = PreTokenizer::from_name(&pre).ok_or_else(|| {
-            let known = PreTokenizer::NAMES.join(", ");
-            malformed(format!("pre-tokenizer {} is not supported (supported: {known})", quoted(&pre)))
-        })?;
+        let Vocabulary { model, pre, tokens, token_types, merges, scores, .. } = vocabulary;
+        let Vocabulary { bos, eos, unknown, padding, add_bos, add_space_prefix, .. } = vocabulary;
+        let pre = match &*model {
+            BYTE_LEVEL => Some(known_rule(&pre)?),
+            SENTENCE_PIECE => None,
+            _ => {
+                let model = quoted(&model);
+                let known = [BYTE_LEVEL, SENTENCE_PIECE].join(", ");
+                return Err(malformed(format!("tokenizer model {model} is not supported (supported: {known})")));
+            }
+        };
         if tokens.len() > Self::MAX_TOKENS {
             let (n, max) = (tokens.len(), Self::MAX_TOKENS);
             return Err(malformed(format!("{n} tokens, at most {max} are supported")));
         }
-        let kinds = kinds(&tokens, &token_types)?;
-        for (name, id) in [("begin-of-text", bos), ("end-of-text", eos), ("padding", padding)] {
+        let kinds = kinds(&tokens, &token_types, pre.is_none())?;
+        let special = [("begin-of-text", bos), ("end-of-text", eos), ("unknown", unknown), ("padding", padding)];
+        for (name, id) in special {
             if let Some(id) = id.filter(|&id| id as usize >= tokens.len()) {
                 return Err(malformed(format!("{name} id {id} is outside the vocabulary of {} tokens", tokens.len())));
             }
         }
 
-        let printed = Printed::new(&tokens, &kinds);
-        let mut whole_words = HashMap::new();
-        if pre.looks_up_whole_words() {
-            let words = printed.in_alphabet.iter().map(|&id| (printed.bytes_of(id).to_vec(), id));
-            whole_words.extend(words);
-        }
+        let printed = Printed::new(&tokens, &kinds, pre.is_some());
         let added = |is_added: fn(TokenKind) -> bool| {
             let tokens = (0u32..).zip(&tokens).zip(&kinds).filter(|&(_, &kind)| is_added(kind));
             AddedTokens::new(tokens.map(|((id, text), _)| (text.clone(), id)).collect())
@@ -160,17 +176,22 @@ impl Tokenizer {
                 return Err(malformed(format!("tokens {first} and {id} are the same text")));
             }
         }
-        let merges = Merges::new(&merges, &ids, &kinds)?;
+        let adds_bos = pre.is_none_or(|pre| pre.adds_bos);
+        let algorithm = match pre {
+            Some(pre) => Algorithm::ByteLevel(Box::new(Bpe::new(pre, &merges, &ids, &kinds, &printed)?)),
+            None => {
+                let has_space_prefix = add_space_prefix.unwrap_or(true);
+                Algorithm::SentencePiece(Pieces::new(&ids, &kinds, &scores, unknown, has_space_prefix)?)
+            }
+        };
         Ok(Self {
-            add_bos: add_bos.unwrap_or(pre.adds_bos() && bos.is_some()),
-            pre,
+            add_bos: add_bos.unwrap_or(adds_bos && bos.is_some()),
+            algorithm,
             kinds,
             ids,
             printed,
             added,
             added_text,
-            whole_words,
-            merges,
             bos,
             eos,
             padding,
@@ -194,24 +215,18 @@ impl Tokenizer {
         ids
     }
 
-    /// Text without added tokens: normal form, words, merges.
+    /// Text without added tokens.
     fn encode_plain(&self, text: &str, ids: &mut Vec<u32>) {
-        let text = if self.pre.normalizes() && !text.is_ascii() {
-            Cow::Owned(text.nfc().map(|(c, _)| c).collect())
-        } else {
-            Cow::Borrowed(text)
-        };
-        for word in self.pre.words(&text) {
-            match self.whole_words.get(word.as_bytes()) {
-                Some(&id) => ids.push(id),
-                None => self.merges.encode(word.as_bytes(), ids),
-            }
+        match &self.algorithm {
+            Algorithm::ByteLevel(bpe) => bpe.encode(text, ids),
+            Algorithm::SentencePiece(pieces) => pieces.encode(text, ids),
         }
     }
 
     /// Text of `ids`. Bytes that are not UTF-8 become U+FFFD, as with Python's `errors="replace"`.
     ///
-    /// `skip_control`: leave control tokens out. Unused tokens and ids outside the vocabulary print nothing.
+    /// `skip_control`: leave control tokens out. Unused tokens and ids outside the vocabulary print nothing. The space that
+    /// [`Tokenizer::encode`] thinks before a text is left out.
     pub fn decode(&self, ids: &[u32], skip_control: bool) -> String {
         let mut decoder = self.decoder(skip_control);
         let mut text = String::new();
@@ -219,10 +234,21 @@ impl Tokenizer {
             decoder.push(id, &mut text);
         }
         decoder.finish(&mut text);
+        if self.has_space_prefix() && text.starts_with(' ') {
+            text.remove(0);
+        }
         text
     }
 
-    /// A decoder that takes the tokens one by one.
+    /// Whether a text is encoded as if a space stood before it, as SentencePiece does.
+    pub fn has_space_prefix(&self) -> bool {
+        match &self.algorithm {
+            Algorithm::ByteLevel(_) => false,
+            Algorithm::SentencePiece(pieces) => pieces.has_space_prefix(),
+        }
+    }
+
+    /// A decoder that takes the tokens one by one, and keeps a space before the first: what it prints goes on with a text.
     pub fn decoder(&self, skip_control: bool) -> Decoder<'_> {
         Decoder::new(self, skip_control)
     }
@@ -303,10 +329,15 @@ struct Printed {
 }
 
 impl Printed {
-    fn new(tokens: &[String], kinds: &[TokenKind]) -> Self {
+    /// `is_byte_level`: whether ordinary tokens are in the byte-to-unicode alphabet; they have U+2581 for spaces otherwise.
+    fn new(tokens: &[String], kinds: &[TokenKind], is_byte_level: bool) -> Self {
         let mut printed = Self { bytes: Vec::new(), ends: Vec::with_capacity(tokens.len()), in_alphabet: Vec::new() };
         for (id, (text, &kind)) in (0u32..).zip(tokens.iter().zip(kinds)) {
             match kind {
+                TokenKind::Normal if !is_byte_level => {
+                    printed.bytes.extend_from_slice(text.replace(sentencepiece::SPACE, " ").as_bytes());
+                }
+                TokenKind::Byte => printed.bytes.extend(sentencepiece::byte_of(text)),
                 TokenKind::Normal if bpe::push_bytes(text, &mut printed.bytes) => printed.in_alphabet.push(id),
                 // An ordinary token outside the alphabet is never made from text; it prints as the tokenizers crate
                 // prints it.
@@ -329,15 +360,27 @@ impl Printed {
     }
 }
 
-/// Kinds of all tokens, checked against their texts.
-fn kinds(tokens: &[String], token_types: &[i32]) -> Result<Vec<TokenKind>> {
+/// The rule that GGUF files call `name`.
+fn known_rule(name: &str) -> Result<PreTokenizer> {
+    PreTokenizer::from_name(name).ok_or_else(|| {
+        let names = PreTokenizer::names();
+        let hint =
+            nearest(&name.to_lowercase(), &names).map_or(String::new(), |near| format!("; the nearest is {near}"));
+        let (name, known) = (quoted(name), names.join(", "));
+        malformed(format!("pre-tokenizer {name} is not supported{hint} (supported: {known})"))
+    })
+}
+
+/// Kinds of all tokens, checked against their texts. `has_bytes`: whether there may be byte tokens.
+fn kinds(tokens: &[String], token_types: &[i32], has_bytes: bool) -> Result<Vec<TokenKind>> {
     if tokens.len() != token_types.len() {
         return Err(malformed(format!("{} token types for {} tokens", token_types.len(), tokens.len())));
     }
     let mut kinds = Vec::with_capacity(tokens.len());
     for (id, (text, &token_type)) in tokens.iter().zip(token_types).enumerate() {
-        let kind = TokenKind::from_type(token_type)
-            .ok_or_else(|| malformed(format!("token {id} has type {token_type}, want 1 to 5")))?;
+        let kind = TokenKind::from_type(token_type).filter(|&kind| has_bytes || kind != TokenKind::Byte);
+        let last = if has_bytes { 6 } else { 5 };
+        let kind = kind.ok_or_else(|| malformed(format!("token {id} has type {token_type}, want 1 to {last}")))?;
         if text.is_empty() && !matches!(kind, TokenKind::Normal | TokenKind::Unused) {
             return Err(malformed(format!("added token {id} is empty")));
         }

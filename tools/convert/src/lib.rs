@@ -24,6 +24,7 @@ mod files;
 pub mod quantize;
 pub mod safetensors;
 pub mod synth;
+mod tokenizer_json;
 pub mod vocab;
 mod watch;
 mod weights;

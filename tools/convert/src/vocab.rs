@@ -4,15 +4,16 @@
 //! in the file (token types, padding rows, which special ids) follows llama.cpp's converter: `conversion/base.py`,
 //! `get_vocab_base`, and `gguf-py`, `SpecialVocab`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use engine::gguf::{Value as GgufValue, quoted};
-use models::tokenizer::{Tokenizer, Vocabulary};
+use models::tokenizer::{BYTE_LEVEL, SENTENCE_PIECE, Tokenizer, Vocabulary};
 use serde_json::Value;
 
 use crate::files::{Files, brief};
+use crate::tokenizer_json::{self, Kind};
 
 /// Largest file read as a whole; published `tokenizer.json` files stay under 40 MB.
 const MAX_FILE_BYTES: u64 = 256 << 20;
@@ -21,6 +22,13 @@ const NORMAL: i32 = 1;
 const CONTROL: i32 = 3;
 const USER_DEFINED: i32 = 4;
 const UNUSED: i32 = 5;
+const BYTE: i32 = 6;
+
+/// `tokenizer.ggml.pre` of SentencePiece's tokenizers, which have none.
+const NO_PRE_TOKENIZER: &str = "default";
+/// Scores of tokens that no text is merged to. Source: llama.cpp, `TextModel._create_vocab_sentencepiece`.
+const ADDED_SCORE: f32 = -1000.0;
+const UNUSED_SCORE: f32 = -10_000.0;
 
 /// ChatML without anything of the model's own, which llama.cpp's converter stores for Qwen3-ASR.
 const PLAIN_CHATML: &str = "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + \
@@ -34,8 +42,6 @@ const IM_END: &str = "<|im_end|>";
 pub struct CheckpointVocabulary {
     /// Tokens, types, merges, and the special ids the engine uses.
     pub vocabulary: Vocabulary,
-    /// Token for what cannot be encoded, where the checkpoint names one.
-    pub unknown: Option<u32>,
     /// Whether text ends with the end-of-text token, where the checkpoint says so.
     pub add_eos: Option<bool>,
     /// Whether a token separates the texts of a pair, where the checkpoint says so.
@@ -45,7 +51,8 @@ pub struct CheckpointVocabulary {
 }
 
 impl CheckpointVocabulary {
-    /// Reads the vocabulary in `files` for the pre-tokenizer that GGUF calls `pre`.
+    /// Reads the vocabulary in `files`. The pre-tokenizer is that of `tokenizer.json`; where that names none, or several names
+    /// have the same rule, it is the architecture's usual one, which GGUF calls `pre`.
     ///
     /// `n_vocab`: rows of the embedding. Rows without a token become unused tokens `[PADn]`.
     /// Errors name the file and what was expected in it.
@@ -62,6 +69,10 @@ impl CheckpointVocabulary {
             folder.display(),
             Tokenizer::MAX_TOKENS
         );
+        let kind = match &tokenizer {
+            Some(tokenizer) => tokenizer_json::kind(&tokenizer.value).map_err(|what| tokenizer.error(what))?,
+            None => Kind::ByteLevel(&[]),
+        };
         let Bpe { ids, merges } = match &tokenizer {
             Some(tokenizer) => Bpe { ids: model_ids(tokenizer)?, merges: model_merges(tokenizer)? },
             None => read_vocab_and_merges(files)?,
@@ -83,20 +94,23 @@ impl CheckpointVocabulary {
         }
         let SpecialIds { bos, eos, unknown, padding, add_bos, add_eos, add_sep } = special;
 
-        let vocabulary = Vocabulary {
-            model: "gpt2".into(),
-            pre: pre.into(),
-            tokens,
-            token_types,
-            merges,
-            bos,
-            eos,
-            padding,
-            add_bos,
+        let special = Vocabulary { tokens, token_types, bos, eos, unknown, padding, add_bos, ..Vocabulary::default() };
+        let vocabulary = match kind {
+            Kind::ByteLevel(names) => {
+                let pre = if names.contains(&pre) { pre } else { names.first().unwrap_or(&pre) };
+                Vocabulary { model: BYTE_LEVEL.into(), pre: (*pre).into(), merges, ..special }
+            }
+            Kind::SentencePiece { has_space_prefix } => {
+                let configured = config.as_ref().and_then(|config| config.value["add_prefix_space"].as_bool());
+                // A space before a text is what a file stands for that says nothing.
+                let add_space_prefix = configured.or((!has_space_prefix).then_some(false));
+                sentence_piece(Vocabulary { merges, add_space_prefix, ..special })
+                    .with_context(|| format!("{}: vocabulary", folder.display()))?
+            }
         };
         Tokenizer::new(vocabulary.clone()).with_context(|| folder.display().to_string())?;
         let chat_template = read_chat_template(files, config.as_ref())?;
-        Ok(Self { vocabulary, unknown, add_eos, add_sep, chat_template })
+        Ok(Self { vocabulary, add_eos, add_sep, chat_template })
     }
 
     /// The same with the plain ChatML template and the end of a turn as begin and end of text: what llama.cpp's converter
@@ -113,18 +127,24 @@ impl CheckpointVocabulary {
 
     /// The GGUF metadata, in the order in which llama.cpp's converter writes them.
     pub fn into_metadata(self) -> Vec<(&'static str, GgufValue)> {
-        let Self { vocabulary, unknown, add_eos, add_sep, chat_template } = self;
-        let mut metadata: Vec<(&'static str, GgufValue)> = vec![
-            ("tokenizer.ggml.model", vocabulary.model.into()),
-            ("tokenizer.ggml.pre", vocabulary.pre.into()),
-            ("tokenizer.ggml.tokens", vocabulary.tokens.into()),
-            ("tokenizer.ggml.token_type", vocabulary.token_types.into()),
-            ("tokenizer.ggml.merges", vocabulary.merges.into()),
-        ];
+        let Self { vocabulary, add_eos, add_sep, chat_template } = self;
+        let has_scores = vocabulary.model == SENTENCE_PIECE;
+        let mut metadata: Vec<(&'static str, GgufValue)> = Vec::new();
+        metadata.extend(vocabulary.add_space_prefix.map(|add| ("tokenizer.ggml.add_space_prefix", add.into())));
+        metadata.push(("tokenizer.ggml.model", vocabulary.model.into()));
+        metadata.push(("tokenizer.ggml.pre", vocabulary.pre.into()));
+        metadata.push(("tokenizer.ggml.tokens", vocabulary.tokens.into()));
+        if has_scores {
+            metadata.push(("tokenizer.ggml.scores", vocabulary.scores.into()));
+        }
+        metadata.push(("tokenizer.ggml.token_type", vocabulary.token_types.into()));
+        if !has_scores {
+            metadata.push(("tokenizer.ggml.merges", vocabulary.merges.into()));
+        }
         let ids = [
             ("tokenizer.ggml.bos_token_id", vocabulary.bos),
             ("tokenizer.ggml.eos_token_id", vocabulary.eos),
-            ("tokenizer.ggml.unknown_token_id", unknown),
+            ("tokenizer.ggml.unknown_token_id", vocabulary.unknown),
             ("tokenizer.ggml.padding_token_id", vocabulary.padding),
         ];
         metadata.extend(ids.into_iter().filter_map(|(key, id)| Some((key, id?.into()))));
@@ -137,6 +157,50 @@ impl CheckpointVocabulary {
         metadata.extend(chat_template.map(|template| ("tokenizer.chat_template", template.into())));
         metadata
     }
+}
+
+/// The vocabulary of SentencePiece's BPE with `merges`: what is merged first has the highest score.
+///
+/// SentencePiece numbers its pieces in the order of their merges and takes the negative number as the score, single characters
+/// last; `tokenizer.json` has the order, not the scores.
+fn sentence_piece(mut vocabulary: Vocabulary) -> Result<Vocabulary> {
+    for (text, token_type) in vocabulary.tokens.iter().zip(&mut vocabulary.token_types) {
+        let is_byte = text.len() == "<0x00>".len() && text.starts_with("<0x") && text.ends_with('>');
+        if *token_type == NORMAL && is_byte {
+            *token_type = BYTE;
+        }
+    }
+    let ids: HashMap<&str, usize> = vocabulary.tokens.iter().enumerate().map(|(id, text)| (&**text, id)).collect();
+    let mut scores: Vec<Option<f32>> = vec![None; vocabulary.tokens.len()];
+    let mut n_scored = 0;
+    let mut next_score = || {
+        n_scored += 1;
+        // Exact in f32 up to 2^24 tokens, the most that a vocabulary has.
+        (1 - n_scored) as f32
+    };
+    for merge in &vocabulary.merges {
+        let text = merge.replacen(' ', "", 1);
+        let id = ids.get(&*text).ok_or_else(|| anyhow!("merge {} makes no token", quoted(merge)))?;
+        if scores[*id].is_none() {
+            scores[*id] = Some(next_score());
+        }
+    }
+    let score = |(score, token_type): (Option<f32>, &i32)| match (*token_type, score) {
+        (NORMAL, Some(score)) => score,
+        (NORMAL, None) => next_score(),
+        (BYTE, _) => 0.0,
+        (UNUSED, _) => UNUSED_SCORE,
+        _ => ADDED_SCORE,
+    };
+    let scores = scores.into_iter().zip(&vocabulary.token_types).map(score).collect();
+    drop(ids);
+    Ok(Vocabulary {
+        model: SENTENCE_PIECE.into(),
+        pre: NO_PRE_TOKENIZER.into(),
+        merges: Vec::new(),
+        scores,
+        ..vocabulary
+    })
 }
 
 /// A JSON document and where it came from.
@@ -259,7 +323,13 @@ fn model_merges(file: &JsonFile) -> Result<Vec<String>> {
 fn read_vocab_and_merges(files: &Files) -> Result<Bpe> {
     const MERGES: &str = "merges.txt";
     let Some(vocab) = JsonFile::read(files, "vocab.json")? else {
-        bail!("{}: no vocabulary (tokenizer.json, or vocab.json and merges.txt)", files.path().display());
+        let path = files.path().display();
+        let has_model = files.read("tokenizer.model", MAX_FILE_BYTES)?.is_some();
+        ensure!(
+            !has_model,
+            "{path}: tokenizer.model alone is not read: want the tokenizer.json that transformers saves"
+        );
+        bail!("{path}: no vocabulary (tokenizer.json, or vocab.json and merges.txt)");
     };
     let ids = token_ids(&vocab, "vocabulary", &vocab.value)?;
     let path = files.path().join(MERGES);
