@@ -114,6 +114,19 @@ impl<'a> Hparams<'a> {
         }
     }
 
+    /// A flag for each of `n_layer` layers, if there are some.
+    ///
+    /// Errors: `WrongType`, `BadValue` for a list of another length.
+    pub(crate) fn flags_of_layers(&self, name: &str, n_layer: usize) -> Result<Option<Vec<bool>>> {
+        let key = self.key(name);
+        let Ok(file) = self.file(&key) else { return Ok(None) };
+        let flags = file.get_bool_array(&key)?;
+        if flags.len() != n_layer {
+            return Err(wrong(file, key, format!("want {n_layer} layers, got {}", flags.len())));
+        }
+        Ok(Some(flags))
+    }
+
     /// A positive, finite number.
     ///
     /// Errors: `MissingKey`, `WrongType`, `BadValue`.

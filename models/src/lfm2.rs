@@ -182,6 +182,7 @@ fn attention(w: &WeightStore, prefix: &str, hp: &Lfm2Params, n_head_kv: usize, c
         qk_norm_eps: Some(hp.eps),
         rope: Some(shape.rope(hp.rope_theta, RopePairs::Halves)),
         scale: shape.scale(),
+        is_gated: false,
     };
     Attention::load(w, prefix, shape, options, cache)
 }

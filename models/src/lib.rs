@@ -22,6 +22,7 @@ pub mod lfm2_audio;
 pub mod llama;
 pub mod qwen3;
 pub mod qwen3_asr;
+pub mod qwen3_next;
 pub mod registry;
 pub mod sample;
 pub mod scheduler;

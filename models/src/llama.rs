@@ -2,7 +2,7 @@
 //! Source: transformers, `models/llama/modeling_llama.py`; llama.cpp, `src/models/llama.cpp`.
 
 use engine::gguf::Gguf;
-use engine::op::{Rope, RopePairs};
+use engine::op::RopePairs;
 use engine::weights::WeightStore;
 
 use crate::blocks::attention::AttentionOptions;
@@ -23,27 +23,15 @@ pub fn load(files: &[Gguf], w: &WeightStore) -> Result<Decoder> {
     let hp = Hparams::new(files, ARCH);
     refuse_others(&hp, w)?;
     let shape = TransformerShape::read(&hp)?;
+    let theta_base = hp.positive_or("rope.freq_base", ROPE_THETA)?;
     let attention = AttentionOptions {
         qk_norm_eps: None,
-        rope: Some(rope(&hp, &shape)?),
+        // The converter puts the two of a pair beside each other.
+        rope: Some(shape.attention.read_rope(&hp, theta_base, RopePairs::Interleaved)?),
         scale: hp.positive_or("attention.scale", shape.attention.scale())?,
+        is_gated: false,
     };
     transformer::load(ARCH, w, shape, attention)
-}
-
-/// How queries and keys are rotated. The converter puts the two of a pair beside each other.
-fn rope(hp: &Hparams<'_>, shape: &TransformerShape) -> Result<Rope> {
-    const WIDTH: &str = "rope.dimension_count";
-    let head_dim = shape.attention.head_dim;
-    let n_rot = hp.size_or(WIDTH, head_dim)?;
-    if n_rot > head_dim || !n_rot.is_multiple_of(2) {
-        return Err(hp.bad(WIDTH, format!("want an even number up to the key length {head_dim}, got {n_rot}")));
-    }
-    let theta_base = hp.positive_or("rope.freq_base", ROPE_THETA)?;
-    Ok(Rope {
-        n_rot: u32::try_from(n_rot).expect("sizes were limited"),
-        ..shape.attention.rope(theta_base, RopePairs::Interleaved)
-    })
 }
 
 /// Tensors of members of the family that are computed in another way, and what they are.

@@ -21,6 +21,7 @@ pub fn load(files: &[Gguf], arch: &'static str, w: &WeightStore) -> Result<Decod
         qk_norm_eps: Some(shape.eps),
         rope: Some(shape.attention.rope(hp.positive("rope.freq_base")?, RopePairs::Halves)),
         scale: shape.attention.scale(),
+        is_gated: false,
     };
     transformer::load(arch, w, shape, attention)
 }

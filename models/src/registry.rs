@@ -13,6 +13,7 @@ use crate::lfm2_audio;
 use crate::llama;
 use crate::qwen3;
 use crate::qwen3_asr::{self, AudioAttention};
+use crate::qwen3_next;
 use crate::speech::SpeechFormat;
 use crate::tokenizer::Tokenizer;
 
@@ -104,6 +105,24 @@ pub const ARCHITECTURES: &[Arch] = &[
         name: "qwen3",
         text: "qwen3",
         load: |files, w, _| Ok(Arc::new(qwen3::load(files, "qwen3", w)?)),
+        speech: None,
+    },
+    Arch {
+        name: "qwen3-next",
+        text: "qwen3next",
+        load: |files, w, _| Ok(Arc::new(qwen3_next::load(files, w)?)),
+        speech: None,
+    },
+    Arch {
+        name: "qwen3.5",
+        text: "qwen35",
+        load: |files, w, _| Ok(Arc::new(qwen3_next::load_dense(files, w)?)),
+        speech: None,
+    },
+    Arch {
+        name: "qwen3.5-moe",
+        text: "qwen35moe",
+        load: |files, w, _| Ok(Arc::new(qwen3_next::load_moe(files, w)?)),
         speech: None,
     },
     Arch { name: "llama", text: "llama", load: |files, w, _| Ok(Arc::new(llama::load(files, w)?)), speech: None },

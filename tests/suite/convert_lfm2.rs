@@ -1,11 +1,8 @@
 //! LFM2, LFM2-MoE and LFM2-Audio: our files against lists of what llama.cpp's converter wrote (`fixtures/llama_cpp`), and
 //! what that converter does not do.
 
-use std::fmt::Write;
-
 use convert::{FileType, to_memory};
 use engine::DType;
-use engine::gguf::{Array, Gguf, Value};
 use models::LoadOptions;
 use safetensors::Dtype;
 use serde_json::json;
@@ -14,76 +11,10 @@ use crate::checkpoint::{
     Edit, Stored, bundle, convert, copy_of, edit_config, edit_tensors, fixture, keys, named, pair, refused, set, spoil,
     stored, tensors, values,
 };
+use crate::llama_cpp::compare;
 
-/// Lists longer than this are their number and a check sum.
-const SHORT: usize = 16;
 /// Names of the audio embedding in a projector's file, with a width of 64.
 const POSITIONS: &str = "a.position_embd.weight";
-
-/// CRC-32 as in zip files.
-fn crc32(bytes: impl IntoIterator<Item = u8>) -> u32 {
-    let step =
-        |crc: u32, byte| (0..8).fold(crc ^ u32::from(byte), |c, _| (c >> 1) ^ (0xedb8_8320 & (c & 1).wrapping_neg()));
-    !bytes.into_iter().fold(!0, step)
-}
-
-fn texts<T: ToString>(list: &[T]) -> Vec<String> {
-    list.iter().map(T::to_string).collect()
-}
-
-fn utf8(text: &[u8]) -> String {
-    String::from_utf8(text.to_vec()).unwrap()
-}
-
-/// A key as `fixtures/llama_cpp/list.py` writes it.
-fn key_line(name: &str, value: &Value) -> String {
-    let (kind, text) = match value {
-        Value::U32(v) => ("UINT32", v.to_string()),
-        Value::F32(v) => ("FLOAT32", format!("{:#010x}", v.to_bits())),
-        Value::Bool(v) => ("BOOL", v.to_string()),
-        Value::String(v) => ("STRING", json!(utf8(v)).to_string()),
-        Value::Array(list) => {
-            let (kind, items) = match list {
-                Array::I32(list) => ("INT32[]", texts(list)),
-                Array::String(list) => ("STRING[]", list.iter().map(|text| utf8(text)).collect()),
-                other => panic!("{name}: {other:?}"),
-            };
-            let is_long = kind == "STRING[]" || items.len() > SHORT;
-            let long = || format!("{} {:08x}", items.len(), crc32(items.join("\n").into_bytes()));
-            (kind, if is_long { long() } else { items.join(",") })
-        }
-        other => panic!("{name}: {other:?}"),
-    };
-    format!("key {name} {kind} {text}")
-}
-
-/// A file as `fixtures/llama_cpp/list.py` writes it.
-fn list(file: &Gguf) -> Vec<String> {
-    let mut lines: Vec<String> = file.metadata().map(|(name, value)| key_line(name, &value)).collect();
-    lines.extend(file.tensors().map(|t| {
-        let mut line = format!("tensor {} {} {}", t.name, t.dtype, texts(t.shape.dims()).join(","));
-        match t.name.contains(".conv_norm.") {
-            true => line += " -",
-            false => write!(line, " {:08x}", crc32(t.bytes.iter().copied())).unwrap(),
-        }
-        line
-    }));
-    lines.sort();
-    lines
-}
-
-/// Our file against llama.cpp's; `passed_over` says which lines only one of them has.
-#[track_caller]
-fn compare(file: &Gguf, theirs: &str, passed_over: fn(&str) -> bool) {
-    let theirs = std::fs::read_to_string(fixture("llama_cpp").join(theirs)).unwrap();
-    let ours: Vec<String> = list(file).into_iter().filter(|line| !passed_over(line)).collect();
-    let theirs: Vec<&str> = theirs.lines().filter(|line| !passed_over(line)).collect();
-    assert!(theirs.len() > 20);
-    for (ours, theirs) in ours.iter().zip(&theirs) {
-        assert_eq!(ours, theirs);
-    }
-    assert_eq!(ours.len(), theirs.len());
-}
 
 #[test]
 fn text_models_are_those_of_llama_cpps_converter() {

@@ -282,6 +282,11 @@ impl Gguf {
         self.elements(key, "array of f32", |v| v.as_float().map(|v| v as f32))
     }
 
+    /// The elements of the array `key`. Errors: `Missing`, `WrongType`.
+    pub fn get_bool_array(&self, key: &str) -> Result<Vec<bool>, KeyError> {
+        self.elements(key, "array of bool", |v| v.as_bool())
+    }
+
     /// [`Gguf::get_u32`], or `default` where the key is absent.
     pub fn get_u32_or(&self, key: &str, default: u32) -> Result<u32, KeyError> {
         or(self.get_u32(key), default)

@@ -1,7 +1,7 @@
 //! Grouped-query attention with a cache.
 
 use engine::builder::{BatchInputs, GraphBuilder};
-use engine::op::{Rope, RopePairs};
+use engine::op::{Rope, RopePairs, Unary};
 use engine::state::KvCache;
 use engine::tensor::Tensor;
 use engine::weights::{Weight, WeightStore};
@@ -43,6 +43,19 @@ impl AttentionShape {
         Rope { n_rot: u32::try_from(self.head_dim).expect("sizes were limited"), theta_base, pairs }
     }
 
+    /// Rotation of the first `rope.dimension_count` elements of heads, of whole heads where the metadata do not say.
+    ///
+    /// Errors: a number that is odd or wider than a head.
+    pub(crate) fn read_rope(&self, hp: &Hparams<'_>, theta_base: f32, pairs: RopePairs) -> Result<Rope> {
+        const WIDTH: &str = "rope.dimension_count";
+        let head_dim = self.head_dim;
+        let n_rot = hp.size_or(WIDTH, head_dim)?;
+        if n_rot > head_dim || !n_rot.is_multiple_of(2) {
+            return Err(hp.bad(WIDTH, format!("want an even number up to the key length {head_dim}, got {n_rot}")));
+        }
+        Ok(Rope { n_rot: u32::try_from(n_rot).expect("sizes were limited"), theta_base, pairs })
+    }
+
     /// `1 / sqrt(head_dim)`.
     pub(crate) fn scale(&self) -> f32 {
         // Head widths are small integers, exact in f32.
@@ -77,11 +90,14 @@ pub(crate) struct AttentionOptions {
     pub rope: Option<Rope>,
     /// Factor of the scores.
     pub scale: f32,
+    /// Whether what a head gives is multiplied with the sigmoid of a gate, which the projection of queries has behind the
+    /// query of each head.
+    pub is_gated: bool,
 }
 
 /// From the residual stream to queries, keys and values.
 enum Projections {
-    /// `[n_head * head_dim, n_embd]`, and twice `[n_head_kv * head_dim, n_embd]`.
+    /// `[n_head * head_dim, n_embd]`, twice as many rows with gates, and twice `[n_head_kv * head_dim, n_embd]`.
     Separate([Linear; 3]),
     /// The rows of all three in one matrix.
     Fused(Linear),
@@ -96,7 +112,7 @@ struct QkNorm {
 
 /// Causal grouped-query attention: `softmax(scale q k^T) v`, query head `h` on key head `h n_head_kv / n_head`. Projections
 /// have biases where the file has them.
-/// Source: transformers, `LlamaAttention.forward`, `Qwen3Attention.forward`.
+/// Source: transformers, `LlamaAttention.forward`, `Qwen3Attention.forward`, `Qwen3NextAttention.forward`.
 pub(crate) struct Attention {
     shape: AttentionShape,
     qkv: Projections,
@@ -104,6 +120,7 @@ pub(crate) struct Attention {
     qk_norm: Option<QkNorm>,
     rope: Option<Rope>,
     scale: f32,
+    is_gated: bool,
     cache: KvCache,
 }
 
@@ -120,33 +137,39 @@ impl Attention {
         let (n_q, n_kv) = (n_head * head_dim, n_head_kv * head_dim);
         let linear = |part: &str, n_out, n_in| Linear::load_any(w, &format!("{prefix}.{part}"), n_out, n_in);
         let norm = |part: &str| w.get(&format!("{prefix}.{part}.weight"), [head_dim]);
+        let AttentionOptions { qk_norm_eps, rope, scale, is_gated } = options;
+        let n_q_rows = if is_gated { 2 * n_q } else { n_q };
         let qkv = if w.contains(&format!("{prefix}.attn_qkv.weight")) {
-            Projections::Fused(linear("attn_qkv", n_q + 2 * n_kv, n_embd)?)
+            Projections::Fused(linear("attn_qkv", n_q_rows + 2 * n_kv, n_embd)?)
         } else {
             Projections::Separate([
-                linear("attn_q", n_q, n_embd)?,
+                linear("attn_q", n_q_rows, n_embd)?,
                 linear("attn_k", n_kv, n_embd)?,
                 linear("attn_v", n_kv, n_embd)?,
             ])
         };
-        let AttentionOptions { qk_norm_eps, rope, scale } = options;
         let qk_norm = match qk_norm_eps {
             Some(eps) => Some(QkNorm { q: norm("attn_q_norm")?, k: norm("attn_k_norm")?, eps }),
             None => None,
         };
-        Ok(Self { qkv, output: linear("attn_output", n_embd, n_q)?, qk_norm, shape, rope, scale, cache })
+        Ok(Self { qkv, output: linear("attn_output", n_embd, n_q)?, qk_norm, shape, rope, scale, is_gated, cache })
     }
 
-    /// `[n_tokens, heads, head_dim]` each.
+    /// `[n_tokens, heads, head_dim]` each, queries with gates twice as wide.
     fn project(&self, g: &GraphBuilder<'_>, x: Tensor) -> [Tensor; 3] {
         let AttentionShape { n_head, n_head_kv, head_dim, .. } = self.shape;
         let heads = [n_head, n_head_kv, n_head_kv];
+        let widths = [if self.is_gated { 2 * head_dim } else { head_dim }, head_dim, head_dim];
         let parts = match &self.qkv {
             Projections::Separate(parts) => parts.each_ref().map(|part| part.build(g, x)),
             Projections::Fused(fused) => {
                 let y = fused.build(g, x);
-                let starts = [0, n_head, n_head + n_head_kv];
-                std::array::from_fn(|i| g.slice(y, 1, starts[i] * head_dim, heads[i] * head_dim))
+                let mut start = 0;
+                std::array::from_fn(|i| {
+                    let n = heads[i] * widths[i];
+                    start += n;
+                    g.slice(y, 1, start - n, n)
+                })
             }
         };
         std::array::from_fn(|i| g.split_heads(parts[i], heads[i]))
@@ -156,6 +179,12 @@ impl Attention {
 impl Mixer for Attention {
     fn build(&self, g: &GraphBuilder<'_>, batch: &BatchInputs, x: Tensor) -> Tensor {
         let [q, k, v] = self.project(g, x);
+        let (q, gate) = if self.is_gated {
+            let [q, gate] = g.chunk(q);
+            (q, Some(gate))
+        } else {
+            (q, None)
+        };
         let turned = |x: Tensor, norm: fn(&QkNorm) -> Weight| {
             let x = self.qk_norm.as_ref().map_or(x, |qk| g.rms_norm(x, norm(qk), qk.eps));
             self.rope.map_or(x, |rope| g.rope(x, batch, rope))
@@ -163,6 +192,7 @@ impl Mixer for Attention {
         let (q, k) = (turned(q, |qk| qk.q), turned(k, |qk| qk.k));
         let kv = g.kv_write(self.cache, k, v, batch);
         let y = g.cached_attention(q, kv, batch, self.scale);
+        let y = gate.map_or(y, |gate| g.glu(Unary::Sigmoid, gate, y));
         self.output.build(g, g.merge_heads(y))
     }
 }

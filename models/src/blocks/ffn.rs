@@ -19,7 +19,16 @@ pub(crate) struct SwiGlu {
 impl SwiGlu {
     /// The weights `{prefix}.ffn_*`.
     pub(crate) fn load(w: &WeightStore, prefix: &str, n_embd: usize, n_ff: usize) -> Result<Self> {
-        let name = |part: &str| format!("{prefix}.{part}.weight");
+        Self::load_called(w, prefix, "", n_embd, n_ff)
+    }
+
+    /// The weights `{prefix}.ffn_*_shexp`, those of a shared expert.
+    pub(crate) fn load_shared(w: &WeightStore, prefix: &str, n_embd: usize, n_ff: usize) -> Result<Self> {
+        Self::load_called(w, prefix, "_shexp", n_embd, n_ff)
+    }
+
+    fn load_called(w: &WeightStore, prefix: &str, suffix: &str, n_embd: usize, n_ff: usize) -> Result<Self> {
+        let name = |part: &str| format!("{prefix}.{part}{suffix}.weight");
         Ok(Self {
             gate: w.get(&name("ffn_gate"), [n_ff, n_embd])?,
             up: w.get(&name("ffn_up"), [n_ff, n_embd])?,

@@ -2,6 +2,7 @@
 
 pub(crate) mod affine;
 pub(crate) mod attention;
+pub(crate) mod delta_net;
 pub(crate) mod ffn;
 pub(crate) mod moe;
 pub(crate) mod short_conv;

@@ -5,6 +5,7 @@ use engine::op::{Route, Unary};
 use engine::tensor::Tensor;
 use engine::weights::{Weight, WeightStore};
 
+use super::ffn::SwiGlu;
 use crate::decoder::FeedForward;
 use crate::error::Result;
 
@@ -19,7 +20,34 @@ pub(crate) struct MoeShape {
     pub n_expert: usize,
 }
 
-/// `sum_e weight_e down_e(silu(gate_e(x)) * up_e(x))` over the experts that the router chooses.
+/// An expert that every token is sent to, whose result counts as much as a gate says: `sigmoid(gate . x) ffn(x)`.
+/// Source: transformers, `Qwen2MoeSparseMoeBlock.forward`.
+pub(crate) struct SharedExpert {
+    ffn: SwiGlu,
+    gate: Option<Weight>, // [1, n_embd]
+}
+
+impl SharedExpert {
+    /// The weights `{prefix}.ffn_*_shexp` and that of the gate.
+    pub(crate) fn load_gated(w: &WeightStore, prefix: &str, n_embd: usize, n_ff: usize) -> Result<Self> {
+        Ok(Self {
+            ffn: SwiGlu::load_shared(w, prefix, n_embd, n_ff)?,
+            // Files have it with an extent of 1 and without.
+            gate: Some(w.get_squeezed(&format!("{prefix}.ffn_gate_inp_shexp.weight"), [1, n_embd])?),
+        })
+    }
+
+    fn build(&self, g: &GraphBuilder<'_>, layer: usize, x: Tensor) -> Tensor {
+        let y = g.name(self.ffn.build(g, layer, x), ("blk", layer, "shared_expert"));
+        let Some(gate) = self.gate else { return y };
+        let gate = g.name(g.linear(x, gate), ("blk", layer, "shared_gate"));
+        // A sum over one expert.
+        let [n_tokens, n_embd] = [0, 1].map(|i| g.shape(y).dim(i));
+        g.expert_sum(g.reshape(y, [n_tokens, 1, n_embd]), g.unary(Unary::Sigmoid, gate))
+    }
+}
+
+/// `sum_e weight_e down_e(silu(gate_e(x)) * up_e(x))` over the experts that the router chooses, and the shared one.
 /// Source: transformers, `Lfm2MoeSparseMoeBlock.forward`; Shazeer et al. 2017, "Outrageously large neural networks".
 pub(crate) struct Moe {
     router: Weight,              // [n_expert, n_embd]
@@ -28,6 +56,7 @@ pub(crate) struct Moe {
     up: Weight,                  // [n_expert, n_ff, n_embd]
     down: Weight,                // [n_expert, n_embd, n_ff]
     route: Route,
+    shared: Option<SharedExpert>,
 }
 
 impl Moe {
@@ -42,7 +71,13 @@ impl Moe {
             up: w.get(&name("ffn_up_exps"), [n_expert, n_ff, n_embd])?,
             down: w.get(&name("ffn_down_exps"), [n_expert, n_embd, n_ff])?,
             route,
+            shared: None,
         })
+    }
+
+    /// The same with an expert that every token is sent to.
+    pub(crate) fn with_shared(self, shared: SharedExpert) -> Self {
+        Self { shared: Some(shared), ..self }
     }
 }
 
@@ -55,6 +90,7 @@ impl FeedForward for Moe {
         let gate = g.expert_linear(x, self.gate, ids);
         let up = g.expert_linear(x, self.up, ids);
         let y = g.expert_linear(g.glu(Unary::Silu, gate, up), self.down, ids);
-        g.expert_sum(y, weights)
+        let y = g.name(g.expert_sum(y, weights), ("blk", layer, "moe"));
+        self.shared.as_ref().map_or(y, |shared| g.add(y, shared.build(g, layer, x)))
     }
 }

@@ -4,6 +4,7 @@
 //! `qwen3_asr`, `lfm2_audio`), and only then are weights (`write`) streamed into the files ([`crate::assembly`]). Names,
 //! shapes, types, bytes and keys of the files are those of llama.cpp's converter.
 
+mod arrange;
 mod batch_norm;
 mod checkpoint;
 mod config;
@@ -16,6 +17,7 @@ mod positions;
 mod projector;
 mod qwen3;
 mod qwen3_asr;
+mod qwen3_next;
 mod segment;
 mod write;
 
@@ -34,6 +36,7 @@ use self::llama::LlamaConfig;
 use self::plan::{Chosen, FilePlan, Row};
 use self::qwen3::TextConfig;
 use self::qwen3_asr::Qwen3Asr;
+use self::qwen3_next::{Family, Qwen3Next};
 use self::write::CheckpointWeights;
 use crate::Watch;
 use crate::assembly::{Assembly, MAX_PARTS, part_path, write_tensor};
@@ -120,7 +123,9 @@ impl Conversion {
         }
         let is_chosen = |row: &&Row| row.role.is_chosen();
         let chosen = parts.text.rows.iter().chain(audio_rows).filter(is_chosen).map(|row| row.name.clone()).collect();
-        let (mut text, mut notices) = parts.text.plan(DECODER, &name, options.text_type, &options, &checkpoint)?;
+        let mut notices = parts.notices;
+        let (mut text, lines) = parts.text.plan(DECODER, &name, options.text_type, &options, &checkpoint)?;
+        notices.extend(lines);
         let mut projector = None;
         if let Some(mut audio) = parts.audio {
             audio.keys.extend(segment::key(&checkpoint)?);
@@ -273,6 +278,8 @@ struct Parts {
     pair_rows: Vec<Row>,
     /// Tensors of the checkpoint that no file needs.
     is_ignored: fn(&str) -> bool,
+    /// What there is to say about what is left out.
+    notices: Vec<String>,
 }
 
 /// Keys and tensors of one part.
@@ -292,7 +299,18 @@ const MODEL_TYPES: &[(&str, ReadParts)] = &[
     ("llama", Parts::llama),
     ("lfm2", |checkpoint| Ok(Parts::lfm2(checkpoint, Lfm2Config::read(&checkpoint.config())?))),
     ("lfm2_moe", |checkpoint| Ok(Parts::lfm2(checkpoint, Lfm2Config::read_moe(&checkpoint.config())?))),
+    ("qwen3_next", |checkpoint| Parts::qwen3_next(checkpoint, Family::Next)),
+    ("qwen3_5", |checkpoint| Parts::qwen3_next(checkpoint, Family::Dense)),
+    ("qwen3_5_text", |checkpoint| Parts::qwen3_next(checkpoint, Family::Dense)),
+    ("qwen3_5_moe", |checkpoint| Parts::qwen3_next(checkpoint, Family::Moe)),
+    ("qwen3_5_moe_text", |checkpoint| Parts::qwen3_next(checkpoint, Family::Moe)),
 ];
+
+/// Types whose names are near those of [`MODEL_TYPES`], and why they are something else.
+const OTHER_TYPES: &[(&str, &str)] = &[(
+    "qwen4_exp",
+    "it adds an attention indexer, gated residual streams and an n-gram embedding to Qwen3.5's layers",
+)];
 
 /// Names of a list that a message repeats.
 const MAX_SHOWN_NAMES: usize = 4;
@@ -308,6 +326,9 @@ impl Parts {
             (Some(name), _) => match MODEL_TYPES.iter().find(|(known, _)| *known == name) {
                 Some((_, read)) => read(checkpoint),
                 None => {
+                    if let Some((_, why)) = OTHER_TYPES.iter().find(|(other, _)| *other == name) {
+                        bail!(config.error(KEY, &format!("{} is not supported: {why}", quoted(name))));
+                    }
                     let known = MODEL_TYPES.iter().map(|(known, _)| *known).collect::<Vec<_>>().join(", ");
                     let supported = format!("supported: {known}, and LFM2-Audio without a type");
                     bail!(config.error(KEY, &format!("{} is not supported ({supported})", quoted(name))))
@@ -326,8 +347,9 @@ impl Parts {
 
     /// A text model alone.
     fn text(n_vocab: usize, pre_tokenizer: &'static str, text: Part) -> Self {
-        let pair_rows = Vec::new();
-        Self { n_vocab, pre_tokenizer, has_plain_chatml: false, text, audio: None, pair_rows, is_ignored: |_| false }
+        let (pair_rows, notices) = (Vec::new(), Vec::new());
+        let is_ignored = |_: &str| false;
+        Self { n_vocab, pre_tokenizer, has_plain_chatml: false, text, audio: None, pair_rows, is_ignored, notices }
     }
 
     fn qwen3_asr(checkpoint: &Model) -> Result<Self> {
@@ -359,6 +381,18 @@ impl Parts {
         rows.extend(has_head.then(|| model.head(HEAD)));
         let text = Part { architecture: model.architecture(), keys: model.keys(), rows };
         Self::text(model.n_vocab, lfm2::PRE_TOKENIZER, text)
+    }
+
+    fn qwen3_next(checkpoint: &Model, family: Family) -> Result<Self> {
+        let mut model = Qwen3Next::read(checkpoint, family)?;
+        let has_head = checkpoint.has(HEAD) || !model.tied;
+        model.tied = !has_head;
+        let mut rows = model.rows(checkpoint);
+        rows.extend(has_head.then(|| model.head(HEAD)));
+        let text = Part { architecture: family.architecture(), keys: model.keys(), rows };
+        let parts = Self::text(model.n_vocab, family.pre_tokenizer(), text);
+        let notices = qwen3_next::vision_notice(checkpoint).into_iter().collect();
+        Ok(Self { is_ignored: qwen3_next::is_vision, notices, ..parts })
     }
 
     fn lfm2_audio(checkpoint: &Model) -> Result<Self> {

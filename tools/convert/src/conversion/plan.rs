@@ -7,6 +7,7 @@
 use anyhow::{Result, anyhow};
 use engine::{DType, Shape};
 
+use super::arrange::{Change, Piece};
 use super::batch_norm::{self, BatchNormPart};
 use crate::assembly;
 use crate::quantize::mix::{self, Choice, FileType};
@@ -53,15 +54,16 @@ pub enum Source {
         /// Its extents there.
         dims: Vec<usize>,
     },
-    /// As `Stored`, a matrix or a bias, with the two of a rotated pair beside each other: row `2 i + j` of a head is its
-    /// row `j head_dim / 2 + i` in the checkpoint. Source: llama.cpp, `conversion/llama.py`, `LlamaModel.permute`.
-    RotatedPairs {
+    /// Elements of one tensor of the checkpoint in another order, all changed alike; see [`super::arrange`].
+    Arranged {
         /// Its name in the checkpoint.
         name: String,
         /// Its extents there.
         dims: Vec<usize>,
-        /// Rows of a head.
-        head_dim: usize,
+        /// The elements, one piece behind the other.
+        pieces: Vec<Piece>,
+        /// What becomes of each.
+        change: Change,
     },
     /// One tensor of the checkpoint per expert, all of this shape, one behind the other.
     Experts {
@@ -93,7 +95,7 @@ impl Source {
     /// Tensors of the checkpoint that are needed, and their extents.
     pub fn needs(&self) -> Box<dyn Iterator<Item = (String, &[usize])> + '_> {
         match self {
-            Self::Stored { name, dims } | Self::RotatedPairs { name, dims, .. } => {
+            Self::Stored { name, dims } | Self::Arranged { name, dims, .. } => {
                 Box::new(std::iter::once((name.clone(), &dims[..])))
             }
             Self::Experts { prefix, suffix, n, dims } => {
@@ -127,13 +129,44 @@ impl Row {
         Self { name: name.into(), dims: dims.to_vec(), role, source }
     }
 
-    /// The same with the two of a rotated pair beside each other; see [`Source::RotatedPairs`].
+    /// The same with other extents of as many elements.
+    #[must_use]
+    pub fn shaped(self, dims: &[usize]) -> Self {
+        Self { dims: dims.to_vec(), ..self }
+    }
+
+    /// These elements of its stored tensor instead of all of them, as a tensor of these extents.
+    #[must_use]
+    pub fn arranged(self, dims: &[usize], new: Vec<Piece>) -> Self {
+        self.shaped(dims).with(|pieces, _| *pieces = new)
+    }
+
+    /// Every element of its stored tensor changed.
+    #[must_use]
+    pub fn changed(self, new: Change) -> Self {
+        self.with(|_, change| *change = new)
+    }
+
+    /// The same with the two of a rotated pair beside each other: row `2 i + j` of a head is its row `j head_dim / 2 + i` in
+    /// the checkpoint. A matrix or a bias. Source: llama.cpp, `conversion/llama.py`, `LlamaModel.permute`.
+    #[must_use]
     pub fn with_rotated_pairs(self, head_dim: usize) -> Self {
-        let source = match self.source {
-            Source::Stored { name, dims } => Source::RotatedPairs { name, dims, head_dim },
-            other => other,
-        };
-        Self { source, ..self }
+        let (dims, half) = (self.dims.clone(), head_dim / 2);
+        let row = dims[1..].iter().product();
+        let loops = vec![(dims[0] / head_dim, head_dim * row), (half, row), (2, half * row)];
+        self.arranged(&dims, vec![Piece { start: 0, loops, run: row }])
+    }
+
+    /// Lets `f` say which elements of its stored tensor there are, and what becomes of them.
+    fn with(mut self, f: impl FnOnce(&mut Vec<Piece>, &mut Change)) -> Self {
+        if let Source::Stored { name, dims } = self.source {
+            let all = Piece::of(0..dims.iter().product());
+            self.source = Source::Arranged { name, dims, pieces: vec![all], change: Change::Kept };
+        }
+        if let Source::Arranged { pieces, change, .. } = &mut self.source {
+            f(pieces, change);
+        }
+        self
     }
 }
 

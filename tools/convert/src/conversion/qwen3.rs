@@ -70,7 +70,7 @@ pub(super) struct Projections {
     pub has_norms: bool,
     /// Biases.
     pub has_biases: bool,
-    /// Rows of queries and keys in another order than in the checkpoint; see [`super::plan::Source::RotatedPairs`].
+    /// Rows of queries and keys in another order than in the checkpoint; see [`Row::with_rotated_pairs`].
     pub has_rotated_pairs: bool,
 }
 
@@ -150,31 +150,14 @@ impl TextConfig {
     /// `config`: `text_config`. The `-hf` layout leaves the sections out, and llama.cpp wants them. All streams of a
     /// text with audio are equal, so that any cut gives the same numbers: it is that of the published models.
     pub(super) fn rope_sections(&self, config: &Section<'_>) -> Result<Vec<i32>> {
-        const KEY: &str = "mrope_section";
         let pairs = self.heads.head_dim / 2;
-        let stored = match rope_section(config)? {
-            Some(rope) => rope.integers_or_none(KEY, 0..=MAX_WIDTH)?.map(|list| (rope, list)),
-            None => None,
+        let usual = || {
+            let (pairs, side) = (word(pairs), word(pairs * 5 / 16));
+            vec![pairs - 2 * side, side, side]
         };
-        let mut sections: Vec<usize> = match stored {
-            Some((rope, list)) => {
-                let total: u64 = list.iter().sum();
-                ensure!(
-                    list.len() <= 4 && total == pairs as u64,
-                    rope.error(
-                        KEY,
-                        &format!("want at most 4 numbers that add up to {pairs}, got {}", shown(&format!("{list:?}")))
-                    )
-                );
-                list.into_iter().map(|n| n as usize).collect()
-            }
-            None => {
-                let side = pairs * 5 / 16;
-                vec![pairs - 2 * side, side, side]
-            }
-        };
+        let mut sections = stored_rope_sections(config, pairs)?.unwrap_or_else(usual);
         sections.resize(4, 0);
-        Ok(sections.into_iter().map(|n| i32::try_from(n).expect("at most the width of a head")).collect())
+        Ok(sections)
     }
 
     /// Tensors but the head. `prefix` stands before `embed_tokens` in the checkpoint.
@@ -248,6 +231,24 @@ fn rope_section<'a>(config: &Section<'a>) -> Result<Option<Section<'a>>> {
         Some(rope) => Some(rope),
         None => config.section_or_none("rope_scaling")?,
     })
+}
+
+/// How many of the rotated `pairs` follow which position stream, where the configuration says so.
+pub(super) fn stored_rope_sections(config: &Section<'_>, pairs: usize) -> Result<Option<Vec<i32>>> {
+    const KEY: &str = "mrope_section";
+    let Some(rope) = rope_section(config)? else { return Ok(None) };
+    let Some(list) = rope.integers_or_none(KEY, 0..=MAX_WIDTH)? else { return Ok(None) };
+    let total: u64 = list.iter().sum();
+    ensure!(
+        list.len() <= 4 && total == pairs as u64,
+        rope.error(KEY, &format!("want at most 4 numbers that add up to {pairs}, got {}", shown(&format!("{list:?}"))))
+    );
+    Ok(Some(list.into_iter().map(|n| word(n as usize)).collect()))
+}
+
+/// A number of pairs as metadata.
+fn word(n: usize) -> i32 {
+    i32::try_from(n).expect("at most the width of a head")
 }
 
 /// The base of the rotary frequencies, which must not be scaled.

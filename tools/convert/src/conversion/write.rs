@@ -6,6 +6,7 @@ use anyhow::Result;
 use engine::DType;
 use kernels::quant::Format;
 
+use super::arrange::{Change, Piece, stored_ranges};
 use super::checkpoint::Model;
 use super::plan::{PlannedTensor, Source};
 use super::{batch_norm, positions};
@@ -29,9 +30,8 @@ impl Weights for CheckpointWeights<'_> {
         let format = format_of(tensor.dtype);
         Ok(match &tensor.source {
             Source::Stored { .. } | Source::Experts { .. } => Box::new(self.stored(tensor)?),
-            Source::RotatedPairs { dims, head_dim, .. } => {
-                let row_len = dims[1..].iter().product();
-                Box::new(RotatedPairs { stored: self.stored(tensor)?, row_len, head_dim: *head_dim })
+            Source::Arranged { name, pieces, change, .. } => {
+                Box::new(Arranged { stored: self.stored(tensor)?, name, pieces, change: *change })
             }
             Source::Zeros => Box::new(Computed(vec![0.0; tensor.shape.elements()])),
             Source::Positions => Box::new(Computed(positions::table(tensor.shape.last()))),
@@ -141,41 +141,35 @@ impl Values for StoredParts<'_> {
     }
 }
 
-/// Rows of heads in another order; see [`Source::RotatedPairs`].
-struct RotatedPairs<'a> {
+/// Elements of one tensor of a checkpoint in another order.
+struct Arranged<'a> {
     stored: StoredParts<'a>,
-    /// Elements of a row.
-    row_len: usize,
-    /// Rows of a head.
-    head_dim: usize,
+    name: &'a str,
+    pieces: &'a [Piece],
+    change: Change,
 }
 
-impl RotatedPairs<'_> {
-    /// The checkpoint's number of a row.
-    fn stored_row(&self, row: usize) -> usize {
-        let (head, row) = (row / self.head_dim, row % self.head_dim);
-        head * self.head_dim + row % 2 * (self.head_dim / 2) + row / 2
-    }
-}
-
-impl Values for RotatedPairs<'_> {
+impl Values for Arranged<'_> {
     fn decode(&self, range: Range<usize>, x: &mut [f32]) -> Result<()> {
-        let (n, start) = (self.row_len, range.start);
-        for row in start / n..range.end.div_ceil(n) {
-            let part = start.max(row * n)..range.end.min((row + 1) * n);
-            let stored = self.stored_row(row) * n + part.start % n;
-            self.stored.decode(stored..stored + part.len(), &mut x[part.start - start..part.end - start])?;
+        let start = range.start;
+        let mut end = 0;
+        for stored in stored_ranges(self.pieces, range) {
+            let begin = end;
+            end += stored.len();
+            self.stored.decode(stored, &mut x[begin..end])?;
         }
-        Ok(())
+        self.change.apply(x);
+        check(x, self.stored.format).map_err(|(at, what)| {
+            self.stored.checkpoint.error(self.name, format_args!("element {} {what}", start + at))
+        })
     }
 
     fn importance(&self) -> Option<&[f32]> {
         self.stored.importance()
     }
 
-    /// Rows stay in their head, so that of many rows nearly all are in the same place; those that are not are read again.
     fn release(&self, range: Range<usize>) {
-        self.stored.release(range);
+        stored_ranges(self.pieces, range).for_each(|stored| self.stored.release(stored));
     }
 }
 
