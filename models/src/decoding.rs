@@ -78,7 +78,8 @@ pub struct Decoding {
 impl Decoding {
     /// A sequence that begins with a prompt of at least one token, whose vectors have `n_embd` values.
     pub fn new(prompt: Prompt, n_embd: usize, rules: Rules) -> Self {
-        let sampler = Sampler::new(rules.sampling);
+        let mut sampler = Sampler::new(rules.sampling);
+        prompt.ids.iter().filter_map(|&id| usize::try_from(id).ok()).for_each(|id| sampler.see(id));
         let event = Event::default();
         Self { prompt, n_embd, n_fed: 0, n_vectors: 0, rules, sampler, next: Vec::new(), n_generated: 0, event }
     }

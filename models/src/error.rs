@@ -84,6 +84,11 @@ pub enum Error {
         /// Expected and found.
         what: String,
     },
+    /// The chat template cannot write a conversation, or is no template.
+    Template {
+        /// Expected and found, or the template's own words.
+        what: String,
+    },
     /// A parameter of the audio front end makes no sense.
     FrontEnd {
         /// The parameter.
@@ -144,6 +149,7 @@ impl std::fmt::Display for Error {
             }
             Self::Tokenizer { path: Some(path), what } => write!(f, "{}: tokenizer: {what}", path.display()),
             Self::Tokenizer { path: None, what } => write!(f, "tokenizer: {what}"),
+            Self::Template { what } => write!(f, "chat template: {what}"),
             Self::FrontEnd { parameter, what } => write!(f, "audio front end: {parameter}: {what}"),
             Self::NotFinite { sequence, step, source: _ } => write!(f, "sequence {sequence}, step {step}"),
             Self::Cancelled => f.write_str("cancelled"),
@@ -169,6 +175,7 @@ impl std::error::Error for Error {
             | Self::NotSpeech { .. }
             | Self::NoEncoder { .. }
             | Self::Tokenizer { .. }
+            | Self::Template { .. }
             | Self::FrontEnd { .. }
             | Self::Cancelled
             | Self::Argument { .. } => None,

@@ -8,7 +8,7 @@
 
 pub mod audio;
 mod blocks;
-mod chat;
+pub mod chat;
 pub mod decoder;
 pub mod decoding;
 mod encoder_decoder;

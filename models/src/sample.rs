@@ -1,6 +1,7 @@
 //! Choosing the next token from logits: [`greedy`], or at random with a [`Sampler`].
 
 use std::cmp::Ordering;
+use std::collections::BTreeMap;
 
 /// Logits with a NaN or with +infinity among them: what computed them is broken, and no choice among them means anything.
 /// -infinity is a logit like any other: that of what is never to be chosen.
@@ -40,48 +41,108 @@ pub struct Sampling {
     pub top_k: usize,
     /// Only the most likely tokens are kept that together have this probability, at least one; 1 keeps all.
     pub top_p: f32,
+    /// Only tokens are kept that are at least so likely, as a share of the most likely one; 0 keeps all.
+    pub min_p: f32,
+    /// Logits of tokens of the prompt and of those that were generated are divided by it, negative ones multiplied; 1 changes
+    /// nothing.
+    pub repetition_penalty: f32,
+    /// Taken from the logits of tokens that were generated, however often; 0 changes nothing.
+    pub presence_penalty: f32,
     /// Where the random numbers begin.
     pub seed: u64,
 }
 
 impl Default for Sampling {
     fn default() -> Self {
-        Self { temperature: 0.0, top_k: 0, top_p: 1.0, seed: 0 }
+        Self {
+            temperature: 0.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            seed: 0,
+        }
     }
 }
 
-/// Draws one token after the other. Equal settings and equal logits give equal tokens.
+impl Sampling {
+    /// Whether what came before changes the logits.
+    fn has_penalties(&self) -> bool {
+        self.repetition_penalty != 1.0 || self.presence_penalty != 0.0
+    }
+}
+
+/// Draws one token after the other. Equal settings, prompts and logits give equal tokens.
 #[derive(Clone, Debug)]
 pub struct Sampler {
     sampling: Sampling,
     random: Random,
     /// Candidates and their probabilities, from the most likely on.
     candidates: Vec<(usize, f64)>,
+    /// Tokens that came before, and whether they were generated; empty without penalties.
+    seen: BTreeMap<usize, bool>,
+    /// Logits with penalties.
+    penalized: Vec<f32>,
 }
 
 impl Sampler {
     /// A sampler at the beginning of its random numbers.
     pub fn new(sampling: Sampling) -> Self {
-        Self { sampling, random: Random(sampling.seed), candidates: Vec::new() }
+        let (candidates, seen, penalized) = Default::default();
+        Self { sampling, random: Random(sampling.seed), candidates, seen, penalized }
     }
 
-    /// The index of the chosen logit. In this order: temperature, the largest `top_k`, softmax, the most likely that reach
-    /// `top_p`, one of them drawn with its share of what is left.
+    /// Takes note of a token of the prompt.
+    pub fn see(&mut self, id: usize) {
+        if self.sampling.has_penalties() {
+            self.seen.entry(id).or_insert(false);
+        }
+    }
+
+    /// The index of the chosen logit, drawn from [`Sampler::probabilities`]. It counts as generated from now on.
+    ///
+    /// Errors: [`NotFinite`].
+    pub fn choose(&mut self, logits: &[f32]) -> Result<usize, NotFinite> {
+        self.probabilities(logits)?;
+        let mut left = self.random.uniform();
+        let drawn = self.candidates.iter().find(|(_, p)| {
+            left -= p;
+            left < 0.0
+        });
+        // Rounding may leave a little more than all candidates have together.
+        let (chosen, _) = *drawn.or(self.candidates.last()).expect("there is always a candidate");
+        if self.sampling.has_penalties() {
+            self.seen.insert(chosen, true);
+        }
+        Ok(chosen)
+    }
+
+    /// The indices that can be drawn, each with its probability, from the most likely on. In this order: repetition penalty,
+    /// presence penalty, temperature, the largest `top_k`, the most likely that reach `top_p`, those above `min_p`.
     ///
     /// Errors: [`NotFinite`].
     ///
-    /// Source: transformers, `TemperatureLogitsWarper`, `TopKLogitsWarper`, `TopPLogitsWarper` in the order in which
-    /// `GenerationMixin` applies them.
-    pub fn choose(&mut self, logits: &[f32]) -> Result<usize, NotFinite> {
-        let Sampling { temperature, top_k, top_p, .. } = self.sampling;
+    /// Source: transformers, `RepetitionPenaltyLogitsProcessor`, `TemperatureLogitsWarper`, `TopKLogitsWarper`,
+    /// `TopPLogitsWarper`, `MinPLogitsWarper` in the order in which `GenerationMixin` applies them; presence penalty: OpenAI, API
+    /// reference, "Frequency and presence penalties".
+    pub fn probabilities(&mut self, logits: &[f32]) -> Result<&[(usize, f64)], NotFinite> {
+        let Sampling { temperature, top_k, top_p, min_p, .. } = self.sampling;
+        let mut logits = logits;
+        if self.sampling.has_penalties() {
+            greedy(logits)?;
+            self.penalize(logits);
+            logits = &self.penalized;
+        }
         let best = greedy(logits)?;
         let largest = logits.get(best).copied().unwrap_or(f32::NEG_INFINITY);
-        // Where all are -infinity there is no softmax.
-        if temperature <= 0.0 || largest == f32::NEG_INFINITY {
-            return Ok(best);
-        }
         let candidates = &mut self.candidates;
         candidates.clear();
+        // Where all are -infinity there is no softmax.
+        if temperature <= 0.0 || largest == f32::NEG_INFINITY {
+            candidates.push((best, 1.0));
+            return Ok(candidates);
+        }
         let scaled = |x: f32| (f64::from(x) - f64::from(largest)) / f64::from(temperature);
         candidates.extend(logits.iter().enumerate().map(|(i, &x)| (i, scaled(x))));
         let descending = |a: &(usize, f64), b: &(usize, f64)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
@@ -95,23 +156,31 @@ impl Sampler {
             *x = x.exp();
             sum += *x;
         }
-        let (mut kept, mut n_kept) = (0.0, candidates.len());
-        for (i, &(_, p)) in candidates.iter().enumerate() {
+        let mut kept = 0.0;
+        let n_kept = candidates.iter().position(|&(_, p)| {
             kept += p;
-            if kept >= f64::from(top_p) * sum {
-                n_kept = i + 1;
-                break;
+            kept >= f64::from(top_p) * sum
+        });
+        candidates.truncate(n_kept.map_or(candidates.len(), |last| last + 1));
+        // The first is 1.
+        candidates.retain(|&(_, p)| p >= f64::from(min_p));
+        let kept: f64 = candidates.iter().map(|(_, p)| p).sum();
+        candidates.iter_mut().for_each(|(_, p)| *p /= kept);
+        Ok(candidates)
+    }
+
+    /// Makes `penalized` of the logits.
+    fn penalize(&mut self, logits: &[f32]) {
+        let Sampling { repetition_penalty, presence_penalty, .. } = self.sampling;
+        self.penalized.clear();
+        self.penalized.extend_from_slice(logits);
+        for (&id, &was_generated) in &self.seen {
+            let Some(x) = self.penalized.get_mut(id) else { continue };
+            *x = if *x < 0.0 { *x * repetition_penalty } else { *x / repetition_penalty };
+            if was_generated {
+                *x -= presence_penalty;
             }
         }
-        let mut left = self.random.uniform() * kept;
-        for &(i, p) in &candidates[..n_kept] {
-            left -= p;
-            if left < 0.0 {
-                return Ok(i);
-            }
-        }
-        // Rounding may leave a little more than all candidates have together.
-        Ok(candidates[n_kept - 1].0)
     }
 }
 
@@ -207,6 +276,19 @@ mod tests {
                 assert!(*want < 1e-3 || *got > 0.0, "{sampling:?}, {i} is never drawn");
             }
         }
+    }
+
+    #[test]
+    fn penalties_count_what_was_generated() {
+        let sampling = Sampling { presence_penalty: 2.0, ..Sampling::default() };
+        let mut sampler = Sampler::new(sampling);
+        sampler.see(2);
+        // The prompt is no reason; once generated, the next best comes until its turn is over too.
+        let drawn: Vec<usize> = (0..5).map(|_| sampler.choose(&LOGITS).unwrap()).collect();
+        assert_eq!(drawn, [2, 4, 0, 2, 2]);
+        let mut sampler = Sampler::new(Sampling { repetition_penalty: 3.0, ..Sampling::default() });
+        sampler.see(2);
+        assert_eq!(sampler.choose(&LOGITS), Ok(4));
     }
 
     #[test]

@@ -96,7 +96,7 @@ variants! {
     "models/src/languages.rs": UnknownLanguage, |_e| One::Only, One [Only];
     "models/src/error.rs": ModelError, |e| e, ModelError [
         Engine, Key, MissingKey, BadValue, Weight, BadWeight, NoTextModel, NoProjector, UnknownArchitecture, NotSpeech,
-        NoEncoder, Tokenizer, FrontEnd, NotFinite, Cancelled, Argument
+        NoEncoder, Tokenizer, Template, FrontEnd, NotFinite, Cancelled, Argument
     ];
     "models/src/sample.rs": NotFinite, |_e| One::Only, One [Only];
     "tools/convert/src/error.rs": ConvertError, |e| e.kind(), ConvertErrorKind [
@@ -440,6 +440,8 @@ fn requests(table: &mut Table) {
     let good =
         MelParams { recipe, rate_hz: 16_000, n_fft: 400, win_length: 400, hop: 160, n_mels: 128, min_samples: 8000 };
     let odd = MelSpectrogram::new(MelParams { n_fft: 401, ..good });
+    let half = models::chat::Template::new("{% if %}", models::chat::SpecialTokens::default()).map(|_| ());
+    table.row("Template", half, "chat template: line 1: syntax error", None);
     table.row("FrontEnd", odd, "audio front end: n_fft: want an even number up to ", None);
     let nothing = MelSpectrogram::new(good).unwrap().compute(&[], &Serial);
     table.row("Argument", nothing, "audio: want at least one sample, got 0", None);

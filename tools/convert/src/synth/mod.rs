@@ -212,7 +212,7 @@ mod tests {
             let request = Request {
                 prompt: &prompt,
                 max_tokens: 4,
-                sampling: Sampling { temperature: 0.0, top_k: 0, top_p: 1.0, seed: 0 },
+                sampling: Sampling::default(),
                 ignore_stop: true,
                 prompt_logits: true,
             };

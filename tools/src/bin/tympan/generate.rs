@@ -149,7 +149,13 @@ pub(crate) fn run(args: &GenerateArgs) -> Outcome<Exit> {
     let request = Request {
         prompt: &prompt,
         max_tokens: usize::try_from(args.max_tokens).unwrap_or(usize::MAX),
-        sampling: Sampling { temperature: args.temp, top_k: args.top_k as usize, top_p: args.top_p, seed: args.seed },
+        sampling: Sampling {
+            temperature: args.temp,
+            top_k: args.top_k as usize,
+            top_p: args.top_p,
+            seed: args.seed,
+            ..Sampling::default()
+        },
         ignore_stop: args.ignore_eos,
         prompt_logits: args.logits_out.is_some(),
     };
