@@ -1,4 +1,4 @@
-//! Files of Llama, LFM2, LFM2-MoE and LFM2-Audio that do not fit together: refused, and the key or tensor is named.
+//! Files of language models and of LFM2-Audio that do not fit together: refused, and the key or tensor is named.
 
 use convert::FileType;
 use engine::gguf::{Gguf, Value};
@@ -156,6 +156,101 @@ fn bad_llama_files_are_named() {
             added("rope_freqs.weight", NORM, "rope_freqs.weight: frequencies with factors of their own (Llama 3.1)"),
             added("rope_factors_long.weight", NORM, "frequencies with factors by length (LongRoPE) are not supported"),
             added("blk.1.attn_k.bias", NORM, "blk.1.attn_k.bias: want [64], got [128]"),
+        ],
+    );
+}
+
+#[test]
+fn bad_qwen3_next_files_are_named() {
+    const RECURRENT: &str = "qwen3next.attention.recurrent_layers";
+    refused(
+        "qwen3_next",
+        vec![
+            missing("blk.0.ssm_a"),
+            missing("blk.1.ssm_dt.bias"),
+            missing("blk.2.ssm_conv1d.weight"),
+            missing("blk.3.attn_q_norm.weight"),
+            missing("blk.1.post_attention_norm.weight"),
+            missing("blk.0.attn_qkv.weight"),
+            missing("blk.0.attn_gate.weight"),
+            missing("blk.0.ffn_gate_inp_shexp.weight"),
+            missing("blk.0.ffn_up_shexp.weight"),
+            missing("blk.3.ffn_down_exps.weight"),
+            missing("output_norm.weight"),
+            // Then there are strengths and steps apart.
+            (Box::new(|draft| drop(draft.take("blk.0.ssm_ba.weight"))), "blk.0.ssm_alpha.weight".into()),
+            reshaped("blk.0.ssm_ba.weight", &[96, 8], "want [8, 96], got [96, 8]"),
+            reshaped("blk.0.attn_qkv.weight", &[96, 256], "want [256, 96], got [96, 256]"),
+            reshaped("blk.1.ssm_conv1d.weight", &[4, 256], "want [256, 4], got [4, 256]"),
+            reshaped("blk.2.ssm_norm.weight", &[4, 8], "want [32], got [4, 8]"),
+            reshaped("blk.3.attn_q.weight", &[96, 256], "want [256, 96], got [96, 256]"),
+            reshaped("blk.0.ffn_gate_inp_shexp.weight", &[2, 48], "want [1, 96], got [2, 48]"),
+            bad("qwen3next.block_count", 0u32, "want 1 to"),
+            unfit("qwen3next.block_count", 6u32, "recurrent_layers: want 6 layers, got 5"),
+            bad("qwen3next.nextn_predict_layers", 5u32, "want less than 5 blocks, got 5"),
+            bad("qwen3next.nextn_predict_layers", u32::MAX, "want at most"),
+            bad(RECURRENT, vec![true, true, true, false], "want 5 layers, got 4"),
+            bad(RECURRENT, vec![1i32, 1, 1, 0, 0], "want array of bool, got array of 5 i32"),
+            bad(RECURRENT, true, "want array of bool, got bool"),
+            unfit(RECURRENT, vec![true; 5], "blk.3.attn_qkv.weight"),
+            unfit(RECURRENT, vec![false; 5], "blk.0.attn_qkv.weight: want [384, 96], got [256, 96]"),
+            bad("qwen3next.full_attention_interval", 0u32, "want 1 to"),
+            bad("qwen3next.ssm.conv_kernel", 1u32, "want 2 to 64, got 1"),
+            unfit("qwen3next.ssm.conv_kernel", 3u32, "blk.0.ssm_conv1d.weight: want [256, 3], got [256, 4]"),
+            unfit("qwen3next.ssm.group_count", 3u32, "time_step_rank: want a multiple of 3 key heads, got 4"),
+            bad("qwen3next.ssm.group_count", 0u32, "want 1 to"),
+            bad("qwen3next.ssm.time_step_rank", 3u32, "want a multiple of 2 key heads, got 3"),
+            unfit("qwen3next.ssm.time_step_rank", 8u32, "inner_size: want 8 heads as wide as keys, 32, got 128 in all"),
+            unfit("qwen3next.ssm.state_size", 16u32, "inner_size: want 4 heads as wide as keys, 16, got 128 in all"),
+            bad("qwen3next.ssm.inner_size", 1u32 << 24, "want 4 heads as wide as keys, 32, got 16777216 in all"),
+            no_key("qwen3next.ssm.inner_size"),
+            bad("qwen3next.attention.head_count_kv", 3u32, "want a divisor of 4 heads, got 3"),
+            bad("qwen3next.attention.head_count_kv", vec![0i32, 0, 0, 2, 2], ""),
+            unfit("qwen3next.attention.value_length", 16u32, "want the key length 32"),
+            bad("qwen3next.rope.dimension_count", 34u32, "want an even number up to the key length 32, got 34"),
+            bad("qwen3next.rope.dimension_count", 7u32, "want an even number up to the key length 32, got 7"),
+            bad("qwen3next.rope.freq_base", f32::NAN, "want a positive number, got NaN"),
+            new_key("qwen3next.rope.scaling.type", "yarn", "want none, got \"yarn\""),
+            bad("qwen3next.expert_count", 0u32, "want 1 to"),
+            unfit("qwen3next.expert_count", 9u32, "blk.0.ffn_gate_inp.weight: want [9, 96], got [8, 96]"),
+            bad("qwen3next.expert_used_count", 9u32, "want at most 8 experts, got 9"),
+            new_key("qwen3next.expert_gating_func", 2u32, "want 1 (softmax), got 2"),
+            unfit(
+                "qwen3next.expert_shared_feed_forward_length",
+                32u32,
+                "blk.0.ffn_gate_shexp.weight: want [32, 96], got [48, 96]",
+            ),
+            no_key("qwen3next.expert_count"),
+            unfit("general.architecture", "qwen4exp", "qwen4exp"),
+        ],
+    );
+}
+
+#[test]
+fn bad_qwen3_5_files_are_named() {
+    refused(
+        "qwen3_5",
+        vec![
+            missing("blk.0.ssm_alpha.weight"),
+            missing("blk.2.ssm_beta.weight"),
+            missing("blk.3.ffn_gate.weight"),
+            reshaped("blk.0.ssm_beta.weight", &[128, 6], "want [6, 128], got [128, 6]"),
+            bad("qwen35.feed_forward_length", 0u32, "want 1 to"),
+            unfit("qwen35.feed_forward_length", 96u32, "blk.0.ffn_gate.weight: want [96, 128], got [160, 128]"),
+            no_key("qwen35.feed_forward_length"),
+            unfit("general.architecture", "qwen35moe", "qwen35moe.embedding_length"),
+        ],
+    );
+    refused(
+        "qwen3_5_moe",
+        vec![
+            missing("blk.2.ffn_gate_exps.weight"),
+            reshaped("blk.0.ffn_up_exps.weight", &[6, 96, 48], "want [6, 48, 96], got [6, 96, 48]"),
+            unfit(
+                "qwen35moe.expert_feed_forward_length",
+                64u32,
+                "blk.0.ffn_gate_exps.weight: want [6, 64, 96], got [6, 48, 96]",
+            ),
         ],
     );
 }

@@ -1,4 +1,5 @@
-//! Files of LFM2 and LFM2-Audio as other programs write them: what differs in form from ours gives the same logits.
+//! Files of LFM2, LFM2-Audio, Qwen3-Next and Qwen3.5 as other programs write them: what differs in form from ours gives the same
+//! logits.
 
 use std::sync::Arc;
 
@@ -177,6 +178,66 @@ fn check(name: &str, quirks: &[&Quirk]) {
             }
         }
     }
+}
+
+/// Takes the key that ends so away.
+fn without_key(draft: &mut Draft, end: &str) {
+    let key = draft.keys.keys().find(|key| key.ends_with(end)).unwrap().clone();
+    draft.keys.remove(&key);
+}
+
+const DELTA_NETS: [Quirk; 3] = [
+    quirk("the interval of layers with attention alone", |draft| without_key(draft, ".attention.recurrent_layers")),
+    quirk("no next-token prediction", |draft| {
+        // Of the one fixture that has it.
+        if draft.tensors.iter().any(|t| t.name.contains(".nextn.")) {
+            draft.tensors.retain(|t| !t.name.starts_with("blk.4."));
+            without_key(draft, ".attention.recurrent_layers");
+            without_key(draft, ".nextn_predict_layers");
+            let key = draft.keys.keys().find(|key| key.ends_with(".block_count")).unwrap().clone();
+            draft.keys.insert(key, Value::U32(4));
+        }
+    }),
+    quirk("tensors in the order of their names", |draft| draft.tensors.sort_by(|a, b| a.name.cmp(&b.name))),
+];
+
+/// Of the fixture with two key heads, each with two value heads of 32 elements.
+const PACKED: [Quirk; 2] = [
+    quirk("queries, keys, values and gates packed by key head", |draft| {
+        for i in 0..3 {
+            let qkv = draft.take(&format!("blk.{i}.attn_qkv.weight"));
+            let z = draft.take(&format!("blk.{i}.attn_gate.weight"));
+            let head = qkv.bytes.len() / qkv.dims[0] * 32;
+            let parts: Vec<&[u8]> = qkv.bytes.chunks_exact(head).collect();
+            let gates: Vec<&[u8]> = z.bytes.chunks_exact(head).collect();
+            assert_eq!((parts.len(), gates.len()), (2 + 2 + 4, 4));
+            let of_key = |h: usize| {
+                [parts[h], parts[2 + h], parts[4 + 2 * h], parts[5 + 2 * h], gates[2 * h], gates[2 * h + 1]].concat()
+            };
+            let dims = vec![qkv.dims[0] + z.dims[0], qkv.dims[1]];
+            let bytes = [of_key(0), of_key(1)].concat();
+            draft.tensors.push(DraftTensor { name: format!("blk.{i}.ssm_in.weight"), dims, bytes, ..qkv });
+        }
+    }),
+    quirk("the gate of the shared expert as a vector", |draft| {
+        for t in draft.weights(&["ffn_gate_inp_shexp"]) {
+            assert_eq!(t.dims, [1, 96]);
+            t.dims = vec![96];
+        }
+    }),
+];
+
+#[test]
+fn qwen3_next_files_of_other_programs_give_the_same_logits() {
+    check("qwen3_next", &DELTA_NETS.iter().chain(&PACKED).chain(&TEXT[..1]).collect::<Vec<_>>());
+}
+
+#[test]
+fn qwen3_5_files_of_other_programs_give_the_same_logits() {
+    let form = |name: &str| DELTA_NETS.iter().filter(|quirk| quirk.name.contains(name)).collect::<Vec<_>>();
+    // Their intervals are not the usual one: they have the key for it.
+    check("qwen3_5", &[form("interval"), form("order"), vec![&TEXT[0]]].concat());
+    check("qwen3_5_moe", &[form("interval"), form("order"), vec![&TEXT[0]]].concat());
 }
 
 #[test]

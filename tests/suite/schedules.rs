@@ -581,9 +581,9 @@ fn schedules_on_the_reference() {
     run_many(&small(backends::open("reference", &backends::Options::default()).unwrap()), 4, 40);
 }
 
-/// LFM2 with weights of this type.
-fn lfm2(file_type: FileType, company: Company) -> Subject {
-    let file = converted(&Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/golden/lfm2"), file_type);
+/// A golden checkpoint with weights of this type.
+fn golden(name: &str, file_type: FileType, company: Company) -> Subject {
+    let file = converted(&Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/golden").join(name), file_type);
     let loaded = models::load(vec![file], LoadOptions::default()).unwrap();
     let (n_vocab, n_embd) = (loaded.model.n_vocab(), loaded.model.n_embd());
     let open =
@@ -595,13 +595,20 @@ fn lfm2(file_type: FileType, company: Company) -> Subject {
 
 #[test]
 fn schedules_of_a_real_architecture() {
-    run_many(&lfm2(FileType::F32, Company::Close), 5, 60);
+    run_many(&golden("lfm2", FileType::F32, Company::Close), 5, 60);
+}
+
+#[test]
+fn schedules_of_delta_nets() {
+    run_many(&golden("qwen3_5", FileType::F32, Company::Close), 8, 60);
+    run_many(&golden("qwen3_5_moe", FileType::F32, Company::Close), 9, 60);
+    run_many(&golden("qwen3_next", FileType::F32, Company::Close), 10, 60);
 }
 
 #[test]
 fn schedules_of_quantized_weights() {
-    run_many(&lfm2(FileType::Q8_0, Company::Quantized), 6, 60);
-    run_many(&lfm2(FileType::Q4_0, Company::Quantized), 7, 60);
+    run_many(&golden("lfm2", FileType::Q8_0, Company::Quantized), 6, 60);
+    run_many(&golden("lfm2", FileType::Q4_0, Company::Quantized), 7, 60);
 }
 
 /// Greedy ids of one sequence alone.
