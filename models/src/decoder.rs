@@ -54,8 +54,8 @@ impl Default for Scales {
 pub(crate) struct Parts {
     /// The architecture.
     pub arch: &'static str,
-    /// Width of the residual stream.
-    pub n_embd: usize,
+    /// A row for every token, `[n_vocab, n_embd]`.
+    pub embed_tokens: Weight,
     /// Added to the mean of squares in the norms of layers and the last one.
     pub eps: f32,
     /// Constants.
@@ -72,20 +72,26 @@ pub(crate) struct Parts {
 /// Source: transformers, `LlamaModel.forward`, `GraniteMoeHybridForCausalLM.forward`.
 pub struct Decoder {
     parts: Parts,
-    n_vocab: usize,
-    embed_tokens: Weight, // [n_vocab, n_embd]
-    lm_head: Weight,      // [n_vocab, n_embd]; the embedding where the file has none
+    lm_head: Weight, // [n_vocab, n_embd]; the embedding where the file has none
+}
+
+/// The embedding, whose rows say how large the vocabulary is, of width `n_embd`.
+///
+/// Errors: the tensor is missing, or of another width.
+pub(crate) fn embedding(w: &WeightStore, n_embd: usize) -> Result<Weight> {
+    const NAME: &str = "token_embd.weight";
+    Ok(w.get(NAME, [rows_of(w, NAME)?, n_embd])?)
 }
 
 impl Decoder {
-    /// Finds embedding and head. The size of the vocabulary is that of the embedding.
+    /// Finds the head.
     ///
-    /// Errors: tensors that are missing or do not fit.
+    /// Errors: a head that does not fit the embedding.
     pub(crate) fn load(w: &WeightStore, parts: Parts) -> Result<Self> {
-        let (n_vocab, n_embd) = (rows_of(w, "token_embd.weight")?, parts.n_embd);
-        let embed_tokens = w.get("token_embd.weight", [n_vocab, n_embd])?;
-        let lm_head = w.get_optional("output.weight", [n_vocab, n_embd])?.unwrap_or(embed_tokens);
-        Ok(Self { parts, n_vocab, embed_tokens, lm_head })
+        let embedding = parts.embed_tokens;
+        let dims = [0, 1].map(|i| embedding.shape().dim(i));
+        let lm_head = w.get_optional("output.weight", dims)?.unwrap_or(embedding);
+        Ok(Self { parts, lm_head })
     }
 
     /// `x + residual y`.
@@ -106,11 +112,11 @@ impl Model for Decoder {
     }
 
     fn n_vocab(&self) -> usize {
-        self.n_vocab
+        self.parts.embed_tokens.shape().dim(0)
     }
 
     fn n_embd(&self) -> usize {
-        self.parts.n_embd
+        self.parts.embed_tokens.shape().last()
     }
 
     fn states(&self) -> &States {
@@ -118,9 +124,9 @@ impl Model for Decoder {
     }
 
     fn build(&self, g: &GraphBuilder<'_>, key: &GraphKey) {
-        let Parts { eps, scales, layers, norm, .. } = &self.parts;
+        let Parts { embed_tokens, eps, scales, layers, norm, .. } = &self.parts;
         let batch = BatchInputs::new(g, key);
-        let mut x = g.name(scaled(g, batch.embed(g, self.embed_tokens), scales.embedding), "embed");
+        let mut x = g.name(scaled(g, batch.embed(g, *embed_tokens), scales.embedding), "embed");
         for (i, layer) in layers.iter().enumerate() {
             g.layer(i);
             let h = layer.mixer.build(g, &batch, g.rms_norm(x, layer.norm, *eps));

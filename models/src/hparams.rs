@@ -147,6 +147,16 @@ impl<'a> Hparams<'a> {
         if self.contains(name) { self.positive(name) } else { Ok(absent) }
     }
 
+    /// A positive, finite number, or `absent` where the key is not there or 0, which stands for it in files.
+    ///
+    /// Errors: as [`Self::positive`].
+    pub(crate) fn factor_or(&self, name: &str, absent: f32) -> Result<f32> {
+        if self.within(name, &(0.0..=0.0)).is_ok_and(|zero| zero.is_some()) {
+            return Ok(absent);
+        }
+        self.positive_or(name, absent)
+    }
+
     /// The error unless the text is one of `known`, or the key is not there.
     ///
     /// Errors: `WrongType`, `BadValue`.

@@ -3,15 +3,15 @@
 
 use engine::gguf::Gguf;
 use engine::op::{Gating, RopePairs, Route};
-use engine::state::{KvCache, States};
+use engine::state::States;
 use engine::weights::WeightStore;
 
-use crate::blocks::attention::{Attention, AttentionOptions, AttentionShape, head_dim};
+use crate::blocks::attention::{Attention, AttentionOptions, AttentionShape};
 use crate::blocks::ffn::SwiGlu;
 use crate::blocks::moe::{Moe, MoeShape};
 use crate::blocks::rows_of;
 use crate::blocks::short_conv::ShortConv;
-use crate::decoder::{Decoder, FeedForward, Layer, Mixer, Parts, Scales};
+use crate::decoder::{Decoder, FeedForward, Layer, Mixer, Parts, Scales, embedding};
 use crate::error::Result;
 use crate::hparams::Hparams;
 
@@ -27,12 +27,8 @@ const MAX_CONV: usize = 64;
 struct Lfm2Params {
     /// Width of the residual stream.
     n_embd: usize,
-    /// Query heads of attention layers.
-    n_head: usize,
-    /// Width of a head.
-    head_dim: usize,
-    /// Key and value heads of every layer; 0 for a layer with a convolution.
-    n_head_kv: Vec<usize>,
+    /// Attention of every layer; none for a layer with a convolution.
+    attention: Vec<Option<AttentionShape>>,
     /// Taps of the convolutions, the current token's included.
     d_conv: usize,
     /// Added to the mean of squares in every norm.
@@ -49,7 +45,7 @@ struct MoeParams {
     /// Sizes.
     shape: MoeShape,
     /// Experts that a token is sent to.
-    n_used: usize,
+    n_used: u32,
     /// Layers before the first mixture.
     n_dense: usize,
 }
@@ -57,13 +53,7 @@ struct MoeParams {
 impl Lfm2Params {
     fn read(hp: &Hparams<'_>, has_experts: bool) -> Result<Self> {
         let n_embd = hp.size("embedding_length")?;
-        let n_layer = hp.size("block_count")?;
-        let n_head = hp.size("attention.head_count")?;
-        let head_dim = head_dim(hp, n_embd, n_head)?;
-        let n_head_kv = hp.sizes_of_layers("attention.head_count_kv", n_layer)?;
-        if let Some(odd) = n_head_kv.iter().find(|&&n| n > 0 && !n_head.is_multiple_of(n)) {
-            return Err(hp.bad("attention.head_count_kv", format!("want divisors of {n_head} heads, got {odd}")));
-        }
+        let attention = AttentionShape::of_layers(hp, n_embd)?;
         let d_conv = hp.size("shortconv.l_cache")?;
         if !(2..=MAX_CONV).contains(&d_conv) {
             return Err(hp.bad("shortconv.l_cache", format!("want 2 to {MAX_CONV}, got {d_conv}")));
@@ -76,28 +66,27 @@ impl Lfm2Params {
         }
         Ok(Self {
             n_embd,
-            n_head,
-            head_dim,
-            n_head_kv,
             d_conv,
             eps: hp.positive("attention.layer_norm_rms_epsilon")?,
             rope_theta: hp.positive("rope.freq_base")?,
-            moe: if has_experts { Some(MoeParams::read(hp, n_embd, n_layer)?) } else { None },
+            moe: if has_experts { Some(MoeParams::read(hp, n_embd, attention.len())?) } else { None },
+            attention,
         })
     }
 
-    fn n_layer(&self) -> usize {
-        self.n_head_kv.len()
+    fn attention_options(&self, shape: &AttentionShape) -> AttentionOptions {
+        AttentionOptions {
+            qk_norm_eps: Some(self.eps),
+            rope: Some(shape.rope(self.rope_theta, RopePairs::Halves)),
+            scale: shape.scale(),
+            is_gated: false,
+        }
     }
 }
 
 impl MoeParams {
     fn read(hp: &Hparams<'_>, n_embd: usize, n_layer: usize) -> Result<Self> {
-        let n_expert = hp.size("expert_count")?;
-        let n_used = hp.size("expert_used_count")?;
-        if n_used > n_expert {
-            return Err(hp.bad("expert_used_count", format!("want at most {n_expert} experts, got {n_used}")));
-        }
+        let (shape, n_used) = MoeShape::read(hp, n_embd, hp.size("expert_feed_forward_length")?)?;
         let gating = hp.count_or("expert_gating_func", GATING_SIGMOID)?;
         if gating != GATING_SIGMOID {
             return Err(hp.bad("expert_gating_func", format!("want {GATING_SIGMOID} (sigmoid), got {gating}")));
@@ -106,13 +95,12 @@ impl MoeParams {
         if n_dense > n_layer {
             return Err(hp.bad("leading_dense_block_count", format!("want at most {n_layer} layers, got {n_dense}")));
         }
-        let shape = MoeShape { n_embd, n_ff: hp.size("expert_feed_forward_length")?, n_expert };
         Ok(Self { shape, n_used, n_dense })
     }
 
     fn route(&self) -> Route {
         Route {
-            n_used: u32::try_from(self.n_used).expect("sizes were limited"),
+            n_used: self.n_used,
             gating: Gating::Sigmoid,
             bias: false,
             normalize: true,
@@ -142,17 +130,18 @@ fn read(files: &[Gguf], arch: &'static str, w: &WeightStore, has_experts: bool) 
     // Files are about that say another width than their tensors have; it is an error only where it is no width.
     params.size("feed_forward_length")?;
     let n_embd = hp.n_embd;
+    let embed_tokens = embedding(w, n_embd)?;
     let mut states = States::new();
-    let layers = (0..hp.n_layer()).map(|i| {
+    let layers = hp.attention.iter().enumerate().map(|(i, attention)| {
         let prefix = format!("blk.{i}");
-        let mixer: Box<dyn Mixer> = match hp.n_head_kv[i] {
-            0 => {
+        let mixer: Box<dyn Mixer> = match *attention {
+            None => {
                 let state = states.conv(i, hp.d_conv, n_embd);
                 Box::new(ShortConv::load(w, &prefix, n_embd, hp.d_conv, state)?)
             }
-            n_head_kv => {
-                let cache = states.kv(i, n_head_kv, hp.head_dim);
-                Box::new(attention(w, &prefix, &hp, n_head_kv, cache)?)
+            Some(shape) => {
+                let cache = states.kv(i, shape.n_head_kv, shape.head_dim);
+                Box::new(Attention::load(w, &prefix, shape, hp.attention_options(&shape), cache)?)
             }
         };
         let ffn: Box<dyn FeedForward> = match &hp.moe {
@@ -173,16 +162,5 @@ fn read(files: &[Gguf], arch: &'static str, w: &WeightStore, has_experts: bool) 
     let alias = w.get_optional("output_norm.weight", [n_embd])?;
     let norm = w.get_optional("token_embd_norm.weight", [n_embd])?.or(alias);
     let norm = norm.ok_or_else(|| w.missing("token_embd_norm.weight"))?;
-    Decoder::load(w, Parts { arch, n_embd, eps: hp.eps, scales: Scales::default(), states, layers, norm })
-}
-
-fn attention(w: &WeightStore, prefix: &str, hp: &Lfm2Params, n_head_kv: usize, cache: KvCache) -> Result<Attention> {
-    let shape = AttentionShape { n_embd: hp.n_embd, n_head: hp.n_head, n_head_kv, head_dim: hp.head_dim };
-    let options = AttentionOptions {
-        qk_norm_eps: Some(hp.eps),
-        rope: Some(shape.rope(hp.rope_theta, RopePairs::Halves)),
-        scale: shape.scale(),
-        is_gated: false,
-    };
-    Attention::load(w, prefix, shape, options, cache)
+    Decoder::load(w, Parts { arch, embed_tokens, eps: hp.eps, scales: Scales::default(), states, layers, norm })
 }

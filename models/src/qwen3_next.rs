@@ -11,7 +11,7 @@ use crate::blocks::attention::{Attention, AttentionOptions, AttentionShape};
 use crate::blocks::delta_net::{DeltaNet, DeltaShape};
 use crate::blocks::ffn::SwiGlu;
 use crate::blocks::moe::{Moe, MoeShape, SharedExpert};
-use crate::decoder::{Decoder, FeedForward, Layer, Mixer, Parts, Scales};
+use crate::decoder::{Decoder, FeedForward, Layer, Mixer, Parts, Scales, embedding};
 use crate::error::Result;
 use crate::hparams::Hparams;
 
@@ -68,26 +68,15 @@ impl FeedForwardShape {
         if !has_experts {
             return Ok(Self::Dense(hp.size(WIDTH)?));
         }
-        let n_expert = hp.size("expert_count")?;
-        let n_used = hp.size("expert_used_count")?;
-        if n_used > n_expert {
-            return Err(hp.bad("expert_used_count", format!("want at most {n_expert} experts, got {n_used}")));
-        }
+        let (shape, n_used) = MoeShape::read(hp, n_embd, hp.size("expert_feed_forward_length")?)?;
         let gating = hp.count_or("expert_gating_func", GATING_SOFTMAX)?;
         if gating != GATING_SOFTMAX {
             return Err(hp.bad("expert_gating_func", format!("want {GATING_SOFTMAX} (softmax), got {gating}")));
         }
         const SHARED: &str = "expert_shared_feed_forward_length";
         Ok(Self::Experts {
-            shape: MoeShape { n_embd, n_ff: hp.size("expert_feed_forward_length")?, n_expert },
-            route: Route {
-                n_used: u32::try_from(n_used).expect("sizes were limited"),
-                gating: Gating::Softmax,
-                bias: false,
-                normalize: true,
-                norm_eps: 0.0,
-                scale: 1.0,
-            },
+            shape,
+            route: Route { n_used, gating: Gating::Softmax, bias: false, normalize: true, norm_eps: 0.0, scale: 1.0 },
             n_ff_shared: if hp.contains(SHARED) { hp.size(SHARED)? } else { hp.size(WIDTH)? },
         })
     }
@@ -133,6 +122,7 @@ fn read(files: &[Gguf], w: &WeightStore, family: &Family) -> Result<Decoder> {
     };
     let delta = DeltaShape::read(&hp, n_embd, family.heads, eps)?;
     let ffn = FeedForwardShape::read(&hp, n_embd, family.has_experts)?;
+    let embed_tokens = embedding(w, n_embd)?;
     let mut states = States::new();
     let layers = recurrent_layers(&hp)?.into_iter().enumerate().map(|(i, is_recurrent)| {
         let prefix = format!("blk.{i}");
@@ -149,5 +139,5 @@ fn read(files: &[Gguf], w: &WeightStore, family: &Family) -> Result<Decoder> {
     });
     let layers = layers.collect::<Result<_>>()?;
     let norm = w.get("output_norm.weight", [n_embd])?;
-    Decoder::load(w, Parts { arch: family.arch, n_embd, eps, scales: Scales::default(), states, layers, norm })
+    Decoder::load(w, Parts { arch: family.arch, embed_tokens, eps, scales: Scales::default(), states, layers, norm })
 }

@@ -8,9 +8,12 @@ use engine::model::Model;
 use engine::weights::WeightStore;
 
 use crate::error::{Error, Result};
+use crate::granite;
+use crate::jamba;
 use crate::lfm2;
 use crate::lfm2_audio;
 use crate::llama;
+use crate::mamba;
 use crate::qwen3;
 use crate::qwen3_asr::{self, AudioAttention};
 use crate::qwen3_next;
@@ -125,6 +128,20 @@ pub const ARCHITECTURES: &[Arch] = &[
         load: |files, w, _| Ok(Arc::new(qwen3_next::load_moe(files, w)?)),
         speech: None,
     },
+    Arch { name: "mamba", text: "mamba", load: |files, w, _| Ok(Arc::new(mamba::load(files, w)?)), speech: None },
+    Arch {
+        name: "mamba2",
+        text: "mamba2",
+        load: |files, w, _| Ok(Arc::new(mamba::load_mamba2(files, w)?)),
+        speech: None,
+    },
+    Arch {
+        name: "granite-hybrid",
+        text: "granitehybrid",
+        load: |files, w, _| Ok(Arc::new(granite::load(files, w)?)),
+        speech: None,
+    },
+    Arch { name: "jamba", text: "jamba", load: |files, w, _| Ok(Arc::new(jamba::load(files, w)?)), speech: None },
     Arch { name: "llama", text: "llama", load: |files, w, _| Ok(Arc::new(llama::load(files, w)?)), speech: None },
 ];
 

@@ -7,7 +7,7 @@ use engine::weights::WeightStore;
 
 use crate::blocks::attention::{Attention, AttentionOptions, AttentionShape};
 use crate::blocks::ffn::SwiGlu;
-use crate::decoder::{Decoder, Layer, Parts, Scales};
+use crate::decoder::{Decoder, Layer, Parts, Scales, embedding};
 use crate::error::Result;
 use crate::hparams::Hparams;
 
@@ -49,6 +49,7 @@ pub(crate) fn load(
     attention: AttentionOptions,
 ) -> Result<Decoder> {
     let TransformerShape { n_layer, attention: sizes, n_ff, eps } = shape;
+    let embed_tokens = embedding(w, sizes.n_embd)?;
     let mut states = States::new();
     let layers = (0..n_layer).map(|i| {
         let prefix = format!("blk.{i}");
@@ -65,5 +66,5 @@ pub(crate) fn load(
     let layers = layers.collect::<Result<_>>()?;
     let norm = w.get("output_norm.weight", [sizes.n_embd])?;
     let scales = Scales::default();
-    Decoder::load(w, Parts { arch, n_embd: sizes.n_embd, eps, scales, states, layers, norm })
+    Decoder::load(w, Parts { arch, embed_tokens, eps, scales, states, layers, norm })
 }

@@ -31,7 +31,7 @@ fn open_and_build(path: &Path) -> models::Result<()> {
 
 #[test]
 fn damaged_models_are_built_or_refused() {
-    for name in ["qwen3_asr", "llama", "lfm2_moe", "lfm2_audio"] {
+    for name in ["qwen3_asr", "llama", "jamba", "granitemoehybrid_moe", "qwen3_5_moe", "lfm2_moe", "lfm2_audio"] {
         check(name);
     }
 }

@@ -9,6 +9,7 @@ mod convert;
 mod convert_lfm2;
 mod convert_llama;
 mod convert_qwen3_next;
+mod convert_ssm;
 mod corrupted;
 mod damaged;
 mod damaged_audio;

@@ -256,6 +256,66 @@ fn bad_qwen3_5_files_are_named() {
 }
 
 #[test]
+fn bad_state_space_files_are_named() {
+    refused(
+        "mamba",
+        vec![
+            missing("blk.1.ssm_a"),
+            missing("blk.2.ssm_dt.bias"),
+            reshaped("blk.0.ssm_a", &[16, 128], "want [128, 16], got [16, 128]"),
+            reshaped("blk.0.ssm_conv1d.weight", &[4, 128], "want [128, 4], got [4, 128]"),
+            bad("mamba.ssm.conv_kernel", 1u32, "want 2 to 64, got 1"),
+            bad("mamba.ssm.inner_size", 0u32, "want 1 to"),
+            unfit("mamba.ssm.inner_size", 127u32, "blk.0.ssm_in.weight: want [254, 64], got [256, 64]"),
+            unfit("mamba.ssm.state_size", 8u32, "blk.0.ssm_x.weight: want [20, 128], got [36, 128]"),
+            unfit("mamba.ssm.time_step_rank", 5u32, "blk.0.ssm_x.weight: want [37, 128], got [36, 128]"),
+            no_key("mamba.ssm.state_size"),
+            unfit("mamba.block_count", 4u32, "blk.3.attn_norm.weight"),
+            bad("mamba.ssm.dt_b_c_rms", true, "norms of step sizes, B and C (Falcon Mamba) are not supported"),
+            added("blk.0.ssm_dt_norm.weight", "blk.0.attn_norm.weight", "blk.0.ssm_dt_norm.weight: want [4], got [64]"),
+        ],
+    );
+    refused(
+        "mamba2",
+        vec![
+            missing("blk.0.ssm_in.weight"),
+            reshaped("blk.0.ssm_norm.weight", &[256], "want [2, 128], got [256]"),
+            bad("mamba2.ssm.time_step_rank", 7u32, "want a divisor of 256 channels, got 7"),
+            bad("mamba2.ssm.group_count", 3u32, "want a divisor of 8 heads, got 3"),
+            unfit("mamba2.ssm.group_count", 4u32, "blk.0.ssm_in.weight: want [776, 128], got [648, 128]"),
+            bad("mamba2.attention.layer_norm_rms_epsilon", 0.0f32, "want a positive number, got 0"),
+        ],
+    );
+    refused(
+        "jamba",
+        vec![
+            missing("blk.2.attn_v.weight"),
+            missing("blk.0.ssm_b_norm.weight"),
+            missing("blk.1.ffn_up_exps.weight"),
+            bad("jamba.attention.head_count_kv", vec![0i32, 0, 2, 0], "want divisors of 3 heads, got 2"),
+            unfit("jamba.attention.head_count_kv", vec![0i32, 1, 1, 0], "blk.1.attn_q.weight"),
+            bad("jamba.expert_used_count", 5u32, "want at most 4 experts, got 5"),
+            bad("jamba.expert_count", 0u32, "want 1 to"),
+        ],
+    );
+    refused(
+        "granitemoehybrid_moe",
+        vec![
+            missing("blk.0.ffn_up_shexp.weight"),
+            missing("blk.0.ssm_d"),
+            bad("granitehybrid.attention.head_count_kv", vec![0i32, 1], "want 3 layers, got 2"),
+            bad("granitehybrid.logit_scale", f32::NAN, "want a positive number, got NaN"),
+            bad("granitehybrid.residual_scale", -1.0f32, "want a positive number, got -1"),
+            unfit(
+                "granitehybrid.expert_shared_feed_forward_length",
+                48u32,
+                "blk.0.ffn_gate_shexp.weight: want [48, 96], got [96, 96]",
+            ),
+        ],
+    );
+}
+
+#[test]
 fn bad_lfm2_moe_files_are_named() {
     refused(
         "lfm2_moe",

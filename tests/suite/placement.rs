@@ -19,8 +19,21 @@ use tests::sessions::session_options;
 use crate::checkpoint::{converted, fixture};
 
 /// The golden checkpoints.
-const MODELS: [&str; 9] =
-    ["qwen3", "llama", "lfm2", "lfm2_moe", "qwen3_next", "qwen3_5", "qwen3_5_moe", "qwen3_asr", "lfm2_audio"];
+const MODELS: [&str; 13] = [
+    "qwen3",
+    "llama",
+    "lfm2",
+    "lfm2_moe",
+    "mamba",
+    "mamba2",
+    "jamba",
+    "granitemoehybrid_moe",
+    "qwen3_next",
+    "qwen3_5",
+    "qwen3_5_moe",
+    "qwen3_asr",
+    "lfm2_audio",
+];
 /// More layers than any of them has.
 const MAX_LAYERS: usize = 16;
 /// Random placements of each model.

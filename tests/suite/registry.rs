@@ -62,7 +62,14 @@ fn files_stand_for_an_architecture_in_any_order_and_under_either_key() {
             }
         }
     }
-    for (architecture, want) in [("qwen3", "qwen3"), ("lfm2", "lfm2"), ("lfm2moe", "lfm2-moe"), ("llama", "llama")] {
+    for (architecture, want) in [
+        ("qwen3", "qwen3"),
+        ("lfm2", "lfm2"),
+        ("lfm2moe", "lfm2-moe"),
+        ("llama", "llama"),
+        ("mamba", "mamba"),
+        ("granitehybrid", "granite-hybrid"),
+    ] {
         let files = [text(architecture)];
         let arch = find(&files, LoadOptions::default()).unwrap();
         assert_eq!((arch.name, arch.speech.is_none()), (want, true));

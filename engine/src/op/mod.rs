@@ -96,19 +96,19 @@ pub struct Route {
 /// of the state:
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum ScanDecay {
-    /// Every channel and element, `exp(step[c] * a[c, n])`: Mamba. `dt [n_tokens, n_head, head_dim]`, `dt_bias` and `d
+    /// Every channel and element, `exp(step[c] * a[c, n])`. `dt [n_tokens, n_head, head_dim]`, `dt_bias` and `d
     /// [n_head * head_dim]`, `a [n_head * head_dim, d_state]`; what is a head is only a matter of layout.
     Channel,
-    /// Every head, `exp(step[h] * a[h])`: Mamba 2. `dt [n_tokens, n_head]`, `dt_bias`, `d` and `a [n_head]`.
+    /// Every head, `exp(step[h] * a[h])`. `dt [n_tokens, n_head]`, `dt_bias`, `d` and `a [n_head]`.
     Head,
 }
 
 /// Which key head a value head of an [`Op::GatedDelta`] goes with, where there are `n` value heads for each of `n_key` heads.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum HeadMap {
-    /// Value head `j` with key head `j / n`, as in checkpoints of Qwen3-Next.
+    /// Value head `j` with key head `j / n`, as checkpoints have them.
     Interleaved,
-    /// Value head `j` with key head `j mod n_key`, as in GGUF files of Qwen3.5.
+    /// Value head `j` with key head `j mod n_key`: the values of a key apart.
     Tiled,
 }
 
@@ -260,7 +260,7 @@ pub enum Op {
     /// `S[n, p] = exp(step * a) S[n, p] + step * b[n] x[p]` and `y[p] = sum_n c[n] S[n, p] + d x[p]`.
     /// `x [n_tokens, n_head, head_dim]`, `b` and `c [n_tokens, n_group, d_state]`, head `h` with group `h * n_group / n_head`;
     /// `state [n_slots, n_head, d_state, head_dim]`. Result like `x`.
-    /// Source: Gu and Dao 2023, "Mamba", algorithm 2; Dao and Gu 2024, "Transformers are SSMs", section 2.
+    /// Source: Gu and Dao 2023, arXiv:2312.00752, algorithm 2; Dao and Gu 2024, arXiv:2405.21060, section 2.
     SsmScan {
         /// What `dt`, `a` and `d` belong to.
         decay: ScanDecay,

@@ -38,6 +38,21 @@ impl AttentionShape {
         Ok(Self { n_embd, n_head, n_head_kv, head_dim: head_dim(hp, n_embd, n_head)? })
     }
 
+    /// Sizes of attention in every layer that has some: the others have no heads of keys and values.
+    ///
+    /// Errors: as [`AttentionShape::read`].
+    pub(crate) fn of_layers(hp: &Hparams<'_>, n_embd: usize) -> Result<Vec<Option<Self>>> {
+        const KV_HEADS: &str = "attention.head_count_kv";
+        let n_head = hp.size("attention.head_count")?;
+        let head_dim = head_dim(hp, n_embd, n_head)?;
+        let shape = |n_head_kv: usize| match n_head_kv {
+            0 => Ok(None),
+            n if n_head.is_multiple_of(n) => Ok(Some(Self { n_embd, n_head, n_head_kv: n, head_dim })),
+            odd => Err(hp.bad(KV_HEADS, format!("want divisors of {n_head} heads, got {odd}"))),
+        };
+        hp.sizes_of_layers(KV_HEADS, hp.size("block_count")?)?.into_iter().map(shape).collect()
+    }
+
     /// Rotation of whole heads.
     pub(crate) fn rope(&self, theta_base: f32, pairs: RopePairs) -> Rope {
         Rope { n_rot: u32::try_from(self.head_dim).expect("sizes were limited"), theta_base, pairs }

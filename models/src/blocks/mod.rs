@@ -6,6 +6,7 @@ pub(crate) mod delta_net;
 pub(crate) mod ffn;
 pub(crate) mod moe;
 pub(crate) mod short_conv;
+pub(crate) mod ssm;
 
 use engine::weights::WeightStore;
 

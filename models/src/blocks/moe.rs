@@ -8,6 +8,7 @@ use engine::weights::{Weight, WeightStore};
 use super::ffn::SwiGlu;
 use crate::decoder::FeedForward;
 use crate::error::Result;
+use crate::hparams::Hparams;
 
 /// Sizes of a mixture.
 #[derive(Clone, Copy, Debug)]
@@ -20,6 +21,20 @@ pub(crate) struct MoeShape {
     pub n_expert: usize,
 }
 
+impl MoeShape {
+    /// Reads the number of experts, and of those that a token is sent to.
+    ///
+    /// Errors: numbers that are missing or do not fit each other.
+    pub(crate) fn read(hp: &Hparams<'_>, n_embd: usize, n_ff: usize) -> Result<(Self, u32)> {
+        let n_expert = hp.size("expert_count")?;
+        let n_used = hp.size("expert_used_count")?;
+        if n_used > n_expert {
+            return Err(hp.bad("expert_used_count", format!("want at most {n_expert} experts, got {n_used}")));
+        }
+        Ok((Self { n_embd, n_ff, n_expert }, u32::try_from(n_used).expect("sizes were limited")))
+    }
+}
+
 /// An expert that every token is sent to, whose result counts as much as a gate says: `sigmoid(gate . x) ffn(x)`.
 /// Source: transformers, `Qwen2MoeSparseMoeBlock.forward`.
 pub(crate) struct SharedExpert {
@@ -28,6 +43,11 @@ pub(crate) struct SharedExpert {
 }
 
 impl SharedExpert {
+    /// The weights `{prefix}.ffn_*_shexp`, without a gate.
+    pub(crate) fn load(w: &WeightStore, prefix: &str, n_embd: usize, n_ff: usize) -> Result<Self> {
+        Ok(Self { ffn: SwiGlu::load_shared(w, prefix, n_embd, n_ff)?, gate: None })
+    }
+
     /// The weights `{prefix}.ffn_*_shexp` and that of the gate.
     pub(crate) fn load_gated(w: &WeightStore, prefix: &str, n_embd: usize, n_ff: usize) -> Result<Self> {
         Ok(Self {

@@ -1,4 +1,4 @@
-//! LFM2, LFM2-MoE and LFM2-Audio.
+//! LFM2-Audio.
 
 use std::sync::Arc;
 
@@ -9,90 +9,14 @@ use engine::session::Session;
 use engine::state::Role;
 use models::qwen3_asr::AudioAttention;
 
+use super::text::fixed_state;
 use super::trained::Trained;
 use super::{Golden, all_logits, backends, compare, decode, tap};
 
-/// The state of a layer's convolution as the fixtures have it, `[channels, d_conv - 1]`.
-fn conv_state(s: &Session, slot: Slot, layer: u32) -> Vec<f32> {
-    let specs = s.memory().specs();
-    let at = specs.iter().position(|spec| spec.layer == layer && spec.role == Role::Conv).unwrap();
-    let (history, width) = (specs[at].shape.dim(0), specs[at].shape.dim(1));
-    let bytes = s.memory().read_state(slot, at).unwrap();
-    let value = |t: usize, c: usize| f32::from_le_bytes(bytes[(t * width + c) * 4..][..4].try_into().unwrap());
-    (0..width).flat_map(|c| (0..history).map(move |t| (t, c))).map(|(t, c)| value(t, c)).collect()
-}
-
-fn compare_states(gold: &Golden, backend: &dyn Backend, s: &Session, slot: Slot, prefix: &str, layers: &[u32]) {
-    for &layer in layers {
-        let name = format!("{prefix}.layer.{layer}.conv");
-        compare(&name, backend, &conv_state(s, slot, layer), &gold.expected(&name));
-    }
-}
-
-/// Our name of a tap, and the fixture's.
-fn text_taps(n_layer: usize, moe_layers: &[usize]) -> Vec<(String, String)> {
-    let mut taps = vec![("embed".to_owned(), "tap.embed".to_owned()), ("norm".to_owned(), "tap.norm".to_owned())];
-    for i in 0..n_layer {
-        taps.push((format!("blk.{i}.out"), format!("tap.layer.{i}")));
-        for part in ["mixer", "ffn"] {
-            taps.push((format!("blk.{i}.{part}"), format!("tap.layer.{i}.{part}")));
-        }
-    }
-    for i in moe_layers {
-        for part in ["router.logits", "router.weights"] {
-            taps.push((format!("blk.{i}.{part}"), format!("tap.layer.{i}.{part}")));
-        }
-    }
-    taps
-}
-
-/// Logits, taps, states and continuation of a text model, the prompt fed in one piece or in several.
-pub(super) fn check_text(name: &str, n_layer: usize, conv_layers: &[u32], moe_layers: &[usize]) {
-    let gold = Golden::open(name);
-    let prompt: Vec<u32> = gold.ids("prompt.ids").iter().map(|id| id.cast_unsigned()).collect();
-    let taps = text_taps(n_layer, moe_layers);
-    let mut wanted: Vec<String> = taps.iter().map(|(ours, _)| ours.clone()).collect();
-    wanted.extend(moe_layers.iter().map(|i| format!("blk.{i}.router.experts")));
-    let wanted: Vec<&str> = wanted.iter().map(String::as_str).collect();
-    for backend in backends() {
-        for ends in [&[24][..], &[1, 8, 24], &[7, 14, 21, 24]] {
-            let is_whole = ends.len() == 1;
-            let mut s = gold.session(&backend, AudioAttention::Windowed, if is_whole { &wanted } else { &[] });
-            let slot = s.memory_mut().acquire().unwrap();
-            let (mut logits, mut start) = (Vec::new(), 0);
-            for &end in ends {
-                logits.extend(all_logits(&mut s, slot, Tokens::Ids(&prompt[start..end])));
-                start = end;
-            }
-            if is_whole {
-                for (ours, theirs) in &taps {
-                    compare(theirs, &*backend, &tap(&s, ours), &gold.expected(theirs));
-                }
-                for i in moe_layers {
-                    let experts = tap(&s, &format!("blk.{i}.router.experts"));
-                    let experts: Vec<i32> = experts.iter().map(|&e| e as i32).collect();
-                    assert_eq!(experts, gold.ids(&format!("tap.layer.{i}.router.experts")), "{}", backend.name());
-                }
-            }
-            compare("prompt.logits", &*backend, &logits, &gold.expected("prompt.logits"));
-            compare_states(&gold, &*backend, &s, slot, "state.prompt", conv_layers);
-            let n_vocab = s.model().n_vocab();
-            let (ids, rows) = decode(&mut s, slot, &logits[logits.len() - n_vocab..], 16);
-            assert_eq!(ids, gold.ids("decode.ids"), "{}", backend.name());
-            compare("decode.logits", &*backend, &rows, &gold.expected("decode.logits"));
-            compare_states(&gold, &*backend, &s, slot, "state.decode", conv_layers);
-        }
-    }
-}
-
-#[test]
-fn lfm2_matches_transformers() {
-    check_text("lfm2", 4, &[0, 1, 3], &[]);
-}
-
-#[test]
-fn lfm2_moe_matches_transformers() {
-    check_text("lfm2_moe", 3, &[0, 2], &[1, 2]);
+/// The state of the first layer's convolution.
+fn compare_state(gold: &Golden, backend: &dyn Backend, s: &Session, slot: Slot, prefix: &str) {
+    let name = format!("{prefix}.layer.0.conv");
+    compare(&name, backend, &fixed_state(s, slot, 0, Role::Conv), &gold.expected(&name));
 }
 
 /// What a clip holds of the encoder: our tap, and the fixture's name after `clip.N.`.
@@ -143,14 +67,14 @@ fn check_clip(gold: &Golden, backend: &Arc<dyn Backend>, clip: usize) {
             }
         }
         compare(&name("prompt.logits"), &**backend, &logits, &gold.expected(&name("prompt.logits")));
-        compare_states(gold, &**backend, &s, slot, &name("state.prompt"), &[0]);
+        compare_state(gold, &**backend, &s, slot, &name("state.prompt"));
         let n_vocab = s.model().n_vocab();
         let (ids, rows) = decode(&mut s, slot, &logits[logits.len() - n_vocab..], 16);
         assert_eq!(ids, gold.ids(&name("decode.ids")), "clip {clip} on {}", backend.name());
         if clip == 16_000 {
             compare(&name("decode.logits"), &**backend, &rows, &gold.expected(&name("decode.logits")));
         }
-        compare_states(gold, &**backend, &s, slot, &name("state.decode"), &[0]);
+        compare_state(gold, &**backend, &s, slot, &name("state.decode"));
     }
 }
 

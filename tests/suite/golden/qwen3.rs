@@ -1,4 +1,4 @@
-//! Qwen3 and Qwen3-ASR.
+//! Qwen3-ASR.
 
 use std::sync::Arc;
 
@@ -12,52 +12,6 @@ use tempfile::TempDir;
 use super::trained::Trained;
 use super::{Golden, all_logits, backends, compare, decode, tap};
 use crate::checkpoint::{copy_of, edit_config};
-
-const QWEN3_TAPS: [(&str, &str); 8] = [
-    ("embed", "tap.embed"),
-    ("blk.0.mixer", "tap.layer.0.mixer"),
-    ("blk.0.ffn", "tap.layer.0.ffn"),
-    ("blk.0.out", "tap.layer.0"),
-    ("blk.1.mixer", "tap.layer.1.mixer"),
-    ("blk.1.ffn", "tap.layer.1.ffn"),
-    ("blk.1.out", "tap.layer.1"),
-    ("norm", "tap.norm"),
-];
-
-#[test]
-fn qwen3_matches_transformers() {
-    let gold = Golden::open("qwen3");
-    let prompt: Vec<u32> = gold.ids("prompt.ids").iter().map(|id| id.cast_unsigned()).collect();
-    for backend in backends() {
-        let mut s = gold.session(&backend, AudioAttention::Windowed, &QWEN3_TAPS.map(|(ours, _)| ours));
-        let slot = s.memory_mut().acquire().unwrap();
-        let logits = all_logits(&mut s, slot, Tokens::Ids(&prompt));
-        for (ours, theirs) in QWEN3_TAPS {
-            let want = gold.expected(theirs);
-            compare(theirs, &*backend, &tap(&s, ours)[..want.values.len()], &want);
-        }
-        compare("prompt.logits", &*backend, &logits, &gold.expected("prompt.logits"));
-        let n_vocab = s.model().n_vocab();
-        let (ids, rows) = decode(&mut s, slot, &logits[logits.len() - n_vocab..], 16);
-        assert_eq!(ids, gold.ids("decode.ids"), "{}", backend.name());
-        compare("decode.logits", &*backend, &rows, &gold.expected("decode.logits"));
-    }
-}
-
-#[test]
-fn qwen3_prompt_in_pieces_matches_transformers() {
-    let gold = Golden::open("qwen3");
-    let prompt: Vec<u32> = gold.ids("prompt.ids").iter().map(|id| id.cast_unsigned()).collect();
-    for backend in backends() {
-        let mut s = gold.session(&backend, AudioAttention::Windowed, &[]);
-        let slot = s.memory_mut().acquire().unwrap();
-        let mut logits = Vec::new();
-        for piece in [&prompt[..1], &prompt[1..8], &prompt[8..]] {
-            logits.extend(all_logits(&mut s, slot, Tokens::Ids(piece)));
-        }
-        compare("prompt.logits", &*backend, &logits, &gold.expected("prompt.logits"));
-    }
-}
 
 /// Channels-last `[n, mel, time, channels]` to `[channels, mel, time]` of the first image.
 fn channels_first(values: &[f32], want: &[usize]) -> Vec<f32> {

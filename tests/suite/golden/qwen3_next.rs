@@ -9,14 +9,11 @@ use engine::state::Role;
 use models::qwen3_asr::AudioAttention;
 use serde_json::Value;
 
-use super::{Golden, REFERENCE_NMSE, all_logits, backends, compare, compare_within, decode, tap};
+use super::{Golden, all_logits, backends, compare, decode, tap};
 use crate::checkpoint::{converted, values};
 
 /// Where the prompt is cut.
 const CUTS: [&[usize]; 3] = [&[], &[1, 8], &[7, 14, 21]];
-
-/// What a rounding to f32 is off by at most, relative.
-const HALF_UNIT: f64 = 1.0 / (1 << 24) as f64;
 
 /// A fixture, and what its numbers mean.
 struct Fixture {
@@ -84,10 +81,7 @@ impl Fixture {
     /// Taps and states. Rows of padding behind those of the prompt are passed over.
     fn compare(&self, theirs: &str, backend: &dyn Backend, got: &[f32]) {
         let want = self.gold.expected(theirs);
-        // States are rounded to f32 behind every row, in every layer that has one: what they sum over is off by as much.
-        let n_rounded = self.gold.ids("prompt.ids").len() * self.recurrent_layers().count();
-        let nmse = REFERENCE_NMSE + n_rounded as f64 * HALF_UNIT * HALF_UNIT / 3.0;
-        compare_within(theirs, backend, &got[..want.values.len()], &want, nmse);
+        compare(theirs, backend, &got[..want.values.len()], &want);
     }
 
     fn compare_taps(&self, backend: &dyn Backend, s: &Session) {

@@ -117,6 +117,32 @@ impl Files {
     }
 }
 
+/// The JSON value of a file. Python writes `Infinity`, which is no JSON: it is `null` here.
+pub(crate) fn parse(bytes: &[u8]) -> serde_json::Result<Value> {
+    serde_json::from_slice(bytes).or_else(|error| without_infinity(bytes).ok_or(error))
+}
+
+fn without_infinity(bytes: &[u8]) -> Option<Value> {
+    const INFINITY: &str = "Infinity";
+    let text = std::str::from_utf8(bytes).ok()?;
+    let mut out = String::with_capacity(text.len());
+    // Parts inside and outside of texts in turn; a quote behind a backslash ends no text.
+    let (mut rest, mut in_text) = (text, false);
+    while let Some(at) = rest.find('"') {
+        let (part, after) = rest.split_at(at);
+        let ends = !in_text || part.bytes().rev().take_while(|&b| b == b'\\').count() % 2 == 0;
+        if in_text {
+            out.push_str(part)
+        } else {
+            out.push_str(&part.replace(INFINITY, "null"))
+        }
+        out.push('"');
+        (rest, in_text) = (&after[1..], in_text != ends);
+    }
+    out.push_str(&rest.replace(INFINITY, "null"));
+    serde_json::from_str(&out).ok()
+}
+
 /// The beginning of a JSON value from a file, for messages, whose control characters whoever shows them escapes.
 pub(crate) fn brief(value: &Value) -> String {
     cut(&value.to_string())

@@ -12,7 +12,7 @@ use engine::gguf::{Value as GgufValue, quoted};
 use models::tokenizer::{BYTE_LEVEL, SENTENCE_PIECE, Tokenizer, Vocabulary};
 use serde_json::Value;
 
-use crate::files::{Files, brief};
+use crate::files::{Files, brief, parse};
 use crate::tokenizer_json::{self, Kind};
 
 /// Largest file read as a whole; published `tokenizer.json` files stay under 40 MB.
@@ -213,7 +213,7 @@ impl JsonFile {
     /// `None` when there is no such file.
     fn read(files: &Files, name: &str) -> Result<Option<Self>> {
         let Some((path, bytes)) = files.read(name, MAX_FILE_BYTES)? else { return Ok(None) };
-        let value = serde_json::from_slice(&bytes).with_context(|| format!("{}: not JSON", path.display()))?;
+        let value = parse(&bytes).with_context(|| format!("{}: not JSON", path.display()))?;
         Ok(Some(Self { path, value }))
     }
 

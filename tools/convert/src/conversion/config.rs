@@ -9,7 +9,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use engine::gguf::{Value as GgufValue, quoted};
 use serde_json::{Map, Value};
 
-use crate::files::{Files, brief};
+use crate::files::{Files, brief, parse};
 
 /// Largest configuration read; published ones are a few KB.
 const MAX_FILE_BYTES: u64 = 16 << 20;
@@ -36,7 +36,7 @@ impl Config {
     pub(super) fn read_optional(files: &Files, name: &str) -> Result<Option<Self>> {
         let Some((path, bytes)) = files.read(name, MAX_FILE_BYTES)? else { return Ok(None) };
         let name = path.display();
-        let value: Value = serde_json::from_slice(&bytes).with_context(|| format!("{name}: not JSON"))?;
+        let value = parse(&bytes).with_context(|| format!("{name}: not JSON"))?;
         let Value::Object(root) = value else {
             return Err(anyhow!("{name}: want a JSON object, got {}", brief(&value)));
         };
@@ -128,6 +128,24 @@ impl<'a> Section<'a> {
             Some(Value::String(text)) => Ok(Some(text)),
             Some(other) => Err(self.wrong(key, "a text", other)),
         }
+    }
+
+    /// The text under `key`, if there is one; other values are for others to read.
+    pub fn text_or_none_of(&self, key: &str) -> Option<&'a str> {
+        self.get(key).and_then(Value::as_str)
+    }
+
+    /// The numbers of the list under `key`, if there is one. As Python writes it, infinity is no JSON: it is `null` here
+    /// ([`Config::read`]), or an object in the way of transformers 5.
+    pub fn decimals_or_none(&self, key: &str) -> Result<Option<Vec<f64>>> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        let item = |v: &Value| match v {
+            Value::Null => Some(f64::INFINITY),
+            Value::Object(object) if object.get("__float__").is_some_and(|v| v == "Infinity") => Some(f64::INFINITY),
+            other => other.as_f64(),
+        };
+        let found = value.as_array().and_then(|list| list.iter().map(item).collect());
+        Some(found.ok_or_else(|| self.wrong(key, "a list of numbers", value))).transpose()
     }
 
     /// The bool under `key`, or `absent`.

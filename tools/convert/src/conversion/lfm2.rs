@@ -6,6 +6,7 @@ use anyhow::{Result, ensure};
 use engine::gguf::{Value, quoted};
 use serde_json::json;
 
+use super::block::Block;
 use super::config::{Section, integer};
 use super::plan::{Role, Row, Source};
 use super::qwen3::{HEAD_DIM, Heads, MAX_CONTEXT, MAX_LAYERS, MAX_VOCAB, MAX_WIDTH, rope_theta};
@@ -145,7 +146,7 @@ impl Lfm2Config {
         let stored = format!("{prefix}embed_tokens.weight");
         let mut rows = vec![Row::new("token_embd.weight", stored, role, &[self.n_vocab, n_embd])];
         for (i, &is_attention) in self.is_attention.iter().enumerate() {
-            let mut layer = Layer { rows: &mut rows, name: format!("blk.{i}"), stored: format!("{prefix}layers.{i}") };
+            let mut layer = Block::layer(&mut rows, prefix, i);
             layer.add("attn_norm", "operator_norm", Role::Full, &[n_embd]);
             if is_attention {
                 self.attention(&mut layer);
@@ -171,7 +172,7 @@ impl Lfm2Config {
         rows
     }
 
-    fn attention(&self, layer: &mut Layer<'_>) {
+    fn attention(&self, layer: &mut Block<'_>) {
         let (n_q, n_kv) = self.heads.widths();
         layer.add("attn_q", "self_attn.q_proj", Role::Matrix, &[n_q, self.n_embd]);
         layer.add("attn_k", "self_attn.k_proj", Role::Matrix, &[n_kv, self.n_embd]);
@@ -188,7 +189,7 @@ impl Lfm2Config {
 }
 
 impl Experts {
-    fn rows(&self, layer: &mut Layer<'_>, n_embd: usize) {
+    fn rows(&self, layer: &mut Block<'_>, n_embd: usize) {
         layer.add("ffn_gate_inp", "feed_forward.gate", Role::Full, &[self.n_expert, n_embd]);
         let bias = format!("{}.feed_forward.expert_bias", layer.stored);
         layer.rows.push(Row::new(format!("{}.exp_probs_b.bias", layer.name), bias, Role::Full, &[self.n_expert]));
@@ -209,24 +210,6 @@ impl Experts {
                 },
             });
         }
-    }
-}
-
-/// The tensors of a layer, as they are collected.
-struct Layer<'a> {
-    rows: &'a mut Vec<Row>,
-    name: String,
-    stored: String,
-}
-
-impl Layer<'_> {
-    fn row(&self, name: &str, stored: &str, role: Role, dims: &[usize]) -> Row {
-        Row::new(format!("{}.{name}.weight", self.name), format!("{}.{stored}.weight", self.stored), role, dims)
-    }
-
-    fn add(&mut self, name: &str, stored: &str, role: Role, dims: &[usize]) {
-        let row = self.row(name, stored, role, dims);
-        self.rows.push(row);
     }
 }
 

@@ -6,12 +6,16 @@
 
 mod arrange;
 mod batch_norm;
+mod block;
 mod checkpoint;
 mod config;
 mod general;
+mod granite;
+mod jamba;
 mod lfm2;
 mod lfm2_audio;
 mod llama;
+mod mamba;
 mod plan;
 mod positions;
 mod projector;
@@ -19,6 +23,7 @@ mod qwen3;
 mod qwen3_asr;
 mod qwen3_next;
 mod segment;
+mod ssm;
 mod write;
 
 use std::path::PathBuf;
@@ -30,9 +35,12 @@ use engine::DType;
 use engine::gguf::{Gguf, GgufWriter, Value, quoted};
 
 use self::checkpoint::Model;
+use self::granite::Granite;
+use self::jamba::Jamba;
 use self::lfm2::Lfm2Config;
 use self::lfm2_audio::Lfm2Audio;
 use self::llama::LlamaConfig;
+use self::mamba::{Generation, Mamba};
 use self::plan::{Chosen, FilePlan, Row};
 use self::qwen3::TextConfig;
 use self::qwen3_asr::Qwen3Asr;
@@ -299,6 +307,10 @@ const MODEL_TYPES: &[(&str, ReadParts)] = &[
     ("llama", Parts::llama),
     ("lfm2", |checkpoint| Ok(Parts::lfm2(checkpoint, Lfm2Config::read(&checkpoint.config())?))),
     ("lfm2_moe", |checkpoint| Ok(Parts::lfm2(checkpoint, Lfm2Config::read_moe(&checkpoint.config())?))),
+    ("mamba", |checkpoint| Ok(Parts::mamba(Mamba::read(checkpoint, Generation::First)?))),
+    ("mamba2", |checkpoint| Ok(Parts::mamba(Mamba::read(checkpoint, Generation::Second)?))),
+    ("jamba", Parts::jamba),
+    ("granitemoehybrid", Parts::granite),
     ("qwen3_next", |checkpoint| Parts::qwen3_next(checkpoint, Family::Next)),
     ("qwen3_5", |checkpoint| Parts::qwen3_next(checkpoint, Family::Dense)),
     ("qwen3_5_text", |checkpoint| Parts::qwen3_next(checkpoint, Family::Dense)),
@@ -381,6 +393,33 @@ impl Parts {
         rows.extend(has_head.then(|| model.head(HEAD)));
         let text = Part { architecture: model.architecture(), keys: model.keys(), rows };
         Self::text(model.n_vocab, lfm2::PRE_TOKENIZER, text)
+    }
+
+    fn mamba(model: Mamba) -> Self {
+        let text = Part { architecture: model.architecture(), keys: model.keys(), rows: model.rows() };
+        // Some exports store a tied head as well.
+        let is_ignored: fn(&str) -> bool = if model.tied { |name| name == HEAD } else { |_| false };
+        Self { is_ignored, ..Self::text(model.n_vocab, mamba::PRE_TOKENIZER, text) }
+    }
+
+    fn jamba(checkpoint: &Model) -> Result<Self> {
+        let mut model = Jamba::read(&checkpoint.config())?;
+        let has_head = checkpoint.has(HEAD) || !model.tied;
+        model.tied = !has_head;
+        let mut rows = model.rows();
+        rows.extend(has_head.then(|| model.head(HEAD)));
+        let text = Part { architecture: jamba::ARCHITECTURE, keys: model.keys(), rows };
+        Ok(Self::text(model.n_vocab, jamba::PRE_TOKENIZER, text))
+    }
+
+    fn granite(checkpoint: &Model) -> Result<Self> {
+        let mut model = Granite::read(&checkpoint.config())?;
+        let has_head = checkpoint.has(HEAD) || !model.tied;
+        model.tied = !has_head;
+        let mut rows = model.rows();
+        rows.extend(has_head.then(|| model.head(HEAD)));
+        let text = Part { architecture: granite::ARCHITECTURE, keys: model.keys(), rows };
+        Ok(Self::text(model.n_vocab, granite::PRE_TOKENIZER, text))
     }
 
     fn qwen3_next(checkpoint: &Model, family: Family) -> Result<Self> {

@@ -9,9 +9,10 @@ use engine::gguf::{Array, Value, quoted};
 use serde_json::json;
 
 use super::arrange::{Change, Piece};
+use super::block::Block;
 use super::checkpoint::Model;
 use super::config::{Section, integer};
-use super::plan::{Role, Row, Source};
+use super::plan::{Role, Row};
 use super::qwen3::{Heads, MAX_CONTEXT, MAX_HEADS, MAX_LAYERS, MAX_VOCAB, MAX_WIDTH, rope_theta, stored_rope_sections};
 
 /// Layers with attention, in `layer_types`.
@@ -286,7 +287,7 @@ impl Qwen3Next {
                 .changed(Change::PlusOne),
         ];
         for (i, &is_attention) in self.is_attention.iter().enumerate() {
-            let mut block = Block { rows: &mut rows, name: format!("blk.{i}"), stored: format!("{prefix}layers.{i}") };
+            let mut block = Block::layer(&mut rows, prefix, i);
             self.layer(&mut block, is_attention, checkpoint);
         }
         for (prefix, i) in self.next_token.into_iter().flat_map(|(prefix, n)| (0..n).map(move |i| (prefix, i))) {
@@ -392,7 +393,6 @@ impl Experts {
     fn rows(&self, block: &mut Block<'_>, n_embd: usize, checkpoint: &Model) {
         block.add("ffn_gate_inp", "mlp.gate", Role::Full, &[self.n_expert, n_embd]);
         let n_ff = self.n_ff;
-        let shapes = [("gate", [n_ff, n_embd]), ("up", [n_ff, n_embd]), ("down", [n_embd, n_ff])];
         let stacked = format!("{}.mlp.experts.", block.stored);
         if checkpoint.has_prefix(&format!("{stacked}gate_up_proj")) {
             // Both matrices of an expert behind each other.
@@ -412,57 +412,18 @@ impl Experts {
                 &dims,
             ));
         } else {
-            for (part, dims) in shapes {
-                block.rows.push(Row {
-                    name: block.weight(&format!("ffn_{part}_exps")),
-                    dims: vec![self.n_expert, dims[0], dims[1]],
-                    role: Role::Matrix,
-                    source: Source::Experts {
-                        prefix: stacked.clone(),
-                        suffix: format!(".{part}_proj.weight"),
-                        n: self.n_expert,
-                        dims: dims.into(),
-                    },
-                });
-            }
+            block.experts("mlp", n_embd, n_ff, self.n_expert);
         }
         block.add("ffn_gate_inp_shexp", "mlp.shared_expert_gate", Role::Full, &[1, n_embd]);
         block.swiglu("_shexp", "mlp.shared_expert", n_embd, self.n_ff_shared);
     }
 }
 
-/// The tensors of a block, as they are collected.
-struct Block<'a> {
-    rows: &'a mut Vec<Row>,
-    name: String,
-    stored: String,
-}
-
 impl Block<'_> {
-    /// The name of a weight in the file.
-    fn weight(&self, name: &str) -> String {
-        format!("{}.{name}.weight", self.name)
-    }
-
-    fn row(&self, name: &str, stored: &str, role: Role, dims: &[usize]) -> Row {
-        Row::new(self.weight(name), format!("{}.{stored}.weight", self.stored), role, dims)
-    }
-
-    fn add(&mut self, name: &str, stored: &str, role: Role, dims: &[usize]) {
-        let row = self.row(name, stored, role, dims);
-        self.rows.push(row);
-    }
-
     /// The weights of a norm, which are stored around 0.
     fn norm(&mut self, name: &str, stored: &str, n: usize) {
         let row = self.row(name, stored, Role::Full, &[n]).changed(Change::PlusOne);
         self.rows.push(row);
-    }
-
-    fn swiglu(&mut self, suffix: &str, stored: &str, n_embd: usize, n_ff: usize) {
-        for (part, dims) in [("gate", [n_ff, n_embd]), ("up", [n_ff, n_embd]), ("down", [n_embd, n_ff])] {
-            self.add(&format!("ffn_{part}{suffix}"), &format!("{stored}.{part}_proj"), Role::Matrix, &dims);
-        }
     }
 }
 
