@@ -5,6 +5,7 @@
 
 mod argument;
 pub(crate) mod noise;
+mod qwen3_next;
 mod shapes;
 mod vocabulary;
 
@@ -108,6 +109,7 @@ mod tests {
     use models::generate::{Generator, Request};
     use models::sample::Sampling;
 
+    use super::qwen3_next::{FeedForward, Qwen3Next};
     use super::shapes::{AudioTower, Conformer, Experts, Kind, Lfm2, Qwen3};
     use super::*;
     use crate::{Conversion, FileType, Options};
@@ -121,6 +123,16 @@ mod tests {
         n_ff: 256,
         adjusts_ff: false,
         experts: Some(Experts { n_expert: 4, n_used: 2, n_ff: 64, n_dense: 1 }),
+    };
+
+    const DELTA: Qwen3Next = Qwen3Next {
+        n_embd: 256,
+        n_layer: 4,
+        n_head: 2,
+        n_head_kv: 1,
+        n_value: 32,
+        n_vocab: 151_936,
+        ffn: FeedForward::Dense(256),
     };
 
     fn open(shape: &Shape, seed: u64, file_type: FileType) -> Conversion {
@@ -196,6 +208,11 @@ mod tests {
             (Kind::Qwen3Asr(audio, TEXT), FileType::F16),
             (Kind::Lfm2(HYBRID), FileType::Q4_K_M),
             (Kind::Lfm2Audio(conformer, Lfm2 { experts: None, ..HYBRID }), FileType::Q6_K),
+            (Kind::Qwen3Next(DELTA), FileType::Q4_K_M),
+            (
+                Kind::Qwen3Next(Qwen3Next { ffn: FeedForward::Experts { n_expert: 6, n_used: 2, n_ff: 64 }, ..DELTA }),
+                FileType::Q8_0,
+            ),
         ] {
             let shape = Shape { name: "small", kind };
             let dir = tempfile::tempdir().unwrap();

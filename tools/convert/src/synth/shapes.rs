@@ -5,10 +5,12 @@
 
 use serde_json::{Value, json};
 
+use super::qwen3_next::{FeedForward, Qwen3Next};
+
 /// Mean and standard deviation of matrices.
-const MATRIX: Scale = Scale(0.0, 0.02);
+pub(super) const MATRIX: Scale = Scale(0.0, 0.02);
 /// Of the factors of norms.
-const NORM: Scale = Scale(1.0, 0.01);
+pub(super) const NORM: Scale = Scale(1.0, 0.01);
 /// Of biases and whatever else is added.
 const BIAS: Scale = Scale(0.0, 0.01);
 /// Of kernels with few inputs.
@@ -16,7 +18,7 @@ const KERNEL: Scale = Scale(0.0, 0.2);
 /// Of kernels that only mix channels.
 const POINTWISE: Scale = Scale(0.0, 0.06);
 /// Of the short convolutions of LFM2.
-const TAPS: Scale = Scale(0.0, 0.3);
+pub(super) const TAPS: Scale = Scale(0.0, 0.3);
 
 /// Rows of the embedding of all Qwen3 models.
 const QWEN_VOCAB: usize = 151_936;
@@ -55,6 +57,8 @@ pub(crate) enum Kind {
     Lfm2(Lfm2),
     /// LFM2-Audio, without speech output but for what llama.cpp's files carry.
     Lfm2Audio(Conformer, Lfm2),
+    /// A Qwen3-Next or a Qwen3.5 text model.
+    Qwen3Next(Qwen3Next),
 }
 
 /// The numbers of a Qwen3 decoder that differ between sizes.
@@ -159,8 +163,8 @@ impl Shape {
     ///
     /// Source: `config.json` of the published checkpoints: Qwen/Qwen3-ASR-*, LiquidAI/LFM2-Audio-1.5B, LiquidAI/LFM2-*
     /// (LFM2-350M, -700M and -1.2B with `block_ff_dim` before its adjustment, LFM2-2.6B as in LFM2-2.6B-Transcript, LFM2-8B-A1B),
-    /// Qwen/Qwen3-*. The numbers of parameters in the tests are those of the model cards and of the checkpoints' headers.
-    pub const ALL: [Self; 11] = [
+    /// Qwen/Qwen3-*, Qwen/Qwen3.5-4B, Qwen/Qwen3-Next-80B-A3B-Instruct. The numbers of parameters in the tests are those of the model cards and of the checkpoints' headers.
+    pub const ALL: [Self; 13] = [
         Self {
             name: "qwen3-asr-0.6b",
             kind: Kind::Qwen3Asr(
@@ -212,6 +216,31 @@ impl Shape {
             name: "qwen3-4b",
             kind: Kind::Qwen3(Qwen3 { n_embd: 2560, n_layer: 36, n_head: 32, n_ff: 9728, ..QWEN3_06B }),
         },
+        Self {
+            name: "qwen3.5-4b",
+            kind: Kind::Qwen3Next(Qwen3Next {
+                n_embd: 2560,
+                n_layer: 32,
+                n_head: 16,
+                n_head_kv: 4,
+                n_value: 32,
+                n_vocab: 248_320,
+                ffn: FeedForward::Dense(9216),
+            }),
+        },
+        // Of 48 layers with 512 experts.
+        Self {
+            name: "qwen3-next-80b-8-layers-128-experts",
+            kind: Kind::Qwen3Next(Qwen3Next {
+                n_embd: 2048,
+                n_layer: 8,
+                n_head: 16,
+                n_head_kv: 2,
+                n_value: 32,
+                n_vocab: QWEN_VOCAB,
+                ffn: FeedForward::Experts { n_expert: 128, n_used: 10, n_ff: 512 },
+            }),
+        },
     ];
 
     /// `config.json` of the checkpoint.
@@ -247,6 +276,7 @@ impl Shape {
                 "encoder": audio.config(),
                 "lfm": text.config(),
             }),
+            Kind::Qwen3Next(text) => text.config(),
         }
     }
 
@@ -267,6 +297,7 @@ impl Shape {
                 text.tensors("lfm.", &mut tensors);
                 audio.tensors(text.n_embd, &mut tensors);
             }
+            Kind::Qwen3Next(text) => text.tensors(&mut tensors),
         }
         tensors.0
     }
@@ -281,6 +312,7 @@ impl Shape {
         match self.kind {
             Kind::Qwen3(_) | Kind::Qwen3Asr(..) => QWEN_VOCAB,
             Kind::Lfm2(_) | Kind::Lfm2Audio(..) => LFM2_VOCAB,
+            Kind::Qwen3Next(text) => text.n_vocab,
         }
     }
 }
@@ -299,10 +331,11 @@ pub(crate) struct Tensor {
 }
 
 /// Tensors as they are collected.
-struct Tensors(Vec<Tensor>);
+pub(super) struct Tensors(Vec<Tensor>);
 
 impl Tensors {
-    fn add(&mut self, name: impl Into<String>, dims: &[usize], scale: Scale) {
+    /// A tensor with noise of its own.
+    pub(super) fn add(&mut self, name: impl Into<String>, dims: &[usize], scale: Scale) {
         self.0.push(Tensor { name: name.into(), dims: dims.to_vec(), scale, noise_of: None });
     }
 
@@ -581,7 +614,7 @@ impl Conformer {
 }
 
 /// The object `first` with the keys of `others` behind its own.
-fn merged<const N: usize>(mut first: Value, others: [Value; N]) -> Value {
+pub(super) fn merged<const N: usize>(mut first: Value, others: [Value; N]) -> Value {
     let into = first.as_object_mut().expect("configurations are objects");
     for other in others {
         into.extend(other.as_object().expect("configurations are objects").clone());
@@ -629,6 +662,22 @@ mod tests {
             // What balances experts is stored, but not trained.
             assert_eq!(parameters(&shape(name), |name| !name.ends_with("expert_bias")), total, "{name}");
         }
+    }
+
+    /// By hand, of a layer of each kind: no file's header is at hand.
+    #[test]
+    fn delta_nets_have_the_tensors_of_their_layers() {
+        let layer = |name: &str, i: usize| {
+            let of_layer = format!("layers.{i}.");
+            parameters(&shape(name), |tensor| tensor.contains(&of_layer))
+        };
+        let (delta, attention) = (42_139_840, 36_700_672);
+        let ffn = 3 * 9216 * 2560 + 2 * 2560;
+        assert_eq!([0, 3].map(|i| layer("qwen3.5-4b", i)), [delta + ffn, attention + ffn]);
+        let name = "qwen3-next-80b-8-layers-128-experts";
+        // 33.7 M and 27.3 M beside 129 experts of 3.1 M each, a router, a gate and two norms.
+        let experts = 129 * 3 * 512 * 2048 + 128 * 2048 + 2048 + 2 * 2048;
+        assert_eq!([0, 7].map(|i| layer(name, i)), [33_718_464 + experts, 27_263_488 + experts]);
     }
 
     #[test]

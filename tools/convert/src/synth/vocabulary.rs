@@ -14,7 +14,7 @@ const LETTERS: &str = "etaoinshrdlcumwfgypbvkjxqz";
 /// A space in the alphabet of vocabularies.
 const SPACE: &str = "\u{120}";
 
-/// Ordinary ids of all Qwen3 models begin with the single bytes.
+/// Ordinary ids of all Qwen3 models begin with the single bytes. Qwen3.5 has more of them: here they are rows without a token.
 const QWEN_FIRST: u32 = 0;
 /// One past the ordinary ids.
 const QWEN_END: u32 = 151_643;
@@ -154,7 +154,7 @@ struct Added {
 
 impl Shape {
     fn is_qwen(&self) -> bool {
-        matches!(self.kind, Kind::Qwen3(_) | Kind::Qwen3Asr(..))
+        matches!(self.kind, Kind::Qwen3(_) | Kind::Qwen3Asr(..) | Kind::Qwen3Next(_))
     }
 }
 

@@ -11,9 +11,24 @@ const LFM2_SIZES: [(usize, &str); 5] =
     [(2560, "230M"), (4608, "350M"), (6912, "700M"), (8192, "1.2B"), (10752, "2.6B")];
 /// Names by number of layers. Source: llama.cpp, `src/models/lfm2moe.cpp`.
 const LFM2_MOE_SIZES: [(usize, &str); 1] = [(24, "8B.A1B")];
+/// The same. Source: llama.cpp, `src/models/qwen3next.cpp`, `src/models/qwen35moe.cpp`.
+const QWEN3_NEXT_SIZES: [(usize, &str); 1] = [(48, "80B.A3B")];
+const QWEN3_5_MOE_SIZES: [(usize, &str); 3] = [(40, "35B.A3B"), (48, "122B.A10B"), (60, "397B.A17B")];
 /// Names by number of layers and width. Source: llama.cpp, `src/models/qwen3.cpp`.
 const QWEN3_SIZES: [(usize, usize, &str); 6] =
     [(28, 1024, "0.6B"), (28, 2048, "1.7B"), (36, 2560, "4B"), (36, 4096, "8B"), (40, 5120, "14B"), (64, 5120, "32B")];
+
+/// Name of a Qwen3.5 by number of layers and width. Source: llama.cpp, `src/models/qwen35.cpp`.
+fn qwen3_5_size(n_layer: usize, n_embd: usize) -> Option<&'static str> {
+    match (n_layer, n_embd) {
+        (24, 1024) => Some("0.8B"),
+        (24, _) => Some("2B"),
+        (32, 2560) => Some("4B"),
+        (32, _) => Some("9B"),
+        (64, _) => Some("27B"),
+        _ => None,
+    }
+}
 
 /// Describes the language model in `loaded`, which `-m` calls `filename`.
 pub(super) fn facts(loaded: &Loaded, filename: &str) -> ModelFacts {
@@ -35,13 +50,21 @@ fn architecture(file: &Gguf) -> String {
 fn size_label(file: &Gguf) -> &'static str {
     let arch = architecture(file);
     let number = |key: &str| file.get_u32(&format!("{arch}.{key}")).map_or(0, |n| n as usize);
-    let (n_layer, n_embd) = (number("block_count"), number("embedding_length"));
+    let by_layers = |sizes: &[(usize, &'static str)], n_layer: usize| {
+        sizes.iter().find(|(layers, _)| *layers == n_layer).map(|(_, name)| *name)
+    };
+    // Blocks that predict the token after the next are no layers.
+    let n_layer = number("block_count").saturating_sub(number("nextn_predict_layers"));
+    let n_embd = number("embedding_length");
     let found = match arch.as_str() {
         "lfm2" => LFM2_SIZES.iter().find(|(n_ff, _)| *n_ff == number("feed_forward_length")).map(|(_, name)| *name),
         "qwen3" | "qwen3vl" => {
             QWEN3_SIZES.iter().find(|(layers, embd, _)| (*layers, *embd) == (n_layer, n_embd)).map(|(_, _, name)| *name)
         }
-        "lfm2moe" => LFM2_MOE_SIZES.iter().find(|(layers, _)| *layers == n_layer).map(|(_, name)| *name),
+        "lfm2moe" => by_layers(&LFM2_MOE_SIZES, n_layer),
+        "qwen3next" => by_layers(&QWEN3_NEXT_SIZES, n_layer),
+        "qwen35" => qwen3_5_size(n_layer, n_embd),
+        "qwen35moe" => by_layers(&QWEN3_5_MOE_SIZES, n_layer),
         _ => None,
     };
     found.unwrap_or("?B")
