@@ -33,6 +33,7 @@ mod prompt;
 mod quantize;
 mod quirks;
 mod readers;
+mod recurrences;
 mod registry;
 mod reuse;
 mod safetensors;
