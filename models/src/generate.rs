@@ -7,14 +7,17 @@ use std::time::{Duration, Instant};
 
 use engine::DType;
 use engine::backend::Backend;
+use engine::gguf::Gguf;
 use engine::session::{Reuse, Session, SessionOptions, Stats};
 
 use crate::Loaded;
+use crate::chat::Template;
 use crate::decoding::{Decoding, Finish, Prompt, Rules};
 use crate::error::{Error, Result};
 use crate::hparams::context_length;
 use crate::sample::Sampling;
 use crate::scheduler::{SPARE_BYTES, Scheduler};
+use crate::stop::StopTexts;
 use crate::tokenizer::{Special, TokenKind, Tokenizer};
 
 /// Positions of a slot before the first request says how many it needs.
@@ -37,6 +40,8 @@ pub struct Request<'a> {
     pub sampling: Sampling,
     /// Goes on past tokens that end a text.
     pub ignore_stop: bool,
+    /// Texts that end the answer; nothing of them is in it.
+    pub stop: &'a [String],
     /// Keeps the logits of every token of the prompt.
     pub prompt_logits: bool,
 }
@@ -44,12 +49,14 @@ pub struct Request<'a> {
 /// What came out.
 #[derive(Clone, PartialEq, Default, Debug)]
 pub struct Generated {
-    /// The new tokens. A token that ends the text is not among them.
+    /// The new tokens. A token that ends the text is not among them, nor is one with anything of a stop text.
     pub ids: Vec<u32>,
     /// Their text, without control tokens.
     pub text: String,
-    /// Whether a token came that ends the text.
-    pub stopped: bool,
+    /// Tokens that were chosen, those that are left out included.
+    pub n_chosen: usize,
+    /// What ended it.
+    pub end: End,
     /// `[n_tokens, n_vocab]` for the tokens of the prompt, where they were asked for.
     pub prompt_logits: Vec<f32>,
     /// The prompt up to the first choice.
@@ -58,8 +65,20 @@ pub struct Generated {
     pub decode: Duration,
 }
 
-/// What a caller watches a run with.
-pub type Observer<'a> = dyn FnMut(u32, &str) -> ControlFlow<()> + 'a;
+/// What ended an answer.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub enum End {
+    /// As many tokens came as were asked for, or whoever watched wanted no more.
+    #[default]
+    Limit,
+    /// A token that ends a text.
+    Token(u32),
+    /// This text, of those that were to end it.
+    Text(String),
+}
+
+/// What a caller watches a run with: new tokens, and the text so far. What may be the beginning of a stop text is held back.
+pub type Observer<'a> = dyn FnMut(&[u32], &str) -> ControlFlow<()> + 'a;
 
 /// A language model ready to continue prompt after prompt.
 pub struct Generator {
@@ -67,6 +86,7 @@ pub struct Generator {
     tokenizer: Tokenizer,
     stop: Vec<u32>,
     n_ctx: usize,
+    file: Gguf,
 }
 
 impl Generator {
@@ -89,7 +109,7 @@ impl Generator {
             ..SessionOptions::default()
         };
         let session = Session::open(Arc::clone(&loaded.model), &loaded.weights, backends, options)?;
-        Ok(Self { scheduler: Scheduler::new(session), tokenizer, stop, n_ctx })
+        Ok(Self { scheduler: Scheduler::new(session), tokenizer, stop, n_ctx, file: file.clone() })
     }
 
     /// Switches the reuse of compiled graphs.
@@ -124,10 +144,22 @@ impl Generator {
         ids
     }
 
+    /// The chat template of the model's file; `None` where it has none.
+    ///
+    /// Errors: one that cannot be read.
+    pub fn template(&self) -> Result<Option<Template>> {
+        Template::of_model(&self.file, &self.tokenizer)
+    }
+
+    /// The tokens of a conversation that a template wrote: nothing is added to it.
+    pub fn chat_prompt(&self, text: &str) -> Vec<u32> {
+        self.tokenizer.encode(text, Special::Parse)
+    }
+
     /// Whether a request can be carried out.
     ///
     /// Errors: `Argument` for an empty prompt or one with ids outside the vocabulary, for no new tokens, for logits that no
-    /// memory holds; `ContextFull`.
+    /// memory holds, for a stop text without text; `ContextFull`.
     pub fn check(&self, request: &Request<'_>) -> Result<()> {
         let bad = |name, what: String| Err(Error::Argument { name, what });
         let n_vocab = self.scheduler.session().model().n_vocab();
@@ -140,6 +172,9 @@ impl Generator {
         if request.max_tokens == 0 {
             return bad("number of tokens", "want at least 1, got 0".into());
         }
+        if request.stop.iter().any(String::is_empty) {
+            return bad("stop text", "want some text, got none".into());
+        }
         let wanted = request.prompt.len().saturating_add(request.max_tokens);
         if wanted > self.n_ctx {
             return Err(engine::Error::ContextFull { capacity: self.n_ctx, wanted }.into());
@@ -151,8 +186,7 @@ impl Generator {
         Ok(())
     }
 
-    /// Continues a prompt. `observer` sees every new token, with the text so far as it is complete, and ends the run early by
-    /// breaking.
+    /// Continues a prompt. `observer` sees new tokens, with the text so far as it is complete, and ends the run early by breaking.
     ///
     /// Errors: as [`Generator::check`]; logits that no token can be chosen from.
     pub fn generate(&mut self, request: &Request<'_>, observer: &mut Observer<'_>) -> Result<Generated> {
@@ -171,6 +205,9 @@ impl Generator {
         };
         let mut generated = Generated::default();
         let mut decoder = tokenizer.decoder(true);
+        let mut stops = StopTexts::new(request.stop);
+        // Bytes of the text after every token, and tokens that were shown.
+        let (mut ends, mut n_shown) = (Vec::new(), 0);
         let mut prompt_left = request.prompt.len();
         let mut start = Instant::now();
         scheduler.run(Decoding::new(Prompt::of_ids(request.prompt), n_embd, rules), &mut |event, logits| {
@@ -184,15 +221,31 @@ impl Generator {
                     start = Instant::now();
                 }
             }
+            if let Some(Finish::Stop(id)) = event.finish {
+                generated.n_chosen += 1;
+                generated.end = End::Token(id);
+            }
             for &id in &event.tokens {
+                generated.n_chosen += 1;
                 generated.ids.push(id);
                 decoder.push(id, &mut generated.text);
-                observer(id, &generated.text)?;
+                ends.push(generated.text.len() + decoder.n_pending());
+                if let Some((at, stop)) = stops.find(&generated.text) {
+                    generated.text.truncate(at);
+                    generated.ids.truncate(ends.partition_point(|&end| end <= at));
+                    generated.end = End::Text(stop.to_owned());
+                    return ControlFlow::Break(());
+                }
+                let n_safe = stops.n_safe(&generated.text);
+                let n_ids = ends.partition_point(|&end| end <= n_safe);
+                observer(&generated.ids[n_shown..n_ids], &generated.text[..n_safe])?;
+                n_shown = n_ids;
             }
-            generated.stopped = matches!(event.finish, Some(Finish::Stop(_)));
             ControlFlow::Continue(())
         })?;
-        decoder.finish(&mut generated.text);
+        if !matches!(generated.end, End::Text(_)) {
+            decoder.finish(&mut generated.text);
+        }
         generated.decode = start.elapsed();
         Ok(generated)
     }

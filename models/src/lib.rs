@@ -30,6 +30,7 @@ pub mod registry;
 pub mod sample;
 pub mod scheduler;
 pub mod speech;
+mod stop;
 pub mod tokenizer;
 pub mod transcribe;
 mod transformer;

@@ -171,6 +171,87 @@ fn the_same_seed_gives_the_same_text() {
 }
 
 #[test]
+fn every_sampler_gives_the_same_text_at_any_thread_count() {
+    let all = ["--temp", "1.3", "--top-k", "40", "--top-p", "0.95", "--min-p", "0.01"];
+    let penalties = ["--repeat-penalty", "1.2", "--presence-penalty", "0.5"];
+    let text = |more: &[&str]| {
+        let args = ["-q", "-p", "turn the", "-n", "24", "--ignore-eos", "--seed", "3"];
+        generate(&[&args[..], more].concat()).expect(0).out
+    };
+    let whole = [&all[..], &penalties].concat();
+    let want = text(&[&whole[..], &["-t", "1"]].concat());
+    for threads in ["2", "3"] {
+        assert_eq!(text(&[&whole[..], &["-t", threads]].concat()), want);
+    }
+    assert_ne!(text(&all), want);
+    // Only the most likely token is as likely as itself.
+    assert_eq!(text(&["--temp", "1", "--min-p", "1"]), text(&[]));
+    // Nothing is said twice where that costs everything.
+    let ids = text(&["--presence-penalty", "100", "--token-ids"]);
+    let mut ids = ids_of(&ids);
+    ids.sort_unstable();
+    ids.dedup();
+    assert_eq!(ids.len(), 24);
+}
+
+/// The template of the built-in model, written out.
+#[test]
+fn a_chat_is_the_template_of_the_file() {
+    let end = ["-q", "-n", "12", "--token-ids"];
+    let raw = |text: &str| generate(&[&end[..], &["-p", text]].concat()).expect(0).out;
+    let chat = |args: &[&str]| generate(&[&end[..], &["--chat"], args].concat()).expect(0).out;
+    let user = "<|im_start|>user\nplease open the door<|im_end|>\n<|im_start|>assistant\n";
+    assert_eq!(chat(&["-p", "please open the door"]), raw(user));
+    let system = "<|im_start|>system\nBe brief.<|im_end|>\n";
+    let with_system = chat(&["-p", "please open the door", "--system", "Be brief."]);
+    assert_eq!(with_system, raw(&format!("{system}{user}")));
+    let golden = fixtures().join("golden/qwen3");
+    let run = generate(&["-m", golden.to_str().unwrap(), "--chat", "-p", "a"]).expect(4);
+    assert!(run.out.is_empty() && run.err.contains("the model has no chat template"), "{}", run.err);
+}
+
+#[test]
+fn a_text_ends_before_a_stop_text() {
+    let args = ["-q", "--chat", "-p", "please open the door", "-n", "12"];
+    let text = generate(&args).expect(0).out;
+    let text = text.trim_end_matches('\n');
+    assert!(text.len() > 12 && text.is_ascii(), "{text:?}");
+    for (from, to) in [(0, 1), (0, 4), (3, 5), (5, 12), (text.len() - 1, text.len())] {
+        let stop = &text[from..to];
+        let run = generate(&[&args[..], &["--stop", "not in it", "--stop", stop]].concat()).expect(0);
+        assert_eq!(run.out, format!("{}\n", &text[..text.find(stop).unwrap()]), "{stop:?}");
+    }
+    let run = generate(&[&args[..], &["--stop", "not in it"]].concat()).expect(0);
+    assert_eq!(run.out.trim_end_matches('\n'), text);
+}
+
+#[test]
+fn json_lines_are_pieces_and_an_end() {
+    let args = ["-q", "--chat", "-p", "please open the door"];
+    let text = generate(&args).expect(0).out;
+    let text = text.trim_end_matches('\n');
+    for (more, finish, whole, stop) in [
+        (&[][..], "stop_token", text, Value::Null),
+        (&["-n", "1"], "length", "language", Value::Null),
+        (&["--stop", "glish"], "stop_text", &text[..text.find("glish").unwrap()], "glish".into()),
+    ] {
+        let format = ["--format", "jsonl", "--token-ids"];
+        let run = generate(&[&args[..], more, &format].concat()).expect(0);
+        let lines = run.json_lines();
+        let (end, pieces) = lines.split_last().unwrap();
+        let joined: String = pieces.iter().map(|line| line["text"].as_str().unwrap()).collect();
+        assert_eq!((joined.as_str(), end["text"].as_str().unwrap()), (whole, whole));
+        assert!(pieces.iter().all(|line| line["type"] == "text"));
+        let n_ids: usize = pieces.iter().map(|line| line["token_ids"].as_array().unwrap().len()).sum();
+        assert_eq!(end["generated_tokens"], n_ids);
+        assert_eq!((&end["type"], &end["finish"], &end["stop"]), (&"end".into(), &finish.into(), &stop), "{end}");
+        assert!(end["prompt_tokens"].as_u64().unwrap() > 5 && end["decode_s"].is_number());
+    }
+    let run = generate(&[&args[..], &["-f", "jsonl"]].concat()).expect(0);
+    assert!(run.json_lines().iter().filter(|line| line["type"] == "text").all(|line| line["token_ids"].is_null()));
+}
+
+#[test]
 fn control_tokens_of_the_prompt_are_parsed() {
     let n_tokens = |prompt: &str| {
         let dir = tempfile::tempdir().unwrap();
@@ -204,7 +285,15 @@ fn what_makes_no_sense_is_refused() {
     let golden = fixtures().join("golden/qwen3");
     let golden = golden.to_str().unwrap();
     for (args, says) in [
-        (&[][..], "--prompt"),
+        (&[][..], "want --prompt or --prompt-ids"),
+        (&["--chat"], "want --prompt or --prompt-ids"),
+        (&["--chat", "--prompt-ids", "1"], "--prompt-ids"),
+        (&["--system", "s", "-p", "a"], "--system goes with --chat"),
+        (&["--stop", "", "-p", "a"], "--stop"),
+        (&["-f", "srt", "-p", "a"], "srt"),
+        (&["-p", "a", "--min-p", "1.5"], "--min-p"),
+        (&["-p", "a", "--repeat-penalty", "0"], "--repeat-penalty"),
+        (&["-p", "a", "--presence-penalty", "inf"], "--presence-penalty"),
         (&["-p", ""], "--prompt"),
         (&["-p", "a", "--prompt-ids", "1"], "--prompt-ids"),
         (&["-p", "a", "-n", "0"], "--max-tokens"),

@@ -98,3 +98,31 @@ fn a_bar_of_work_is_shown_on_terminals_alone_and_not_with_q() {
     let piped = command(arguments("c.gguf")).output().unwrap();
     assert_eq!(String::from_utf8(piped.stderr).unwrap(), "");
 }
+
+#[test]
+fn lines_on_a_terminal_are_a_conversation() {
+    if Command::new("script").arg("--version").output().is_err() {
+        eprintln!("skipped: `script` of util-linux is not installed");
+        return;
+    }
+    let program = env!("CARGO_BIN_EXE_tympan");
+    let ask = |args: &[&str]| {
+        let out = command([&["generate", "-q", "-n", "12", "--chat"], args].concat()).output().unwrap();
+        String::from_utf8(out.stdout).unwrap()
+    };
+    let first = ask(&["--system", "s", "-p", "please open the door"]);
+    let line = format!("'{program}' generate -q -n 12 --system s");
+    let mut terminal = Command::new("script");
+    let mut terminal = terminal.args(["-qefc", &line, "/dev/null"]);
+    terminal = terminal.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut run = terminal.spawn().unwrap();
+    let mut keys = run.stdin.take().unwrap();
+    // An empty line is no turn; the end of the input ends the conversation.
+    std::io::Write::write_all(&mut keys, b"please open the door\n\nclose it\n\x04").unwrap();
+    let run = run.wait_with_output().unwrap();
+    drop(keys);
+    let screen = String::from_utf8(run.stdout).unwrap().replace("\r\n", "\n");
+    assert!(run.status.success(), "{screen}");
+    assert!(screen.contains(&format!("> {first}> ")), "{screen:?}, want {first:?}");
+    assert_eq!(screen.matches("> ").count(), 4, "{screen:?}");
+}

@@ -16,6 +16,7 @@ mod damaged_audio;
 mod errors;
 mod films;
 mod fusion;
+mod generate;
 mod gguf;
 mod golden;
 mod growth;

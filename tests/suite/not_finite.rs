@@ -26,6 +26,7 @@ fn generate(draft: &Draft) -> Result<String> {
     let backend = backends::open("cpu", &backends::Options::default()).unwrap();
     let mut generator = Generator::open(&loaded, &[backend], DType::F32)?;
     let request = generate::Request {
+        stop: &[],
         prompt: &[1, 2, 3],
         max_tokens: 3,
         sampling: Sampling::default(),

@@ -46,6 +46,11 @@ impl<'a> Decoder<'a> {
         self.pending.drain(..n_printed);
     }
 
+    /// Bytes that wait for the rest of their character.
+    pub(crate) fn n_pending(&self) -> usize {
+        self.pending.len()
+    }
+
     /// Ends the text: the beginning of a character that never was completed becomes U+FFFD.
     pub fn finish(&mut self, text: &mut String) {
         if !self.pending.is_empty() {

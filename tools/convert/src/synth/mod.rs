@@ -230,6 +230,7 @@ mod tests {
                 prompt: &prompt,
                 max_tokens: 4,
                 sampling: Sampling::default(),
+                stop: &[],
                 ignore_stop: true,
                 prompt_logits: true,
             };

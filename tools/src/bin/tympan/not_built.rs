@@ -17,15 +17,12 @@ const VARIABLES: [&str; 1] = ["TYMPAN_KERNELS"];
 
 /// Flags of a subcommand that stand alone.
 const SWITCHES: [(&str, &[&str]); 2] =
-    [("transcribe", &["raw-words", "drop-suspect", "resume", "no-resume"]), ("generate", &["chat", "spec-default"])];
+    [("transcribe", &["raw-words", "drop-suspect", "resume", "no-resume"]), ("generate", &["spec-default"])];
 
 /// Flags of a subcommand that have a value.
 const VALUED: [(&str, &[&str]); 6] = [
     ("transcribe", &["vad", "loop-retry", "track", "from", "to", "aligner", "gpu-layers", "memory-budget"]),
-    (
-        "generate",
-        &["min-p", "repeat-penalty", "presence-penalty", "stop", "system", "format", "gpu-layers", "memory-budget"],
-    ),
+    ("generate", &["gpu-layers", "memory-budget"]),
     ("generate", SPECULATION),
     ("bench", &["gpu-layers", "memory-budget"]),
     ("bench", SPECULATION),
