@@ -1,5 +1,5 @@
 //! Time of the op table's cases: `cargo bench -p tests --bench ops -- [TEXT...]` runs the cases whose names have one of the
-//! texts, and without a text the products of published sizes alone.
+//! texts, and without a text the products of published sizes and the choice among 512 experts alone.
 //!
 //! Every case runs fused, on one thread, with the fastest instruction set of the machine. The cases of the table are small,
 //! since they are made for correctness: compare their times before and after a change, or one format with another. Products
@@ -8,6 +8,7 @@
 use std::time::{Duration, Instant};
 
 use engine::DType;
+use engine::op::{Gating, Route};
 use kernels::cpu::Kernels;
 use tests::case::{OpCase, PRODUCT_RANGE, Tolerance};
 use tests::cases::{FAMILIES, family};
@@ -39,6 +40,28 @@ fn products() -> Vec<OpCase> {
     formats.flat_map(one).collect()
 }
 
+/// Experts of a layer of Qwen3-Next and those of a token; their matrices are a part of the published ones.
+const EXPERTS: [u32; 2] = [512, 10];
+/// Rows of an expert's matrix, and elements of one.
+const EXPERT: [usize; 2] = [64, 2048];
+
+/// The choice of experts and their products, of which only the chosen ones are read.
+fn experts() -> Vec<OpCase> {
+    let [n_expert, n_used] = EXPERTS;
+    let route = Route { n_used, gating: Gating::Softmax, bias: false, normalize: true, norm_eps: 0.0, scale: 1.0 };
+    let one = |m: usize| {
+        let [n, k] = EXPERT;
+        OpCase::new(format!("experts {n_used} of {n_expert} m={m} n={n} k={k}"), Tolerance::Nmse(1.0), move |g, a| {
+            let [ids, weights] = g.route(a.x[1], None, route);
+            vec![g.expert_sum(g.expert_linear(a.x[0], a.w[0], ids), weights)]
+        })
+        .input_in([m, k], PRODUCT_RANGE)
+        .input_in([m, n_expert as usize], [-3.0, 3.0])
+        .weight(DType::Q8_0, [n_expert as usize, n, k])
+    };
+    ROWS.map(one).into()
+}
+
 /// Microseconds of a case: the fastest run, the median and the slowest tenth.
 fn time(table: &Table<'_>, i: usize, tested: &Tested) -> [f64; 3] {
     let mut compiled = tests::runner::Compiled::new(table, i, tested, VARIATION).expect("cases of the table compile");
@@ -64,6 +87,7 @@ fn main() {
     let isa = Kernels::detect().expect("TYMPAN_ISA names a set of this machine").isa();
     let tested = cpus(1).into_iter().find(|t| t.kernels.is_some_and(|k| k.isa() == isa)).expect("the set is listed");
     let mut cases = products();
+    cases.extend(experts());
     if !texts.is_empty() {
         cases.extend(FAMILIES.iter().flat_map(|(name, _)| family(name)));
         cases.retain(|case| texts.iter().any(|text| case.name.contains(text.as_str())));

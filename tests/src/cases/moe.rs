@@ -11,7 +11,7 @@ const ROUTE: Route =
 /// The choice of experts, their products in every format, the weighted sum.
 pub fn moe(cases: &mut Vec<OpCase>) {
     for gating in [Gating::Sigmoid, Gating::Softmax] {
-        for (n_tokens, n_expert, n_used) in [(1, 1, 1), (1, 6, 2), (5, 32, 4), (70, 8, 8), (700, 33, 3)] {
+        for (n_tokens, n_expert, n_used) in [(1, 1, 1), (1, 6, 2), (5, 32, 4), (70, 8, 8), (700, 33, 3), (9, 512, 10)] {
             for normalize in [false, true] {
                 let route = Route { gating, n_used, normalize, scale: 1.5, ..ROUTE };
                 let name = format!("route {gating:?} {n_used} of {n_expert}, {n_tokens} tokens, normalize {normalize}");
@@ -31,7 +31,7 @@ pub fn moe(cases: &mut Vec<OpCase>) {
     }
     for dtype in DType::ALL.into_iter().filter(|t| *t != DType::I32) {
         let k = dtype.block().len.max(32);
-        for (n_tokens, n_expert, n_used, n) in [(1, 6, 2, 24), (3, 4, 4, 67), (150, 3, 2, 130)] {
+        for (n_tokens, n_expert, n_used, n) in [(1, 6, 2, 24), (3, 4, 4, 67), (150, 3, 2, 130), (40, 512, 10, 8)] {
             let route = Route { n_used, ..ROUTE };
             let product = Tolerance::Product { dtype, m: 1, k, factor: 1.0, precision: Precision::Fast };
             let name = format!("experts {dtype} {n_used} of {n_expert}, {n_tokens} tokens");
