@@ -12,6 +12,7 @@ use engine::tensor::{Input, Tensor};
 use engine::weights::Weight;
 use kernels::cpu::{Kernels, Operand};
 
+use crate::compare::{largest, nmse};
 use crate::files::random_weight;
 use crate::rng::Rng;
 
@@ -39,6 +40,8 @@ pub enum Tolerance {
         /// What the case asks for.
         precision: Precision,
     },
+    /// Largest difference instead, as a share of the largest value: of a result, and of a state.
+    Largest([f64; 2]),
 }
 
 impl Tolerance {
@@ -48,11 +51,11 @@ impl Tolerance {
         Self::Nmse(sums(n))
     }
 
-    /// What is allowed for these kernels, or for f64 arithmetic.
-    pub fn max_nmse(self, kernels: Option<Kernels>) -> f64 {
-        let Some(kernels) = kernels else { return REFERENCE };
+    /// The error of a result or a state, and what is allowed with these kernels, or with f64 arithmetic.
+    pub fn error(self, kernels: Option<Kernels>, is_state: bool, got: &[f32], want: &[f32]) -> [f64; 2] {
+        let Some(kernels) = kernels else { return [nmse(got, want), REFERENCE] };
         match self {
-            Self::Nmse(nmse) => nmse,
+            Self::Nmse(allowed) => [nmse(got, want), allowed],
             Self::Product { dtype, m, k, factor, precision } => {
                 let format = dtype.format().expect("every weight has a format");
                 let quantized = match kernels.operand(format, m) {
@@ -60,8 +63,9 @@ impl Tolerance {
                     Operand::Q8 | Operand::Q8K if precision == Precision::Kept && m > FEW => 0.0,
                     Operand::Q8 | Operand::Q8K => QUANTIZED_TO_8_BITS,
                 };
-                factor * (sums(k) + quantized)
+                [nmse(got, want), factor * (sums(k) + quantized)]
             }
+            Self::Largest(allowed) => [largest(got, want), allowed[usize::from(is_state)]],
         }
     }
 }

@@ -22,7 +22,7 @@ use engine::weights::{Weight, WeightStore};
 use kernels::cpu::Kernels;
 
 use crate::case::{Args, BatchArg, OpCase, Sequence};
-use crate::compare::{nmse, state_value};
+use crate::compare::state_value;
 use crate::files::{self, WeightBytes};
 
 /// Bytes of an input word.
@@ -475,14 +475,13 @@ fn compare(case: &OpCase, tested: &Tested, variation: Variation, got: &Outcome, 
     if rules != expected {
         return Err(format!("{at}: want the rules {expected:?}, got {rules:?}"));
     }
-    let allowed = case.tolerance.max_nmse(tested.kernels);
-    let check = |what: String, got: &[f32], want: &[f32]| {
-        let error = nmse(got, want);
+    let check = |what: String, is_state: bool, got: &[f32], want: &[f32]| {
+        let [error, allowed] = case.tolerance.error(tested.kernels, is_state, got, want);
         // A NaN is not below anything.
         if error <= allowed { Ok(()) } else { Err(format!("{at}: {what} is off by {error:e}, allowed {allowed:e}")) }
     };
     for (i, (got, want)) in got.outputs.iter().zip(&want.outputs).enumerate() {
-        check(format!("output {i}"), got, want)?;
+        check(format!("output {i}"), false, got, want)?;
     }
     let initial = case.state_bytes();
     for (i, spec) in case.layout().specs().iter().enumerate() {
@@ -505,7 +504,7 @@ fn compare(case: &OpCase, tested: &Tested, variation: Variation, got: &Outcome, 
         if want_values.iter().any(|v| v.is_nan()) {
             return Err(format!("reference: a NaN in state {i}"));
         }
-        check(format!("state {i}"), &got_values, &want_values)?;
+        check(format!("state {i}"), true, &got_values, &want_values)?;
     }
     Ok(())
 }

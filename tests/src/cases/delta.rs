@@ -116,6 +116,47 @@ pub fn gated_delta(cases: &mut Vec<OpCase>) {
     cases.push(packed());
 }
 
+/// Largest difference between f32 and f64, of the largest result, and of the largest element of a state.
+const MAX_OFF: [f64; 2] = [2e-6, 1e-5];
+/// Lengths around those of blocks and of the chunks of other implementations.
+const LENGTHS: [usize; 10] = [1, 2, 15, 63, 64, 65, 127, 128, 129, 300];
+
+/// Single precision beside double: every length, width and number of value heads of a key head, decays from 1e-6 to 60 and
+/// strengths from 0 to 1, from zeros and from a state.
+pub fn delta_precision(cases: &mut Vec<OpCase>) {
+    let usual = Ranges::USUAL;
+    let ends = [
+        ("usual gates", usual),
+        ("no decay to speak of", Ranges { a: [-14.0, -13.0], scale: [-1.0, -0.5], ..usual }),
+        ("decays up to 60", Ranges { a: [-14.0, 4.0], scale: [-20.0, -1e-2], ..usual }),
+        ("nothing replaced", Ranges { b: [-200.0, -150.0], ..usual }),
+        ("hardly anything replaced", Ranges { b: [-14.0, -13.0], ..usual }),
+        ("half replaced", Ranges { b: [0.0, 0.0], ..usual }),
+        ("everything replaced", Ranges { b: [30.0, 200.0], ..usual }),
+        ("queries of zeros", Ranges { q: [0.0, 0.0], ..usual }),
+        ("keys of zeros", Ranges { k: [0.0, 0.0], ..usual }),
+    ];
+    let mut add = |length: usize, n_past: usize, (group, dim): (usize, usize), (name, ranges): (&str, Ranges)| {
+        let sizes = Sizes { n_key: 1, n_value: group, k_dim: dim, v_dim: dim };
+        let name = format!("{length} rows after {n_past}, {name}");
+        let case = gated(&name, sizes, HeadMap::Interleaved, false, batch(512, &[(0, n_past, length)]), ranges);
+        cases.push(OpCase { tolerance: Tolerance::Largest(MAX_OFF), ..case });
+    };
+    let widths = [16, 32, 64, 128];
+    for (i, length) in LENGTHS.into_iter().enumerate() {
+        let sizes = ([1, 2, 5][i % 3], widths[i % 3]);
+        [0, 3].into_iter().for_each(|n_past| add(length, n_past, sizes, ends[0]));
+    }
+    for (group, dim) in [1, 2, 5].into_iter().flat_map(|group| widths.map(|dim| (group, dim))) {
+        add(65, 7, (group, dim), ends[0]);
+    }
+    for end in &ends[1..] {
+        for (length, n_past, dim) in [(129, 3, 32), (300, 0, 16), (64, 3, 128)] {
+            add(length, n_past, (2, dim), *end);
+        }
+    }
+}
+
 /// Arguments as models have them: queries, keys and values behind each other in a row, gates of the value heads of a key head
 /// side by side.
 fn packed() -> OpCase {

@@ -44,6 +44,7 @@ macro_rules! families {
             ssm_scan: state::ssm_scan;
             gated_delta: delta::gated_delta;
             given_delta: delta::given_delta;
+            delta_precision: delta::delta_precision;
             conv2d: conv::conv2d;
             depthwise: conv::depthwise;
             rel_pos: rel_pos::rel_pos;
