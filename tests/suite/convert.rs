@@ -507,7 +507,10 @@ fn q4_0_is_what_quantizing_bf16_gives() {
 
 #[test]
 fn mutations_give_a_model_or_an_error() {
-    for name in ["golden/qwen3_asr", "golden/llama", "golden/lfm2_moe", "golden/lfm2_audio"] {
+    let delta_nets = ["golden/qwen3_next", "golden/qwen3_5", "golden/qwen3_5_moe"];
+    for name in
+        ["golden/qwen3_asr", "golden/llama", "golden/lfm2_moe", "golden/lfm2_audio"].into_iter().chain(delta_nets)
+    {
         check_mutations(name);
     }
 }

@@ -6,14 +6,13 @@ use engine::state::{State, States};
 use engine::tensor::Tensor;
 use engine::weights::{Weight, WeightStore};
 
+use super::ssm::{Convolution, SsmShape};
 use crate::decoder::Mixer;
 use crate::error::Result;
 use crate::hparams::Hparams;
 
 /// Added to the sums of squares of queries and keys. Source: transformers, `torch_recurrent_gated_delta_rule`.
 const L2_EPS: f32 = 1e-6;
-/// Widest convolution: far above every published model's 4.
-const MAX_CONV: usize = 64;
 
 /// Sizes of a gated delta net.
 #[derive(Clone, Copy, Debug)]
@@ -39,17 +38,12 @@ impl DeltaShape {
     ///
     /// Errors: numbers that are missing or do not fit each other.
     pub(crate) fn read(hp: &Hparams<'_>, n_embd: usize, heads: HeadMap, eps: f32) -> Result<Self> {
-        let d_conv = hp.size("ssm.conv_kernel")?;
-        if !(2..=MAX_CONV).contains(&d_conv) {
-            return Err(hp.bad("ssm.conv_kernel", format!("want 2 to {MAX_CONV}, got {d_conv}")));
-        }
-        let (n_key, n_value) = (hp.size("ssm.group_count")?, hp.size("ssm.time_step_rank")?);
+        let SsmShape { d_conv, d_inner, d_state: head_dim, dt_rank: n_value, n_group: n_key, .. } =
+            SsmShape::read(hp, n_embd)?;
         if !n_value.is_multiple_of(n_key) {
             let what = format!("want a multiple of {n_key} key heads, got {n_value}");
             return Err(hp.bad("ssm.time_step_rank", what));
         }
-        let head_dim = hp.size("ssm.state_size")?;
-        let d_inner = hp.size("ssm.inner_size")?;
         // Each factor is below 2^24.
         if d_inner != n_value * head_dim {
             let what = format!("want {n_value} heads as wide as keys, {head_dim}, got {d_inner} in all");
@@ -104,12 +98,11 @@ pub(crate) struct DeltaNet {
     shape: DeltaShape,
     projections: Projections,
     steps: Steps,
-    conv: Weight,     // [channels, d_conv], newest tap last
+    conv: Convolution,
     a: Weight,        // [n_value], -exp(A_log)
     dt_bias: Weight,  // [n_value]
     norm: Weight,     // [head_dim]
     out_proj: Weight, // [n_embd, value_width]
-    inputs: State,    // per slot: [d_conv - 1, channels]
     memory: State,    // per slot and value head: [head_dim, head_dim]
 }
 
@@ -139,13 +132,13 @@ impl DeltaNet {
                 b: w.get(&name("ssm_beta.weight"), [n_value, n_embd])?,
             },
         };
+        let inputs = states.conv(layer, d_conv, channels);
         Ok(Self {
-            conv: w.get(&name("ssm_conv1d.weight"), [channels, d_conv])?,
+            conv: Convolution::load(w, prefix, channels, d_conv, inputs)?,
             a: w.get(&name("ssm_a"), [n_value])?,
             dt_bias: w.get(&name("ssm_dt.bias"), [n_value])?,
             norm: w.get(&name("ssm_norm.weight"), [head_dim])?,
             out_proj: w.get(&name("ssm_out.weight"), [n_embd, value_width])?,
-            inputs: states.conv(layer, d_conv, channels),
             memory: states.delta(layer, n_value, head_dim, head_dim),
             layer,
             shape,
@@ -197,8 +190,7 @@ impl Mixer for DeltaNet {
         let DeltaShape { n_key, n_value, heads, eps, .. } = self.shape;
         let tap = |name| ("blk", self.layer, name);
         let (qkv, z) = self.project(g, x);
-        let qkv = g.unary(Unary::Silu, g.causal_conv1d(qkv, self.conv, None, self.inputs, batch));
-        let qkv = g.name(qkv, tap("delta.qkv"));
+        let qkv = g.name(self.conv.build(g, batch, qkv), tap("delta.qkv"));
         let (key_width, value_width) = (self.shape.key_width(), self.shape.value_width());
         let part = |start, width, n_head| g.split_heads(g.slice(qkv, 1, start, width), n_head);
         let qkv =

@@ -28,7 +28,7 @@ pub(crate) struct SsmShape {
     pub d_state: usize,
     /// Of [`Mamba`] the rank of the step sizes, of [`Mamba2`] their number: that of heads.
     pub dt_rank: usize,
-    /// Groups that share `B` and `C`.
+    /// Groups that share `B` and `C`; of a delta net its key heads.
     pub n_group: usize,
 }
 
@@ -68,14 +68,15 @@ impl SsmShape {
 }
 
 /// A causal convolution of every channel with its own past, then `silu`.
-struct Convolution {
+pub(super) struct Convolution {
     weight: Weight,       // [width, d_conv], newest tap last
     bias: Option<Weight>, // [width]
     inputs: State,        // per slot: [d_conv - 1, width]
 }
 
 impl Convolution {
-    fn load(w: &WeightStore, prefix: &str, width: usize, d_conv: usize, inputs: State) -> Result<Self> {
+    /// The weights `{prefix}.ssm_conv1d`, with a bias where the file has one.
+    pub(super) fn load(w: &WeightStore, prefix: &str, width: usize, d_conv: usize, inputs: State) -> Result<Self> {
         Ok(Self {
             weight: w.get(&format!("{prefix}.ssm_conv1d.weight"), [width, d_conv])?,
             bias: w.get_optional(&format!("{prefix}.ssm_conv1d.bias"), [width])?,
@@ -83,7 +84,8 @@ impl Convolution {
         })
     }
 
-    fn build(&self, g: &GraphBuilder<'_>, batch: &BatchInputs, x: Tensor) -> Tensor {
+    /// `x` and the result: `[n_tokens, width]`.
+    pub(super) fn build(&self, g: &GraphBuilder<'_>, batch: &BatchInputs, x: Tensor) -> Tensor {
         g.unary(Unary::Silu, g.causal_conv1d(x, self.weight, self.bias, self.inputs, batch))
     }
 }

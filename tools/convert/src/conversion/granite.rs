@@ -9,6 +9,7 @@ use engine::gguf::{Value, quoted};
 use super::arrange::Piece;
 use super::block::Block;
 use super::config::{Section, integer};
+use super::layers;
 use super::plan::{Role, Row};
 use super::qwen3::{Heads, MAX_LAYERS, MAX_VOCAB, MAX_WIDTH, rope_theta};
 use super::ssm::{PREFIXED, Ssm};
@@ -198,17 +199,8 @@ fn has_rope(config: &Section<'_>) -> Result<bool> {
 fn layer_kinds(config: &Section<'_>) -> Result<Vec<bool>> {
     const KEY: &str = "layer_types";
     let n_layer = config.integer("num_hidden_layers", 1..=MAX_LAYERS)?;
-    let kinds = config.texts_or_none(KEY)?.ok_or_else(|| config.error(KEY, "is missing"))?;
-    ensure!(
-        kinds.len() == n_layer,
-        config.error(KEY, &format!("want {n_layer} layers (num_hidden_layers), got {}", kinds.len()))
-    );
-    let kind = |kind: &&str| match *kind {
-        attention if ATTENTION.contains(&attention) => Ok(true),
-        recurrent if RECURRENT.contains(&recurrent) => Ok(false),
-        other => Err(config.error(KEY, &format!("want \"mamba\" or \"attention\", got {}", quoted(other)))),
-    };
-    let kinds: Vec<bool> = kinds.iter().map(kind).collect::<Result<_>>()?;
+    let kinds = layers::listed(config, n_layer, &ATTENTION, &RECURRENT)?;
+    let kinds = kinds.ok_or_else(|| config.error(KEY, "is missing"))?;
     let is_hybrid = kinds.contains(&false);
     ensure!(is_hybrid, config.error(KEY, "attention alone (Granite without state-space blocks) is not supported"));
     Ok(kinds)

@@ -2,12 +2,13 @@
 //!
 //! Source of names and keys: llama.cpp, `conversion/lfm2.py` and `gguf-py/gguf/tensor_mapping.py`.
 
-use anyhow::{Result, ensure};
-use engine::gguf::{Value, quoted};
+use anyhow::Result;
+use engine::gguf::Value;
 use serde_json::json;
 
 use super::block::Block;
 use super::config::{Section, integer};
+use super::layers;
 use super::plan::{Role, Row, Source};
 use super::qwen3::{HEAD_DIM, Heads, MAX_CONTEXT, MAX_LAYERS, MAX_VOCAB, MAX_WIDTH, rope_theta};
 
@@ -233,21 +234,11 @@ fn feed_forward_width(config: &Section<'_>) -> Result<usize> {
 
 /// Of every layer, whether it has attention: `layer_types`, or `full_attn_idxs` in older files.
 fn layer_kinds(config: &Section<'_>) -> Result<Vec<bool>> {
-    const KEY: &str = "layer_types";
     let n_layer = config.integer("num_hidden_layers", 1..=MAX_LAYERS)?;
-    let Some(kinds) = config.texts_or_none(KEY)? else {
-        let indices = config.integers_or_none("full_attn_idxs", 0..=n_layer as u64 - 1)?;
-        let indices = indices.ok_or_else(|| config.error(KEY, "is missing"))?;
-        return Ok((0..n_layer as u64).map(|i| indices.contains(&i)).collect());
-    };
-    ensure!(
-        kinds.len() == n_layer,
-        config.error(KEY, &format!("want {n_layer} layers (num_hidden_layers), got {}", kinds.len()))
-    );
-    let kind = |kind: &&str| match *kind {
-        ATTENTION => Ok(true),
-        CONVOLUTION => Ok(false),
-        other => Err(config.error(KEY, &format!("want {CONVOLUTION:?} or {ATTENTION:?}, got {}", quoted(other)))),
-    };
-    kinds.iter().map(kind).collect()
+    if let Some(kinds) = layers::listed(config, n_layer, &[ATTENTION], &[CONVOLUTION])? {
+        return Ok(kinds);
+    }
+    let indices = config.integers_or_none("full_attn_idxs", 0..=n_layer as u64 - 1)?;
+    let indices = indices.ok_or_else(|| config.error("layer_types", "is missing"))?;
+    Ok((0..n_layer as u64).map(|i| indices.contains(&i)).collect())
 }

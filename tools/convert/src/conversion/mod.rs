@@ -12,6 +12,7 @@ mod config;
 mod general;
 mod granite;
 mod jamba;
+mod layers;
 mod lfm2;
 mod lfm2_audio;
 mod llama;

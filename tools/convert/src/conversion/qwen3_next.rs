@@ -5,13 +5,14 @@
 //! `_QwenMtpMixin`) and `gguf-py/gguf/tensor_mapping.py`.
 
 use anyhow::{Result, ensure};
-use engine::gguf::{Array, Value, quoted};
+use engine::gguf::{Array, Value};
 use serde_json::json;
 
 use super::arrange::{Change, Piece};
 use super::block::Block;
 use super::checkpoint::Model;
 use super::config::{Section, integer};
+use super::layers;
 use super::plan::{Role, Row};
 use super::qwen3::{Heads, MAX_CONTEXT, MAX_HEADS, MAX_LAYERS, MAX_VOCAB, MAX_WIDTH, rope_theta, stored_rope_sections};
 
@@ -470,21 +471,9 @@ fn four(mut sections: Vec<i32>) -> Vec<i32> {
 /// Of every layer, whether it has attention, and the distance of those that have where no list says it: `layer_types`, or
 /// `full_attention_interval` in older files.
 fn layer_kinds(config: &Section<'_>) -> Result<(Vec<bool>, usize)> {
-    const KEY: &str = "layer_types";
     const INTERVAL: &str = "full_attention_interval";
     let n_layer = config.integer("num_hidden_layers", 1..=MAX_LAYERS)?;
     let interval = if config.has(INTERVAL) { config.integer(INTERVAL, 1..=MAX_LAYERS)? } else { USUAL_INTERVAL };
-    let Some(kinds) = config.texts_or_none(KEY)? else {
-        return Ok(((1..=n_layer).map(|i| i.is_multiple_of(interval)).collect(), interval));
-    };
-    ensure!(
-        kinds.len() == n_layer,
-        config.error(KEY, &format!("want {n_layer} layers (num_hidden_layers), got {}", kinds.len()))
-    );
-    let kind = |kind: &&str| match *kind {
-        ATTENTION => Ok(true),
-        LINEAR => Ok(false),
-        other => Err(config.error(KEY, &format!("want {LINEAR:?} or {ATTENTION:?}, got {}", quoted(other)))),
-    };
-    Ok((kinds.iter().map(kind).collect::<Result<_>>()?, interval))
+    let listed = layers::listed(config, n_layer, &[ATTENTION], &[LINEAR])?;
+    Ok((listed.unwrap_or_else(|| (1..=n_layer).map(|i| i.is_multiple_of(interval)).collect()), interval))
 }
