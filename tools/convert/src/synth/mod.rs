@@ -7,6 +7,7 @@ mod argument;
 pub(crate) mod noise;
 mod qwen3_next;
 mod shapes;
+mod ssm;
 mod vocabulary;
 
 use std::collections::HashMap;
@@ -111,6 +112,7 @@ mod tests {
 
     use super::qwen3_next::{FeedForward, Qwen3Next};
     use super::shapes::{AudioTower, Conformer, Experts, Kind, Lfm2, Qwen3};
+    use super::ssm::{Generation, Granite, Jamba, Mamba};
     use super::*;
     use crate::{Conversion, FileType, Options};
 
@@ -133,6 +135,25 @@ mod tests {
         n_value: 32,
         n_vocab: 151_936,
         ffn: FeedForward::Dense(256),
+    };
+
+    const MAMBA: Mamba =
+        Mamba { n_embd: 256, n_layer: 2, d_state: 16, generation: Generation::Channels(16), n_vocab: 2048 };
+    const JAMBA: Jamba =
+        Jamba { n_embd: 256, n_layer: 8, n_head: 4, n_head_kv: 2, n_ff: 256, n_expert: 4, dt_rank: 16 };
+    const GRANITE: Granite = Granite {
+        n_embd: 256,
+        n_layer: 3,
+        attention: &[1],
+        n_head: 4,
+        n_head_kv: 2,
+        n_ssm_head: 8,
+        ssm_head_dim: 64,
+        d_state: 32,
+        n_expert: 8,
+        n_used: 2,
+        n_ff: 256,
+        n_ff_shared: 256,
     };
 
     fn open(shape: &Shape, seed: u64, file_type: FileType) -> Conversion {
@@ -165,6 +186,27 @@ mod tests {
                 "qwen3-4b" => assert_eq!(text, 398),
                 _ => {}
             }
+        }
+    }
+
+    /// Sizes that llama-bench published of the files (llama.cpp, pull request 16490), in MiB.
+    #[test]
+    fn files_have_the_published_sizes() {
+        let mini = Shape { name: "jamba-mini", kind: Kind::Jamba(shapes::JAMBA_MINI) };
+        let of = |name: &str| *Shape::ALL.iter().find(|shape| shape.name == name).unwrap();
+        for (shape, file_type, mib, unit) in [
+            (of("mamba-130m"), FileType::F16, 256.96, 0.005),
+            (of("granite-4.0-h-tiny"), FileType::Q8_0, 6.88 * 1024.0, 5.12),
+            (mini, FileType::Q8_0, 51.05 * 1024.0, 5.12),
+            (of("lfm2-2.6b"), FileType::Q4_K_M, 1.45 * 1024.0, 5.12),
+        ] {
+            let conversion = open(&shape, 1, file_type);
+            // The published file of Mamba is of a time when llama.cpp's converter kept these matrices in F32.
+            let is_full = |name: &str| name.ends_with(".ssm_x.weight") || name.ends_with(".ssm_dt.weight");
+            let halved = conversion.text[0].tensors.iter().filter(|t| t.dtype == DType::F16 && is_full(&t.name));
+            let bytes = conversion.bytes() + 2 * halved.map(|t| t.elements()).sum::<u64>();
+            let found = bytes as f64 / f64::from(1 << 20);
+            assert!((found - mib).abs() <= unit, "{} {file_type}: {found} MiB, want {mib}", shape.name);
         }
     }
 
@@ -209,6 +251,10 @@ mod tests {
             (Kind::Lfm2(HYBRID), FileType::Q4_K_M),
             (Kind::Lfm2Audio(conformer, Lfm2 { experts: None, ..HYBRID }), FileType::Q6_K),
             (Kind::Qwen3Next(DELTA), FileType::Q4_K_M),
+            (Kind::Mamba(MAMBA), FileType::Q8_0),
+            (Kind::Mamba(Mamba { generation: Generation::Heads(64), d_state: 32, ..MAMBA }), FileType::Q4_K_M),
+            (Kind::Jamba(JAMBA), FileType::Q8_0),
+            (Kind::Granite(GRANITE), FileType::Q6_K),
             (
                 Kind::Qwen3Next(Qwen3Next { ffn: FeedForward::Experts { n_expert: 6, n_used: 2, n_ff: 64 }, ..DELTA }),
                 FileType::Q8_0,
@@ -241,7 +287,8 @@ mod tests {
             assert!(logits.iter().all(|x| x.is_finite()));
             // Rows of 0.02 times a normed vector: about 0.02 times the root of its length.
             let square = logits.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() / logits.len() as f64;
-            assert!((0.1..0.5).contains(&square.sqrt()), "{kind:?}: {}", square.sqrt());
+            let divided_by = if matches!(kind, Kind::Granite(_)) { 6.0 } else { 1.0 };
+            assert!((0.1..0.5).contains(&(divided_by * square.sqrt())), "{kind:?}: {}", square.sqrt());
         }
     }
 }

@@ -6,6 +6,7 @@
 use serde_json::{Value, json};
 
 use super::qwen3_next::{FeedForward, Qwen3Next};
+use super::ssm::{Generation, Granite, Jamba, Mamba};
 
 /// Mean and standard deviation of matrices.
 pub(super) const MATRIX: Scale = Scale(0.0, 0.02);
@@ -59,6 +60,12 @@ pub(crate) enum Kind {
     Lfm2Audio(Conformer, Lfm2),
     /// A Qwen3-Next or a Qwen3.5 text model.
     Qwen3Next(Qwen3Next),
+    /// State-space blocks alone.
+    Mamba(Mamba),
+    /// Jamba.
+    Jamba(Jamba),
+    /// Granite 4 hybrid with experts.
+    Granite(Granite),
 }
 
 /// The numbers of a Qwen3 decoder that differ between sizes.
@@ -158,13 +165,19 @@ const LFM2_12B: Lfm2 = Lfm2 {
     experts: None,
 };
 
+/// Jamba Mini 1.7.
+pub(super) const JAMBA_MINI: Jamba =
+    Jamba { n_embd: 4096, n_layer: 32, n_head: 32, n_head_kv: 8, n_ff: 14_336, n_expert: 16, dt_rank: 256 };
+
 impl Shape {
     /// All models, by architecture and size.
     ///
     /// Source: `config.json` of the published checkpoints: Qwen/Qwen3-ASR-*, LiquidAI/LFM2-Audio-1.5B, LiquidAI/LFM2-*
     /// (LFM2-350M, -700M and -1.2B with `block_ff_dim` before its adjustment, LFM2-2.6B as in LFM2-2.6B-Transcript, LFM2-8B-A1B),
-    /// Qwen/Qwen3-*, Qwen/Qwen3.5-4B, Qwen/Qwen3-Next-80B-A3B-Instruct. The numbers of parameters in the tests are those of the model cards and of the checkpoints' headers.
-    pub const ALL: [Self; 13] = [
+    /// Qwen/Qwen3-*, Qwen/Qwen3.5-4B,
+    /// Qwen/Qwen3-Next-80B-A3B-Instruct, state-spaces/mamba-130m-hf and mamba2-370m, ai21labs/AI21-Jamba-Mini-1.7,
+    /// ibm-granite/granite-4.0-h-tiny. The numbers of parameters in the tests are those of the model cards and of the checkpoints' headers.
+    pub const ALL: [Self; 17] = [
         Self {
             name: "qwen3-asr-0.6b",
             kind: Kind::Qwen3Asr(
@@ -241,6 +254,48 @@ impl Shape {
                 ffn: FeedForward::Experts { n_expert: 128, n_used: 10, n_ff: 512 },
             }),
         },
+        Self {
+            name: "mamba-130m",
+            kind: Kind::Mamba(Mamba {
+                n_embd: 768,
+                n_layer: 24,
+                d_state: 16,
+                generation: Generation::Channels(48),
+                n_vocab: 50_280,
+            }),
+        },
+        Self {
+            name: "mamba2-370m",
+            kind: Kind::Mamba(Mamba {
+                n_embd: 1024,
+                n_layer: 48,
+                d_state: 128,
+                generation: Generation::Heads(64),
+                n_vocab: 50_288,
+            }),
+        },
+        // Of 32 layers with 16 experts.
+        Self {
+            name: "jamba-mini-8-layers-4-experts",
+            kind: Kind::Jamba(Jamba { n_layer: 8, n_expert: 4, ..JAMBA_MINI }),
+        },
+        Self {
+            name: "granite-4.0-h-tiny",
+            kind: Kind::Granite(Granite {
+                n_embd: 1536,
+                n_layer: 40,
+                attention: &[5, 15, 25, 35],
+                n_head: 12,
+                n_head_kv: 4,
+                n_ssm_head: 48,
+                ssm_head_dim: 64,
+                d_state: 128,
+                n_expert: 64,
+                n_used: 6,
+                n_ff: 512,
+                n_ff_shared: 1024,
+            }),
+        },
     ];
 
     /// `config.json` of the checkpoint.
@@ -277,6 +332,9 @@ impl Shape {
                 "lfm": text.config(),
             }),
             Kind::Qwen3Next(text) => text.config(),
+            Kind::Mamba(text) => text.config(),
+            Kind::Jamba(text) => text.config(),
+            Kind::Granite(text) => text.config(),
         }
     }
 
@@ -298,6 +356,9 @@ impl Shape {
                 audio.tensors(text.n_embd, &mut tensors);
             }
             Kind::Qwen3Next(text) => text.tensors(&mut tensors),
+            Kind::Mamba(text) => text.tensors(&mut tensors),
+            Kind::Jamba(text) => text.tensors(&mut tensors),
+            Kind::Granite(text) => text.tensors(&mut tensors),
         }
         tensors.0
     }
@@ -313,6 +374,9 @@ impl Shape {
             Kind::Qwen3(_) | Kind::Qwen3Asr(..) => QWEN_VOCAB,
             Kind::Lfm2(_) | Kind::Lfm2Audio(..) => LFM2_VOCAB,
             Kind::Qwen3Next(text) => text.n_vocab,
+            Kind::Mamba(text) => text.n_vocab,
+            Kind::Jamba(text) => text.n_vocab(),
+            Kind::Granite(text) => text.n_vocab(),
         }
     }
 }
@@ -661,6 +725,20 @@ mod tests {
         ] {
             // What balances experts is stored, but not trained.
             assert_eq!(parameters(&shape(name), |name| !name.ends_with("expert_bias")), total, "{name}");
+        }
+    }
+
+    /// Sizes that llama-bench published of the files (llama.cpp, pull request 16490), in millions.
+    #[test]
+    fn state_space_models_have_the_published_number_of_parameters() {
+        let mini = Shape { name: "jamba-mini", kind: Kind::Jamba(JAMBA_MINI) };
+        for (shape, millions) in
+            [(shape("mamba-130m"), 129.14), (shape("granite-4.0-h-tiny"), 6940.0), (mini, 51_570.0)]
+        {
+            let found = parameters(&shape, |_| true) as f64 / 1e6;
+            // Rounded to the last digit that is there.
+            let unit = if millions < 1000.0 { 0.005 } else { 5.0 };
+            assert!((found - millions).abs() <= unit, "{}: {found}", shape.name);
         }
     }
 

@@ -152,16 +152,35 @@ struct Added {
     special: bool,
 }
 
+/// Where a vocabulary has what prompts consist of.
+#[derive(Clone, Copy)]
+enum Words {
+    Qwen,
+    Lfm2,
+    /// Id 0 ends a text, all others are pieces.
+    Plain,
+}
+
 impl Shape {
-    fn is_qwen(&self) -> bool {
-        matches!(self.kind, Kind::Qwen3(_) | Kind::Qwen3Asr(..) | Kind::Qwen3Next(_))
+    fn words(&self) -> Words {
+        match self.kind {
+            Kind::Qwen3(_) | Kind::Qwen3Asr(..) | Kind::Qwen3Next(_) => Words::Qwen,
+            Kind::Lfm2(_) | Kind::Lfm2Audio(..) => Words::Lfm2,
+            Kind::Mamba(_) | Kind::Jamba(_) | Kind::Granite(_) => Words::Plain,
+        }
     }
 }
 
+/// What stands at the beginning and at the end of texts where nothing is known of published ids.
+const END_OF_TEXT: &str = "<|endoftext|>";
+
 /// `tokenizer.json` of a model.
 pub(super) fn tokenizer(shape: &Shape) -> Value {
-    let (first, end, words) =
-        if shape.is_qwen() { (QWEN_FIRST, QWEN_END, &QWEN_WORDS[..]) } else { (LFM2_FIRST, LFM2_END, &LFM2_WORDS[..]) };
+    let (first, end, words) = match shape.words() {
+        Words::Qwen => (QWEN_FIRST, QWEN_END, &QWEN_WORDS[..]),
+        Words::Lfm2 => (LFM2_FIRST, LFM2_END, &LFM2_WORDS[..]),
+        Words::Plain => (1, u32::try_from(shape.n_vocab()).expect("vocabularies are small"), &[][..]),
+    };
     let Pieces { tokens, merges } = Pieces::of(words, (end - first) as usize);
     let mut ids: BTreeMap<u32, &str> = words.iter().map(|&(text, id)| (id, text)).collect();
     let placed: HashSet<&str> = words.iter().map(|&(text, _)| text).collect();
@@ -179,19 +198,22 @@ pub(super) fn tokenizer(shape: &Shape) -> Value {
 
 /// `tokenizer_config.json` of a model.
 pub(super) fn tokenizer_config(shape: &Shape) -> Value {
-    if shape.is_qwen() {
-        json!({"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"})
-    } else {
-        json!({
+    match shape.words() {
+        Words::Qwen => json!({"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}),
+        Words::Lfm2 => json!({
             "bos_token": "<|startoftext|>", "eos_token": "<|im_end|>", "pad_token": "<|pad|>", "add_bos_token": true,
             "chat_template": LFM2_TEMPLATE,
-        })
+        }),
+        Words::Plain => json!({"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "pad_token": END_OF_TEXT}),
     }
 }
 
 /// Tokens that are no pieces of words, in the order of their ids.
 fn added(shape: &Shape) -> Vec<Added> {
-    if !shape.is_qwen() {
+    if let Words::Plain = shape.words() {
+        return vec![Added { id: 0, text: END_OF_TEXT.into(), special: true }];
+    }
+    if let Words::Lfm2 = shape.words() {
         let control = |id: u32| match (LFM2_CONTROL.get(id as usize), LFM2_AUDIO.iter().find(|(at, _)| *at == id)) {
             (Some(text), _) | (None, Some((_, text))) => (*text).to_owned(),
             (None, None) => format!("<|reserved_{}|>", id - 10),
@@ -291,7 +313,11 @@ mod tests {
 
     fn load(name: &str) -> Tokenizer {
         let shape = Shape::ALL.iter().find(|shape| shape.name == name).unwrap();
-        let pre = if shape.is_qwen() { "qwen2" } else { "lfm2" };
+        let pre = match shape.words() {
+            Words::Qwen => "qwen2",
+            Words::Lfm2 => "lfm2",
+            Words::Plain => "gpt-2",
+        };
         let files = Files::Synthetic(Arc::new(Synthetic::new(shape, 1)));
         Tokenizer::new(CheckpointVocabulary::read(files, pre, shape.n_vocab()).unwrap().vocabulary).unwrap()
     }
@@ -334,7 +360,7 @@ mod tests {
     fn text_is_split_about_as_finely_as_by_a_trained_vocabulary_and_comes_back() {
         let text = "It was the best of times, it was the worst of times, it was the age of wisdom, it was the age of \
                     foolishness, it was the epoch of belief, it was the epoch of incredulity. Stra\u{df}e, 42 \u{4f60}\u{597d}\n";
-        for name in ["lfm2-1.2b", "qwen3-0.6b"] {
+        for name in ["lfm2-1.2b", "qwen3-0.6b", "mamba-130m"] {
             let tokenizer = load(name);
             let ids = tokenizer.encode(text, Special::AsText);
             assert_eq!(tokenizer.decode(&ids, true), text, "{name}");
