@@ -69,6 +69,7 @@ fn attention_options(hp: &Hparams<'_>, shape: &AttentionShape) -> Result<Attenti
     Ok(AttentionOptions {
         qk_norm_eps: None,
         rope,
+        rope_factors: None,
         scale: hp.factor_or("attention.scale", shape.scale())?,
         is_gated: false,
     })

@@ -34,7 +34,13 @@ pub fn load(files: &[Gguf], w: &WeightStore) -> Result<Decoder> {
         let norm = |name: &str| w.get(&format!("{prefix}.{name}.weight"), [n_embd]);
         let mixer: Box<dyn Mixer> = match attention {
             Some(shape) => {
-                let options = AttentionOptions { qk_norm_eps: None, rope: None, scale: shape.scale(), is_gated: false };
+                let options = AttentionOptions {
+                    qk_norm_eps: None,
+                    rope: None,
+                    rope_factors: None,
+                    scale: shape.scale(),
+                    is_gated: false,
+                };
                 let cache = states.kv(i, shape.n_head_kv, shape.head_dim);
                 Box::new(Attention::load(w, &prefix, shape, options, cache)?)
             }

@@ -78,6 +78,7 @@ impl Lfm2Params {
         AttentionOptions {
             qk_norm_eps: Some(self.eps),
             rope: Some(shape.rope(self.rope_theta, RopePairs::Halves)),
+            rope_factors: None,
             scale: shape.scale(),
             is_gated: false,
         }

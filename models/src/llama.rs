@@ -24,10 +24,12 @@ pub fn load(files: &[Gguf], w: &WeightStore) -> Result<Decoder> {
     refuse_others(&hp, w)?;
     let shape = TransformerShape::read(&hp)?;
     let theta_base = hp.positive_or("rope.freq_base", ROPE_THETA)?;
+    // The converter puts the two of a pair beside each other.
+    let rope = shape.attention.read_rope(&hp, theta_base, RopePairs::Interleaved)?;
     let attention = AttentionOptions {
         qk_norm_eps: None,
-        // The converter puts the two of a pair beside each other.
-        rope: Some(shape.attention.read_rope(&hp, theta_base, RopePairs::Interleaved)?),
+        rope: Some(rope),
+        rope_factors: w.get_optional("rope_freqs.weight", [rope.n_rot as usize / 2])?,
         scale: hp.positive_or("attention.scale", shape.attention.scale())?,
         is_gated: false,
     };
@@ -35,11 +37,10 @@ pub fn load(files: &[Gguf], w: &WeightStore) -> Result<Decoder> {
 }
 
 /// Tensors of members of the family that are computed in another way, and what they are.
-const OTHERS: [(&str, &str); 5] = [
+const OTHERS: [(&str, &str); 4] = [
     ("ffn_gate_inp.weight", "mixtures of experts (Mixtral)"),
     ("attn_q_norm.weight", "norms of queries and keys"),
     ("ffn_up.bias", "feed-forward blocks with biases (mlp_bias)"),
-    ("rope_freqs.weight", "frequencies with factors of their own (Llama 3.1)"),
     ("rope_factors_long.weight", "frequencies with factors by length (LongRoPE)"),
 ];
 

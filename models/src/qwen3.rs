@@ -20,6 +20,7 @@ pub fn load(files: &[Gguf], arch: &'static str, w: &WeightStore) -> Result<Decod
     let attention = AttentionOptions {
         qk_norm_eps: Some(shape.eps),
         rope: Some(shape.attention.rope(hp.positive("rope.freq_base")?, RopePairs::Halves)),
+        rope_factors: None,
         scale: shape.attention.scale(),
         is_gated: false,
     };

@@ -117,6 +117,7 @@ fn read(files: &[Gguf], w: &WeightStore, family: &Family) -> Result<Decoder> {
     let options = AttentionOptions {
         qk_norm_eps: Some(eps),
         rope: Some(attention.read_rope(&hp, hp.positive("rope.freq_base")?, RopePairs::Halves)?),
+        rope_factors: None,
         scale: attention.scale(),
         is_gated: true,
     };

@@ -101,6 +101,11 @@ fn llama_continues_as_the_official_code_does() {
 }
 
 #[test]
+fn llama3_continues_as_the_official_code_does() {
+    check_golden("llama3");
+}
+
+#[test]
 fn lfm2_continues_as_the_official_code_does() {
     check_golden("lfm2");
 }

@@ -136,6 +136,29 @@ fn a_tied_head_is_the_embedding() {
     models::load(files, LoadOptions::default()).unwrap();
 }
 
+const FACTORS: [f32; 16] =
+    [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 3.292_262_8, 32.0, 32.0, 32.0, 32.0, 32.0, 32.0, 32.0];
+
+/// The factors of Llama 3.2's scaling for heads of 32, as `generate_extra_tensors` of llama.cpp's converter computes them (torch 2.15.0).
+#[test]
+fn factors_of_the_frequencies_are_those_of_llama_cpps_converter() {
+    let dir = copy_of("golden/llama3");
+    edit_config(&dir, |config| {
+        config["rope_scaling"] = json!({
+            "rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        });
+    });
+    let files = convert(dir.path(), pair(FileType::BF16)).unwrap();
+    let all = tensors(&files);
+    let (dtype, dims, bytes) = &all["rope_freqs.weight"];
+    assert_eq!((*dtype, &dims[..]), (DType::F32, &[16][..]));
+    for (i, (got, want)) in values(*dtype, bytes).iter().zip(FACTORS).enumerate() {
+        // The power is of another library.
+        assert!((got / want - 1.0).abs() <= 2.0 * f32::EPSILON, "{i}: want {want}, got {got}");
+    }
+}
+
 #[test]
 fn bad_checkpoints_are_named() {
     let cut = |name: &'static str| spoil(move |all| all.retain(|(found, _)| found != name));
@@ -148,7 +171,24 @@ fn bad_checkpoints_are_named() {
             (set("/mlp_bias", json!(true)), "mlp_bias: want false, got true"),
             (set("/hidden_act", json!("gelu")), "hidden_act: want \"silu\", got \"gelu\""),
             (set("/sliding_window", json!(4096)), "sliding_window: sliding windows are not supported"),
-            (set("/rope_scaling", json!({"rope_type": "yarn", "factor": 4.0})), "rope_type: want \"default\""),
+            (
+                set("/rope_scaling", json!({"rope_type": "yarn", "factor": 4.0})),
+                "rope_type: want \"default\" or \"llama3\"",
+            ),
+            (
+                set("/rope_scaling", json!({"rope_type": "llama3", "factor": 4.0})),
+                "rope_scaling.low_freq_factor: is missing",
+            ),
+            (
+                set(
+                    "/rope_scaling",
+                    json!({
+                        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 4.0, "high_freq_factor": 4.0,
+                        "original_max_position_embeddings": 8192,
+                    }),
+                ),
+                "rope_scaling.high_freq_factor: want more than 4, got 4",
+            ),
             (set("/num_key_value_heads", json!(3)), "num_key_value_heads: want a divisor of 4 heads, got 3"),
             (set("/num_key_value_heads", json!(4)), "k_proj.weight: want [128, 128], got [64, 128]"),
             (set("/head_dim", json!(31)), "head_dim: want an even number, got 31"),

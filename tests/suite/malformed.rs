@@ -153,7 +153,7 @@ fn bad_llama_files_are_named() {
             new_key("llama.rope.scaling.type", "yarn", "want none, got \"yarn\""),
             added("blk.0.attn_q_norm.weight", NORM, "blk.0.attn_q_norm.weight: norms of queries and keys are not supp"),
             added("blk.2.ffn_up.bias", NORM, "feed-forward blocks with biases (mlp_bias) are not supported"),
-            added("rope_freqs.weight", NORM, "rope_freqs.weight: frequencies with factors of their own (Llama 3.1)"),
+            added("rope_freqs.weight", NORM, "rope_freqs.weight: want [16], got [128]"),
             added("rope_factors_long.weight", NORM, "frequencies with factors by length (LongRoPE) are not supported"),
             added("blk.1.attn_k.bias", NORM, "blk.1.attn_k.bias: want [64], got [128]"),
         ],

@@ -36,17 +36,19 @@ impl RopeTable {
         2 * self.cos.n_rows() * self.cos.row_len() * size_of::<f32>()
     }
 
-    /// The step that fills the table.
-    pub(super) fn filled_by(&self, positions: View<i32>, rope: &Rope) -> impl Step + use<> {
+    /// The step that fills the table. Frequencies are divided by `factors`, one row of `n_rot / 2`.
+    pub(super) fn filled_by(&self, positions: View<i32>, factors: Option<View<f32>>, rope: &Rope) -> impl Step + use<> {
         let base = f64::from(rope.theta_base);
         let frequency = |i: u32| base.powf(-2.0 * f64::from(i) / f64::from(rope.n_rot));
-        Angles { positions, frequencies: (0..rope.n_rot / 2).map(frequency).collect(), table: self.clone() }
+        let frequencies = (0..rope.n_rot / 2).map(frequency).collect();
+        Angles { positions, factors, frequencies, table: self.clone() }
     }
 }
 
 /// Fills a table. In f64: an angle of 65536 radians rounded to f32 would be off by 0.004.
 struct Angles {
     positions: View<i32>,
+    factors: Option<View<f32>>,
     frequencies: Vec<f64>,
     table: RopeTable,
 }
@@ -67,8 +69,10 @@ impl Step for Angles {
             let cos = unsafe { self.table.cos.row_mut(i) };
             // SAFETY: as above.
             let sin = unsafe { self.table.sin.row_mut(i) };
-            for ((cos, sin), frequency) in cos.iter_mut().zip(sin).zip(&self.frequencies) {
-                let (s, c) = (position * frequency).sin_cos();
+            let factors = self.factors.as_ref().map(|factors| factors.row(0));
+            for (i, ((cos, sin), frequency)) in cos.iter_mut().zip(sin).zip(&self.frequencies).enumerate() {
+                let factor = factors.map_or(1.0, |factors| f64::from(factors[i]));
+                let (s, c) = (position * (frequency / factor)).sin_cos();
                 (*cos, *sin) = (c as f32, s as f32);
             }
         }

@@ -106,6 +106,9 @@ impl At<'_> {
     }
 }
 
+/// What angles depend on: positions, factors and parameters.
+type TableKey = (TensorId, Option<TensorId>, Rope);
+
 /// What ops are lowered with: where tensors lie, and the steps so far.
 pub(super) struct Lowering<'a> {
     pub(super) machine: Machine,
@@ -114,7 +117,7 @@ pub(super) struct Lowering<'a> {
     pool: &'a Arc<Pool>,
     bind: &'a Bindings<'a>,
     arena: Arc<Storage>,
-    tables: Vec<(TensorId, Rope, RopeTable)>,
+    tables: Vec<(TableKey, RopeTable)>,
     steps: Vec<Box<dyn Step>>,
 }
 
@@ -264,14 +267,21 @@ impl<'a> Lowering<'a> {
     }
 
     /// Cosines and sines for these positions, made by a step that comes before the first reader.
-    pub(super) fn rope_table(&mut self, positions: TensorId, rope: Rope) -> Result<RopeTable> {
-        if let Some((.., table)) = self.tables.iter().find(|(p, r, _)| *p == positions && *r == rope) {
+    pub(super) fn rope_table(
+        &mut self,
+        positions: TensorId,
+        factors: Option<TensorId>,
+        rope: Rope,
+    ) -> Result<RopeTable> {
+        let key: TableKey = (positions, factors, rope);
+        if let Some((_, table)) = self.tables.iter().find(|(other, _)| *other == key) {
             return Ok(table.clone());
         }
         let table = RopeTable::new(self.desc(positions).shape.elements(), &rope)?;
-        let step = table.filled_by(self.view(positions)?, &rope);
+        let factors = factors.map(|factors| self.view(factors)).transpose()?;
+        let step = table.filled_by(self.view(positions)?, factors, &rope);
         self.push(step);
-        self.tables.push((positions, rope, table.clone()));
+        self.tables.push((key, table.clone()));
         Ok(table)
     }
 

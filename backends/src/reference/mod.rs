@@ -362,7 +362,8 @@ fn compute(cx: &Operands<'_>, node: &Node) -> Result<Vec<Vec<f64>>> {
         Op::Rope(rope) => {
             let mut y = x()?.into_owned();
             let [_, n_head, head_dim] = cx.dims(args[0])?;
-            pointwise::rope(rope, &mut y, &cx.values(args[1])?, n_head, head_dim);
+            let factors = args.get(2).map(|&factors| cx.values(factors)).transpose()?;
+            pointwise::rope(rope, factors.as_deref(), &mut y, &cx.values(args[1])?, n_head, head_dim);
             vec![y]
         }
         Op::KvWrite => {

@@ -43,12 +43,22 @@ pub(super) fn layer_norm(y: &mut [f64], n: usize, [w, b]: [&[f64]; 2], eps: f32)
     binary(Binary::Add, y, b);
 }
 
-/// Rotates every head of `y [.., n_head, head_dim]`; `positions` has one entry per token.
+/// Rotates every head of `y [.., n_head, head_dim]`; `positions` has one entry per token, `factors` one per pair.
 ///
 /// Source: Su et al. 2021, "RoFormer", section 3.2.2.
-pub(super) fn rope(rope: Rope, y: &mut [f64], positions: &[f64], n_head: usize, head_dim: usize) {
+pub(super) fn rope(
+    rope: Rope,
+    factors: Option<&[f64]>,
+    y: &mut [f64],
+    positions: &[f64],
+    n_head: usize,
+    head_dim: usize,
+) {
     let n_rot = rope.n_rot as usize;
-    let theta = |i: usize| f64::from(rope.theta_base).powf(-2.0 * i as f64 / n_rot as f64);
+    let theta = |i: usize| {
+        let theta = f64::from(rope.theta_base).powf(-2.0 * i as f64 / n_rot as f64);
+        factors.map_or(theta, |factors| theta / factors[i])
+    };
     for (token, position) in y.chunks_exact_mut(n_head * head_dim).zip(positions) {
         for i in 0..n_rot / 2 {
             let (sin, cos) = (position * theta(i)).sin_cos();

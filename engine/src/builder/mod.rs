@@ -300,6 +300,12 @@ impl<'a> GraphBuilder<'a> {
         self.push1(Op::Rope(rope), &[x, batch.positions])
     }
 
+    /// The same where the frequency of pair `i` is divided by `factors[i]`, `[n_rot / 2]`.
+    #[track_caller]
+    pub fn rope_with_factors(&self, x: Tensor, batch: &BatchInputs, rope: Rope, factors: Weight) -> Tensor {
+        self.push1(Op::Rope(rope), &[x, batch.positions, self.weight(factors)])
+    }
+
     /// Stores keys and values of these tokens in their slots.
     #[track_caller]
     pub fn kv_write(&self, cache: KvCache, k: Tensor, v: Tensor, batch: &BatchInputs) -> Kv {

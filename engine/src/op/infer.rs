@@ -197,11 +197,20 @@ fn binary(op: Binary, args: &[TensorDesc]) -> Outs {
 }
 
 fn rope_shape(rope: Rope, args: &[TensorDesc]) -> Outs {
-    let [x, positions] = arguments(args)?;
+    let ([x, positions], factors) = match args {
+        [x, positions, factors] => ([x, positions], Some(factors)),
+        _ => (arguments(args)?.each_ref(), None),
+    };
     activation("x", x)?;
     let [n_tokens, _, head_dim] = rank("x", x)?;
     indices("positions", positions, [n_tokens])?;
     let n_rot = rope.n_rot as usize;
+    if let Some(factors) = factors {
+        activation("factors", factors)?;
+        ensure(factors.shape.dims() == [rope.n_rot / 2], || {
+            format!("want {} factors, got {}", n_rot / 2, factors.shape)
+        })?;
+    }
     ensure(n_rot.is_multiple_of(2) && n_rot <= head_dim && n_rot > 0, || {
         format!("n_rot {n_rot} does not fit head_dim {head_dim}")
     })?;

@@ -225,7 +225,8 @@ pub enum Op {
     Unary(Unary),
     /// `[gate, up]`: `act(gate) * up`.
     Glu(Unary),
-    /// `[x, positions]`: rotates each head. `x [n_tokens, n_head, head_dim]`, `positions [n_tokens]`.
+    /// `[x, positions]`, or `[x, positions, factors]`: rotates each head. `x [n_tokens, n_head, head_dim]`, `positions
+    /// [n_tokens]`; the frequency of pair `i` is divided by `factors[i]`, `[n_rot / 2]`.
     Rope(Rope),
     /// `[x, state, slots, positions, sequences]`: stores row `t` at `state[slots[sequences[t]], positions[t]]`.
     /// `x [n_tokens, n_head_kv, head_dim]`, `state [n_slots, n_ctx, n_head_kv, head_dim]`, `slots [n_seqs]`. The result is

@@ -103,6 +103,8 @@ pub(crate) struct AttentionOptions {
     pub qk_norm_eps: Option<f32>,
     /// How queries and keys are rotated, where they are.
     pub rope: Option<Rope>,
+    /// What the frequency of every pair is divided by, `[n_rot / 2]`, where the file says.
+    pub rope_factors: Option<Weight>,
     /// Factor of the scores.
     pub scale: f32,
     /// Whether what a head gives is multiplied with the sigmoid of a gate, which the projection of queries has behind the
@@ -134,6 +136,7 @@ pub(crate) struct Attention {
     output: Linear, // [n_embd, n_head * head_dim]
     qk_norm: Option<QkNorm>,
     rope: Option<Rope>,
+    rope_factors: Option<Weight>, // [n_rot / 2]
     scale: f32,
     is_gated: bool,
     cache: KvCache,
@@ -152,7 +155,7 @@ impl Attention {
         let (n_q, n_kv) = (n_head * head_dim, n_head_kv * head_dim);
         let linear = |part: &str, n_out, n_in| Linear::load_any(w, &format!("{prefix}.{part}"), n_out, n_in);
         let norm = |part: &str| w.get(&format!("{prefix}.{part}.weight"), [head_dim]);
-        let AttentionOptions { qk_norm_eps, rope, scale, is_gated } = options;
+        let AttentionOptions { qk_norm_eps, rope, rope_factors, scale, is_gated } = options;
         let n_q_rows = if is_gated { 2 * n_q } else { n_q };
         let qkv = if w.contains(&format!("{prefix}.attn_qkv.weight")) {
             Projections::Fused(linear("attn_qkv", n_q_rows + 2 * n_kv, n_embd)?)
@@ -167,7 +170,17 @@ impl Attention {
             Some(eps) => Some(QkNorm { q: norm("attn_q_norm")?, k: norm("attn_k_norm")?, eps }),
             None => None,
         };
-        Ok(Self { qkv, output: linear("attn_output", n_embd, n_q)?, qk_norm, shape, rope, scale, is_gated, cache })
+        Ok(Self {
+            qkv,
+            output: linear("attn_output", n_embd, n_q)?,
+            qk_norm,
+            shape,
+            rope,
+            rope_factors,
+            scale,
+            is_gated,
+            cache,
+        })
     }
 
     /// `[n_tokens, heads, head_dim]` each, queries with gates twice as wide.
@@ -202,7 +215,11 @@ impl Mixer for Attention {
         };
         let turned = |x: Tensor, norm: fn(&QkNorm) -> Weight| {
             let x = self.qk_norm.as_ref().map_or(x, |qk| g.rms_norm(x, norm(qk), qk.eps));
-            self.rope.map_or(x, |rope| g.rope(x, batch, rope))
+            match (self.rope, self.rope_factors) {
+                (Some(rope), Some(factors)) => g.rope_with_factors(x, batch, rope, factors),
+                (Some(rope), None) => g.rope(x, batch, rope),
+                (None, _) => x,
+            }
         };
         let (q, k) = (turned(q, |qk| qk.q), turned(k, |qk| qk.k));
         let kv = g.kv_write(self.cache, k, v, batch);

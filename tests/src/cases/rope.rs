@@ -1,5 +1,6 @@
 //! Rotary position embedding.
 
+use engine::DType;
 use engine::op::{Rope, RopePairs};
 
 use super::batch;
@@ -18,6 +19,23 @@ pub fn rope(cases: &mut Vec<OpCase>) {
                         .input([10, 3, head_dim]),
                 );
             }
+        }
+        for (head_dim, n_rot) in [(16, 16), (80, 48)] {
+            let rope = Rope { n_rot, theta_base: 5e5, pairs };
+            cases.push(
+                OpCase::new(
+                    format!("rope {pairs:?} {n_rot} of {head_dim} with factors"),
+                    ELEMENTWISE,
+                    // Two nodes that share positions, and of which one has no factors.
+                    move |g, a| {
+                        let factors = g.rope_with_factors(a.x[0], a.batch(), rope, a.w[0]);
+                        vec![g.add(factors, g.rope(a.x[0], a.batch(), rope))]
+                    },
+                )
+                .batch(batch(200_000, &[(1, 5000, 5), (0, 3, 2)]))
+                .input([10, 3, head_dim])
+                .weight_in(DType::F32, &[n_rot as usize / 2], [0.5, 8.0]),
+            );
         }
         let rope = Rope { n_rot: 16, theta_base: 10000.0, pairs };
         cases.push(

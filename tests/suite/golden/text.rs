@@ -109,6 +109,12 @@ fn llama_matches_transformers() {
     check("llama");
 }
 
+/// With scaled frequencies, and biases of attention.
+#[test]
+fn llama3_matches_transformers() {
+    check("llama3");
+}
+
 #[test]
 fn qwen3_matches_transformers() {
     check("qwen3");

@@ -6,11 +6,11 @@ use engine::tensor::TensorDesc;
 use super::super::context::Prepared;
 use super::by_row::in_place;
 
-/// `[x, positions]`.
+/// `[x, positions]`, and factors where there are some.
 pub(super) fn rope(args: &[&TensorDesc], rope: Rope) -> Prepared {
     let n_head = args[0].shape.dim(1);
     Prepared::without_scratch(move |cx, at| {
-        let (table, kernels) = (cx.rope_table(at.arg(1), rope)?, cx.machine.kernels);
+        let (table, kernels) = (cx.rope_table(at.arg(1), at.node.args.get(2).copied(), rope)?, cx.machine.kernels);
         in_place(cx, at, move |r, y| {
             let (cos, sin) = (table.cos.row(r / n_head), table.sin.row(r / n_head));
             match rope.pairs {

@@ -6,7 +6,8 @@ use anyhow::{Result, ensure};
 use engine::gguf::Value;
 
 use super::config::{Section, integer};
-use super::qwen3::{Heads, MAX_WIDTH, Projections, TextConfig, rope_theta};
+use super::plan::{Role, Row, Source};
+use super::qwen3::{Heads, MAX_WIDTH, Projections, TextConfig, rope_with_factors};
 
 /// `general.architecture`.
 pub(super) const ARCHITECTURE: &str = "llama";
@@ -18,6 +19,8 @@ pub(super) struct LlamaConfig {
     /// What it shares with others.
     pub text: TextConfig,
     head_dim: usize,
+    /// What the frequency of every pair is divided by.
+    rope_factors: Option<Vec<f32>>,
 }
 
 impl LlamaConfig {
@@ -30,7 +33,9 @@ impl LlamaConfig {
         let head_dim = heads.head_dim;
         let has_biases = config.flag("attention_bias", false)?;
         let projections = Projections { has_norms: false, has_biases, has_rotated_pairs: true };
-        Ok(Self { text: TextConfig::read_with(config, heads, projections, rope_theta(config)?)?, head_dim })
+        let (rope_theta, rope_factors) = rope_with_factors(config, head_dim)?;
+        let text = TextConfig::read_with(config, heads, projections, rope_theta)?;
+        Ok(Self { text, head_dim, rope_factors })
     }
 
     /// Metadata.
@@ -39,5 +44,16 @@ impl LlamaConfig {
         keys.push((format!("{ARCHITECTURE}.vocab_size"), integer(self.text.n_vocab)));
         keys.push((format!("{ARCHITECTURE}.rope.dimension_count"), integer(self.head_dim)));
         keys
+    }
+
+    /// Tensors. `has_head`: whether the checkpoint has a head.
+    pub(super) fn rows(self, has_head: bool) -> Vec<Row> {
+        let factors = self.rope_factors.map(|factors| Row {
+            name: "rope_freqs.weight".into(),
+            dims: vec![factors.len()],
+            role: Role::Full,
+            source: Source::Values(factors),
+        });
+        factors.into_iter().chain(self.text.rows_and_head(has_head)).collect()
     }
 }

@@ -383,7 +383,7 @@ impl Parts {
     fn llama(checkpoint: &Model) -> Result<Self> {
         let model = LlamaConfig::read(&checkpoint.config())?;
         let (n_vocab, keys) = (model.text.n_vocab, model.keys());
-        let rows = model.text.rows_and_head(checkpoint.has(HEAD));
+        let rows = model.rows(checkpoint.has(HEAD));
         Ok(Self::text(n_vocab, llama::PRE_TOKENIZER, Part { architecture: llama::ARCHITECTURE, keys, rows }))
     }
 

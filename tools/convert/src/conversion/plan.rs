@@ -45,7 +45,7 @@ impl Role {
 }
 
 /// Where the values of a tensor come from.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub enum Source {
     /// The checkpoint's tensor of this name and shape, outermost first.
     Stored {
@@ -89,6 +89,8 @@ pub enum Source {
     Positions,
     /// Nothing but zeros.
     Zeros,
+    /// These values.
+    Values(Vec<f32>),
 }
 
 impl Source {
@@ -104,13 +106,13 @@ impl Source {
             Self::BatchNorm { prefix, n, .. } => Box::new(
                 batch_norm::TENSORS.iter().map(move |part| (format!("{prefix}.{part}"), std::slice::from_ref(n))),
             ),
-            Self::Positions | Self::Zeros => Box::new(std::iter::empty()),
+            Self::Positions | Self::Zeros | Self::Values(_) => Box::new(std::iter::empty()),
         }
     }
 }
 
 /// A tensor to be written.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub struct Row {
     /// Its name in the file.
     pub name: String,

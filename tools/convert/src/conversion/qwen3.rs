@@ -3,8 +3,8 @@
 //! Source of names and keys: llama.cpp, `conversion/base.py` (`TextModel.set_gguf_parameters`) and
 //! `gguf-py/gguf/tensor_mapping.py`.
 
-use anyhow::{Result, ensure};
-use engine::gguf::{Value, shown};
+use anyhow::{Result, bail, ensure};
+use engine::gguf::{Value, quoted, shown};
 
 use super::config::{Section, integer};
 use super::plan::{Role, Row};
@@ -223,6 +223,43 @@ impl TextConfig {
     pub(super) fn head(&self, stored: &str) -> Row {
         Row::new("output.weight", stored, Role::Head, &[self.n_vocab, self.n_embd])
     }
+}
+
+/// What the frequency of every pair of a head is divided by, where the configuration scales them as Llama 3.1 does, beside
+/// their base.
+///
+/// Long waves are stretched by `factor`, short ones stay, and those in between go over. In f32, as llama.cpp's converter.
+/// Source: transformers, `_compute_llama3_parameters`; llama.cpp, `LlamaModel.generate_extra_tensors`.
+pub(super) fn rope_with_factors(config: &Section<'_>, head_dim: usize) -> Result<(f32, Option<Vec<f32>>)> {
+    const LLAMA3: &str = "llama3";
+    const THETA: &str = "rope_theta";
+    let Some(rope) = rope_section(config)? else { return Ok((rope_theta(config)?, None)) };
+    let key = if rope.has("rope_type") { "rope_type" } else { "type" };
+    match rope.text_or_none(key)? {
+        Some(LLAMA3) => {}
+        None | Some("default") => return Ok((rope_theta(config)?, None)),
+        Some(other) => {
+            bail!(rope.error(key, &format!("want \"default\" or {LLAMA3:?}, got {}", quoted(other))))
+        }
+    }
+    let base = if rope.has(THETA) { rope.positive(THETA)? } else { config.positive(THETA)? };
+    let factor = rope.positive("factor")?;
+    let (low, high) = (rope.positive("low_freq_factor")?, rope.positive("high_freq_factor")?);
+    ensure!(low < high, rope.error("high_freq_factor", &format!("want more than {low}, got {high}")));
+    let n_ctx = rope.integer("original_max_position_embeddings", 1..=MAX_CONTEXT)? as f32;
+    let of_pair = |i: usize| {
+        let frequency = 1.0 / f64::from(base).powf(f64::from((2 * i) as f32 / head_dim as f32)) as f32;
+        let wavelength = std::f32::consts::TAU / frequency;
+        if wavelength < n_ctx / high {
+            1.0
+        } else if wavelength > n_ctx / low {
+            factor
+        } else {
+            let smooth = (n_ctx / wavelength - low) / (high - low);
+            1.0 / ((1.0 - smooth) / factor + smooth)
+        }
+    };
+    Ok((base, Some((0..head_dim / 2).map(of_pair).collect())))
 }
 
 /// The rotary parameters: `rope_parameters` since transformers 5, `rope_scaling` before.

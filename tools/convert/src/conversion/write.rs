@@ -33,6 +33,7 @@ impl Weights for CheckpointWeights<'_> {
             Source::Arranged { name, pieces, change, .. } => {
                 Box::new(Arranged { stored: self.stored(tensor)?, name, pieces, change: *change })
             }
+            Source::Values(values) => Box::new(Computed(values.clone())),
             Source::Zeros => Box::new(Computed(vec![0.0; tensor.shape.elements()])),
             Source::Positions => Box::new(Computed(positions::table(tensor.shape.last()))),
             Source::BatchNorm { prefix, part, .. } => {
