@@ -2,18 +2,14 @@
 
 use convert::FileType;
 use engine::backend::Backend;
-use engine::batch::Tokens;
 use engine::memory::Slot;
 use engine::session::Session;
 use engine::state::Role;
-use models::qwen3_asr::AudioAttention;
 use serde_json::Value;
 
-use super::{Golden, all_logits, backends, compare, decode, tap};
+use super::text::{Inside, check};
+use super::{Golden, compare, tap};
 use crate::checkpoint::{converted, values};
-
-/// Where the prompt is cut.
-const CUTS: [&[usize]; 3] = [&[], &[1, 8], &[7, 14, 21]];
 
 /// A fixture, and what its numbers mean.
 struct Fixture {
@@ -59,52 +55,10 @@ impl Fixture {
         rows.flat_map(|row| (0..self.n_value).flat_map(move |j| &row[stored(j) * n..][..n])).copied().collect()
     }
 
-    /// Our taps.
-    fn taps(&self) -> Vec<String> {
-        let mut taps = vec!["embed".to_owned(), "norm".to_owned()];
-        for i in 0..self.n_layer {
-            let mut parts = vec!["out", "mixer", "ffn"];
-            if self.has_experts {
-                let of_experts = ["router.logits", "router.weights", "router.experts", "moe", "shared_expert"];
-                parts.extend(of_experts);
-                parts.push("shared_gate");
-            }
-            if self.is_recurrent[i] {
-                parts.extend(["delta.qkv", "delta.core", "delta.gated"]);
-                parts.extend(if self.is_tiled { &["delta.a", "delta.b"][..] } else { &["delta.ba"] });
-            }
-            taps.extend(parts.iter().map(|part| format!("blk.{i}.{part}")));
-        }
-        taps
-    }
-
     /// Taps and states. Rows of padding behind those of the prompt are passed over.
     fn compare(&self, theirs: &str, backend: &dyn Backend, got: &[f32]) {
         let want = self.gold.expected(theirs);
         compare(theirs, backend, &got[..want.values.len()], &want);
-    }
-
-    fn compare_taps(&self, backend: &dyn Backend, s: &Session) {
-        self.compare("tap.embed", backend, &tap(s, "embed"));
-        self.compare("tap.norm", backend, &tap(s, "norm"));
-        for i in 0..self.n_layer {
-            let ours = |part: &str| tap(s, &format!("blk.{i}.{part}"));
-            let theirs = |part: &str| format!("tap.layer.{i}.{part}");
-            self.compare(&format!("tap.layer.{i}"), backend, &ours("out"));
-            let mut plain = vec!["mixer", "ffn"];
-            if self.has_experts {
-                plain.extend(["router.logits", "router.weights", "moe", "shared_expert", "shared_gate"]);
-                let experts: Vec<i32> = ours("router.experts").iter().map(|&e| e as i32).collect();
-                let want = self.gold.ids(&theirs("router.experts"));
-                assert_eq!(experts[..want.len()], want, "{}", backend.name());
-            }
-            for part in plain {
-                self.compare(&theirs(part), backend, &ours(part));
-            }
-            if self.is_recurrent[i] {
-                self.compare_delta(backend, i, &ours);
-            }
-        }
     }
 
     /// The inside of a delta net: queries and keys before they are normed, logarithms of the decay.
@@ -144,6 +98,53 @@ impl Fixture {
         let pairs = ba.chunks_exact(2 * group);
         (pairs.clone().flat_map(|p| &p[group..]).copied().collect(), pairs.flat_map(|p| &p[..group]).copied().collect())
     }
+}
+
+impl Inside for Fixture {
+    fn gold(&self) -> &Golden {
+        &self.gold
+    }
+
+    fn taps(&self) -> Vec<String> {
+        let mut taps = vec!["embed".to_owned(), "norm".to_owned()];
+        for i in 0..self.n_layer {
+            let mut parts = vec!["out", "mixer", "ffn"];
+            if self.has_experts {
+                let of_experts = ["router.logits", "router.weights", "router.experts", "moe", "shared_expert"];
+                parts.extend(of_experts);
+                parts.push("shared_gate");
+            }
+            if self.is_recurrent[i] {
+                parts.extend(["delta.qkv", "delta.core", "delta.gated"]);
+                parts.extend(if self.is_tiled { &["delta.a", "delta.b"][..] } else { &["delta.ba"] });
+            }
+            taps.extend(parts.iter().map(|part| format!("blk.{i}.{part}")));
+        }
+        taps
+    }
+
+    fn compare_taps(&self, backend: &dyn Backend, s: &Session) {
+        self.compare("tap.embed", backend, &tap(s, "embed"));
+        self.compare("tap.norm", backend, &tap(s, "norm"));
+        for i in 0..self.n_layer {
+            let ours = |part: &str| tap(s, &format!("blk.{i}.{part}"));
+            let theirs = |part: &str| format!("tap.layer.{i}.{part}");
+            self.compare(&format!("tap.layer.{i}"), backend, &ours("out"));
+            let mut plain = vec!["mixer", "ffn"];
+            if self.has_experts {
+                plain.extend(["router.logits", "router.weights", "moe", "shared_expert", "shared_gate"]);
+                let experts: Vec<i32> = ours("router.experts").iter().map(|&e| e as i32).collect();
+                let want = self.gold.ids(&theirs("router.experts"));
+                assert_eq!(experts[..want.len()], want, "{}", backend.name());
+            }
+            for part in plain {
+                self.compare(&theirs(part), backend, &ours(part));
+            }
+            if self.is_recurrent[i] {
+                self.compare_delta(backend, i, &ours);
+            }
+        }
+    }
 
     fn compare_states(&self, backend: &dyn Backend, s: &Session, slot: Slot, prefix: &str) -> Vec<f32> {
         let state = |layer: usize, role: Role| -> Vec<f32> {
@@ -176,58 +177,17 @@ impl Fixture {
     }
 }
 
-/// Taps, logits, states, chosen experts and continuation. On `reference` it makes no difference to any bit where the prompt is
-/// cut.
-fn check(name: &str) {
-    let fixture = Fixture::open(name);
-    let gold = &fixture.gold;
-    let prompt: Vec<u32> = gold.ids("prompt.ids").iter().map(|id| id.cast_unsigned()).collect();
-    let taps = fixture.taps();
-    let taps: Vec<&str> = taps.iter().map(String::as_str).collect();
-    for backend in backends() {
-        let mut whole = Vec::new();
-        for cuts in CUTS {
-            let is_whole = cuts.is_empty();
-            let mut s = gold.session(&backend, AudioAttention::Windowed, if is_whole { &taps } else { &[] });
-            let slot = s.memory_mut().acquire().unwrap();
-            let (mut logits, mut start) = (Vec::new(), 0);
-            for end in cuts.iter().copied().chain([prompt.len()]) {
-                logits.extend(all_logits(&mut s, slot, Tokens::Ids(&prompt[start..end])));
-                start = end;
-            }
-            if is_whole {
-                fixture.compare_taps(&*backend, &s);
-            }
-            compare("prompt.logits", &*backend, &logits, &gold.expected("prompt.logits"));
-            let states = fixture.compare_states(&*backend, &s, slot, "state.prompt");
-            if backend.name() == "reference" {
-                let bits: Vec<u32> = logits.iter().chain(&states).map(|v| v.to_bits()).collect();
-                if is_whole {
-                    whole = bits;
-                } else {
-                    assert!(bits == whole, "{name}: other bits for a prompt cut at {cuts:?}");
-                }
-            }
-            let n_vocab = s.model().n_vocab();
-            let (ids, rows) = decode(&mut s, slot, &logits[logits.len() - n_vocab..], 16);
-            assert_eq!(ids, gold.ids("decode.ids"), "{}", backend.name());
-            compare("decode.logits", &*backend, &rows, &gold.expected("decode.logits"));
-            fixture.compare_states(&*backend, &s, slot, "state.decode");
-        }
-    }
-}
-
 #[test]
 fn qwen3_next_matches_transformers() {
-    check("qwen3_next");
+    check(&Fixture::open("qwen3_next"));
 }
 
 #[test]
 fn qwen3_5_matches_transformers() {
-    check("qwen3_5");
+    check(&Fixture::open("qwen3_5"));
 }
 
 #[test]
 fn qwen3_5_moe_matches_transformers() {
-    check("qwen3_5_moe");
+    check(&Fixture::open("qwen3_5_moe"));
 }

@@ -33,80 +33,126 @@ pub(super) fn fixed_state(s: &Session, slot: Slot, layer: u32, role: Role) -> Ve
     matrices.flat_map(|m| (0..columns * rows).map(|i| m[i % rows * columns + i / rows])).collect()
 }
 
-/// Compares the states that the fixture has under `prefix`; returns them.
-fn compare_states(gold: &Golden, backend: &dyn Backend, s: &Session, slot: Slot, prefix: &str) -> Vec<f32> {
-    let mut all = Vec::new();
-    for name in gold.names().filter(|name| name.starts_with(prefix)) {
-        let [.., layer, kind] = name.split('.').collect::<Vec<_>>()[..] else { panic!("{name}") };
-        let role = if kind == "conv" { Role::Conv } else { Role::Ssm };
-        let state = fixed_state(s, slot, layer.parse().unwrap(), role);
-        compare(name, backend, &state, &gold.expected(name));
-        all.extend(state);
+/// What a model computes inside and remembers, beside what its fixture has of it.
+pub(super) trait Inside {
+    /// The fixture.
+    fn gold(&self) -> &Golden;
+
+    /// Our taps.
+    fn taps(&self) -> Vec<String>;
+
+    /// Compares the taps of a session that was fed with the prompt, chosen experts among them.
+    fn compare_taps(&self, backend: &dyn Backend, s: &Session);
+
+    /// Compares the states that the fixture has under `prefix`; returns them.
+    fn compare_states(&self, backend: &dyn Backend, s: &Session, slot: Slot, prefix: &str) -> Vec<f32>;
+}
+
+/// A model whose taps are those of the fixture, under other names.
+struct Plain {
+    gold: Golden,
+    has_experts: bool,
+}
+
+impl Plain {
+    fn open(name: &str) -> Self {
+        let gold = Golden::open(name);
+        let has_experts = gold.names().any(|name| name.starts_with("tap.") && name.ends_with(".moe"));
+        Self { gold, has_experts }
     }
-    all
+
+    fn theirs(&self) -> impl Iterator<Item = &str> {
+        self.gold.names().filter(|name| name.starts_with("tap."))
+    }
+}
+
+impl Inside for Plain {
+    fn gold(&self) -> &Golden {
+        &self.gold
+    }
+
+    fn taps(&self) -> Vec<String> {
+        self.theirs().map(|name| ours(name, self.has_experts)).collect()
+    }
+
+    fn compare_taps(&self, backend: &dyn Backend, s: &Session) {
+        for theirs in self.theirs() {
+            let got = tap(s, &ours(theirs, self.has_experts));
+            if theirs.ends_with(".router.experts") {
+                let experts: Vec<i32> = got.iter().map(|&e| e as i32).collect();
+                assert_eq!(experts, self.gold.ids(theirs), "{theirs} on {}", backend.name());
+            } else {
+                compare(theirs, backend, &got, &self.gold.expected(theirs));
+            }
+        }
+    }
+
+    fn compare_states(&self, backend: &dyn Backend, s: &Session, slot: Slot, prefix: &str) -> Vec<f32> {
+        let mut all = Vec::new();
+        for name in self.gold.names().filter(|name| name.starts_with(prefix)) {
+            let [.., layer, kind] = name.split('.').collect::<Vec<_>>()[..] else { panic!("{name}") };
+            let role = if kind == "conv" { Role::Conv } else { Role::Ssm };
+            let state = fixed_state(s, slot, layer.parse().unwrap(), role);
+            compare(name, backend, &state, &self.gold.expected(name));
+            all.extend(state);
+        }
+        all
+    }
 }
 
 /// Taps, logits, states, chosen experts and continuation. On `reference` it makes no difference to any bit where the prompt is
 /// cut.
-pub(super) fn check(name: &str) {
-    let gold = Golden::open(name);
+pub(super) fn check(inside: &impl Inside) {
+    let gold = inside.gold();
     let prompt: Vec<u32> = gold.ids("prompt.ids").iter().map(|id| id.cast_unsigned()).collect();
-    let taps: Vec<&str> = gold.names().filter(|name| name.starts_with("tap.")).collect();
-    let has_experts = taps.iter().any(|name| name.ends_with(".moe"));
-    let wanted: Vec<String> = taps.iter().map(|name| ours(name, has_experts)).collect();
-    let wanted: Vec<&str> = wanted.iter().map(String::as_str).collect();
+    let taps = inside.taps();
+    let taps: Vec<&str> = taps.iter().map(String::as_str).collect();
     for backend in backends() {
         let mut whole = Vec::new();
         for ends in [&[prompt.len()][..], &[1, 8, prompt.len()], &[7, 14, 21, prompt.len()]] {
             let is_whole = ends.len() == 1;
-            let mut s = gold.session(&backend, AudioAttention::Windowed, if is_whole { &wanted } else { &[] });
+            let mut s = gold.session(&backend, AudioAttention::Windowed, if is_whole { &taps } else { &[] });
             let slot = s.memory_mut().acquire().unwrap();
             let (mut logits, mut start) = (Vec::new(), 0);
             for &end in ends {
                 logits.extend(all_logits(&mut s, slot, Tokens::Ids(&prompt[start..end])));
                 start = end;
             }
-            for (theirs, ours) in taps.iter().zip(&wanted).filter(|_| is_whole) {
-                let got = tap(&s, ours);
-                if theirs.ends_with(".router.experts") {
-                    let experts: Vec<i32> = got.iter().map(|&e| e as i32).collect();
-                    assert_eq!(experts, gold.ids(theirs), "{theirs} on {}", backend.name());
-                } else {
-                    compare(theirs, &*backend, &got, &gold.expected(theirs));
-                }
+            if is_whole {
+                inside.compare_taps(&*backend, &s);
             }
             compare("prompt.logits", &*backend, &logits, &gold.expected("prompt.logits"));
-            let states = compare_states(&gold, &*backend, &s, slot, "state.prompt");
+            let states = inside.compare_states(&*backend, &s, slot, "state.prompt");
             if backend.name() == "reference" {
                 let bits: Vec<u32> = logits.iter().chain(&states).map(|v| v.to_bits()).collect();
                 if is_whole {
                     whole = bits;
                 } else {
-                    assert!(bits == whole, "{name}: other bits for a prompt cut at {ends:?}");
+                    assert!(bits == whole, "{}: other bits for a prompt cut at {ends:?}", gold.dir.display());
                 }
             }
             let n_vocab = s.model().n_vocab();
             let (ids, rows) = decode(&mut s, slot, &logits[logits.len() - n_vocab..], 16);
             assert_eq!(ids, gold.ids("decode.ids"), "{}", backend.name());
             compare("decode.logits", &*backend, &rows, &gold.expected("decode.logits"));
-            compare_states(&gold, &*backend, &s, slot, "state.decode");
+            inside.compare_states(&*backend, &s, slot, "state.decode");
         }
     }
 }
 
 #[test]
 fn lfm2_matches_transformers() {
-    check("lfm2");
+    check(&Plain::open("lfm2"));
 }
 
 #[test]
 fn lfm2_moe_matches_transformers() {
-    check("lfm2_moe");
+    check(&Plain::open("lfm2_moe"));
 }
 
 #[test]
 fn llama_matches_transformers() {
-    check("llama");
+    check(&Plain::open("llama"));
 }
 
 /// With scaled frequencies, and biases of attention.
@@ -117,30 +163,30 @@ fn llama3_matches_transformers() {
 
 #[test]
 fn qwen3_matches_transformers() {
-    check("qwen3");
+    check(&Plain::open("qwen3"));
 }
 
 #[test]
 fn mamba_matches_transformers() {
-    check("mamba");
+    check(&Plain::open("mamba"));
 }
 
 #[test]
 fn mamba2_matches_transformers() {
-    check("mamba2");
+    check(&Plain::open("mamba2"));
 }
 
 #[test]
 fn jamba_matches_transformers() {
-    check("jamba");
+    check(&Plain::open("jamba"));
 }
 
 #[test]
 fn granite_hybrid_matches_transformers() {
-    check("granitemoehybrid");
+    check(&Plain::open("granitemoehybrid"));
 }
 
 #[test]
 fn granite_hybrid_with_experts_matches_transformers() {
-    check("granitemoehybrid_moe");
+    check(&Plain::open("granitemoehybrid_moe"));
 }
