@@ -25,6 +25,16 @@ fn files_are_those_of_llama_cpps_converter() {
     }
 }
 
+/// Projections of delta nets count as values of attention, as in llama-quantize.
+#[test]
+fn mixes_are_those_of_llama_quantize() {
+    for name in NAMES {
+        let files = convert(&fixture("golden").join(name), pair(FileType::Q4_K_M)).unwrap();
+        // It leaves an outer extent of 1 out.
+        compare(&files[0], &format!("{name}-q4_k_m.txt"), |line| line.contains("ffn_gate_inp_shexp"));
+    }
+}
+
 #[test]
 fn without_next_token_prediction_there_is_no_block_for_it() {
     let dir = copy_of("golden/qwen3_next");
