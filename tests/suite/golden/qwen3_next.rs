@@ -7,7 +7,7 @@ use engine::session::Session;
 use engine::state::Role;
 use serde_json::Value;
 
-use super::text::{Inside, check};
+use super::text::{Inside, check_inside};
 use super::{Golden, compare, tap};
 use crate::checkpoint::{converted, values};
 
@@ -179,15 +179,15 @@ impl Inside for Fixture {
 
 #[test]
 fn qwen3_next_matches_transformers() {
-    check(&Fixture::open("qwen3_next"));
+    check_inside(&Fixture::open("qwen3_next"));
 }
 
 #[test]
 fn qwen3_5_matches_transformers() {
-    check(&Fixture::open("qwen3_5"));
+    check_inside(&Fixture::open("qwen3_5"));
 }
 
 #[test]
 fn qwen3_5_moe_matches_transformers() {
-    check(&Fixture::open("qwen3_5_moe"));
+    check_inside(&Fixture::open("qwen3_5_moe"));
 }
