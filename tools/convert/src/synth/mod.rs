@@ -4,6 +4,7 @@
 //! there is none, for measuring. Nothing is stored: any range of any tensor is computed when it is asked for.
 
 mod argument;
+mod llama;
 pub(crate) mod noise;
 mod qwen3_next;
 mod shapes;
@@ -110,6 +111,7 @@ mod tests {
     use models::generate::{Generator, Request};
     use models::sample::Sampling;
 
+    use super::llama::Llama;
     use super::qwen3_next::{FeedForward, Qwen3Next};
     use super::shapes::{AudioTower, Conformer, Experts, Kind, Lfm2, Qwen3};
     use super::ssm::{Generation, Granite, Jamba, Mamba};
@@ -127,6 +129,8 @@ mod tests {
         experts: Some(Experts { n_expert: 4, n_used: 2, n_ff: 64, n_dense: 1 }),
     };
 
+    const LLAMA: Llama =
+        Llama { n_embd: 256, n_layer: 2, n_head: 4, n_head_kv: 2, head_dim: 64, n_ff: 256, n_vocab: 2048 };
     const DELTA: Qwen3Next = Qwen3Next {
         n_embd: 256,
         n_layer: 4,
@@ -250,6 +254,7 @@ mod tests {
             (Kind::Qwen3Asr(audio, TEXT), FileType::F16),
             (Kind::Lfm2(HYBRID), FileType::Q4_K_M),
             (Kind::Lfm2Audio(conformer, Lfm2 { experts: None, ..HYBRID }), FileType::Q6_K),
+            (Kind::Llama(LLAMA), FileType::Q4_K_M),
             (Kind::Qwen3Next(DELTA), FileType::Q4_K_M),
             (Kind::Mamba(MAMBA), FileType::Q8_0),
             (Kind::Mamba(Mamba { generation: Generation::Heads(64), d_state: 32, ..MAMBA }), FileType::Q4_K_M),

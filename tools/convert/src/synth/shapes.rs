@@ -5,6 +5,7 @@
 
 use serde_json::{Value, json};
 
+use super::llama::Llama;
 use super::qwen3_next::{FeedForward, Qwen3Next};
 use super::ssm::{Generation, Granite, Jamba, Mamba};
 
@@ -58,6 +59,8 @@ pub(crate) enum Kind {
     Lfm2(Lfm2),
     /// LFM2-Audio, without speech output but for what llama.cpp's files carry.
     Lfm2Audio(Conformer, Lfm2),
+    /// Llama.
+    Llama(Llama),
     /// A Qwen3-Next or a Qwen3.5 text model.
     Qwen3Next(Qwen3Next),
     /// State-space blocks alone.
@@ -174,10 +177,10 @@ impl Shape {
     ///
     /// Source: `config.json` of the published checkpoints: Qwen/Qwen3-ASR-*, LiquidAI/LFM2-Audio-1.5B, LiquidAI/LFM2-*
     /// (LFM2-350M, -700M and -1.2B with `block_ff_dim` before its adjustment, LFM2-2.6B as in LFM2-2.6B-Transcript, LFM2-8B-A1B),
-    /// Qwen/Qwen3-*, Qwen/Qwen3.5-4B,
+    /// Qwen/Qwen3-*, meta-llama/Llama-3.2-1B, Qwen/Qwen3.5-4B,
     /// Qwen/Qwen3-Next-80B-A3B-Instruct, state-spaces/mamba-130m-hf and mamba2-370m, ai21labs/AI21-Jamba-Mini-1.7,
     /// ibm-granite/granite-4.0-h-tiny. The numbers of parameters in the tests are those of the model cards and of the checkpoints' headers.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self {
             name: "qwen3-asr-0.6b",
             kind: Kind::Qwen3Asr(
@@ -228,6 +231,18 @@ impl Shape {
         Self {
             name: "qwen3-4b",
             kind: Kind::Qwen3(Qwen3 { n_embd: 2560, n_layer: 36, n_head: 32, n_ff: 9728, ..QWEN3_06B }),
+        },
+        Self {
+            name: "llama-3.2-1b",
+            kind: Kind::Llama(Llama {
+                n_embd: 2048,
+                n_layer: 16,
+                n_head: 32,
+                n_head_kv: 8,
+                head_dim: 64,
+                n_ff: 8192,
+                n_vocab: 128_256,
+            }),
         },
         Self {
             name: "qwen3.5-4b",
@@ -331,6 +346,7 @@ impl Shape {
                 "encoder": audio.config(),
                 "lfm": text.config(),
             }),
+            Kind::Llama(text) => text.config(),
             Kind::Qwen3Next(text) => text.config(),
             Kind::Mamba(text) => text.config(),
             Kind::Jamba(text) => text.config(),
@@ -355,6 +371,7 @@ impl Shape {
                 text.tensors("lfm.", &mut tensors);
                 audio.tensors(text.n_embd, &mut tensors);
             }
+            Kind::Llama(text) => text.tensors(&mut tensors),
             Kind::Qwen3Next(text) => text.tensors(&mut tensors),
             Kind::Mamba(text) => text.tensors(&mut tensors),
             Kind::Jamba(text) => text.tensors(&mut tensors),
@@ -373,6 +390,7 @@ impl Shape {
         match self.kind {
             Kind::Qwen3(_) | Kind::Qwen3Asr(..) => QWEN_VOCAB,
             Kind::Lfm2(_) | Kind::Lfm2Audio(..) => LFM2_VOCAB,
+            Kind::Llama(text) => text.n_vocab,
             Kind::Qwen3Next(text) => text.n_vocab,
             Kind::Mamba(text) => text.n_vocab,
             Kind::Jamba(text) => text.n_vocab(),
@@ -722,6 +740,7 @@ mod tests {
             ("qwen3-0.6b", 596_049_920),
             ("qwen3-1.7b", 1_720_574_976),
             ("qwen3-4b", 4_022_468_096),
+            ("llama-3.2-1b", 1_235_814_400),
         ] {
             // What balances experts is stored, but not trained.
             assert_eq!(parameters(&shape(name), |name| !name.ends_with("expert_bias")), total, "{name}");

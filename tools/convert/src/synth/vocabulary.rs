@@ -166,7 +166,7 @@ impl Shape {
         match self.kind {
             Kind::Qwen3(_) | Kind::Qwen3Asr(..) | Kind::Qwen3Next(_) => Words::Qwen,
             Kind::Lfm2(_) | Kind::Lfm2Audio(..) => Words::Lfm2,
-            Kind::Mamba(_) | Kind::Jamba(_) | Kind::Granite(_) => Words::Plain,
+            Kind::Llama(_) | Kind::Mamba(_) | Kind::Jamba(_) | Kind::Granite(_) => Words::Plain,
         }
     }
 }

@@ -30,6 +30,24 @@ fn qwen3_5_size(n_layer: usize, n_embd: usize) -> Option<&'static str> {
     }
 }
 
+/// Name of a Llama by number of layers, rows of the embedding, and whether queries share keys. Source: llama.cpp,
+/// `src/models/llama.cpp`.
+fn llama_size(n_layer: usize, n_vocab: usize, shares_keys: bool) -> Option<&'static str> {
+    match n_layer {
+        16 | 22 => Some("1B"),
+        26 | 28 => Some("3B"),
+        30 => Some("256M"),
+        32 if n_vocab == 49_152 => Some("3B"),
+        32 if n_vocab < 40_000 => Some("7B"),
+        32 | 36 => Some("8B"),
+        40 => Some("13B"),
+        48 => Some("34B"),
+        60 => Some("30B"),
+        80 => Some(if shares_keys { "70B" } else { "65B" }),
+        _ => None,
+    }
+}
+
 /// Describes the language model in `loaded`, which `-m` calls `filename`.
 pub(super) fn facts(loaded: &Loaded, filename: &str) -> ModelFacts {
     let file = &loaded.files[0];
@@ -58,6 +76,10 @@ fn size_label(file: &Gguf) -> &'static str {
     let n_embd = number("embedding_length");
     let found = match arch.as_str() {
         "lfm2" => LFM2_SIZES.iter().find(|(n_ff, _)| *n_ff == number("feed_forward_length")).map(|(_, name)| *name),
+        "llama" => {
+            let shares_keys = number("attention.head_count") != number("attention.head_count_kv");
+            llama_size(n_layer, number("vocab_size"), shares_keys)
+        }
         "qwen3" | "qwen3vl" => {
             QWEN3_SIZES.iter().find(|(layers, embd, _)| (*layers, *embd) == (n_layer, n_embd)).map(|(_, _, name)| *name)
         }
