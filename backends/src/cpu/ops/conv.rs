@@ -191,12 +191,13 @@ const CHANNELS: usize = if cfg!(miri) { 8 } else { 256 };
 /// `[x, w, state, reads, slots, kept, ranges]`, and the bias.
 pub(super) fn causal_conv1d(args: &[&TensorDesc], bias: bool, act: Option<Unary>) -> Prepared {
     let [width, d_conv] = [0, 1].map(|i| args[1].shape.dim(i));
-    // Taps and history of the channels of a chunk.
-    let needs = Needs { shared: 0, worker: width.min(CHANNELS) * (2 * d_conv - 1) };
+    // History of the channels of a chunk.
+    let needs = Needs { shared: 0, worker: width.min(CHANNELS) * (d_conv - 1) };
     Prepared::step(needs, move |cx, at| {
+        let taps = cx.weight(at.arg(1))?.transposed(Format::F32, [1, width, d_conv], cx.machine.kernels)?;
         Ok(CausalConv1d {
             x: cx.view(at.arg(0))?,
-            w: cx.view(at.arg(1))?,
+            taps: View::dense(&taps, 0, d_conv, width)?,
             state: cx.result(at.arg(2))?,
             passages: Passages::bind(cx, at, 3)?,
             bias: if bias { Some(cx.view(at.arg(7))?) } else { None },
@@ -211,7 +212,8 @@ pub(super) fn causal_conv1d(args: &[&TensorDesc], bias: bool, act: Option<Unary>
 /// A chunk is a block of channels of all sequences, so that no two chunks touch the same state whatever the slots are.
 struct CausalConv1d {
     x: View<f32>,
-    w: View<f32>,
+    /// `[d_conv, width]`.
+    taps: View<f32>,
     state: ViewMut<f32>,
     passages: Passages,
     bias: Option<View<f32>>,
@@ -251,13 +253,8 @@ impl Step for CausalConv1d {
 
     fn run(&self, chunk: usize, worker: &mut Worker) {
         let channels = piece(chunk, CHANNELS, self.y.row_len());
-        let (n, d_conv) = (channels.len(), self.w.row_len());
-        let (taps, history) = self.worker.of(worker)[..n * (2 * d_conv - 1)].split_at_mut(n * d_conv);
-        for (j, taps) in taps.chunks_exact_mut(n).enumerate() {
-            for (tap, c) in taps.iter_mut().zip(channels.clone()) {
-                *tap = self.w.row(c)[j];
-            }
-        }
+        let d_conv = self.taps.n_rows();
+        let history = &mut self.worker.of(worker)[..channels.len() * (d_conv - 1)];
         for Passage { rows, read, slot, kept } in self.passages.iter() {
             let first = rows.start;
             self.load_history(read, &channels, history);
@@ -268,7 +265,8 @@ impl Step for CausalConv1d {
                     Some(bias) => y.copy_from_slice(bias.part(0, channels.clone())),
                     None => y.fill(0.0),
                 }
-                for (j, taps) in taps.chunks_exact(n).enumerate() {
+                for j in 0..d_conv {
+                    let taps = self.taps.part(j, channels.clone());
                     self.kernels.add_product(y, taps, self.input(first, t + j, &channels, history));
                 }
                 activate(self.kernels, self.act, y);
