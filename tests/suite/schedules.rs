@@ -606,6 +606,13 @@ fn schedules_of_delta_nets() {
 }
 
 #[test]
+fn schedules_of_state_space_models() {
+    for (seed, name) in (11..).zip(["mamba", "mamba2", "jamba", "granitemoehybrid", "granitemoehybrid_moe"]) {
+        run_many(&golden(name, FileType::F32, Company::Close), seed, 60);
+    }
+}
+
+#[test]
 fn schedules_of_quantized_weights() {
     run_many(&golden("lfm2", FileType::Q8_0, Company::Quantized), 6, 60);
     run_many(&golden("lfm2", FileType::Q4_0, Company::Quantized), 7, 60);
