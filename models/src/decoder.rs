@@ -1,5 +1,5 @@
 //! [`Decoder`]: what all decoders here are, layers on a residual stream. What the layers consist of is in the files of the
-//! architectures and in [`crate::blocks`].
+//! architectures and in `blocks`.
 
 use engine::builder::{BatchInputs, GraphBuilder};
 use engine::key::GraphKey;
@@ -68,7 +68,7 @@ pub(crate) struct Parts {
     pub norm: Weight,
 }
 
-/// A decoder: `x = embed_tokens[id]`, the [`Layer`]s, then `lm_head norm(x)`.
+/// A decoder: `x = embed_tokens[id]`, the layers, then `lm_head norm(x)`.
 /// Source: transformers, `LlamaModel.forward`, `GraniteMoeHybridForCausalLM.forward`.
 pub struct Decoder {
     parts: Parts,

@@ -1,7 +1,7 @@
 //! Architectures, tokenizer and audio front end. Knows no backend.
 //!
 //! Read [`load`] first: it turns model files into a [`Loaded`] model. The architectures are in [`registry`], one file each, and
-//! [`transformer`] is what to read beside an official module. [`scheduler`] runs many sequences, [`transcribe`] and [`generate`]
+//! `transformer` is what to read beside an official module. [`scheduler`] runs many sequences, [`transcribe`] and [`generate`]
 //! are what users of a model call.
 
 #![warn(unreachable_pub)]

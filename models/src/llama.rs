@@ -1,4 +1,4 @@
-//! Llama: a [`transformer`] as it was first, with rotated pairs of neighbours in its files.
+//! Llama: a `transformer` as it was first, with rotated pairs of neighbours in its files.
 //! Source: transformers, `models/llama/modeling_llama.py`; llama.cpp, `src/models/llama.cpp`.
 
 use engine::gguf::Gguf;

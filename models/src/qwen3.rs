@@ -1,4 +1,4 @@
-//! Qwen3, text: a [`transformer`] with norms of queries and keys.
+//! Qwen3, text: a `transformer` with norms of queries and keys.
 //! Source: transformers, `models/qwen3/modeling_qwen3.py`.
 
 use engine::gguf::Gguf;
