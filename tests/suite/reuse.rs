@@ -26,6 +26,11 @@ fn trained(file_type: FileType) -> Gguf {
     converted(&Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/models/tiny-qwen3-asr"), file_type)
 }
 
+/// Delta nets and attention, with experts.
+fn hybrid(file_type: FileType) -> Gguf {
+    converted(&Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/golden/qwen3_next"), file_type)
+}
+
 fn cpu(threads: usize) -> Arc<dyn Backend> {
     let options = backends::Options { threads: NonZeroUsize::new(threads) };
     backends::open("cpu", &options).unwrap()
@@ -91,9 +96,13 @@ fn equal_keys_give_equal_graphs() {
 
 #[test]
 fn steps_allocate_nothing() {
-    for (file_type, threads) in [(FileType::BF16, 1), (FileType::BF16, 2), (FileType::Q8_0, 1), (FileType::Q8_0, 2)] {
+    let types = [(FileType::BF16, 1), (FileType::BF16, 2), (FileType::Q8_0, 1), (FileType::Q8_0, 2)];
+    for (file_type, threads, file) in types
+        .into_iter()
+        .flat_map(|(file_type, threads)| [trained(file_type), hybrid(file_type)].map(|file| (file_type, threads, file)))
+    {
         let options = SessionOptions { reuse: Reuse::On, ..session_options() };
-        let mut s = open(&trained(file_type), cpu(threads), options);
+        let mut s = open(&file, cpu(threads), options);
         let slot = s.memory_mut().acquire().unwrap();
         let mut id = next(s.feed(slot, Tokens::Ids(&PROMPT)).unwrap());
         for _ in 0..WARM_UP {
@@ -110,8 +119,8 @@ fn steps_allocate_nothing() {
 
 #[test]
 fn any_number_of_threads_gives_the_same_bits() {
-    for file_type in [FileType::F32, FileType::F16, FileType::BF16, FileType::Q8_0, FileType::Q4_0] {
-        let file = trained(file_type);
+    let types = [FileType::F32, FileType::F16, FileType::BF16, FileType::Q8_0, FileType::Q4_0];
+    for (file_type, file) in types.into_iter().flat_map(|t| [(t, trained(t)), (t, hybrid(t))]) {
         let with = |threads| generate(&mut open(&file, cpu(threads), session_options()), &PROMPT, 12);
         let one = with(1);
         for threads in [2, 3, 8] {
