@@ -10,6 +10,7 @@ use crate::checkpoint::{
     Stored, convert, copy_of, edit_config, edit_tensors, fixture, keys, pair, read_tensors, refused, set, spoil,
     stored, tensors, values,
 };
+use crate::llama_cpp::compare;
 
 /// Rows of a head, and their number in queries, and in keys and values.
 const HEAD_DIM: usize = 32;
@@ -88,6 +89,16 @@ fn biases_are_in_the_same_order_as_rows() {
     assert_eq!(got("blk.0.attn_v.bias"), plain(n));
     assert_eq!(got("blk.0.attn_output.bias"), plain(128));
     models::load(files, LoadOptions::default()).unwrap();
+}
+
+#[test]
+fn files_are_those_of_llama_cpps_converter() {
+    for name in ["llama", "llama3"] {
+        for (file_type, label) in [(FileType::F32, "f32"), (FileType::BF16, "bf16"), (FileType::Q8_0, "q8_0")] {
+            let files = convert(&fixture("golden").join(name), pair(file_type)).unwrap();
+            compare(&files[0], &format!("{name}-{label}.txt"), |_| false);
+        }
+    }
 }
 
 /// What llama.cpp's converter writes besides the tokenizer.

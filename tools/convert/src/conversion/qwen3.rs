@@ -249,13 +249,14 @@ pub(super) fn rope_with_factors(config: &Section<'_>, head_dim: usize) -> Result
     let n_ctx = rope.integer("original_max_position_embeddings", 1..=MAX_CONTEXT)? as f32;
     let of_pair = |i: usize| {
         let frequency = 1.0 / f64::from(base).powf(f64::from((2 * i) as f32 / head_dim as f32)) as f32;
-        let wavelength = std::f32::consts::TAU / frequency;
+        // PyTorch divides a number by a tensor as it multiplies with the reciprocal.
+        let wavelength = frequency.recip() * std::f32::consts::TAU;
         if wavelength < n_ctx / high {
             1.0
         } else if wavelength > n_ctx / low {
             factor
         } else {
-            let smooth = (n_ctx / wavelength - low) / (high - low);
+            let smooth = (wavelength.recip() * n_ctx - low) / (high - low);
             1.0 / ((1.0 - smooth) / factor + smooth)
         }
     };
