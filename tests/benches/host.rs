@@ -10,22 +10,24 @@
 //! - tasks: two empty tasks given to the threads of a backend
 //! - miss: a graph built, fused, planned and lowered
 //!
-//! `-- miss` as argument measures that alone.
+//! `-- miss` as argument measures that alone, `-- families` the same of every architecture in its published depth, a few
+//! channels wide ([`synth::Shape::narrow`]), or of those whose names contain the next argument: one sequence at every context and four at different ones.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use backends::cpu::{CpuBackend, CpuOptions};
+use convert::Files;
+use convert::synth::{self, Synthetic};
 use engine::backend::Backend as _;
 use engine::batch::{Batch, Rows, Sequence, Tokens};
 use engine::gguf::{Gguf, GgufWriter};
 use engine::key::Stage;
 use engine::memory::Slot;
 use engine::session::{Reuse, Session, SessionOptions};
-use engine::weights::WeightStore;
 use engine::{DType, Shape};
-use models::lfm2;
+use models::LoadOptions;
 
 const VOCABULARIES: [usize; 2] = [256, 65536];
 const N_EMBD: usize = 64;
@@ -108,11 +110,11 @@ fn model_file(n_vocab: usize) -> Gguf {
 }
 
 fn open(backend: &Arc<CpuBackend>, file: &Gguf, reuse: Reuse) -> Session {
-    let weights = WeightStore::new([file.clone()]).expect("one file");
-    let model = lfm2::load(std::slice::from_ref(file), &weights).expect("the file is complete");
+    let loaded = models::load(vec![file.clone()], LoadOptions { text_only: true, ..LoadOptions::default() });
+    let loaded = loaded.expect("the file is complete");
     let n_ctx = CONTEXTS[CONTEXTS.len() - 1] + WARM_UP + STEPS;
     let options = SessionOptions { n_slots: RAGGED.len(), n_ctx, reuse, ..SessionOptions::default() };
-    Session::open(Arc::new(model), &weights, &[Arc::clone(backend) as _], options).expect("memory suffices")
+    Session::open(loaded.model, &loaded.weights, &[Arc::clone(backend) as _], options).expect("memory suffices")
 }
 
 /// Median and both tenths.
@@ -216,6 +218,31 @@ fn measure_ragged(file: &Gguf, name: &str, threads: usize) {
     row(&format!("host: {name}, {} ragged sequences", RAGGED.len()), host[WARM_UP..].to_vec());
 }
 
+/// One token of each of as many sequences as there are contexts, in one step.
+fn measure_four(file: &Gguf, sequences: &[Vec<u8>], name: &str) {
+    let backend = cpu(1);
+    let mut s = open(&backend, file, Reuse::On);
+    let slots = sequences.iter().map(|sequence| {
+        let slot = s.memory_mut().acquire().expect("a slot each");
+        s.restore(slot, sequence).expect("it is of this model");
+        slot
+    });
+    let seqs: Vec<Sequence<'_>> = slots.collect::<Vec<_>>().into_iter().map(|slot| next(slot, 1)).collect();
+    let host = (0..WARM_UP + STEPS).map(|_| step(&backend, &mut s, &seqs).0).collect::<Vec<_>>();
+    row(&format!("host: {name}, {} sequences", seqs.len()), host[WARM_UP..].to_vec());
+}
+
+fn measure_families(part: &str) {
+    let shapes = synth::Shape::ALL.iter().filter(|shape| shape.name.contains(part));
+    for shape in shapes.filter_map(synth::Shape::narrow) {
+        let file = convert::to_memory(Files::Synthetic(Arc::new(Synthetic::new(&shape, 1)))).expect("a small model");
+        let sequences = sequences(&file);
+        measure_steps(&file, &sequences, shape.name, 1);
+        measure_four(&file, &sequences, shape.name);
+        measure_builds(&file);
+    }
+}
+
 fn measure_tasks() {
     let backend = cpu(2);
     let tasks = (0..CALLS).map(|_| {
@@ -246,6 +273,11 @@ fn main() {
     println!("|---|---|---|---|");
     if std::env::args().any(|arg| arg == "miss") {
         return measure_builds(&model_file(VOCABULARIES[0]));
+    }
+    let args: Vec<String> = std::env::args().collect();
+    if let Some(at) = args.iter().position(|arg| arg == "families") {
+        let part = args.get(at + 1).filter(|arg| !arg.starts_with('-'));
+        return measure_families(part.map_or("", String::as_str));
     }
     for n_vocab in VOCABULARIES {
         let file = model_file(n_vocab);

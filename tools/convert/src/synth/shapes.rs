@@ -168,6 +168,8 @@ const LFM2_12B: Lfm2 = Lfm2 {
     experts: None,
 };
 
+/// Layers of Qwen3-Next 80B.
+const QWEN3_NEXT_LAYERS: usize = 48;
 /// Jamba Mini 1.7.
 pub(super) const JAMBA_MINI: Jamba =
     Jamba { n_embd: 4096, n_layer: 32, n_head: 32, n_head_kv: 8, n_ff: 14_336, n_expert: 16, dt_rank: 256 };
@@ -378,6 +380,53 @@ impl Shape {
             Kind::Granite(text) => text.tensors(&mut tensors),
         }
         tensors.0
+    }
+
+    /// The published number of layers of the same kinds in the same order, but a few channels wide: what does not depend on
+    /// width, as the work of finding and feeding a graph, is what it is for the published model. Text models alone.
+    pub fn narrow(&self) -> Option<Self> {
+        const N_EMBD: usize = 64;
+        const N_FF: usize = 32;
+        const N_VOCAB: usize = 512;
+        let kind = match self.kind {
+            Kind::Mamba(text) => {
+                let generation = match text.generation {
+                    Generation::Channels(_) => Generation::Channels(4),
+                    Generation::Heads(_) => Generation::Heads(16),
+                };
+                Kind::Mamba(Mamba { n_embd: N_EMBD, d_state: 16, generation, n_vocab: N_VOCAB, ..text })
+            }
+            Kind::Jamba(_) => {
+                Kind::Jamba(Jamba { n_embd: N_EMBD, n_head: 4, n_head_kv: 2, n_ff: N_FF, dt_rank: 4, ..JAMBA_MINI })
+            }
+            Kind::Granite(text) => Kind::Granite(Granite {
+                n_embd: N_EMBD,
+                n_head: 4,
+                n_head_kv: 2,
+                n_ssm_head: 8,
+                ssm_head_dim: 16,
+                d_state: 16,
+                n_ff: N_FF,
+                n_ff_shared: N_FF,
+                ..text
+            }),
+            Kind::Qwen3Next(text) => {
+                let (n_layer, ffn) = match text.ffn {
+                    FeedForward::Dense(_) => (text.n_layer, FeedForward::Dense(N_FF)),
+                    FeedForward::Experts { n_expert, n_used, .. } => {
+                        (QWEN3_NEXT_LAYERS, FeedForward::Experts { n_expert, n_used, n_ff: N_FF })
+                    }
+                };
+                Kind::Qwen3Next(Qwen3Next { n_embd: N_EMBD, n_layer, ffn, ..text })
+            }
+            Kind::Qwen3(text) => Kind::Qwen3(Qwen3 { n_embd: N_EMBD, head_dim: 16, n_ff: N_FF, ..text }),
+            Kind::Lfm2(text) => Kind::Lfm2(Lfm2 { n_embd: N_EMBD, n_head: 8, n_ff: N_FF, adjusts_ff: false, ..text }),
+            Kind::Llama(text) => {
+                Kind::Llama(Llama { n_embd: N_EMBD, n_head: 4, n_head_kv: 2, head_dim: 16, n_ff: N_FF, ..text })
+            }
+            Kind::Qwen3Asr(..) | Kind::Lfm2Audio(..) => return None,
+        };
+        Some(Self { kind, ..*self })
     }
 
     /// Whether it hears.
