@@ -186,8 +186,9 @@ fn check_profile(profile: &Value) {
 
 #[test]
 fn profiles_account_for_the_time_of_a_step() {
-    let rows = rows(&["-t", "1", "-p", "256", "-n", "128", "--profile"]);
-    for (row, steps) in rows.iter().zip([1, 128]) {
+    let measured = || rows(&["-t", "1", "-p", "256", "-n", "128", "--profile"]);
+    let first = measured();
+    for (row, steps) in first.iter().zip([1, 128]) {
         let profile = &row["profile"];
         check_profile(profile);
         assert_eq!(profile["steps"], steps);
@@ -196,9 +197,11 @@ fn profiles_account_for_the_time_of_a_step() {
         // The fixture has one layer with attention.
         assert_eq!(attention["count"], steps);
     }
-    // What lies between ops and steps is bookkeeping of a percent, but there too a loaded machine may take its core away.
+    // What lies between ops and steps is bookkeeping of a percent, but there too a loaded machine may take its core away: it
+    // does not always.
     let share = |row: &Value| row["profile"]["ops_ns"].as_f64().unwrap() / row["profile"]["step_ns"].as_f64().unwrap();
-    assert!(rows.iter().map(share).fold(0.0, f64::max) > 0.9, "{rows:?}");
+    let is_complete = |rows: &[Value]| rows.iter().map(share).fold(0.0, f64::max) > 0.9;
+    assert!(is_complete(&first) || (0..9).any(|_| is_complete(&measured())), "{first:?}");
     let speech = clip("long_9s.wav").display().to_string();
     let args = ["bench", "--audio", &speech, "-n", "20", "-r", "2", "--warmup", "0", "--profile", "-o", "jsonl"];
     let row = tympan(args).expect(0).json_lines().remove(0);

@@ -30,6 +30,22 @@ fn qwen3_5_size(n_layer: usize, n_embd: usize) -> Option<&'static str> {
     }
 }
 
+/// Names by number of layers and width, of both generations. Source: llama.cpp, `src/models/mamba.cpp`,
+/// `src/models/mamba2.cpp`, whose `SMALL`, `MEDIUM`, `LARGE` and `XL` are written so.
+const MAMBA_SIZES: [(usize, usize, &str); 6] =
+    [(24, 768, "0.1B"), (48, 1024, "0.4B"), (48, 1536, "0.8B"), (48, 2048, "1.5B"), (64, 2560, "3B"), (64, 4096, "7B")];
+
+/// Name of a Granite hybrid by width and that of an expert. Source: llama.cpp, `src/models/granite-hybrid.cpp`.
+fn granite_hybrid_size(n_embd: usize, n_ff: usize) -> Option<&'static str> {
+    match n_embd {
+        768 => Some("350M"),
+        1536 => Some(if n_ff == 512 { "7B.A1B" } else { "1B" }),
+        2048 | 2560 => Some("3B"),
+        4096 => Some("32B.A9B"),
+        _ => None,
+    }
+}
+
 /// Name of a Llama by number of layers, rows of the embedding, and whether queries share keys. Source: llama.cpp,
 /// `src/models/llama.cpp`.
 fn llama_size(n_layer: usize, n_vocab: usize, shares_keys: bool) -> Option<&'static str> {
@@ -74,15 +90,20 @@ fn size_label(file: &Gguf) -> &'static str {
     // Blocks that predict the token after the next are no layers.
     let n_layer = number("block_count").saturating_sub(number("nextn_predict_layers"));
     let n_embd = number("embedding_length");
+    let by_layers_and_width = |sizes: &[(usize, usize, &'static str)]| {
+        sizes.iter().find(|(layers, embd, _)| (*layers, *embd) == (n_layer, n_embd)).map(|(_, _, name)| *name)
+    };
     let found = match arch.as_str() {
         "lfm2" => LFM2_SIZES.iter().find(|(n_ff, _)| *n_ff == number("feed_forward_length")).map(|(_, name)| *name),
         "llama" => {
             let shares_keys = number("attention.head_count") != number("attention.head_count_kv");
             llama_size(n_layer, number("vocab_size"), shares_keys)
         }
-        "qwen3" | "qwen3vl" => {
-            QWEN3_SIZES.iter().find(|(layers, embd, _)| (*layers, *embd) == (n_layer, n_embd)).map(|(_, _, name)| *name)
-        }
+        "qwen3" | "qwen3vl" => by_layers_and_width(&QWEN3_SIZES),
+        // The widest is of the second generation alone.
+        "mamba" => by_layers_and_width(&MAMBA_SIZES[..5]),
+        "mamba2" => by_layers_and_width(&MAMBA_SIZES),
+        "granitehybrid" => granite_hybrid_size(n_embd, number("feed_forward_length")),
         "lfm2moe" => by_layers(&LFM2_MOE_SIZES, n_layer),
         "qwen3next" => by_layers(&QWEN3_NEXT_SIZES, n_layer),
         "qwen35" => qwen3_5_size(n_layer, n_embd),
