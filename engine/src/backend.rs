@@ -228,4 +228,9 @@ pub trait Executable: Send {
 
     /// Bytes of memory that belong to this segment alone and lie outside of the arena.
     fn own_bytes(&self) -> usize;
+
+    /// Bytes of states of fixed extent that all runs so far have read and written; 0 where the backend does not count.
+    fn state_traffic(&self) -> u64 {
+        0
+    }
 }

@@ -74,6 +74,8 @@ pub struct Stats {
     /// How often states moved to larger buffers, because the system reserves no addresses without memory. Every move drops
     /// all graphs.
     pub state_moves: u64,
+    /// Bytes of states of fixed extent that the graphs that are compiled now have read and written, by their backends' count.
+    pub state_traffic: u64,
     /// Bytes that compiled graphs hold besides arenas, such as tables of rotary angles.
     pub graph_bytes: usize,
     /// Bytes that imported weights hold besides the mapped files.

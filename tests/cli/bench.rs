@@ -13,7 +13,7 @@ flash_attn,devices,tensor_split,tensor_buft_overrides,load_mode,lazy_mode,embedd
 fit_min_ctx,n_prompt,n_gen,n_depth,test_time,avg_ns,stddev_ns,avg_ts,stddev_ts";
 
 /// Our own fields, behind llama-bench's.
-const OWN: &str = "graph_reuse,graph_builds,graph_hits,host_us_per_step,peak_rss,p50_ns,p95_ns";
+const OWN: &str = "graph_reuse,graph_builds,graph_hits,host_us_per_step,state_bytes_per_step,peak_rss,p50_ns,p95_ns";
 
 fn model() -> String {
     fixtures().join("golden/lfm2").display().to_string()
@@ -43,7 +43,7 @@ fn rows_have_the_fields_and_types_of_llama_bench_and_ours_behind_them() {
     for (key, value) in object {
         let fits = match key.as_str() {
             "cpu_strict" | "no_kv_offload" | "embeddings" | "no_host" | "repack" => value.is_boolean(),
-            "avg_ts" | "stddev_ts" | "host_us_per_step" => value.is_f64(),
+            "avg_ts" | "stddev_ts" | "host_us_per_step" | "state_bytes_per_step" => value.is_f64(),
             "samples_ns" | "samples_ts" => value.is_array(),
             "build_number" | "model_size" | "model_n_params" | "n_batch" | "n_ubatch" | "n_threads" | "poll"
             | "n_gpu_layers" | "n_cpu_moe" | "main_gpu" | "flash_attn" | "no_op_offload" | "fit_target"

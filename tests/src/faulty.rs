@@ -169,4 +169,8 @@ impl Executable for FaultyRun {
     fn own_bytes(&self) -> usize {
         self.inner.own_bytes()
     }
+
+    fn state_traffic(&self) -> u64 {
+        self.inner.state_traffic()
+    }
 }

@@ -266,4 +266,8 @@ impl Executable for Run {
     fn own_bytes(&self) -> usize {
         self.inner.own_bytes()
     }
+
+    fn state_traffic(&self) -> u64 {
+        self.inner.state_traffic()
+    }
 }

@@ -227,3 +227,20 @@ fn single_precision_stays_close_however_long_a_sequence_is() {
         }
     }
 }
+
+#[test]
+fn a_token_reads_and_writes_every_state_once() {
+    let cpu = backends::open("cpu", &backends::Options::default()).unwrap();
+    for kind in KINDS {
+        let (model, store) = Single::new(kind);
+        let mut s = Session::open(Arc::new(model), &store, std::slice::from_ref(&cpu), session_options()).unwrap();
+        let slot = s.memory_mut().acquire().unwrap();
+        let bytes = s.memory().specs().iter().map(|spec| spec.bytes() as u64).sum::<u64>();
+        // The first token begins with zeros.
+        for (ids, rows) in [(&[1][..], 1), (&[2], 2), (&[3], 2), (&[4, 5, 6], 2)] {
+            let before = s.stats().state_traffic;
+            s.feed(slot, Tokens::Ids(ids)).unwrap();
+            assert_eq!(s.stats().state_traffic - before, rows * bytes, "{kind:?} {ids:?}");
+        }
+    }
+}

@@ -1,6 +1,7 @@
 //! [`Lowering`]: what ops are lowered with. It knows where tensors lie, and takes the steps that an op becomes.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use bytemuck::Pod;
 use engine::Error;
@@ -118,6 +119,7 @@ pub(super) struct Lowering<'a> {
     bind: &'a Bindings<'a>,
     arena: Arc<Storage>,
     tables: Vec<(TableKey, RopeTable)>,
+    state_traffic: Arc<AtomicU64>,
     steps: Vec<Box<dyn Step>>,
 }
 
@@ -131,7 +133,8 @@ impl<'a> Lowering<'a> {
         bind: &'a Bindings<'a>,
     ) -> Result<Self> {
         let arena = Arc::clone(&CpuBuffer::of(bind.arena, pool)?.storage);
-        Ok(Self { machine, graph, plan, pool, bind, arena, tables: Vec::new(), steps: Vec::new() })
+        let (tables, state_traffic, steps) = (Vec::new(), Arc::default(), Vec::new());
+        Ok(Self { machine, graph, plan, pool, bind, arena, tables, state_traffic, steps })
     }
 
     /// Steps so far.
@@ -142,6 +145,11 @@ impl<'a> Lowering<'a> {
     /// Bytes of the memory that belongs to the steps so far and is not planned: tables of rotary angles.
     pub(super) fn own_bytes(&self) -> usize {
         self.tables.iter().map(|(.., table)| table.bytes()).sum()
+    }
+
+    /// Where steps count the bytes of states that they read and write.
+    pub(super) fn state_traffic(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.state_traffic)
     }
 
     /// All steps, in order.

@@ -1,6 +1,7 @@
 //! Lowering: every node becomes steps with all addresses resolved.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use engine::Error;
 use engine::backend::{Bindings, Segment};
@@ -20,6 +21,8 @@ pub(super) struct Lowered {
     pub(super) nodes: Vec<usize>,
     /// Bytes of memory that belongs to the steps alone.
     pub(super) own_bytes: usize,
+    /// Bytes of states that the steps have read and written.
+    pub(super) state_traffic: Arc<AtomicU64>,
 }
 
 /// The steps of a segment.
@@ -43,7 +46,7 @@ pub(super) fn lower(machine: Machine, pool: &Arc<Pool>, segment: Segment<'_>, bi
         }
         nodes.resize(cx.n_steps(), id.index());
     }
-    Ok(Lowered { nodes, own_bytes: cx.own_bytes(), steps: cx.finish() })
+    Ok(Lowered { nodes, own_bytes: cx.own_bytes(), state_traffic: cx.state_traffic(), steps: cx.finish() })
 }
 
 #[cold]

@@ -19,6 +19,7 @@ pub use trace::RunTimes;
 use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use engine::Error;
 use engine::backend::{Backend, Bindings, Buffer, Caps, Executable, Prepared, Segment, WeightData};
@@ -204,12 +205,13 @@ impl Backend for CpuBackend {
     }
 
     fn compile(&self, segment: Segment<'_>, bind: &Bindings<'_>) -> Result<Box<dyn Executable>> {
-        let Lowered { steps, nodes, own_bytes } = lower::lower(self.machine, &self.pool, segment, bind)?;
+        let Lowered { steps, nodes, own_bytes, state_traffic } = lower::lower(self.machine, &self.pool, segment, bind)?;
         let region = Arc::new(Region::new(steps, self.pool.n_threads(), self.trace.clone()));
         Ok(Box::new(CpuExecutable {
             region,
             nodes,
             own_bytes,
+            state_traffic,
             timed: None,
             arena: CpuLoan::new(CpuBuffer::arena(bind.arena, &self.pool)?),
             pool: Arc::clone(&self.pool),
@@ -227,6 +229,8 @@ struct CpuExecutable {
     /// The node of every step that the region was made of.
     nodes: Vec<usize>,
     own_bytes: usize,
+    /// Bytes of states that the steps have read and written.
+    state_traffic: Arc<AtomicU64>,
     /// The same steps with a clock, once somebody asked for times.
     timed: Option<(Arc<Region>, Arc<Trace>)>,
     /// What the steps write, besides states.
@@ -280,5 +284,9 @@ impl Executable for CpuExecutable {
 
     fn own_bytes(&self) -> usize {
         self.own_bytes
+    }
+
+    fn state_traffic(&self) -> u64 {
+        self.state_traffic.load(Ordering::Relaxed)
     }
 }

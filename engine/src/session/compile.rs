@@ -123,6 +123,11 @@ impl Session {
         self.devices.drop_arenas();
     }
 
+    /// Bytes of states that the compiled graphs have read and written.
+    pub(super) fn state_traffic(&self) -> u64 {
+        self.cache.iter().flat_map(|c| &c.stages).map(|stage| stage.executable.state_traffic()).sum()
+    }
+
     /// Bytes that compiled graphs hold outside of arenas.
     pub(super) fn graph_bytes(&self) -> usize {
         self.cache.iter().flat_map(|c| &c.stages).map(|stage| stage.executable.own_bytes()).sum()

@@ -226,6 +226,7 @@ impl Session {
             state_bytes: self.memory.bytes(),
             state_moves: self.memory.n_moves(),
             graph_bytes: self.graph_bytes(),
+            state_traffic: self.state_traffic(),
             weight_bytes: self.devices.weight_bytes(),
             arena_bytes: self.devices.arena_bytes(),
             ..self.stats

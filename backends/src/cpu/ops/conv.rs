@@ -255,7 +255,7 @@ impl Step for CausalConv1d {
         let channels = piece(chunk, CHANNELS, self.y.row_len());
         let d_conv = self.taps.n_rows();
         let history = &mut self.worker.of(worker)[..channels.len() * (d_conv - 1)];
-        for Passage { rows, read, slot, kept } in self.passages.iter() {
+        for Passage { rows, read, slot, kept } in self.passages.of_chunk(chunk) {
             let first = rows.start;
             self.load_history(read, &channels, history);
             for t in 0..rows.len() {

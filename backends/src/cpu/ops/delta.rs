@@ -286,7 +286,7 @@ impl Step for GatedDelta {
         let scratch = self.worker.of(worker);
         let (later, scratch) = scratch.split_at_mut(self.sizes.tiles * self.sizes.tile());
         let later = &mut later[..tiles.len() * self.sizes.tile()];
-        for Passage { rows, read, slot, kept } in self.passages.iter() {
+        for Passage { rows, read, slot, kept } in self.passages.of_chunk(chunk) {
             let place = |slot: usize| {
                 let first = (slot * n_value + j) * n_tiles;
                 (first + tiles.start) * k_dim..(first + tiles.end) * k_dim

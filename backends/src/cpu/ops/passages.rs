@@ -1,6 +1,8 @@
 //! [`Passages`]: how sequences pass through a state of fixed extent.
 
 use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use engine::error::Result;
 
@@ -15,6 +17,9 @@ pub(super) struct Passages {
     kept: View<i32>,
     ranges: View<i32>,
     n_seqs: usize,
+    /// Bytes of a row of the state.
+    row_bytes: u64,
+    traffic: Arc<AtomicU64>,
 }
 
 /// The way of one sequence through a state.
@@ -30,9 +35,12 @@ pub(super) struct Passage {
 }
 
 impl Passages {
-    /// `reads, slots, kept, ranges` from argument number `first` on.
+    /// `reads, slots, kept, ranges` from argument number `first` on, behind the state.
     pub(super) fn bind(cx: &Lowering<'_>, at: At<'_>, first: usize) -> Result<Self> {
+        let state = cx.desc(at.arg(first - 1)).shape;
         Ok(Self {
+            row_bytes: (state.elements() / state.dim(0) * size_of::<f32>()) as u64,
+            traffic: cx.state_traffic(),
             reads: cx.view(at.arg(first))?,
             slots: cx.view(at.arg(first + 1))?,
             kept: cx.view(at.arg(first + 2))?,
@@ -41,8 +49,17 @@ impl Passages {
         })
     }
 
-    /// Those of all sequences that have rows.
-    pub(super) fn iter(&self) -> impl Iterator<Item = Passage> {
+    /// Those of all sequences that have rows, for a chunk of the step, which has its part of the state. The first chunk counts
+    /// for all: a passage reads a row, unless it begins with zeros, and writes one.
+    pub(super) fn of_chunk(&self, chunk: usize) -> impl Iterator<Item = Passage> {
+        if chunk == 0 {
+            let rows: u64 = self.iter().map(|passage| 1 + u64::from(passage.read.is_some())).sum();
+            self.traffic.fetch_add(rows * self.row_bytes, Ordering::Relaxed);
+        }
+        self.iter()
+    }
+
+    fn iter(&self) -> impl Iterator<Item = Passage> {
         (0..self.n_seqs).filter_map(|s| {
             let rows = range(&self.ranges, s);
             let kept = index(element(&self.kept, s));

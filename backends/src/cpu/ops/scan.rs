@@ -138,7 +138,7 @@ impl Step for SsmScan {
         let head_dim = self.y.row_len();
         let (leftover, scratch) =
             self.worker.of(worker)[..(self.d_state + 2) * head_dim].split_at_mut(self.d_state * head_dim);
-        for Passage { rows, read, slot, kept } in self.passages.iter() {
+        for Passage { rows, read, slot, kept } in self.passages.of_chunk(head) {
             let stored = rows.start + kept;
             // SAFETY: this head's part of the slot belongs to this chunk alone, and the slot to one sequence.
             let state = unsafe { self.state.rows_mut(self.rows(slot, head)) };

@@ -147,7 +147,9 @@ impl Lists {
         add(extra || self.reuse.len() > 1 || self.reuse == [Reuse::Off], Column::GraphReuse);
         add(true, Column::Test);
         add(true, Column::Rate);
-        for column in [Column::Builds, Column::Hits, Column::Host, Column::P50, Column::P95, Column::PeakRss] {
+        for column in
+            [Column::Builds, Column::Hits, Column::Host, Column::State, Column::P50, Column::P95, Column::PeakRss]
+        {
             add(extra, column);
         }
         columns

@@ -76,6 +76,8 @@ pub(super) struct Measured {
     pub graphs: [u64; 2],
     /// Mean microseconds of a call outside of the compiled graph.
     pub host_us_per_step: f64,
+    /// Bytes of states of fixed extent that a step read and wrote, in the mean.
+    pub state_bytes_per_step: f64,
 }
 
 /// A session with a context of `test`'s size, and where its random tokens come from.
@@ -152,7 +154,10 @@ impl Bench {
         measured.graphs = [after.builds - before.builds, after.hits - before.hits];
         let total: u64 = measured.steps_ns.iter().sum();
         let outside = total.saturating_sub(after.run_ns - before.run_ns);
-        measured.host_us_per_step = outside as f64 / 1e3 / measured.steps_ns.len().max(1) as f64;
+        let n_steps = measured.steps_ns.len().max(1) as f64;
+        measured.host_us_per_step = outside as f64 / 1e3 / n_steps;
+        // Graphs that were dropped in between took their count with them.
+        measured.state_bytes_per_step = after.state_traffic.saturating_sub(before.state_traffic) as f64 / n_steps;
         Ok(measured)
     }
 

@@ -180,8 +180,8 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_name = "FORMAT", hide_possible_values = true)]
     output_err: Option<Format>,
 
-    /// Write graph_reuse, graph_builds, graph_hits, host_us_per_step, peak_rss, p50_ns and p95_ns to md, csv and sql too; json
-    /// and jsonl always have them
+    /// Write graph_reuse, graph_builds, graph_hits, host_us_per_step, state_bytes_per_step, peak_rss, p50_ns and p95_ns to md, csv
+    /// and sql too; json and jsonl always have them
     #[arg(long)]
     extra: bool,
 
@@ -605,6 +605,7 @@ fn measure_one(
         steps_ns: measured.steps_ns,
         graphs: measured.graphs,
         host_us_per_step: measured.host_us_per_step,
+        state_bytes_per_step: measured.state_bytes_per_step,
         peak_rss: peak_rss_bytes(),
         profile,
     })

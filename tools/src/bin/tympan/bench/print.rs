@@ -69,6 +69,8 @@ pub(super) enum Column {
     Hits,
     /// Time outside of compiled graphs.
     Host,
+    /// Bytes of states that a step reads and writes.
+    State,
     /// Median of a call.
     P50,
     /// 95th percentile of a call.
@@ -101,6 +103,7 @@ impl Column {
             Self::Builds => ("builds", 6),
             Self::Hits => ("hits", 6),
             Self::Host => ("host us", 8),
+            Self::State => ("state moved", 11),
             Self::P50 => ("p50 ms", 9),
             Self::P95 => ("p95 ms", 9),
             Self::PeakRss => ("peak rss", 10),
@@ -132,6 +135,7 @@ impl Column {
             Self::Builds => row.graphs[0].to_string(),
             Self::Hits => row.graphs[1].to_string(),
             Self::Host => format!("{:.2}", row.host_us_per_step),
+            Self::State => size(row.state_bytes_per_step as u64),
             Self::P50 => ms("p50_ns"),
             Self::P95 => ms("p95_ns"),
             Self::PeakRss => row.peak_rss.map_or(String::new(), size),

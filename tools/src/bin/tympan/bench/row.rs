@@ -90,6 +90,8 @@ pub(super) struct Row {
     pub graphs: [u64; 2],
     /// Mean microseconds of a call outside of the compiled graph.
     pub host_us_per_step: f64,
+    /// Bytes of states of fixed extent that a step read and wrote, in the mean.
+    pub state_bytes_per_step: f64,
     /// Largest resident set so far, in bytes.
     pub peak_rss: Option<u64>,
     /// Where the time goes, where that was asked for.
@@ -170,6 +172,7 @@ impl Row {
             ("graph_builds", Value::from(self.graphs[0])),
             ("graph_hits", Value::from(self.graphs[1])),
             ("host_us_per_step", Value::from(self.host_us_per_step)),
+            ("state_bytes_per_step", Value::from(self.state_bytes_per_step)),
             ("peak_rss", Value::from(self.peak_rss)),
             ("p50_ns", Value::from(percentile(&steps, 0.5).round() as u64)),
             ("p95_ns", Value::from(percentile(&steps, 0.95).round() as u64)),
