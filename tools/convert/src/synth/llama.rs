@@ -2,23 +2,13 @@
 
 use serde_json::{Value, json};
 
-use super::shapes::{MATRIX, NORM, Tensors};
+use super::shapes::{MATRIX, NORM, Qwen3, Tensors};
 
-/// The numbers of a model that differ between sizes; its head is the embedding.
+/// A decoder whose head is the embedding.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Llama {
-    /// Width.
-    pub(super) n_embd: usize,
-    /// Layers.
-    pub(super) n_layer: usize,
-    /// Heads of queries.
-    pub(super) n_head: usize,
-    /// Heads of keys and values.
-    pub(super) n_head_kv: usize,
-    /// Width of a head.
-    pub(super) head_dim: usize,
-    /// Width of the feed-forward layers.
-    pub(super) n_ff: usize,
+    /// Sizes, which have the names of Qwen3's.
+    pub(super) sizes: Qwen3,
     /// Rows of the embedding.
     pub(super) n_vocab: usize,
 }
@@ -26,36 +16,37 @@ pub(crate) struct Llama {
 impl Llama {
     /// `config.json`.
     pub(super) fn config(&self) -> Value {
+        let Qwen3 { n_embd, n_layer, n_head, n_head_kv, head_dim, n_ff, n_ctx } = self.sizes;
         json!({
             "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
-            "hidden_size": self.n_embd,
-            "num_hidden_layers": self.n_layer,
-            "num_attention_heads": self.n_head,
-            "num_key_value_heads": self.n_head_kv,
-            "head_dim": self.head_dim,
-            "intermediate_size": self.n_ff,
-            "vocab_size": self.n_vocab,
-            "max_position_embeddings": 131_072,
-            "rms_norm_eps": 1e-5,
-            "rope_theta": 500_000.0,
-            "rope_scaling": {
-                "rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-                "original_max_position_embeddings": 8192,
-            },
-            "hidden_act": "silu",
             "attention_bias": false,
+            "head_dim": head_dim,
+            "hidden_act": "silu",
+            "hidden_size": n_embd,
+            "intermediate_size": n_ff,
+            "max_position_embeddings": n_ctx,
             "mlp_bias": false,
+            "model_type": "llama",
+            "num_attention_heads": n_head,
+            "num_hidden_layers": n_layer,
+            "num_key_value_heads": n_head_kv,
+            "rms_norm_eps": 1e-5,
+            "rope_scaling": {
+                "factor": 32.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0,
+                "original_max_position_embeddings": 8192, "rope_type": "llama3",
+            },
+            "rope_theta": 500_000.0,
             "tie_word_embeddings": true,
+            "vocab_size": self.n_vocab,
         })
     }
 
     /// The tensors of the checkpoint, in its order.
     pub(super) fn tensors(&self, tensors: &mut Tensors) {
-        let (n_embd, n_ff) = (self.n_embd, self.n_ff);
-        let (n_q, n_kv) = (self.n_head * self.head_dim, self.n_head_kv * self.head_dim);
+        let Qwen3 { n_embd, n_layer, n_head, n_head_kv, head_dim, n_ff, .. } = self.sizes;
+        let (n_q, n_kv) = (n_head * head_dim, n_head_kv * head_dim);
         tensors.add("model.embed_tokens.weight", &[self.n_vocab, n_embd], MATRIX);
-        for i in 0..self.n_layer {
+        for i in 0..n_layer {
             for (name, dims, scale) in [
                 ("input_layernorm", &[n_embd][..], NORM),
                 ("mlp.down_proj", &[n_embd, n_ff], MATRIX),

@@ -129,8 +129,7 @@ mod tests {
         experts: Some(Experts { n_expert: 4, n_used: 2, n_ff: 64, n_dense: 1 }),
     };
 
-    const LLAMA: Llama =
-        Llama { n_embd: 256, n_layer: 2, n_head: 4, n_head_kv: 2, head_dim: 64, n_ff: 256, n_vocab: 2048 };
+    const LLAMA: Llama = Llama { sizes: Qwen3 { n_embd: 256, n_ff: 256, ..TEXT }, n_vocab: 2048 };
     const DELTA: Qwen3Next = Qwen3Next {
         n_embd: 256,
         n_layer: 4,

@@ -237,12 +237,15 @@ impl Shape {
         Self {
             name: "llama-3.2-1b",
             kind: Kind::Llama(Llama {
-                n_embd: 2048,
-                n_layer: 16,
-                n_head: 32,
-                n_head_kv: 8,
-                head_dim: 64,
-                n_ff: 8192,
+                sizes: Qwen3 {
+                    n_embd: 2048,
+                    n_layer: 16,
+                    n_head: 32,
+                    n_head_kv: 8,
+                    head_dim: 64,
+                    n_ff: 8192,
+                    n_ctx: 131_072,
+                },
                 n_vocab: 128_256,
             }),
         },
@@ -422,7 +425,8 @@ impl Shape {
             Kind::Qwen3(text) => Kind::Qwen3(Qwen3 { n_embd: N_EMBD, head_dim: 16, n_ff: N_FF, ..text }),
             Kind::Lfm2(text) => Kind::Lfm2(Lfm2 { n_embd: N_EMBD, n_head: 8, n_ff: N_FF, adjusts_ff: false, ..text }),
             Kind::Llama(text) => {
-                Kind::Llama(Llama { n_embd: N_EMBD, n_head: 4, n_head_kv: 2, head_dim: 16, n_ff: N_FF, ..text })
+                let narrow = Qwen3 { n_embd: N_EMBD, n_head: 4, n_head_kv: 2, head_dim: 16, n_ff: N_FF, ..text.sizes };
+                Kind::Llama(Llama { sizes: narrow, ..text })
             }
             Kind::Qwen3Asr(..) | Kind::Lfm2Audio(..) => return None,
         };
