@@ -6,8 +6,10 @@
 use anyhow::{Result, ensure};
 use engine::gguf::{Value, quoted};
 
+use super::HEAD;
 use super::arrange::Piece;
 use super::block::Block;
+use super::checkpoint::Model;
 use super::config::{Section, integer};
 use super::layers;
 use super::plan::{Role, Row};
@@ -53,12 +55,13 @@ pub(super) struct Granite {
     /// Rows of the embedding.
     pub n_vocab: usize,
     /// Whether the head is the embedding.
-    pub tied: bool,
+    tied: bool,
 }
 
 impl Granite {
-    /// Reads `config`.
-    pub(super) fn read(config: &Section<'_>) -> Result<Self> {
+    /// Reads the configuration of `checkpoint`.
+    pub(super) fn read(checkpoint: &Model) -> Result<Self> {
+        let config = &checkpoint.config();
         config.expect_off("attention_bias")?;
         config.expect_text("normalization_function", "rmsnorm")?;
         let n_embd = config.integer("hidden_size", 1..=MAX_WIDTH)?;
@@ -86,7 +89,7 @@ impl Granite {
                 ("logit_scale", config.positive("logits_scaling")?),
             ],
             n_vocab: config.integer("vocab_size", 1..=MAX_VOCAB)?,
-            tied: config.flag("tie_word_embeddings", false)?,
+            tied: !checkpoint.has(HEAD) && config.flag("tie_word_embeddings", false)?,
         })
     }
 
@@ -118,16 +121,12 @@ impl Granite {
         keys.into_iter().map(|(key, value)| (format!("{ARCHITECTURE}.{key}"), value)).collect()
     }
 
-    /// Tensors but the head.
+    /// Tensors.
     pub(super) fn rows(&self) -> Vec<Row> {
         let n_embd = self.n_embd;
-        // A tied embedding is the head as well.
-        let role = if self.tied { Role::Head } else { Role::Matrix };
-        let embedding = [self.n_vocab, n_embd];
-        let mut rows = vec![
-            Row::new("token_embd.weight", "model.embed_tokens.weight", role, &embedding),
-            Row::new("output_norm.weight", "model.norm.weight", Role::Full, &[n_embd]),
-        ];
+        let head = (!self.tied).then_some(HEAD);
+        let mut rows = Row::embedding_and_head("model.embed_tokens.weight", head, &[self.n_vocab, n_embd]);
+        rows.push(Row::new("output_norm.weight", "model.norm.weight", Role::Full, &[n_embd]));
         for (i, &is_attention) in self.is_attention.iter().enumerate() {
             let mut block = Block::layer(&mut rows, "model.", i);
             block.add("attn_norm", "input_layernorm", Role::Full, &[n_embd]);
@@ -140,11 +139,6 @@ impl Granite {
             self.feed_forward(&mut block);
         }
         rows
-    }
-
-    /// The head.
-    pub(super) fn head(&self, stored: &str) -> Row {
-        Row::new("output.weight", stored, Role::Head, &[self.n_vocab, self.n_embd])
     }
 
     fn attention(&self, block: &mut Block<'_>) {

@@ -6,7 +6,9 @@
 use anyhow::Result;
 use engine::gguf::Value;
 
+use super::HEAD;
 use super::block::Block;
+use super::checkpoint::Model;
 use super::config::{Section, integer};
 use super::plan::{Role, Row};
 use super::qwen3::{Heads, MAX_CONTEXT, MAX_LAYERS, MAX_VOCAB, MAX_WIDTH};
@@ -54,12 +56,13 @@ pub(super) struct Jamba {
     /// Rows of the embedding.
     pub n_vocab: usize,
     /// Whether the head is the embedding.
-    pub tied: bool,
+    tied: bool,
 }
 
 impl Jamba {
-    /// Reads `config`.
-    pub(super) fn read(config: &Section<'_>) -> Result<Self> {
+    /// Reads the configuration of `checkpoint`.
+    pub(super) fn read(checkpoint: &Model) -> Result<Self> {
+        let config = &checkpoint.config();
         let n_embd = config.integer("hidden_size", 1..=MAX_WIDTH)?;
         let n_expert = config.integer("num_experts", 1..=MAX_EXPERTS)?;
         Ok(Self {
@@ -76,7 +79,7 @@ impl Jamba {
             n_used: config.integer("num_experts_per_tok", 1..=n_expert as u64)?,
             rms_eps: config.positive("rms_norm_eps")?,
             n_vocab: config.integer("vocab_size", 1..=MAX_VOCAB)?,
-            tied: config.flag("tie_word_embeddings", false)?,
+            tied: !checkpoint.has(HEAD) && config.flag("tie_word_embeddings", false)?,
         })
     }
 
@@ -100,16 +103,12 @@ impl Jamba {
         keys.into_iter().map(|(key, value)| (format!("{ARCHITECTURE}.{key}"), value)).collect()
     }
 
-    /// Tensors but the head.
+    /// Tensors.
     pub(super) fn rows(&self) -> Vec<Row> {
         let n_embd = self.n_embd;
-        // A tied embedding is the head as well.
-        let role = if self.tied { Role::Head } else { Role::Matrix };
-        let embedding = [self.n_vocab, n_embd];
-        let mut rows = vec![
-            Row::new("token_embd.weight", "model.embed_tokens.weight", role, &embedding),
-            Row::new("output_norm.weight", "model.final_layernorm.weight", Role::Full, &[n_embd]),
-        ];
+        let head = (!self.tied).then_some(HEAD);
+        let mut rows = Row::embedding_and_head("model.embed_tokens.weight", head, &[self.n_vocab, n_embd]);
+        rows.push(Row::new("output_norm.weight", "model.final_layernorm.weight", Role::Full, &[n_embd]));
         for i in 0..self.n_layer {
             let mut block = Block::layer(&mut rows, "model.", i);
             block.add("attn_norm", "input_layernorm", Role::Full, &[n_embd]);
@@ -126,11 +125,6 @@ impl Jamba {
             self.feed_forward(&mut block, self.experts.has(i) && self.n_expert > 1);
         }
         rows
-    }
-
-    /// The head.
-    pub(super) fn head(&self, stored: &str) -> Row {
-        Row::new("output.weight", stored, Role::Head, &[self.n_vocab, self.n_embd])
     }
 
     fn feed_forward(&self, block: &mut Block<'_>, has_experts: bool) {

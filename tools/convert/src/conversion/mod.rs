@@ -404,31 +404,20 @@ impl Parts {
     }
 
     fn jamba(checkpoint: &Model) -> Result<Self> {
-        let mut model = Jamba::read(&checkpoint.config())?;
-        let has_head = checkpoint.has(HEAD) || !model.tied;
-        model.tied = !has_head;
-        let mut rows = model.rows();
-        rows.extend(has_head.then(|| model.head(HEAD)));
-        let text = Part { architecture: jamba::ARCHITECTURE, keys: model.keys(), rows };
+        let model = Jamba::read(checkpoint)?;
+        let text = Part { architecture: jamba::ARCHITECTURE, keys: model.keys(), rows: model.rows() };
         Ok(Self::text(model.n_vocab, jamba::PRE_TOKENIZER, text))
     }
 
     fn granite(checkpoint: &Model) -> Result<Self> {
-        let mut model = Granite::read(&checkpoint.config())?;
-        let has_head = checkpoint.has(HEAD) || !model.tied;
-        model.tied = !has_head;
-        let mut rows = model.rows();
-        rows.extend(has_head.then(|| model.head(HEAD)));
-        let text = Part { architecture: granite::ARCHITECTURE, keys: model.keys(), rows };
+        let model = Granite::read(checkpoint)?;
+        let text = Part { architecture: granite::ARCHITECTURE, keys: model.keys(), rows: model.rows() };
         Ok(Self::text(model.n_vocab, granite::PRE_TOKENIZER, text))
     }
 
     fn qwen3_next(checkpoint: &Model, family: Family) -> Result<Self> {
-        let mut model = Qwen3Next::read(checkpoint, family)?;
-        let has_head = checkpoint.has(HEAD) || !model.tied;
-        model.tied = !has_head;
-        let mut rows = model.rows(checkpoint);
-        rows.extend(has_head.then(|| model.head(HEAD)));
+        let model = Qwen3Next::read(checkpoint, family)?;
+        let rows = model.rows(checkpoint);
         let text = Part { architecture: family.architecture(), keys: model.keys(), rows };
         let parts = Self::text(model.n_vocab, family.pre_tokenizer(), text);
         let notices = qwen3_next::vision_notice(checkpoint).into_iter().collect();

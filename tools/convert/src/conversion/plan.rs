@@ -131,6 +131,13 @@ impl Row {
         Self { name: name.into(), dims: dims.to_vec(), role, source }
     }
 
+    /// The embedding `[n_vocab, n_embd]`, which is the head as well where that is tied, and the head where it is not.
+    pub fn embedding_and_head(stored: impl Into<String>, head: Option<&str>, dims: &[usize]) -> Vec<Self> {
+        let role = if head.is_some() { Role::Matrix } else { Role::Head };
+        let embedding = Self::new("token_embd.weight", stored, role, dims);
+        std::iter::once(embedding).chain(head.map(|head| Self::new("output.weight", head, Role::Head, dims))).collect()
+    }
+
     /// The same with other extents of as many elements.
     #[must_use]
     pub fn shaped(self, dims: &[usize]) -> Self {

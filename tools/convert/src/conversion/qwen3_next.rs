@@ -8,6 +8,7 @@ use anyhow::{Result, ensure};
 use engine::gguf::{Array, Value};
 use serde_json::json;
 
+use super::HEAD;
 use super::arrange::{Change, Piece};
 use super::block::Block;
 use super::checkpoint::Model;
@@ -180,7 +181,7 @@ pub(super) struct Qwen3Next {
     /// What stands before the blocks that predict the token after the next, and how many there are.
     next_token: Option<(&'static str, usize)>,
     /// Whether the head is the embedding.
-    pub tied: bool,
+    tied: bool,
 }
 
 impl Qwen3Next {
@@ -229,7 +230,8 @@ impl Qwen3Next {
             n_vocab: config.integer("vocab_size", 1..=MAX_VOCAB)?,
             prefix: if is_nested { prefixes[0] } else { prefixes[1] },
             next_token: next_token.map(|prefix| (prefix, n_next_token(checkpoint, prefix))),
-            tied: root.flag("tie_word_embeddings", config.flag("tie_word_embeddings", false)?)?,
+            tied: !checkpoint.has(HEAD)
+                && root.flag("tie_word_embeddings", config.flag("tie_word_embeddings", false)?)?,
         })
     }
 
@@ -277,16 +279,13 @@ impl Qwen3Next {
         keys.into_iter().map(|(key, value)| (format!("{architecture}.{key}"), value)).collect()
     }
 
-    /// Tensors but the head.
+    /// Tensors.
     pub(super) fn rows(&self, checkpoint: &Model) -> Vec<Row> {
         let (n_embd, prefix) = (self.n_embd, self.prefix);
-        // A tied embedding is the head as well.
-        let role = if self.tied { Role::Head } else { Role::Matrix };
-        let mut rows = vec![
-            Row::new("token_embd.weight", format!("{prefix}embed_tokens.weight"), role, &[self.n_vocab, n_embd]),
-            Row::new("output_norm.weight", format!("{prefix}norm.weight"), Role::Full, &[n_embd])
-                .changed(Change::PlusOne),
-        ];
+        let (stored, head) = (format!("{prefix}embed_tokens.weight"), (!self.tied).then_some(HEAD));
+        let mut rows = Row::embedding_and_head(stored, head, &[self.n_vocab, n_embd]);
+        let norm = Row::new("output_norm.weight", format!("{prefix}norm.weight"), Role::Full, &[n_embd]);
+        rows.push(norm.changed(Change::PlusOne));
         for (i, &is_attention) in self.is_attention.iter().enumerate() {
             let mut block = Block::layer(&mut rows, prefix, i);
             self.layer(&mut block, is_attention, checkpoint);
@@ -304,11 +303,6 @@ impl Qwen3Next {
             }
         }
         rows
-    }
-
-    /// The head, from the checkpoint's tensor `stored`.
-    pub(super) fn head(&self, stored: &str) -> Row {
-        Row::new("output.weight", stored, Role::Head, &[self.n_vocab, self.n_embd])
     }
 
     fn layer(&self, block: &mut Block<'_>, is_attention: bool, checkpoint: &Model) {
