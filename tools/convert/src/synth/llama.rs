@@ -2,7 +2,8 @@
 
 use serde_json::{Value, json};
 
-use super::shapes::{MATRIX, NORM, Qwen3, Tensors};
+use super::qwen3::Qwen3;
+use super::tensors::{MATRIX, NORM, Tensors};
 
 /// A decoder whose head is the embedding.
 #[derive(Clone, Copy, Debug)]

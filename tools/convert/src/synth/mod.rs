@@ -4,11 +4,14 @@
 //! there is none, for measuring. Nothing is stored: any range of any tensor is computed when it is asked for.
 
 mod argument;
+mod lfm2;
 mod llama;
 pub(crate) mod noise;
+mod qwen3;
 mod qwen3_next;
 mod shapes;
 mod ssm;
+mod tensors;
 mod vocabulary;
 
 use std::collections::HashMap;
@@ -55,7 +58,7 @@ impl Synthetic {
         if seed != DEFAULT_SEED {
             name.push_str(&format!("-seed{seed}"));
         }
-        let tensor = |t: shapes::Tensor| {
+        let tensor = |t: tensors::Tensor| {
             let noise = Noise::new(seed, t.noise_of.as_ref().unwrap_or(&t.name), t.scale.0, t.scale.1);
             Tensor { name: t.name, dims: t.dims, noise }
         };
@@ -111,9 +114,11 @@ mod tests {
     use models::generate::{Generator, Request};
     use models::sample::Sampling;
 
+    use super::lfm2::{Conformer, Experts, Lfm2};
     use super::llama::Llama;
+    use super::qwen3::{AudioTower, Qwen3};
     use super::qwen3_next::{FeedForward, Qwen3Next};
-    use super::shapes::{AudioTower, Conformer, Experts, Kind, Lfm2, Qwen3};
+    use super::shapes::Kind;
     use super::ssm::{Generation, Granite, Jamba, Mamba};
     use super::*;
     use crate::{Conversion, FileType, Options};

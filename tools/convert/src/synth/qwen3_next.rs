@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::shapes::{MATRIX, NORM, Scale, TAPS, Tensors, merged};
+use super::tensors::{MATRIX, NORM, Scale, TAPS, Tensors, merged};
 
 /// Weights of norms that are stored around 0.
 const CENTRED_NORM: Scale = Scale(0.0, 0.01);

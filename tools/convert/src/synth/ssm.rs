@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::shapes::{MATRIX, NORM, Scale, TAPS, Tensors};
+use super::tensors::{MATRIX, NORM, Scale, TAPS, Tensors};
 
 /// Logarithms of decays: decays up to about 16, most of them above 1.
 const DECAY: Scale = Scale(1.5, 0.7);
@@ -120,7 +120,7 @@ impl Mamba {
                 "n_groups": 1,
             }),
         };
-        super::shapes::merged(own, [shared])
+        super::tensors::merged(own, [shared])
     }
 
     /// The tensors of the checkpoint, in its order.
