@@ -204,7 +204,7 @@ mod tests {
     fn values_are_written_as_python_does() {
         let list = Value::from(vec![Value::from("it's"), Value::from("a\n\"'"), Value::from(()), Value::from(true)]);
         assert_eq!(printed(&list), r#"["it's", 'a\n"\'', None, True]"#);
-        let map: Value = [("k", Value::from(vec![1.0, 2.5]))].into_iter().collect();
+        let map = Value::from_pairs([("k", vec![1.0, 2.5])]);
         assert_eq!(printed(&map), "{'k': [1.0, 2.5]}");
         let json = |indent: Option<&str>, ensure_ascii| Json {
             separators: [", ".into(), ": ".into()],
@@ -214,7 +214,7 @@ mod tests {
         };
         assert_eq!(json(None, false).write(&map), r#"{"k": [1.0, 2.5]}"#);
         assert_eq!(json(None, true).write(&Value::from("\u{e4}\u{1f600}\u{1}")), r#""\u00e4\ud83d\ude00\u0001""#);
-        let empty: Value = [("a", Value::from(Vec::<i64>::new()))].into_iter().collect();
+        let empty = Value::from_pairs([("a", Vec::<i64>::new())]);
         assert_eq!(json(Some("  "), false).write(&empty), "{\n  \"a\": []\n}");
     }
 }
