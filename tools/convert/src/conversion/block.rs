@@ -1,5 +1,6 @@
 //! [`Block`]: the tensors of one layer, as they are collected.
 
+use super::heads::Heads;
 use super::plan::{Role, Row, Source};
 
 /// The tensors of a layer.
@@ -43,6 +44,17 @@ impl<'a> Block<'a> {
     pub(super) fn add_full(&mut self, name: &str, stored: &str, dims: &[usize]) {
         let row = self.full(name, stored, dims);
         self.rows.push(row);
+    }
+
+    /// The four matrices of attention, of which `output` is the last in the checkpoint; `turned`: rows of queries and keys in
+    /// the order of [`Row::with_rotated_pairs`].
+    pub(super) fn attention(&mut self, heads: &Heads, n_embd: usize, output: &str, turned: bool) {
+        let (n_q, n_kv) = heads.widths();
+        for (part, n, turned) in [("q", n_q, turned), ("k", n_kv, turned), ("v", n_kv, false)] {
+            let row = self.row(&format!("attn_{part}"), &format!("self_attn.{part}_proj"), Role::Matrix, &[n, n_embd]);
+            self.rows.push(if turned { row.with_rotated_pairs(heads.head_dim) } else { row });
+        }
+        self.add("attn_output", &format!("self_attn.{output}"), Role::Matrix, &[n_embd, n_q]);
     }
 
     /// The three matrices of a gated feed-forward block, which stand under `part` of a layer; `suffix` ends their names.

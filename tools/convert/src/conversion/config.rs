@@ -19,6 +19,11 @@ pub(super) fn integer(n: usize) -> GgufValue {
     GgufValue::U32(u32::try_from(n).expect("limits of the configuration are below 2^32"))
 }
 
+/// Metadata of an architecture, whose name stands before their own.
+pub(super) fn prefixed(architecture: &str, keys: Vec<(&str, GgufValue)>) -> Vec<(String, GgufValue)> {
+    keys.into_iter().map(|(key, value)| (format!("{architecture}.{key}"), value)).collect()
+}
+
 /// A JSON file whose root is an object.
 pub(super) struct Config {
     path: PathBuf,

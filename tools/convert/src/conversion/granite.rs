@@ -10,10 +10,12 @@ use super::HEAD;
 use super::arrange::Piece;
 use super::block::Block;
 use super::checkpoint::Model;
-use super::config::{Section, integer};
+use super::config::{Section, integer, prefixed};
+use super::heads::Heads;
 use super::layers;
+use super::limits::{MAX_EXPERTS, MAX_LAYERS, MAX_VOCAB, MAX_WIDTH};
 use super::plan::{Role, Row};
-use super::qwen3::{Heads, MAX_LAYERS, MAX_VOCAB, MAX_WIDTH, rope_theta};
+use super::qwen3::rope_theta;
 use super::ssm::{PREFIXED, Ssm};
 
 /// `general.architecture`.
@@ -22,8 +24,6 @@ pub(super) const ARCHITECTURE: &str = "granitehybrid";
 pub(super) const PRE_TOKENIZER: &str = "dbrx";
 /// Context that files claim where no positions are encoded. Source: llama.cpp, `GraniteHybridModel.set_gguf_parameters`.
 const N_CTX: usize = 1 << 20;
-/// Experts of a layer.
-const MAX_EXPERTS: u64 = 4096;
 /// Layers with attention, in `layer_types` of older and newer files.
 const ATTENTION: [&str; 2] = ["attention", "full_attention"];
 /// Layers with a state-space block, likewise.
@@ -95,9 +95,6 @@ impl Granite {
 
     /// Metadata.
     pub(super) fn keys(&self) -> Vec<(String, Value)> {
-        let heads = |&attention: &bool| if attention { self.heads.n_head_kv } else { 0 };
-        let heads = self.is_attention.iter().map(heads);
-        let heads: Vec<i32> = heads.map(|n| i32::try_from(n).expect("at most the limit of heads")).collect();
         let (n_expert, n_used) = self.experts.as_ref().map_or((0, 0), |e| (e.n_expert, e.n_used));
         let mut keys = vec![
             ("block_count", integer(self.is_attention.len())),
@@ -106,7 +103,7 @@ impl Granite {
             ("feed_forward_length", integer(self.n_ff)),
             ("attention.head_count", integer(self.heads.n_head)),
             // A layer without heads has a state-space block.
-            ("attention.head_count_kv", heads.into()),
+            ("attention.head_count_kv", self.heads.kv_of_layers(self.is_attention.iter().copied())),
             ("attention.layer_norm_rms_epsilon", Value::F32(self.rms_eps)),
             ("rope.freq_base", Value::F32(self.rope_theta)),
             ("rope.dimension_count", integer(self.heads.head_dim)),
@@ -118,7 +115,7 @@ impl Granite {
         ];
         keys.extend(self.scales.map(|(name, scale)| (name, Value::F32(scale))));
         keys.extend(self.ssm.keys());
-        keys.into_iter().map(|(key, value)| (format!("{ARCHITECTURE}.{key}"), value)).collect()
+        prefixed(ARCHITECTURE, keys)
     }
 
     /// Tensors.
@@ -131,7 +128,7 @@ impl Granite {
             let mut block = Block::layer(&mut rows, "model.", i);
             block.add("attn_norm", "input_layernorm", Role::Full, &[n_embd]);
             if is_attention {
-                self.attention(&mut block);
+                block.attention(&self.heads, n_embd, "o_proj", true);
             } else {
                 self.ssm.rows_of_heads(&mut block, "mamba");
             }
@@ -139,19 +136,6 @@ impl Granite {
             self.feed_forward(&mut block);
         }
         rows
-    }
-
-    fn attention(&self, block: &mut Block<'_>) {
-        let (n_q, n_kv) = self.heads.widths();
-        let row = |name: &str, stored: &str, n: usize| block.row(name, stored, Role::Matrix, &[n, self.n_embd]);
-        let turned = |row: Row| row.with_rotated_pairs(self.heads.head_dim);
-        let rows = [
-            turned(row("attn_q", "self_attn.q_proj", n_q)),
-            turned(row("attn_k", "self_attn.k_proj", n_kv)),
-            row("attn_v", "self_attn.v_proj", n_kv),
-        ];
-        block.rows.extend(rows);
-        block.add("attn_output", "self_attn.o_proj", Role::Matrix, &[self.n_embd, n_q]);
     }
 
     fn feed_forward(&self, block: &mut Block<'_>) {

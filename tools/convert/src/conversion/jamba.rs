@@ -9,17 +9,16 @@ use engine::gguf::Value;
 use super::HEAD;
 use super::block::Block;
 use super::checkpoint::Model;
-use super::config::{Section, integer};
+use super::config::{Section, integer, prefixed};
+use super::heads::Heads;
+use super::limits::{MAX_CONTEXT, MAX_EXPERTS, MAX_LAYERS, MAX_VOCAB, MAX_WIDTH};
 use super::plan::{Role, Row};
-use super::qwen3::{Heads, MAX_CONTEXT, MAX_LAYERS, MAX_VOCAB, MAX_WIDTH};
 use super::ssm::{PREFIXED, Ssm};
 
 /// `general.architecture`.
 pub(super) const ARCHITECTURE: &str = "jamba";
 /// Pre-tokenizer of a byte-level tokenizer; published models have SentencePiece's.
 pub(super) const PRE_TOKENIZER: &str = "gpt-2";
-/// Experts of a layer.
-const MAX_EXPERTS: u64 = 4096;
 
 /// Layers `offset`, `offset + period` and so on.
 struct Every {
@@ -85,8 +84,7 @@ impl Jamba {
 
     /// Metadata.
     pub(super) fn keys(&self) -> Vec<(String, Value)> {
-        let heads = |i: usize| if self.attention.has(i) { self.heads.n_head_kv } else { 0 };
-        let heads = (0..self.n_layer).map(|i| i32::try_from(heads(i)).expect("at most the limit of heads"));
+        let is_attention = (0..self.n_layer).map(|i| self.attention.has(i));
         let mut keys = vec![
             ("block_count", integer(self.n_layer)),
             ("context_length", integer(self.n_ctx)),
@@ -94,13 +92,13 @@ impl Jamba {
             ("feed_forward_length", integer(self.n_ff)),
             ("attention.head_count", integer(self.heads.n_head)),
             // A layer without heads has a state-space block.
-            ("attention.head_count_kv", heads.collect::<Vec<i32>>().into()),
+            ("attention.head_count_kv", self.heads.kv_of_layers(is_attention)),
             ("attention.layer_norm_rms_epsilon", Value::F32(self.rms_eps)),
             ("expert_count", integer(self.n_expert)),
             ("expert_used_count", integer(self.n_used)),
         ];
         keys.extend(self.ssm.keys());
-        keys.into_iter().map(|(key, value)| (format!("{ARCHITECTURE}.{key}"), value)).collect()
+        prefixed(ARCHITECTURE, keys)
     }
 
     /// Tensors.
@@ -113,11 +111,7 @@ impl Jamba {
             let mut block = Block::layer(&mut rows, "model.", i);
             block.add("attn_norm", "input_layernorm", Role::Full, &[n_embd]);
             if self.attention.has(i) {
-                let (n_q, n_kv) = self.heads.widths();
-                block.add("attn_q", "self_attn.q_proj", Role::Matrix, &[n_q, n_embd]);
-                block.add("attn_k", "self_attn.k_proj", Role::Matrix, &[n_kv, n_embd]);
-                block.add("attn_v", "self_attn.v_proj", Role::Matrix, &[n_kv, n_embd]);
-                block.add("attn_output", "self_attn.o_proj", Role::Matrix, &[n_embd, n_q]);
+                block.attention(&self.heads, n_embd, "o_proj", false);
             } else {
                 self.ssm.rows(&mut block, "mamba", self.has_norms);
             }

@@ -7,10 +7,12 @@ use engine::gguf::Value;
 use serde_json::json;
 
 use super::block::Block;
-use super::config::{Section, integer};
+use super::config::{Section, integer, prefixed};
+use super::heads::{HEAD_DIM, Heads};
 use super::layers;
+use super::limits::{MAX_CONTEXT, MAX_EXPERTS, MAX_LAYERS, MAX_VOCAB, MAX_WIDTH};
 use super::plan::{Role, Row, Source};
-use super::qwen3::{HEAD_DIM, Heads, MAX_CONTEXT, MAX_LAYERS, MAX_VOCAB, MAX_WIDTH, rope_theta};
+use super::qwen3::rope_theta;
 
 /// Pre-tokenizer of all LFM2 models.
 pub(super) const PRE_TOKENIZER: &str = "lfm2";
@@ -20,8 +22,6 @@ const ATTENTION: &str = "full_attention";
 const CONVOLUTION: &str = "conv";
 /// Taps of a short convolution. Published models have 3.
 const MAX_TAPS: u64 = 64;
-/// Experts of a layer.
-const MAX_EXPERTS: u64 = 4096;
 /// `expert_gating_func` of the sigmoid. Source: gguf-py, `ExpertGatingFuncType`.
 const GATING_SIGMOID: u32 = 2;
 
@@ -106,9 +106,6 @@ impl Lfm2Config {
 
     /// Metadata.
     pub(super) fn keys(&self) -> Vec<(String, Value)> {
-        let heads = |&attention: &bool| if attention { self.heads.n_head_kv } else { 0 };
-        let heads = self.is_attention.iter().map(heads);
-        let heads: Vec<i32> = heads.map(|n| i32::try_from(n).expect("at most the limit of heads")).collect();
         let mut keys = vec![
             ("block_count", integer(self.is_attention.len())),
             ("context_length", integer(self.n_ctx)),
@@ -116,7 +113,7 @@ impl Lfm2Config {
             ("feed_forward_length", integer(self.n_ff)),
             ("attention.head_count", integer(self.heads.n_head)),
             // A layer without heads has a short convolution.
-            ("attention.head_count_kv", heads.into()),
+            ("attention.head_count_kv", self.heads.kv_of_layers(self.is_attention.iter().copied())),
             ("rope.freq_base", Value::F32(self.rope_theta)),
             ("attention.layer_norm_rms_epsilon", Value::F32(self.rms_eps)),
             ("vocab_size", integer(self.n_vocab)),
@@ -135,8 +132,7 @@ impl Lfm2Config {
                 ("expert_gating_func", Value::U32(GATING_SIGMOID)),
             ]);
         }
-        let architecture = self.architecture();
-        keys.into_iter().map(|(key, value)| (format!("{architecture}.{key}"), value)).collect()
+        prefixed(self.architecture(), keys)
     }
 
     /// Tensors but the head. `prefix` stands before `embed_tokens` in the checkpoint.
@@ -174,11 +170,7 @@ impl Lfm2Config {
     }
 
     fn attention(&self, layer: &mut Block<'_>) {
-        let (n_q, n_kv) = self.heads.widths();
-        layer.add("attn_q", "self_attn.q_proj", Role::Matrix, &[n_q, self.n_embd]);
-        layer.add("attn_k", "self_attn.k_proj", Role::Matrix, &[n_kv, self.n_embd]);
-        layer.add("attn_v", "self_attn.v_proj", Role::Matrix, &[n_kv, self.n_embd]);
-        layer.add("attn_output", "self_attn.out_proj", Role::Matrix, &[self.n_embd, n_q]);
+        layer.attention(&self.heads, self.n_embd, "out_proj", false);
         layer.add("attn_q_norm", "self_attn.q_layernorm", Role::Full, &[self.heads.head_dim]);
         layer.add("attn_k_norm", "self_attn.k_layernorm", Role::Full, &[self.heads.head_dim]);
     }

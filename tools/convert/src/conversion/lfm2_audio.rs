@@ -11,9 +11,9 @@ use super::batch_norm::BatchNormPart;
 use super::checkpoint::Model;
 use super::config::Section;
 use super::lfm2::Lfm2Config;
+use super::limits::{MAX_LAYERS, MAX_WIDTH};
 use super::plan::{Role, Row, Source};
 use super::projector::{Encoder, weight_and_bias, width_and_heads};
-use super::qwen3::{MAX_LAYERS, MAX_WIDTH};
 
 /// Side of the stem's kernels.
 const KERNEL: usize = 3;

@@ -6,8 +6,10 @@ use anyhow::{Result, ensure};
 use engine::gguf::Value;
 
 use super::config::{Section, integer};
+use super::heads::Heads;
+use super::limits::MAX_WIDTH;
 use super::plan::{Role, Row, Source};
-use super::qwen3::{Heads, MAX_WIDTH, Projections, TextConfig, rope_with_factors};
+use super::qwen3::{Projections, TextConfig, rope_with_factors};
 
 /// `general.architecture`.
 pub(super) const ARCHITECTURE: &str = "llama";

@@ -7,9 +7,9 @@ use engine::gguf::Value;
 
 use super::block::Block;
 use super::checkpoint::Model;
-use super::config::integer;
+use super::config::{integer, prefixed};
+use super::limits::{MAX_LAYERS, MAX_VOCAB, MAX_WIDTH};
 use super::plan::{Role, Row};
-use super::qwen3::{MAX_LAYERS, MAX_VOCAB, MAX_WIDTH};
 use super::ssm::{PLAIN, Ssm};
 
 /// Pre-tokenizer of GPT-NeoX, with which published models were trained.
@@ -85,8 +85,7 @@ impl Mamba {
         if self.generation == Generation::First {
             keys.push(("ssm.dt_b_c_rms", Value::Bool(false)));
         }
-        let architecture = self.architecture();
-        keys.into_iter().map(|(key, value)| (format!("{architecture}.{key}"), value)).collect()
+        prefixed(self.architecture(), keys)
     }
 
     /// Tensors, with the head if it is not the embedding.

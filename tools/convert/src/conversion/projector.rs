@@ -4,8 +4,8 @@ use anyhow::{Result, ensure};
 use engine::gguf::Value;
 
 use super::config::{Section, integer};
+use super::limits::{MAX_HEADS, MAX_WIDTH};
 use super::plan::{Role, Row};
-use super::qwen3::{MAX_HEADS, MAX_WIDTH};
 
 /// Epsilon of the encoders' norms: PyTorch's default, which no configuration names.
 const LAYER_NORM_EPS: f32 = 1e-5;

@@ -6,62 +6,10 @@
 use anyhow::{Result, bail, ensure};
 use engine::gguf::{Value, quoted, shown};
 
-use super::config::{Section, integer};
+use super::config::{Section, integer, prefixed};
+use super::heads::{HEAD_DIM, Heads};
+use super::limits::{MAX_CONTEXT, MAX_LAYERS, MAX_VOCAB, MAX_WIDTH};
 use super::plan::{Role, Row};
-
-/// Layers of a model. Published ones stay under 100.
-pub(super) const MAX_LAYERS: u64 = 1024;
-/// Any width of a model. Published ones stay under 2^15.
-pub(super) const MAX_WIDTH: u64 = 1 << 20;
-/// Heads of a layer.
-pub(super) const MAX_HEADS: u64 = 4096;
-/// Rows of the embedding.
-pub(super) const MAX_VOCAB: u64 = 1 << 24;
-/// Names the width of a head.
-pub(super) const HEAD_DIM: &str = "head_dim";
-/// Largest context that a checkpoint may claim.
-pub(super) const MAX_CONTEXT: u64 = 1 << 31;
-
-/// The heads of attention.
-pub(super) struct Heads {
-    pub n_head: usize,
-    pub n_head_kv: usize,
-    pub head_dim: usize,
-}
-
-impl Heads {
-    /// Reads the numbers of heads. `head_dim`: what the width of one is, by their number.
-    pub(super) fn read(config: &Section<'_>, head_dim: impl FnOnce(usize) -> Result<usize>) -> Result<Self> {
-        let n_head = config.integer("num_attention_heads", 1..=MAX_HEADS)?;
-        let n_head_kv = config.integer("num_key_value_heads", 1..=MAX_HEADS)?;
-        ensure!(
-            n_head.is_multiple_of(n_head_kv),
-            config.error("num_key_value_heads", &format!("want a divisor of {n_head} heads, got {n_head_kv}"))
-        );
-        let head_dim = head_dim(n_head)?;
-        ensure!(head_dim.is_multiple_of(2), config.error(HEAD_DIM, &format!("want an even number, got {head_dim}")));
-        Ok(Self { n_head, n_head_kv, head_dim })
-    }
-
-    /// As [`Heads::read`], where the width of a head is `head_dim`, or that of the residual stream over their number.
-    pub(super) fn of_width(config: &Section<'_>, n_embd: usize) -> Result<Self> {
-        Self::read(config, |n_head| {
-            if config.has(HEAD_DIM) {
-                return config.integer(HEAD_DIM, 2..=MAX_WIDTH);
-            }
-            ensure!(
-                n_embd.is_multiple_of(n_head),
-                config.error("hidden_size", &format!("want a multiple of {n_head} heads, got {n_embd}"))
-            );
-            Ok(n_embd / n_head)
-        })
-    }
-
-    /// Elements of a query, and of a key or value.
-    pub(super) fn widths(&self) -> (usize, usize) {
-        (self.n_head * self.head_dim, self.n_head_kv * self.head_dim)
-    }
-}
 
 /// What projections of attention have that others lack.
 #[derive(Clone, Copy)]
@@ -142,7 +90,7 @@ impl TextConfig {
             keys.push(("attention.key_length", integer(self.heads.head_dim)));
             keys.push(("attention.value_length", integer(self.heads.head_dim)));
         }
-        keys.into_iter().map(|(key, value)| (format!("{architecture}.{key}"), value)).collect()
+        prefixed(architecture, keys)
     }
 
     /// How many of the rotated pairs follow which position stream: time, height, width, none.

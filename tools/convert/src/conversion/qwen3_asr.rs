@@ -11,10 +11,11 @@ use engine::gguf::Value;
 
 use super::checkpoint::Model;
 use super::config::Section;
+use super::limits::{MAX_LAYERS, MAX_WIDTH};
 use super::plan::{Role, Row, Source};
 use super::positions::N_POSITIONS;
 use super::projector::{Encoder, weight_and_bias, width_and_heads};
-use super::qwen3::{MAX_LAYERS, MAX_WIDTH, TextConfig};
+use super::qwen3::TextConfig;
 
 /// Pre-tokenizer of all Qwen models from Qwen2 on.
 pub(super) const PRE_TOKENIZER: &str = "qwen2";

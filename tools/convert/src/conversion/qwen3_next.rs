@@ -12,10 +12,12 @@ use super::HEAD;
 use super::arrange::{Change, Piece};
 use super::block::Block;
 use super::checkpoint::Model;
-use super::config::{Section, integer};
+use super::config::{Section, integer, prefixed};
+use super::heads::Heads;
 use super::layers;
+use super::limits::{MAX_CONTEXT, MAX_EXPERTS, MAX_HEADS, MAX_LAYERS, MAX_VOCAB, MAX_WIDTH};
 use super::plan::{Role, Row};
-use super::qwen3::{Heads, MAX_CONTEXT, MAX_HEADS, MAX_LAYERS, MAX_VOCAB, MAX_WIDTH, rope_theta, stored_rope_sections};
+use super::qwen3::{rope_theta, stored_rope_sections};
 
 /// Layers with attention, in `layer_types`.
 const ATTENTION: &str = "full_attention";
@@ -30,8 +32,6 @@ const USUAL_ROTATED: f64 = 0.25;
 const USUAL_SECTIONS: [i32; 3] = [11, 11, 10];
 /// Taps of the convolution. Published models have 4.
 const MAX_TAPS: u64 = 64;
-/// Experts of a layer.
-const MAX_EXPERTS: u64 = 4096;
 /// Tensors of the vision tower begin with one of these.
 const VISION: [&str; 2] = ["model.visual.", "visual."];
 /// Tensors of the blocks that predict the token after the next begin with one of these.
@@ -275,8 +275,7 @@ impl Qwen3Next {
             ]);
         }
         keys.extend(self.next_token.map(|(_, n)| ("nextn_predict_layers", integer(n))));
-        let architecture = self.family.architecture();
-        keys.into_iter().map(|(key, value)| (format!("{architecture}.{key}"), value)).collect()
+        prefixed(self.family.architecture(), keys)
     }
 
     /// Tensors.

@@ -8,8 +8,8 @@ use engine::gguf::Value;
 use super::arrange::Change;
 use super::block::Block;
 use super::config::{Section, integer};
+use super::limits::{MAX_HEADS, MAX_WIDTH};
 use super::plan::{Role, Row};
-use super::qwen3::{MAX_HEADS, MAX_WIDTH};
 
 /// Taps of the convolution. Published models have 4.
 const MAX_TAPS: u64 = 64;
