@@ -37,8 +37,8 @@ pub fn load(files: &[Gguf], w: &WeightStore) -> Result<Decoder> {
         let norm = |name: &str| w.get(&format!("{prefix}.{name}.weight"), [n_embd]);
         let mixer: Box<dyn Mixer> = match attention {
             Some(shape) => {
-                let cache = states.kv(i, shape.n_head_kv, shape.head_dim);
-                Box::new(Attention::load(w, &prefix, shape, attention_options(&hp, &shape)?, cache)?)
+                let options = attention_options(&hp, &shape)?;
+                Box::new(Attention::load(w, &prefix, shape, options, &mut states, i)?)
             }
             None => Box::new(Mamba2::load(w, &prefix, ssm, eps, &mut states, i)?),
         };

@@ -41,8 +41,7 @@ pub fn load(files: &[Gguf], w: &WeightStore) -> Result<Decoder> {
                     scale: shape.scale(),
                     is_gated: false,
                 };
-                let cache = states.kv(i, shape.n_head_kv, shape.head_dim);
-                Box::new(Attention::load(w, &prefix, shape, options, cache)?)
+                Box::new(Attention::load(w, &prefix, shape, options, &mut states, i)?)
             }
             None => Box::new(Mamba::load(w, &prefix, ssm, eps, &mut states, i)?),
         };

@@ -140,10 +140,7 @@ fn read(files: &[Gguf], arch: &'static str, w: &WeightStore, has_experts: bool) 
                 let state = states.conv(i, hp.d_conv, n_embd);
                 Box::new(ShortConv::load(w, &prefix, n_embd, hp.d_conv, state)?)
             }
-            Some(shape) => {
-                let cache = states.kv(i, shape.n_head_kv, shape.head_dim);
-                Box::new(Attention::load(w, &prefix, shape, hp.attention_options(&shape), cache)?)
-            }
+            Some(shape) => Box::new(Attention::load(w, &prefix, shape, hp.attention_options(&shape), &mut states, i)?),
         };
         let ffn: Box<dyn FeedForward> = match &hp.moe {
             Some(moe) if i >= moe.n_dense => Box::new(Moe::load(w, &prefix, moe.shape, moe.route())?),

@@ -131,8 +131,7 @@ fn read(files: &[Gguf], w: &WeightStore, family: &Family) -> Result<Decoder> {
         let mixer: Box<dyn Mixer> = if is_recurrent {
             Box::new(DeltaNet::load(w, &prefix, delta, &mut states, i)?)
         } else {
-            let cache = states.kv(i, attention.n_head_kv, attention.head_dim);
-            Box::new(Attention::load(w, &prefix, attention, options, cache)?)
+            Box::new(Attention::load(w, &prefix, attention, options, &mut states, i)?)
         };
         let ffn = ffn.load(w, &prefix, n_embd)?;
         // The norm before the feed-forward layer, as in the official code.

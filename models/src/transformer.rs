@@ -53,10 +53,9 @@ pub(crate) fn load(
     let mut states = States::new();
     let layers = (0..n_layer).map(|i| {
         let prefix = format!("blk.{i}");
-        let cache = states.kv(i, sizes.n_head_kv, sizes.head_dim);
         Ok(Layer {
             norm: w.get(&format!("{prefix}.attn_norm.weight"), [sizes.n_embd])?,
-            mixer: Box::new(Attention::load(w, &prefix, sizes, attention, cache)?),
+            mixer: Box::new(Attention::load(w, &prefix, sizes, attention, &mut states, i)?),
             ffn: Some((
                 w.get(&format!("{prefix}.ffn_norm.weight"), [sizes.n_embd])?,
                 Box::new(SwiGlu::load(w, &prefix, sizes.n_embd, n_ff)?),

@@ -2,7 +2,7 @@
 
 use engine::builder::{BatchInputs, GraphBuilder};
 use engine::op::{Rope, RopePairs, Unary};
-use engine::state::KvCache;
+use engine::state::{KvCache, States};
 use engine::tensor::Tensor;
 use engine::weights::{Weight, WeightStore};
 
@@ -149,7 +149,8 @@ impl Attention {
         prefix: &str,
         shape: AttentionShape,
         options: AttentionOptions,
-        cache: KvCache,
+        states: &mut States,
+        layer: usize,
     ) -> Result<Self> {
         let AttentionShape { n_embd, n_head, n_head_kv, head_dim } = shape;
         let (n_q, n_kv) = (n_head * head_dim, n_head_kv * head_dim);
@@ -179,7 +180,7 @@ impl Attention {
             rope_factors,
             scale,
             is_gated,
-            cache,
+            cache: states.kv(layer, n_head_kv, head_dim),
         })
     }
 
