@@ -11,20 +11,15 @@ use crate::checkpoint::{
     Edit, Stored, bundle, convert, copy_of, edit_config, edit_tensors, fixture, keys, named, pair, refused, set, spoil,
     stored, tensors, values,
 };
-use crate::llama_cpp::compare;
+use crate::llama_cpp::{compare, compare_all};
 
 /// Names of the audio embedding in a projector's file, with a width of 64.
 const POSITIONS: &str = "a.position_embd.weight";
 
 #[test]
 fn text_models_are_those_of_llama_cpps_converter() {
-    for name in ["lfm2", "lfm2_moe", "lfm2_audio"] {
-        for file_type in [FileType::BF16, FileType::F16, FileType::Q8_0] {
-            let files = convert(&fixture("golden").join(name), pair(file_type)).unwrap();
-            let theirs = format!("{name}-{}.txt", file_type.dtype().name().to_lowercase());
-            compare(&files[0], &theirs, |_| false);
-        }
-    }
+    let types = [FileType::BF16, FileType::F16, FileType::Q8_0];
+    compare_all(&["lfm2", "lfm2_moe", "lfm2_audio"], types, |_| false);
     let files = convert(&fixture("models/tiny-lfm2-audio"), pair(FileType::Q8_0)).unwrap();
     compare(&files[0], "tiny-lfm2-audio-q8_0.txt", |_| false);
 }

@@ -2,10 +2,11 @@
 
 use std::fmt::Write;
 
+use convert::FileType;
 use engine::gguf::{Array, Gguf, Value};
 use serde_json::json;
 
-use crate::checkpoint::fixture;
+use crate::checkpoint::{convert, fixture, pair, stored, values};
 
 /// Lists longer than this are their number and a check sum.
 const SHORT: usize = 16;
@@ -74,4 +75,35 @@ pub fn compare(file: &Gguf, theirs: &str, passed_over: fn(&str) -> bool) {
         assert_eq!(ours, theirs);
     }
     assert_eq!(ours.len(), theirs.len());
+}
+
+/// The text models of golden checkpoints in each of the types: [`compare`].
+#[track_caller]
+pub fn compare_all(names: &[&str], types: [FileType; 3], passed_over: fn(&str) -> bool) {
+    for name in names {
+        for file_type in types {
+            let files = convert(&fixture("golden").join(name), pair(file_type)).unwrap();
+            let theirs = format!("{name}-{}.txt", file_type.dtype().name().to_lowercase());
+            compare(&files[0], &theirs, passed_over);
+        }
+    }
+}
+
+/// Checks the one value of files that passes an exponential, of the first layer of a golden checkpoint: `-exp(a_log)` within a
+/// unit in the last place. `is_ordered`: the file keeps the checkpoint's order.
+#[track_caller]
+pub fn decays_are_exponentials(name: &str, a_log: &str, is_ordered: bool) {
+    let folder = fixture("golden").join(name);
+    let files = convert(&folder, pair(FileType::F32)).unwrap();
+    let a = files[0].tensor("blk.0.ssm_a").unwrap();
+    let mut got = values(a.dtype, a.bytes);
+    let mut want: Vec<f64> = stored(&folder)[a_log].1.iter().map(|&x| -f64::from(x).exp()).collect();
+    if !is_ordered {
+        got.sort_by(f32::total_cmp);
+        want.sort_by(f64::total_cmp);
+    }
+    assert_eq!(got.len(), want.len());
+    for (got, want) in got.iter().zip(want) {
+        assert!((f64::from(*got) / want - 1.0).abs() <= f64::from(f32::EPSILON), "{name}: {got} for {want}");
+    }
 }
