@@ -1,15 +1,11 @@
-//! A transcript in a [`Format`]: text and JSON here, cues in [`super::subtitles`] and
-//! [`super::tables`].
+//! A transcript in a [`Format`]: JSON here, the others in [`transcripts`].
 
 use clap::ValueEnum;
 use models::audio::{Loss, TrackChoice};
 use models::transcribe::{Segment, Transcript};
 use serde_json::{Map, Number, Value, json};
+use transcripts::{Limits, clock, csv, cues, lrc, srt, tsv, vtt};
 
-use super::cues::{Limits, cues};
-use super::paragraphs::Paragraphs;
-use super::subtitles::{clock, srt, vtt};
-use super::tables::{csv, lrc, tsv};
 use crate::samples::Condition;
 
 /// An output format.
@@ -94,7 +90,8 @@ pub(super) struct Facts {
 /// The transcript in one format, with a final line break.
 pub(super) fn render(format: Format, transcript: &Transcript, facts: &Facts, limits: &Limits) -> String {
     match format {
-        Format::Text => text(transcript, facts.timestamps),
+        Format::Text if facts.timestamps => timed_lines(&transcript.segments),
+        Format::Text => transcripts::text(transcript),
         Format::Json => format!("{:#}\n", json(transcript, facts)),
         Format::Jsonl => format!("{}\n", json(transcript, facts)),
         Format::Srt => srt(&cues(transcript, limits)),
@@ -103,15 +100,6 @@ pub(super) fn render(format: Format, transcript: &Transcript, facts: &Facts, lim
         Format::Lrc => lrc(&cues(transcript, limits)),
         Format::Tsv => tsv(&cues(transcript, limits)),
     }
-}
-
-fn text(transcript: &Transcript, timestamps: bool) -> String {
-    if timestamps {
-        return timed_lines(&transcript.segments);
-    }
-    let mut paragraphs = Paragraphs::default();
-    let text: String = transcript.segments.iter().map(|segment| paragraphs.push(segment)).collect();
-    format!("{text}\n")
 }
 
 /// Segments on lines of their own, with their times.
@@ -238,11 +226,9 @@ mod tests {
         }
     }
 
-    const LIMITS: Limits = Limits { max_columns: 42, max_lines: 2, max_s: 7.0 };
-
     #[test]
     fn json_lines_are_lines() {
-        let line = render(Format::Jsonl, &transcript(), &facts(), &LIMITS);
+        let line = render(Format::Jsonl, &transcript(), &facts(), &Limits::USUAL);
         assert_eq!(line.lines().count(), 1);
         assert!(line.contains("\"duration\":3725.5,") && line.contains("\"end\":1.235,"), "{line}");
     }

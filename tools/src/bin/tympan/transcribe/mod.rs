@@ -8,11 +8,6 @@ mod glob;
 mod inputs;
 mod journal;
 mod outputs;
-mod pace;
-mod paragraphs;
-mod pieces;
-mod subtitles;
-mod tables;
 mod watcher;
 
 use std::collections::{BTreeMap, HashMap};

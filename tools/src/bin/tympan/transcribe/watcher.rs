@@ -5,11 +5,11 @@ use std::io::IsTerminal;
 use std::mem::take;
 
 use models::transcribe::{Observer, Partial, Tensors, Transcript};
+use transcripts::Paragraphs;
 
 use super::dump::Dumped;
 use super::formats::timed_lines;
 use super::journal::Journal;
-use super::paragraphs::Paragraphs;
 use crate::exit::{Failure, Outcome};
 use crate::interrupt::Interrupt;
 use crate::progress::Position;

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::pieces::{End, Piece};
+use crate::pieces::{End, Piece};
 
 /// Nobody speaks so many columns in a second: a text that is longer is spread over all of its segment.
 const MAX_COLUMNS_PER_S: f64 = 40.0;
@@ -25,7 +25,7 @@ const TICK_S: f64 = 1e-6;
 
 /// Times of the places between pieces; place `k` is before piece `k`, the last one after all.
 #[derive(Clone, PartialEq, Debug)]
-pub(super) struct Pace {
+pub(crate) struct Pace {
     /// When the piece after a place begins. That of the last place means nothing.
     pub begins: Vec<f64>,
     /// When the piece before a place ends. That of the first place means nothing.
@@ -37,7 +37,7 @@ impl Pace {
     /// least words end, if one is expected to end nearby.
     ///
     /// `pieces`: at least one. `loud`: in order, apart, within `start_s..end_s`.
-    pub(super) fn new(pieces: &[Piece<'_>], loud: &[Range<f64>], start_s: f64, end_s: f64) -> Self {
+    pub(crate) fn new(pieces: &[Piece<'_>], loud: &[Range<f64>], start_s: f64, end_s: f64) -> Self {
         // A piece of no columns takes time too.
         let weights: Vec<f64> = sums(pieces.iter().map(|piece| piece.added().max(1) as f64));
         let sound = Sound::new(loud, start_s..end_s, weights[pieces.len()]);
@@ -55,7 +55,7 @@ impl Pace {
     }
 
     /// Length of the pause at a place within the text.
-    pub(super) fn pause_s(&self, k: usize) -> f64 {
+    pub(crate) fn pause_s(&self, k: usize) -> f64 {
         self.begins[k] - self.ends[k]
     }
 }
@@ -206,7 +206,7 @@ fn sums(values: impl Iterator<Item = f64>) -> Vec<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::transcribe::pieces::pieces;
+    use crate::pieces::pieces;
 
     fn pace(text: &str, loud: &[Range<f64>], end_s: f64) -> Pace {
         Pace::new(&pieces(text, 42), loud, 0.0, end_s)

@@ -2,13 +2,10 @@
 //!
 //! Cues end where sentences end if they can, else where clauses, else where words end, and rather at pauses than between them.
 
-mod flags;
-
 use models::transcribe::{Segment, Transcript};
 
-use super::pace::Pace;
-use super::pieces::{End, Filling, Piece, join, pieces, wrap};
-pub(super) use flags::CueArgs;
+use crate::pace::Pace;
+use crate::pieces::{End, Filling, Piece, join, pieces, wrap};
 
 /// How long a cue stays after its last word at most, in seconds.
 const LINGER_S: f64 = 0.5;
@@ -32,7 +29,7 @@ const SHORT_PAUSE_S: f64 = 0.3;
 
 /// How much a cue may hold.
 #[derive(Clone, Copy, PartialEq, Debug)]
-pub(super) struct Limits {
+pub struct Limits {
     /// Columns of a line, at least two.
     pub max_columns: usize,
     /// Lines of a cue, at least one.
@@ -41,10 +38,17 @@ pub(super) struct Limits {
     pub max_s: f64,
 }
 
+impl Limits {
+    /// What the subtitling guides of broadcasters ask for.
+    pub const USUAL: Self = Self { max_columns: 42, max_lines: 2, max_s: 7.0 };
+}
+
 /// A text that is shown for a while. Times are milliseconds.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct Cue {
+pub struct Cue {
+    /// When it appears.
     pub start_ms: u64,
+    /// When it goes.
     pub end_ms: u64,
     /// The text as it is shown.
     pub lines: Vec<String>,
@@ -53,7 +57,7 @@ pub(super) struct Cue {
 }
 
 /// The cues of all segments: in order, not overlapping, each within its segment and the limits.
-pub(super) fn cues(transcript: &Transcript, limits: &Limits) -> Vec<Cue> {
+pub fn cues(transcript: &Transcript, limits: &Limits) -> Vec<Cue> {
     transcript.segments.iter().flat_map(|segment| of_segment(segment, limits)).collect()
 }
 
@@ -187,7 +191,7 @@ mod tests {
     use super::*;
     use ::tests::rng::Rng;
 
-    const DEFAULT: Limits = Limits { max_columns: 42, max_lines: 2, max_s: 7.0 };
+    const DEFAULT: Limits = Limits::USUAL;
 
     fn segment(start_s: f64, end_s: f64, text: &str, loud: &[Range<f64>]) -> Segment {
         Segment {

@@ -26,7 +26,7 @@ const QUOTES: &str = ")]}\"'\u{2019}\u{201d}\u{bb}\u{ff09}\u{ff3d}\u{300b}\u{300
 
 /// What ends with a piece.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum End {
+pub(crate) enum End {
     /// A sentence.
     Sentence,
     /// A part of a sentence, with its punctuation.
@@ -39,7 +39,7 @@ pub(super) enum End {
 
 /// A part of a text, at most a line wide.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Piece<'t> {
+pub(crate) struct Piece<'t> {
     pub text: &'t str,
     /// Whether a space stands before it, unless it begins a line.
     pub is_spaced: bool,
@@ -49,18 +49,18 @@ pub(super) struct Piece<'t> {
 
 impl Piece<'_> {
     /// Columns that it adds to a line that has begun.
-    pub(super) fn added(&self) -> usize {
+    pub(crate) fn added(&self) -> usize {
         usize::from(self.is_spaced) + self.columns
     }
 }
 
 /// Columns of a text on a screen with fixed widths: wide characters are two, combining ones none.
-pub(super) fn columns(text: &str) -> usize {
+pub(crate) fn columns(text: &str) -> usize {
     text.width()
 }
 
 /// The pieces of a text, none wider than `max_columns`, at least two. White space of any kind is one space.
-pub(super) fn pieces(text: &str, max_columns: usize) -> Vec<Piece<'_>> {
+pub(crate) fn pieces(text: &str, max_columns: usize) -> Vec<Piece<'_>> {
     let mut pieces = Vec::new();
     let words: Vec<&str> = text.split_whitespace().collect();
     for (i, word) in words.iter().enumerate() {
@@ -180,7 +180,7 @@ fn ends_sentence(word: &str, next: Option<&str>) -> bool {
 
 /// How many lines of `max_columns` the pieces need, and whether they fit into `max_lines`, piece by piece.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Filling {
+pub(crate) struct Filling {
     max_columns: usize,
     /// Lines so far.
     pub lines: usize,
@@ -189,12 +189,12 @@ pub(super) struct Filling {
 
 impl Filling {
     /// Nothing so far.
-    pub(super) fn new(max_columns: usize) -> Self {
+    pub(crate) fn new(max_columns: usize) -> Self {
         Self { max_columns, lines: 0, used: 0 }
     }
 
     /// Adds the next piece: to the last line where there is room.
-    pub(super) fn push(&mut self, piece: &Piece<'_>) {
+    pub(crate) fn push(&mut self, piece: &Piece<'_>) {
         if self.lines > 0 && self.used + piece.added() <= self.max_columns {
             self.used += piece.added();
         } else {
@@ -204,7 +204,7 @@ impl Filling {
 }
 
 /// The pieces in as few lines as they need, as even as can be: the sum of the squares of the widths is smallest.
-pub(super) fn wrap(pieces: &[Piece<'_>], max_columns: usize) -> Vec<String> {
+pub(crate) fn wrap(pieces: &[Piece<'_>], max_columns: usize) -> Vec<String> {
     let mut filling = Filling::new(max_columns);
     pieces.iter().for_each(|piece| filling.push(piece));
     let n = pieces.len();
@@ -242,7 +242,7 @@ pub(super) fn wrap(pieces: &[Piece<'_>], max_columns: usize) -> Vec<String> {
 }
 
 /// The pieces as one line.
-pub(super) fn join(pieces: &[Piece<'_>]) -> String {
+pub(crate) fn join(pieces: &[Piece<'_>]) -> String {
     let mut line = String::new();
     for (i, piece) in pieces.iter().enumerate() {
         if piece.is_spaced && i > 0 {

@@ -2,14 +2,14 @@
 
 use clap::Args;
 
-use super::Limits;
+use transcripts::Limits;
 
 /// Longest accepted `--max-cue`, in seconds.
 const MAX_CUE_S: f64 = 600.0;
 
 /// The shape of cues.
 #[derive(Args, Clone, Debug)]
-pub(in crate::transcribe) struct CueArgs {
+pub(super) struct CueArgs {
     /// Longest line of a cue, in columns; Chinese and other wide characters are two (all formats but text and json) [default: 42]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(10..=500))]
     max_line: Option<u64>,
@@ -24,18 +24,18 @@ pub(in crate::transcribe) struct CueArgs {
 }
 
 impl CueArgs {
-    /// With the usual limits for those that are not given: what the subtitling guides of broadcasters ask for.
-    pub(in crate::transcribe) fn limits(&self) -> Limits {
+    /// With the usual limits for those that are not given.
+    pub(super) fn limits(&self) -> Limits {
         let number = |n: Option<u64>, usual: usize| n.map_or(usual, |n| usize::try_from(n).unwrap_or(usize::MAX));
         Limits {
-            max_columns: number(self.max_line, 42),
-            max_lines: number(self.max_lines, 2),
-            max_s: self.max_cue.unwrap_or(7.0),
+            max_columns: number(self.max_line, Limits::USUAL.max_columns),
+            max_lines: number(self.max_lines, Limits::USUAL.max_lines),
+            max_s: self.max_cue.unwrap_or(Limits::USUAL.max_s),
         }
     }
 
     /// The first that is given.
-    pub(in crate::transcribe) fn given(&self) -> Option<&'static str> {
+    pub(super) fn given(&self) -> Option<&'static str> {
         let Self { max_line, max_lines, max_cue } = self;
         let line = max_line.map(|_| "--max-line");
         line.or(max_lines.map(|_| "--max-lines")).or(max_cue.map(|_| "--max-cue"))

@@ -3,10 +3,10 @@
 use std::ops::Range;
 
 use models::speech::gap;
-use models::transcribe::Segment;
+use models::transcribe::{Segment, Transcript};
 
-use super::pace::Pace;
-use super::pieces::{End, pieces};
+use crate::pace::Pace;
+use crate::pieces::{End, pieces};
 
 /// Shortest pause that a paragraph ends at, in seconds: 2 s without what [`models::audio::activity`] adds to sounds at both
 /// ends.
@@ -14,12 +14,19 @@ const PAUSE_S: f64 = 2.0 - 0.12;
 /// Between paragraphs.
 const BLANK_LINE: &str = "\n\n";
 
+/// The text of a transcript in paragraphs, with a final line break.
+pub fn text(transcript: &Transcript) -> String {
+    let mut paragraphs = Paragraphs::default();
+    let text: String = transcript.segments.iter().map(|segment| paragraphs.push(segment)).collect();
+    format!("{text}\n")
+}
+
 /// Puts the texts of segments one after the other.
 ///
 /// A paragraph ends at a pause of 2 s or more after a sentence's end. As long as no sentence's end was written, as models do that
 /// write no punctuation, it ends at such a pause after any word.
 #[derive(Clone, Default, Debug)]
-pub(super) struct Paragraphs {
+pub struct Paragraphs {
     /// How the text so far ends, where there is one.
     last: Option<Last>,
     has_sentences: bool,
@@ -35,7 +42,7 @@ struct Last {
 
 impl Paragraphs {
     /// What stands between the text so far and that of the next segment, whose sound is at `loud`.
-    pub(super) fn gap(&self, text: &str, loud: &[Range<f64>]) -> &'static str {
+    pub fn gap(&self, text: &str, loud: &[Range<f64>]) -> &'static str {
         match (self.last, loud.first()) {
             (Some(last), Some(sound)) if self.is_break(last.end, sound.start - last.end_s) => BLANK_LINE,
             (last, _) => gap(last.map(|last| last.character), text),
@@ -43,7 +50,7 @@ impl Paragraphs {
     }
 
     /// What the next segment adds to the text: its own, and what stands before it and between its paragraphs.
-    pub(super) fn push(&mut self, segment: &Segment) -> String {
+    pub fn push(&mut self, segment: &Segment) -> String {
         let Segment { text, loud, .. } = segment;
         let pieces = pieces(text, usize::MAX);
         let (Some(last), Some(character)) = (pieces.last(), text.chars().next_back()) else { return String::new() };

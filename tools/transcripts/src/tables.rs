@@ -1,22 +1,22 @@
 //! Cues as rows: comma-separated and tab-separated values, and lyrics. A row has the whole text of a cue; times are milliseconds,
 //! as other speech recognizers write them.
 
-use super::cues::Cue;
+use crate::cues::Cue;
 
 /// `start,end,text` with a header; texts are quoted. Source: RFC 4180; columns and units as those of whisper.cpp.
-pub(super) fn csv(cues: &[Cue]) -> String {
+pub fn csv(cues: &[Cue]) -> String {
     let row = |cue: &Cue| format!("{},{},\"{}\"\r\n", cue.start_ms, cue.end_ms, cue.text.replace('"', "\"\""));
     format!("start,end,text\r\n{}", cues.iter().map(row).collect::<String>())
 }
 
 /// `start`, `end` and `text` with a header, as OpenAI's Whisper writes them: nothing is quoted, and no text has a tab.
-pub(super) fn tsv(cues: &[Cue]) -> String {
+pub fn tsv(cues: &[Cue]) -> String {
     let row = |cue: &Cue| format!("{}\t{}\t{}\n", cue.start_ms, cue.end_ms, cue.text);
     format!("start\tend\ttext\n{}", cues.iter().map(row).collect::<String>())
 }
 
 /// Lyrics: `[mm:ss.xx]` and the text, as whisper.cpp writes them. Minutes go on beyond 99; hundredths are not rounded up.
-pub(super) fn lrc(cues: &[Cue]) -> String {
+pub fn lrc(cues: &[Cue]) -> String {
     let line = |cue: &Cue| {
         let (minutes, seconds, hundredths) = (cue.start_ms / 60_000, cue.start_ms / 1000 % 60, cue.start_ms / 10 % 100);
         // A bracket right after the time may be taken for another one.

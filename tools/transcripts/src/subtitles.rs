@@ -1,9 +1,9 @@
 //! Cues as files of subtitles: SubRip and WebVTT.
 
-use super::cues::Cue;
+use crate::cues::Cue;
 
 /// SubRip. It knows no comments and no escapes: only an arrow in a text could be taken for one between times.
-pub(super) fn srt(cues: &[Cue]) -> String {
+pub fn srt(cues: &[Cue]) -> String {
     let cue = |(i, cue): (usize, &Cue)| {
         let body = cue.lines.join("\n").replace("-->", "->");
         format!("{}\n{} --> {}\n{body}\n\n", i + 1, clock(cue.start_ms, ','), clock(cue.end_ms, ','))
@@ -12,7 +12,7 @@ pub(super) fn srt(cues: &[Cue]) -> String {
 }
 
 /// WebVTT, with a note that times are estimated. Source: W3C "WebVTT", section 4.2.
-pub(super) fn vtt(cues: &[Cue]) -> String {
+pub fn vtt(cues: &[Cue]) -> String {
     let cue = |cue: &Cue| {
         let body = cue.lines.join("\n").replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
         format!("{} --> {}\n{body}\n\n", clock(cue.start_ms, '.'), clock(cue.end_ms, '.'))
@@ -22,7 +22,7 @@ pub(super) fn vtt(cues: &[Cue]) -> String {
 }
 
 /// `01:02:03,004`.
-pub(super) fn clock(ms: u64, separator: char) -> String {
+pub fn clock(ms: u64, separator: char) -> String {
     let (h, m, s, ms) = (ms / 3_600_000, ms / 60_000 % 60, ms / 1000 % 60, ms % 1000);
     format!("{h:02}:{m:02}:{s:02}{separator}{ms:03}")
 }
