@@ -12,13 +12,13 @@ use engine::session::{Reuse, Session, SessionOptions, Stats};
 
 use crate::Loaded;
 use crate::chat::Template;
-use crate::decoding::{Decoding, Finish, Prompt, Rules};
+use crate::decoding::{Decoding, Event, Finish, Prompt, Rules};
 use crate::error::{Error, Result};
 use crate::hparams::context_length;
 use crate::sample::Sampling;
 use crate::scheduler::{SPARE_BYTES, Scheduler};
 use crate::stop::StopTexts;
-use crate::tokenizer::{Special, TokenKind, Tokenizer};
+use crate::tokenizer::{Special, TokenKind, Tokenizer, Unfinished};
 
 /// Positions of a slot before the first request says how many it needs.
 const FIRST_CONTEXT: usize = 256;
@@ -80,50 +80,42 @@ pub enum End {
 /// What a caller watches a run with: new tokens, and the text so far. What may be the beginning of a stop text is held back.
 pub type Observer<'a> = dyn FnMut(&[u32], &str) -> ControlFlow<()> + 'a;
 
-/// A language model ready to continue prompt after prompt.
-pub struct Generator {
-    scheduler: Scheduler,
-    tokenizer: Tokenizer,
+/// All of a language model but its network: the vocabulary, the template, what ends a text. It can be shared.
+pub struct Writer {
+    tokenizer: Arc<Tokenizer>,
     stop: Vec<u32>,
     n_ctx: usize,
+    n_vocab: usize,
+    n_embd: usize,
     file: Gguf,
 }
 
-impl Generator {
-    /// Opens a session on these backends. `kv_dtype` is the type of the attention cache.
+impl Writer {
+    /// That of a model; of a speech model, that of its language model.
     ///
     /// Errors: a vocabulary that the tokenizer refuses, a context length that makes no sense.
-    pub fn open(loaded: &Loaded, backends: &[Arc<dyn Backend>], kv_dtype: DType) -> Result<Self> {
+    pub fn open(loaded: &Loaded) -> Result<Self> {
+        let tokenizer = Arc::new(Tokenizer::from_gguf(&loaded.files[0])?);
+        Self::with(loaded, tokenizer)
+    }
+
+    /// As [`Writer::open`], with the vocabulary of the model's file, which was read before.
+    ///
+    /// Errors: a context length that makes no sense.
+    pub fn with(loaded: &Loaded, tokenizer: Arc<Tokenizer>) -> Result<Self> {
         let file = &loaded.files[0];
-        let tokenizer = Tokenizer::from_gguf(file)?;
         let n_ctx = context_length(file)?;
         const END_OF_TURN_KEY: &str = "tokenizer.ggml.eot_token_id";
         let end_of_turn = if file.contains(END_OF_TURN_KEY) { Some(file.get_u32(END_OF_TURN_KEY)?) } else { None };
         let is_control = |id: &u32| tokenizer.kind(*id) == Some(TokenKind::Control);
         let by_text = STOP.iter().filter_map(|text| tokenizer.id_of(text)).filter(is_control);
         let stop = tokenizer.eos().into_iter().chain(end_of_turn).chain(by_text).collect();
-        let options = SessionOptions {
-            n_ctx: FIRST_CONTEXT.min(n_ctx),
-            kv_dtype,
-            spare_bytes: SPARE_BYTES,
-            ..SessionOptions::default()
-        };
-        let session = Session::open(Arc::clone(&loaded.model), &loaded.weights, backends, options)?;
-        Ok(Self { scheduler: Scheduler::new(session), tokenizer, stop, n_ctx, file: file.clone() })
-    }
-
-    /// Switches the reuse of compiled graphs.
-    pub fn set_reuse(&mut self, reuse: Reuse) {
-        self.scheduler.session_mut().set_reuse(reuse);
-    }
-
-    /// Counters of the session.
-    pub fn stats(&self) -> Stats {
-        self.scheduler.session().stats()
+        let (n_vocab, n_embd) = (loaded.model.n_vocab(), loaded.model.n_embd());
+        Ok(Self { tokenizer, stop, n_ctx, n_vocab, n_embd, file: file.clone() })
     }
 
     /// The vocabulary.
-    pub fn tokenizer(&self) -> &Tokenizer {
+    pub fn tokenizer(&self) -> &Arc<Tokenizer> {
         &self.tokenizer
     }
 
@@ -162,7 +154,7 @@ impl Generator {
     /// memory holds, for a stop text without text; `ContextFull`.
     pub fn check(&self, request: &Request<'_>) -> Result<()> {
         let bad = |name, what: String| Err(Error::Argument { name, what });
-        let n_vocab = self.scheduler.session().model().n_vocab();
+        let n_vocab = self.n_vocab;
         if request.prompt.is_empty() {
             return bad("prompt", "want at least one token, got none".into());
         }
@@ -186,67 +178,141 @@ impl Generator {
         Ok(())
     }
 
-    /// Continues a prompt. `observer` sees new tokens, with the text so far as it is complete, and ends the run early by breaking.
+    /// The sequence that continues a prompt, and what becomes of its tokens.
     ///
-    /// Errors: as [`Generator::check`]; logits that no token can be chosen from.
-    pub fn generate(&mut self, request: &Request<'_>, observer: &mut Observer<'_>) -> Result<Generated> {
+    /// Errors: as [`Writer::check`].
+    pub fn begin(&self, request: &Request<'_>) -> Result<(Continuation, Decoding)> {
         self.check(request)?;
-        let Self { scheduler, tokenizer, stop, .. } = self;
-        let model = scheduler.session().model();
-        let n_embd = model.n_embd();
         let rules = Rules {
             sampling: request.sampling,
-            stop: stop.clone(),
+            stop: self.stop.clone(),
             ignore_stop: request.ignore_stop,
             max_tokens: request.max_tokens,
             // As the official code does, rows that pad the head included.
-            n_usable: model.n_vocab(),
+            n_usable: self.n_vocab,
             prompt_logits: request.prompt_logits,
         };
-        let mut generated = Generated::default();
-        let mut decoder = tokenizer.decoder(true);
-        let mut stops = StopTexts::new(request.stop);
-        // Bytes of the text after every token, and tokens that were shown.
-        let (mut ends, mut n_shown) = (Vec::new(), 0);
+        let continuation = Continuation {
+            tokenizer: Arc::clone(&self.tokenizer),
+            unfinished: Unfinished::new(true),
+            stops: StopTexts::new(request.stop),
+            ends: Vec::new(),
+            n_shown: 0,
+            generated: Generated::default(),
+        };
+        Ok((continuation, Decoding::new(Prompt::of_ids(request.prompt), self.n_embd, rules)))
+    }
+}
+
+/// The answer to a request between two calls of the decoder.
+pub struct Continuation {
+    tokenizer: Arc<Tokenizer>,
+    unfinished: Unfinished,
+    stops: StopTexts,
+    /// Bytes of the text after every token.
+    ends: Vec<usize>,
+    /// Tokens that were shown.
+    n_shown: usize,
+    generated: Generated,
+}
+
+impl Continuation {
+    /// Takes what came of a call. `observer` sees new tokens, with the text so far as it is complete. Breaks where a stop text
+    /// came or the observer wants no more.
+    pub fn advance(&mut self, event: &Event, observer: &mut Observer<'_>) -> ControlFlow<()> {
+        let Self { tokenizer, unfinished, stops, ends, n_shown, generated } = self;
+        if let Some(Finish::Stop(id)) = event.finish {
+            generated.n_chosen += 1;
+            generated.end = End::Token(id);
+        }
+        for &id in &event.tokens {
+            generated.n_chosen += 1;
+            generated.ids.push(id);
+            unfinished.push(tokenizer, id, &mut generated.text);
+            ends.push(generated.text.len() + unfinished.n_pending());
+            if let Some((at, stop)) = stops.find(&generated.text) {
+                generated.end = End::Text(stop.to_owned());
+                generated.text.truncate(at);
+                generated.ids.truncate(ends.partition_point(|&end| end <= at));
+                return ControlFlow::Break(());
+            }
+            let n_safe = stops.n_safe(&generated.text);
+            let n_ids = ends.partition_point(|&end| end <= n_safe);
+            observer(&generated.ids[*n_shown..n_ids], &generated.text[..n_safe])?;
+            *n_shown = n_ids;
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// What came out; the rest of the text is in it that was held back.
+    pub fn finish(mut self) -> Generated {
+        if !matches!(self.generated.end, End::Text(_)) {
+            self.unfinished.finish(&mut self.generated.text);
+        }
+        self.generated
+    }
+}
+
+/// A language model ready to continue prompt after prompt.
+pub struct Generator {
+    scheduler: Scheduler,
+    writer: Writer,
+}
+
+impl Generator {
+    /// Opens a session on these backends. `kv_dtype` is the type of the attention cache.
+    ///
+    /// Errors: as [`Writer::open`]; those of the session.
+    pub fn open(loaded: &Loaded, backends: &[Arc<dyn Backend>], kv_dtype: DType) -> Result<Self> {
+        let writer = Writer::open(loaded)?;
+        let options = SessionOptions {
+            n_ctx: FIRST_CONTEXT.min(writer.n_ctx),
+            kv_dtype,
+            spare_bytes: SPARE_BYTES,
+            ..SessionOptions::default()
+        };
+        let session = Session::open(Arc::clone(&loaded.model), &loaded.weights, backends, options)?;
+        Ok(Self { scheduler: Scheduler::new(session), writer })
+    }
+
+    /// Switches the reuse of compiled graphs.
+    pub fn set_reuse(&mut self, reuse: Reuse) {
+        self.scheduler.session_mut().set_reuse(reuse);
+    }
+
+    /// Counters of the session.
+    pub fn stats(&self) -> Stats {
+        self.scheduler.session().stats()
+    }
+
+    /// Vocabulary, template, and what can be asked for.
+    pub fn writer(&self) -> &Writer {
+        &self.writer
+    }
+
+    /// Continues a prompt. `observer` sees new tokens, with the text so far as it is complete, and ends the run early by breaking.
+    ///
+    /// Errors: as [`Writer::check`]; logits that no token can be chosen from.
+    pub fn generate(&mut self, request: &Request<'_>, observer: &mut Observer<'_>) -> Result<Generated> {
+        let Self { scheduler, writer } = self;
+        let (mut continuation, decoding) = writer.begin(request)?;
+        let mut prompt_logits = Vec::new();
+        let mut prefill = Duration::ZERO;
         let mut prompt_left = request.prompt.len();
         let mut start = Instant::now();
-        scheduler.run(Decoding::new(Prompt::of_ids(request.prompt), n_embd, rules), &mut |event, logits| {
+        scheduler.run(decoding, &mut |event, logits| {
             if prompt_left > 0 {
                 prompt_left -= event.accepted;
                 if request.prompt_logits {
-                    generated.prompt_logits.extend_from_slice(logits);
+                    prompt_logits.extend_from_slice(logits);
                 }
                 if prompt_left == 0 {
-                    generated.prefill = start.elapsed();
+                    prefill = start.elapsed();
                     start = Instant::now();
                 }
             }
-            if let Some(Finish::Stop(id)) = event.finish {
-                generated.n_chosen += 1;
-                generated.end = End::Token(id);
-            }
-            for &id in &event.tokens {
-                generated.n_chosen += 1;
-                generated.ids.push(id);
-                decoder.push(id, &mut generated.text);
-                ends.push(generated.text.len() + decoder.n_pending());
-                if let Some((at, stop)) = stops.find(&generated.text) {
-                    generated.text.truncate(at);
-                    generated.ids.truncate(ends.partition_point(|&end| end <= at));
-                    generated.end = End::Text(stop.to_owned());
-                    return ControlFlow::Break(());
-                }
-                let n_safe = stops.n_safe(&generated.text);
-                let n_ids = ends.partition_point(|&end| end <= n_safe);
-                observer(&generated.ids[n_shown..n_ids], &generated.text[..n_safe])?;
-                n_shown = n_ids;
-            }
-            ControlFlow::Continue(())
+            continuation.advance(event, observer)
         })?;
-        if !matches!(generated.end, End::Text(_)) {
-            decoder.finish(&mut generated.text);
-        }
-        generated.decode = start.elapsed();
-        Ok(generated)
+        Ok(Generated { prompt_logits, prefill, decode: start.elapsed(), ..continuation.finish() })
     }
 }

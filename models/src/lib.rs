@@ -33,6 +33,7 @@ pub mod speech;
 mod stop;
 pub mod tokenizer;
 pub mod transcribe;
+pub mod transcription;
 mod transformer;
 
 use std::sync::Arc;

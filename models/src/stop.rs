@@ -2,21 +2,21 @@
 
 /// Texts of which the first that appears ends an answer, and how far was looked for them.
 #[derive(Debug)]
-pub(crate) struct StopTexts<'a> {
-    texts: &'a [String],
+pub(crate) struct StopTexts {
+    texts: Vec<String>,
     /// Bytes in which none begins that ends in them too.
     n_searched: usize,
 }
 
-impl<'a> StopTexts<'a> {
+impl StopTexts {
     /// None of `texts` is empty.
-    pub(crate) fn new(texts: &'a [String]) -> Self {
-        Self { texts, n_searched: 0 }
+    pub(crate) fn new(texts: &[String]) -> Self {
+        Self { texts: texts.to_vec(), n_searched: 0 }
     }
 
     /// Where the first of the texts begins in `text`, which only grew since it was asked for, and which one it is: of several
     /// at one place the first that was named.
-    pub(crate) fn find(&mut self, text: &str) -> Option<(usize, &'a str)> {
+    pub(crate) fn find(&mut self, text: &str) -> Option<(usize, &str)> {
         let longest = self.texts.iter().map(String::len).max()?;
         let start = text.floor_char_boundary(self.n_searched.saturating_sub(longest - 1));
         self.n_searched = text.len();

@@ -22,7 +22,7 @@ fn generator() -> Generator {
 #[test]
 fn stop_texts_never_leak() {
     let mut generator = generator();
-    let prompt = generator.prompt("turn the");
+    let prompt = generator.writer().prompt("turn the");
     let sampling = Sampling { temperature: 1.6, seed: 11, ..Sampling::default() };
     let request =
         Request { prompt: &prompt, max_tokens: 24, sampling, ignore_stop: true, stop: &[], prompt_logits: false };
@@ -46,7 +46,7 @@ fn stop_texts_never_leak() {
             assert_eq!((got.text.as_str(), &got.end), (want, &End::Text(stop[0].clone())), "{stop:?}");
             assert!(got.ids.starts_with(&shown_ids) && whole.ids.starts_with(&got.ids), "{stop:?}");
             // Tokens with anything of the stop text are left out.
-            assert!(want.starts_with(&generator.tokenizer().decode(&got.ids, true)), "{stop:?}");
+            assert!(want.starts_with(&generator.writer().tokenizer().decode(&got.ids, true)), "{stop:?}");
         }
     }
 }
@@ -54,20 +54,20 @@ fn stop_texts_never_leak() {
 #[test]
 fn a_stop_text_without_text_is_refused() {
     let generator = generator();
-    let prompt = generator.prompt("turn the");
+    let prompt = generator.writer().prompt("turn the");
     let stop = [String::new()];
     let (sampling, max_tokens) = (Sampling::default(), 1);
     let request =
         Request { prompt: &prompt, max_tokens, sampling, ignore_stop: false, stop: &stop, prompt_logits: false };
-    assert!(generator.check(&request).unwrap_err().to_string().contains("stop text: want some text"));
+    assert!(generator.writer().check(&request).unwrap_err().to_string().contains("stop text: want some text"));
 }
 
 #[test]
 fn the_template_of_a_file_is_there_or_not() {
-    let template = generator().template().unwrap().unwrap();
+    let template = generator().writer().template().unwrap().unwrap();
     assert!(format!("{template:?}").contains("wants_parts: false"));
     let file = converted(&fixture("golden/llama"), FileType::F32);
     let loaded = models::load(vec![file], LoadOptions::default()).unwrap();
     let backend = backends::open("cpu", &backends::Options::default()).unwrap();
-    assert!(Generator::open(&loaded, &[backend], DType::F16).unwrap().template().unwrap().is_none());
+    assert!(Generator::open(&loaded, &[backend], DType::F16).unwrap().writer().template().unwrap().is_none());
 }

@@ -14,7 +14,7 @@ use symphonia::core::io::MediaSource;
 use super::caught::caught;
 use super::demux::{self, Known};
 use super::error::{AudioError, AudioErrorKind};
-use super::limits::MAX_INPUT_BYTES;
+use super::limits::{MAX_INPUT_BYTES, within};
 use super::patched::Spliced;
 use super::recording::Decoded;
 use super::{aiff, au, avi, caf, mkv, mp4, mpeg, names, ogg, pcm, ts, unread, wav};
@@ -55,6 +55,13 @@ fn read_all(reader: impl Read, limit: u64) -> Result<Vec<u8>, AudioErrorKind> {
 /// Errors: [`AudioErrorKind`].
 pub fn decode_bytes(name: &str, bytes: &[u8]) -> Result<Decoded, AudioError> {
     decode(name, Cursor::new(bytes), bytes.len() as u64)
+}
+
+/// As [`decode_bytes`], of a file that may be as long as this: a small file can hold hours.
+///
+/// Errors: [`AudioErrorKind`], `TooLong` as soon as more was decoded.
+pub fn decode_bytes_within(name: &str, bytes: &[u8], max_s: u32) -> Result<Decoded, AudioError> {
+    within(Some(max_s), || decode_bytes(name, bytes))
 }
 
 fn decode(name: &str, source: impl MediaSource, len: u64) -> Result<Decoded, AudioError> {
@@ -147,5 +154,16 @@ mod tests {
         assert_eq!(read_all(&[1u8, 2, 3][..], 3).unwrap(), [1, 2, 3]);
         assert!(matches!(read_all(&[1u8, 2, 3, 4][..], 3), Err(AudioErrorKind::TooManyBytes)));
         assert!(matches!(read_all(std::io::repeat(0), 1000), Err(AudioErrorKind::TooManyBytes)));
+    }
+
+    #[test]
+    fn a_clip_ends_where_it_may_not_be_longer() {
+        // AU: mu-law, 8 kHz, mono, 16,000 bytes of silence.
+        let mut file = b".snd\0\0\0\x18\0\0\x3e\x80\0\0\0\x01\0\0\x1f\x40\0\0\0\x01".to_vec();
+        file.resize(24 + 16_000, 0xff);
+        assert_eq!(decode_bytes_within("x", &file, 2).unwrap().samples.len(), 16_000);
+        let error = decode_bytes_within("x", &file, 1).unwrap_err();
+        assert!(matches!(error.kind, AudioErrorKind::TooLong { limit_s: 1 }), "{error}");
+        assert_eq!(decode_bytes("x", &file).unwrap().samples.len(), 16_000);
     }
 }

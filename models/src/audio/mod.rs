@@ -8,6 +8,7 @@ mod au;
 mod avi;
 mod caf;
 mod caught;
+mod clip;
 pub mod decode;
 mod demux;
 mod elementary;
@@ -36,7 +37,8 @@ mod wav;
 mod window;
 
 pub use activity::activity;
-pub use decode::{decode_bytes, decode_file, decode_reader};
+pub use clip::Audio;
+pub use decode::{decode_bytes, decode_bytes_within, decode_file, decode_reader};
 pub use error::{AudioError, AudioErrorKind};
 pub use limits::{MAX_MAGNITUDE, MAX_RATE_HZ, MIN_RATE_HZ};
 pub use loss::{Loss, TrackChoice};

@@ -3,7 +3,7 @@
 use symphonia::core::audio::GenericAudioBufferRef;
 
 use super::error::AudioErrorKind;
-use super::limits::{MAX_CHANNELS, MAX_MAGNITUDE, MAX_RATE_HZ, MAX_SAMPLES, MIN_RATE_HZ, REFERENCE_RATE_HZ};
+use super::limits::{MAX_CHANNELS, MAX_MAGNITUDE, MAX_RATE_HZ, MIN_RATE_HZ, REFERENCE_RATE_HZ, max_samples};
 use super::loss::{self, Loss, TrackChoice};
 use super::resample::resample;
 
@@ -297,7 +297,7 @@ impl Recording {
         let skip = self.n_skip.min(n as u64) as usize;
         self.n_skip -= skip as u64;
         self.n_frames += n as u64;
-        let limit = MAX_SAMPLES as u64 * u64::from(rate_hz.min(REFERENCE_RATE_HZ)) / u64::from(REFERENCE_RATE_HZ);
+        let limit = max_samples(rate_hz);
         let earlier = self.finished_s * f64::from(rate_hz);
         let n_after = (self.samples.len() + n - skip) as u64 + earlier as u64;
         if n_after > limit || self.samples.try_reserve(n - skip).is_err() {

@@ -8,22 +8,44 @@ use super::Tokenizer;
 #[derive(Debug)]
 pub struct Decoder<'a> {
     tokenizer: &'a Tokenizer,
+    unfinished: Unfinished,
+}
+
+impl<'a> Decoder<'a> {
+    pub(super) fn new(tokenizer: &'a Tokenizer, skip_control: bool) -> Self {
+        Self { tokenizer, unfinished: Unfinished::new(skip_control) }
+    }
+
+    /// Takes token `id` and appends to `text` what is complete now.
+    pub fn push(&mut self, id: u32, text: &mut String) {
+        self.unfinished.push(self.tokenizer, id, text);
+    }
+
+    /// Ends the text: the beginning of a character that never was completed becomes U+FFFD.
+    pub fn finish(&mut self, text: &mut String) {
+        self.unfinished.finish(text);
+    }
+}
+
+/// What a [`Decoder`] knows between two tokens, for those that hold no tokenizer.
+#[derive(Clone, Debug)]
+pub(crate) struct Unfinished {
     skip_control: bool,
     /// Bytes not printed yet.
     pending: Vec<u8>,
 }
 
-impl<'a> Decoder<'a> {
-    pub(super) fn new(tokenizer: &'a Tokenizer, skip_control: bool) -> Self {
-        Self { tokenizer, skip_control, pending: Vec::new() }
+impl Unfinished {
+    pub(crate) fn new(skip_control: bool) -> Self {
+        Self { skip_control, pending: Vec::new() }
     }
 
-    /// Takes token `id` and appends to `text` what is complete now.
-    pub fn push(&mut self, id: u32, text: &mut String) {
-        if self.skip_control && self.tokenizer.is_control(id) {
+    /// As [`Decoder::push`].
+    pub(crate) fn push(&mut self, tokenizer: &Tokenizer, id: u32, text: &mut String) {
+        if self.skip_control && tokenizer.is_control(id) {
             return;
         }
-        self.pending.extend_from_slice(self.tokenizer.token_bytes(id));
+        self.pending.extend_from_slice(tokenizer.token_bytes(id));
         let mut rest = &self.pending[..];
         loop {
             match std::str::from_utf8(rest) {
@@ -51,8 +73,8 @@ impl<'a> Decoder<'a> {
         self.pending.len()
     }
 
-    /// Ends the text: the beginning of a character that never was completed becomes U+FFFD.
-    pub fn finish(&mut self, text: &mut String) {
+    /// As [`Decoder::finish`].
+    pub(crate) fn finish(&mut self, text: &mut String) {
         if !self.pending.is_empty() {
             self.pending.clear();
             text.push(char::REPLACEMENT_CHARACTER);

@@ -23,6 +23,7 @@ use sentencepiece::Pieces;
 use crate::error::{Error, Result};
 use crate::languages::nearest;
 pub use decode::Decoder;
+pub(crate) use decode::Unfinished;
 pub use pretokenize::{Expression, PreTokenizer, Words};
 
 /// `tokenizer.ggml.model` of byte-level BPE.

@@ -280,7 +280,7 @@ mod tests {
             let loaded = models::load(files.iter().enumerate().map(gguf).collect(), LoadOptions::default()).unwrap();
             let backend = backends::open("cpu", &backends::Options::default()).unwrap();
             let mut generator = Generator::open(&loaded, &[backend], DType::F16).unwrap();
-            let prompt = generator.prompt("a random walk");
+            let prompt = generator.writer().prompt("a random walk");
             let request = Request {
                 prompt: &prompt,
                 max_tokens: 4,

@@ -26,7 +26,7 @@ impl Conversation {
     ///
     /// Errors: a model without a template, or with one that is none.
     pub(super) fn open(generator: &Generator, system: Option<&str>, model: &str) -> Outcome<Self> {
-        let template = generator.template().with_context(|| model.to_owned()).map_err(Failure::model)?;
+        let template = generator.writer().template().with_context(|| model.to_owned()).map_err(Failure::model)?;
         let Some(template) = template else {
             return Err(Failure::model(anyhow::anyhow!(
                 "{model}: the model has no chat template (-p without --chat continues a text as it is)"
@@ -46,7 +46,7 @@ impl Conversation {
         let rendering = Rendering { add_generation_prompt: true, now, variables: &[] };
         let written = self.template.render(&self.messages, &rendering);
         let written = written.with_context(|| model.to_owned()).map_err(Failure::model)?;
-        Ok(generator.chat_prompt(&written))
+        Ok(generator.writer().chat_prompt(&written))
     }
 
     /// Takes note of an answer.

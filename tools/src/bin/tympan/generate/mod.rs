@@ -269,7 +269,7 @@ impl Talk<'_> {
                 let mut conversation = self.conversation()?;
                 conversation.prompt(&self.generator, text.as_deref().unwrap_or_default(), &self.model.name)?
             }
-            (None, text) => self.generator.prompt(text.as_deref().unwrap_or_default()),
+            (None, text) => self.generator.writer().prompt(text.as_deref().unwrap_or_default()),
         };
         let max_tokens = usize::try_from(args.max_tokens.unwrap_or(DEFAULT_TOKENS)).unwrap_or(usize::MAX);
         let generated = self.answer(&prompt, max_tokens, logits_out)?;
@@ -282,7 +282,7 @@ impl Talk<'_> {
         let mut conversation = self.conversation()?;
         while let Some(line) = next_line()? {
             let prompt = conversation.prompt(&self.generator, &line, &self.model.name)?;
-            let room = self.generator.n_ctx().saturating_sub(prompt.len()).max(1);
+            let room = self.generator.writer().n_ctx().saturating_sub(prompt.len()).max(1);
             let max_tokens = self.args.max_tokens.map_or(room, |n| usize::try_from(n).map_or(room, |n| n.min(room)));
             let generated = self.answer(&prompt, max_tokens, None)?;
             conversation.answered(&generated.text);
@@ -308,7 +308,7 @@ impl Talk<'_> {
             prompt_logits: logits_out.is_some(),
         };
         let wanted = || format!("a prompt of {} tokens and -n {max_tokens}", prompt.len());
-        self.generator.check(&request).with_context(wanted).map_err(Failure::refused)?;
+        self.generator.writer().check(&request).with_context(wanted).map_err(Failure::refused)?;
         let mut printer = Printer::new(args.format, args.token_ids);
         let generated = self.generator.generate(&request, &mut |ids, text| printer.tokens(ids, text));
         let generated = generated.map_err(|e| failure(&self.model, e))?;
