@@ -323,6 +323,12 @@ impl Memory {
         }
     }
 
+    /// How many of its last tokens a sequence can have taken back ([`Self::rewind`]): all of them, or none where states fold what
+    /// came before.
+    pub fn revocable(&self) -> usize {
+        if self.has_recurrent { 0 } else { usize::MAX }
+    }
+
     /// Room for `n_tokens` more tokens, or [`Error::ContextFull`].
     pub(crate) fn check_room(&self, slot: Slot, n_tokens: usize) -> Result<()> {
         let wanted = self.n_past(slot)?.saturating_add(n_tokens);

@@ -122,12 +122,16 @@ impl Decoding {
         self.prompt.ids.len().saturating_add(self.rules.max_tokens.saturating_sub(1))
     }
 
+    /// Drafts that can count: what is generated after the next token.
+    pub(crate) fn draft_room(&self) -> usize {
+        (self.rules.max_tokens - self.n_generated).saturating_sub(1)
+    }
+
     /// Guesses which tokens follow the one that was generated last, in place of earlier guesses. They are fed with it, as
     /// far as they can count, and change nothing but how many calls the sequence takes.
     pub fn draft(&mut self, guess: &[u32]) {
         if self.prompt_left() == 0 && !self.next.is_empty() {
-            let room = (self.rules.max_tokens - self.n_generated).saturating_sub(1);
-            let usable = guess.iter().take(room).take_while(|&&id| (id as usize) < self.rules.n_usable);
+            let usable = guess.iter().take(self.draft_room()).take_while(|&&id| (id as usize) < self.rules.n_usable);
             self.next.truncate(1);
             self.next.extend(usable);
         }

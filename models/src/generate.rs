@@ -13,6 +13,7 @@ use engine::session::{Reuse, Session, SessionOptions, Stats};
 use crate::Loaded;
 use crate::chat::Template;
 use crate::decoding::{Decoding, Event, Finish, Prompt, Rules};
+use crate::draft::{Drafters, Statistics};
 use crate::error::{Error, Result};
 use crate::hparams::context_length;
 use crate::sample::Sampling;
@@ -63,6 +64,10 @@ pub struct Generated {
     pub prefill: Duration,
     /// Everything after it.
     pub decode: Duration,
+    /// Tokens that came behind a stop text, in the step that ended it.
+    pub n_cut: usize,
+    /// What came of drafts, where there were drafters.
+    pub speculation: Option<Statistics>,
 }
 
 /// What ended an answer.
@@ -225,13 +230,14 @@ impl Continuation {
             generated.n_chosen += 1;
             generated.end = End::Token(id);
         }
-        for &id in &event.tokens {
+        for (i, &id) in event.tokens.iter().enumerate() {
             generated.n_chosen += 1;
             generated.ids.push(id);
             unfinished.push(tokenizer, id, &mut generated.text);
             ends.push(generated.text.len() + unfinished.n_pending());
             if let Some((at, stop)) = stops.find(&generated.text) {
                 generated.end = End::Text(stop.to_owned());
+                generated.n_cut = event.tokens.len() - i - 1;
                 generated.text.truncate(at);
                 generated.ids.truncate(ends.partition_point(|&end| end <= at));
                 return ControlFlow::Break(());
@@ -257,6 +263,7 @@ impl Continuation {
 pub struct Generator {
     scheduler: Scheduler,
     writer: Writer,
+    drafters: Option<Drafters>,
 }
 
 impl Generator {
@@ -272,12 +279,24 @@ impl Generator {
             ..SessionOptions::default()
         };
         let session = Session::open(Arc::clone(&loaded.model), &loaded.weights, backends, options)?;
-        Ok(Self { scheduler: Scheduler::new(session), writer })
+        Ok(Self { scheduler: Scheduler::new(session), writer, drafters: None })
     }
 
     /// Switches the reuse of compiled graphs.
     pub fn set_reuse(&mut self, reuse: Reuse) {
         self.scheduler.session_mut().set_reuse(reuse);
+    }
+
+    /// Gives every text that follows these drafters, which change how long it takes and nothing else.
+    ///
+    /// Errors: `Argument` for a model whose states cannot be taken back.
+    pub fn set_drafters(&mut self, drafters: Drafters) -> Result<()> {
+        if self.scheduler.session().memory().revocable() == 0 {
+            let what = "the model's recurrent states cannot be taken back, which drafts need".into();
+            return Err(Error::Argument { name: "drafters", what });
+        }
+        self.drafters = Some(drafters);
+        Ok(())
     }
 
     /// Counters of the session.
@@ -294,13 +313,15 @@ impl Generator {
     ///
     /// Errors: as [`Writer::check`]; logits that no token can be chosen from.
     pub fn generate(&mut self, request: &Request<'_>, observer: &mut Observer<'_>) -> Result<Generated> {
-        let Self { scheduler, writer } = self;
+        let Self { scheduler, writer, drafters } = self;
         let (mut continuation, decoding) = writer.begin(request)?;
+        let ids: Vec<i32> = request.prompt.iter().map(|id| id.cast_signed()).collect();
+        let speculation = drafters.as_ref().map(|drafters| drafters.speculation(&ids)).transpose()?;
         let mut prompt_logits = Vec::new();
         let mut prefill = Duration::ZERO;
         let mut prompt_left = request.prompt.len();
         let mut start = Instant::now();
-        scheduler.run(decoding, &mut |event, logits| {
+        let statistics = scheduler.run_with(decoding, speculation, &mut |event, logits| {
             if prompt_left > 0 {
                 prompt_left -= event.accepted;
                 if request.prompt_logits {
@@ -313,6 +334,9 @@ impl Generator {
             }
             continuation.advance(event, observer)
         })?;
-        Ok(Generated { prompt_logits, prefill, decode: start.elapsed(), ..continuation.finish() })
+        let decode = start.elapsed();
+        let generated = continuation.finish();
+        let speculation = statistics.map(|s| Statistics { cut: s.cut + generated.n_cut as u64, ..s });
+        Ok(Generated { prompt_logits, prefill, decode, speculation, ..generated })
     }
 }

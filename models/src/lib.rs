@@ -1,7 +1,7 @@
 //! Architectures, tokenizer and audio front end. Knows no backend.
 //!
 //! Read [`load`] first: it turns model files into a [`Loaded`] model. The architectures are in [`registry`], one file each, and
-//! `transformer` is what to read beside an official module. [`scheduler`] runs many sequences, [`transcribe`] and [`generate`]
+//! `transformer` is what to read beside an official module. [`scheduler`] runs many sequences, [`draft`] guesses what they will say, [`transcribe`] and [`generate`]
 //! are what users of a model call.
 
 #![warn(unreachable_pub)]
@@ -11,6 +11,7 @@ mod blocks;
 pub mod chat;
 pub mod decoder;
 pub mod decoding;
+pub mod draft;
 mod encoder_decoder;
 mod error;
 mod finite;

@@ -2,13 +2,15 @@
 //! want to be fed with, and hands every sequence the logits that are its own. What fails, fails for its sequence alone.
 
 use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
 
 use engine::batch::{Batch, Logits, Sequence};
 use engine::key::Buckets;
 use engine::memory::Slot;
 use engine::session::{MAX_CONTEXT, Session};
 
-use crate::decoding::{Decoding, Event};
+use crate::decoding::{Decoding, Event, Finish};
+use crate::draft::{Costs, Speculation, Statistics, Step};
 use crate::error::{Error, Result};
 
 /// Slots grow in steps of this many positions, so that sequences of similar length share compiled graphs.
@@ -31,6 +33,8 @@ pub struct Progress<'a> {
     pub result: Result<&'a Event>,
     /// The rows of logits that the sequence asked for, `[n_rows, n_vocab]`.
     pub logits: &'a [f32],
+    /// What came of the sequence's drafts so far, where it has drafters.
+    pub statistics: Option<&'a Statistics>,
 }
 
 /// A sequence that has a slot.
@@ -38,6 +42,9 @@ struct Running {
     id: SequenceId,
     slot: Slot,
     decoding: Decoding,
+    speculation: Option<Box<Speculation>>,
+    /// Rows of the call that is being made beside those of its own drafts.
+    n_others: usize,
     /// Tokens of the call that is being made; 0 where it has no part in it.
     n_feeding: usize,
     /// Its number in the call that has been made, where something came of its part.
@@ -53,12 +60,14 @@ pub struct Scheduler {
     session: Session,
     running: Vec<Running>,
     n_submitted: u64,
+    /// What calls without prompts take.
+    costs: Costs,
 }
 
 impl Scheduler {
     /// A scheduler without sequences. The session's slots are its own from now on.
     pub fn new(session: Session) -> Self {
-        Self { session, running: Vec::new(), n_submitted: 0 }
+        Self { session, running: Vec::new(), n_submitted: 0, costs: Costs::default() }
     }
 
     /// The session, for what is not a sequence: the encoder, counters, switches.
@@ -80,6 +89,12 @@ impl Scheduler {
     ///
     /// Errors: no slot is free; more tokens than a slot can hold; a prompt that the model cannot be fed with.
     pub fn submit(&mut self, decoding: Decoding) -> Result<SequenceId> {
+        self.submit_with(decoding, None)
+    }
+
+    /// As [`Self::submit`], with drafters for the sequence. They change nothing but how many calls it takes. Where states cannot
+    /// be taken back, they are not asked.
+    pub fn submit_with(&mut self, decoding: Decoding, speculation: Option<Speculation>) -> Result<SequenceId> {
         self.sweep();
         let model = self.session.model();
         if let Some(what) = decoding.unfit(model.n_vocab(), model.n_embd()) {
@@ -95,6 +110,8 @@ impl Scheduler {
             id,
             slot,
             decoding,
+            speculation: speculation.map(Box::new),
+            n_others: 0,
             n_feeding: 0,
             i_seq: None,
             n_past: 0,
@@ -124,7 +141,7 @@ impl Scheduler {
     pub fn step(&mut self, observer: &mut dyn FnMut(Progress<'_>)) -> Result<()> {
         self.sweep();
         self.plan();
-        let Self { session, running, .. } = self;
+        let Self { session, running, costs, .. } = self;
         for r in running.iter_mut().filter(|r| r.n_feeding > 0) {
             // Here, because the call would fail for all of them.
             if let Err(error) = session.memory_mut().grow(r.slot, r.n_feeding) {
@@ -138,6 +155,7 @@ impl Scheduler {
             return Ok(());
         }
         let n_vocab = session.model().n_vocab();
+        let start = running.iter().any(|r| r.speculation.is_some()).then(Instant::now);
         let logits = match session.step(&Batch { seqs: &seqs }) {
             Ok(logits) => logits,
             Err(error) => {
@@ -148,9 +166,15 @@ impl Scheduler {
             }
         };
         drop(seqs);
+        let time = start.map(|start| start.elapsed());
+        if let Some(time) = time
+            && running.iter().filter(|r| r.n_feeding > 0).all(|r| r.decoding.prompt_left() == 0)
+        {
+            costs.record(running.iter().map(|r| r.n_feeding).sum(), time);
+        }
         // All sequences advance before anybody is told: a panic of the observer leaves none of them behind its memory.
         for (i, r) in running.iter_mut().filter(|r| r.n_feeding > 0).enumerate() {
-            r.advance(i, logits.rows(i), n_vocab);
+            r.advance(i, logits.rows(i), n_vocab, time.map(|time| (time, &*costs)));
         }
         tell(running, &logits, observer);
         tell_failed(running, observer);
@@ -168,12 +192,24 @@ impl Scheduler {
         decoding: Decoding,
         observer: &mut dyn FnMut(&Event, &[f32]) -> ControlFlow<()>,
     ) -> Result<()> {
-        let id = self.submit(decoding)?;
+        self.run_with(decoding, None, observer).map(|_| ())
+    }
+
+    /// As [`Self::run`], with drafters for the sequence; returns what came of them.
+    pub fn run_with(
+        &mut self,
+        decoding: Decoding,
+        speculation: Option<Speculation>,
+        observer: &mut dyn FnMut(&Event, &[f32]) -> ControlFlow<()>,
+    ) -> Result<Option<Statistics>> {
+        let id = self.submit_with(decoding, speculation)?;
         let guard = Cancelled { scheduler: self, id };
         let mut outcome = None;
+        let mut statistics = None;
         while outcome.is_none() {
             guard.scheduler.step(&mut |progress| {
                 if progress.id == id {
+                    statistics = progress.statistics.copied();
                     outcome = match progress.result {
                         Ok(event) => {
                             let is_over = observer(event, progress.logits).is_break() || event.finish.is_some();
@@ -184,7 +220,7 @@ impl Scheduler {
                 }
             })?;
         }
-        outcome.unwrap_or(Ok(()))
+        outcome.unwrap_or(Ok(())).map(|()| statistics)
     }
 
     /// Frees the slots of sequences that are over, and takes back from memory what was a wrong guess.
@@ -215,6 +251,7 @@ impl Scheduler {
                 n_tokens += n;
             }
         }
+        n_tokens += self.speculate(n_tokens, max);
         let prompts = self.running.iter_mut().filter(|r| r.decoding.prompt_left() > 0);
         let left: usize = prompts.map(|r| r.decoding.prompt_left()).sum();
         let mut room = piece(buckets, n_tokens, left.min(max - n_tokens));
@@ -222,6 +259,24 @@ impl Scheduler {
             r.n_feeding = r.decoding.prompt_left().min(room);
             room -= r.n_feeding;
         }
+    }
+
+    /// Adds the drafts of sequences that have drafters to a call that has `n_tokens` rows and may have `max`. Returns how many
+    /// rows it added.
+    fn speculate(&mut self, n_tokens: usize, max: usize) -> usize {
+        let Self { session, running, costs, .. } = self;
+        let revocable = session.memory().revocable();
+        let mut n_added = 0;
+        for r in running.iter_mut().filter(|r| r.n_feeding == 1 && r.decoding.prompt_left() == 0) {
+            let Some(speculation) = &mut r.speculation else { continue };
+            r.n_others = n_tokens + n_added;
+            let room = r.decoding.draft_room().min(max - r.n_others).min(revocable);
+            r.decoding.draft(speculation.propose(room, r.n_others, costs));
+            let n_drafts = r.decoding.n_waiting() - 1;
+            r.n_feeding += n_drafts;
+            n_added += n_drafts;
+        }
+        n_added
     }
 }
 
@@ -231,17 +286,33 @@ impl Running {
         Sequence { slot: self.slot, tokens, rows }
     }
 
-    /// Takes the logits of its part of a call, in which it was sequence `i_seq`.
-    fn advance(&mut self, i_seq: usize, logits: &[f32], n_vocab: usize) {
+    /// Takes the logits of its part of a call, in which it was sequence `i_seq`. `timed`: what the call took, and calls do.
+    fn advance(&mut self, i_seq: usize, logits: &[f32], n_vocab: usize, timed: Option<(Duration, &Costs)>) {
         let step = self.decoding.n_generated();
+        let was_prompt = self.decoding.prompt_left() > 0;
         match self.decoding.advance(self.n_feeding, logits, n_vocab) {
             Ok(event) => {
                 self.i_seq = Some(i_seq);
                 self.n_past += event.accepted;
                 self.is_over = event.finish.is_some();
+                if let Some((speculation, (time, costs))) = self.speculation.as_mut().zip(timed) {
+                    let stop = match event.finish {
+                        Some(Finish::Stop(id)) => Some(id),
+                        Some(Finish::Limit) | None => None,
+                    };
+                    let step = Step { n_others: self.n_others, time, costs };
+                    match was_prompt {
+                        true => speculation.began(&event.tokens),
+                        false => speculation.judged(self.n_feeding - 1, &event.tokens, stop, step),
+                    }
+                }
             }
             Err(source) => self.fail(Error::NotFinite { sequence: self.id.0, step, source }),
         }
+    }
+
+    fn statistics(&self) -> Option<&Statistics> {
+        self.speculation.as_ref().map(|speculation| speculation.statistics())
     }
 
     /// Ends the sequence. Whoever watches is still to be told.
@@ -268,7 +339,8 @@ impl Drop for Cancelled<'_> {
 fn tell(running: &[Running], logits: &Logits<'_>, observer: &mut dyn FnMut(Progress<'_>)) {
     for r in running {
         if let Some(i) = r.i_seq {
-            observer(Progress { id: r.id, result: Ok(r.decoding.event()), logits: logits.rows(i) });
+            let (result, statistics) = (Ok(r.decoding.event()), r.statistics());
+            observer(Progress { id: r.id, result, logits: logits.rows(i), statistics });
         }
     }
 }
@@ -277,7 +349,7 @@ fn tell(running: &[Running], logits: &Logits<'_>, observer: &mut dyn FnMut(Progr
 fn tell_failed(running: &mut [Running], observer: &mut dyn FnMut(Progress<'_>)) {
     for r in running {
         if let Some(error) = r.error.take() {
-            observer(Progress { id: r.id, result: Err(error), logits: &[] });
+            observer(Progress { id: r.id, result: Err(error), logits: &[], statistics: r.statistics() });
         }
     }
 }

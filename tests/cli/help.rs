@@ -114,14 +114,14 @@ fn a_formatter_has_nothing_to_say_about_the_pages() {
 fn completions_offer_what_is_accepted_and_nothing_else() {
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         let script = tympan(["completions", shell]).expect(0).out;
-        for flag in ["language", "max-tokens", "tensor-type", "ignore-eos", "n-prompt", "graph-reuse"] {
+        for flag in ["language", "max-tokens", "tensor-type", "ignore-eos", "n-prompt", "graph-reuse", "spec-type"] {
             assert!(script.contains(flag), "{shell}: {flag}");
         }
         for subcommand in SUBCOMMANDS {
             assert!(script.contains(subcommand), "{shell}: {subcommand}");
         }
         for refused in
-            ["gpu-layers\n", "memory-budget", "--vad", "'vad'", "n-cpu-moe", "aligner", "hf-repo", "spec-type"]
+            ["gpu-layers\n", "memory-budget", "--vad", "'vad'", "n-cpu-moe", "aligner", "hf-repo", "spec-rollback"]
         {
             assert!(!script.contains(refused), "{shell}: {refused}");
         }

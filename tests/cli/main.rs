@@ -6,6 +6,7 @@ mod bench;
 mod changed;
 mod contract;
 mod convert;
+mod drafts;
 mod exact_text;
 mod folders;
 mod from_files;

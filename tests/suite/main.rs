@@ -42,6 +42,7 @@ mod sampling;
 mod scheduler;
 mod schedules;
 mod segment;
+mod speculation;
 mod templates;
 mod tokenizer;
 mod types;

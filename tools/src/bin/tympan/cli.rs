@@ -61,7 +61,7 @@ enum Command {
     Convert(ConvertArgs),
     Bench(Box<BenchArgs>),
     Quantize(QuantizeArgs),
-    Generate(GenerateArgs),
+    Generate(Box<GenerateArgs>),
     Inspect(Box<InspectArgs>),
     /// Print a completion script for a shell
     Completions {

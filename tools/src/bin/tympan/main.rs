@@ -24,6 +24,7 @@ mod quantize;
 mod report;
 mod samples;
 mod signal;
+mod speculation;
 mod streams;
 mod transcribe;
 

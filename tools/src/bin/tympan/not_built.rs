@@ -16,14 +16,13 @@ const COMMANDS: [&str; 2] = ["live", "serve"];
 const VARIABLES: [&str; 1] = ["TYMPAN_KERNELS"];
 
 /// Flags of a subcommand that stand alone.
-const SWITCHES: [(&str, &[&str]); 2] =
-    [("transcribe", &["raw-words", "drop-suspect", "resume", "no-resume"]), ("generate", &["spec-default"])];
+const SWITCHES: [(&str, &[&str]); 1] = [("transcribe", &["raw-words", "drop-suspect", "resume", "no-resume"])];
 
 /// Flags of a subcommand that have a value.
 const VALUED: [(&str, &[&str]); 6] = [
     ("transcribe", &["vad", "loop-retry", "track", "from", "to", "aligner", "gpu-layers", "memory-budget"]),
     ("generate", &["gpu-layers", "memory-budget"]),
-    ("generate", SPECULATION),
+    ("generate", OF_DRAFTS),
     ("bench", &["gpu-layers", "memory-budget"]),
     ("bench", SPECULATION),
     ("inspect", &["gpu-layers", "memory-budget"]),
@@ -31,8 +30,26 @@ const VALUED: [(&str, &[&str]); 6] = [
 const SPECULATION: &[&str] =
     &["spec-type", "spec-rollback", "draft-max", "draft-min", "draft-model", "ctx-checkpoints"];
 
+/// Of drafts, what is not built yet, and where a draft model would lie.
+const OF_DRAFTS: &[&str] = &[
+    "spec-rollback",
+    "spec-ckpt-num-tries",
+    "ctx-checkpoints",
+    "spec-draft-hf",
+    "spec-draft-ngl",
+    "spec-draft-device",
+    "spec-draft-type-k",
+    "spec-draft-type-v",
+    "spec-draft-threads",
+    "spec-draft-p-split",
+    "spec-synth-len",
+    "spec-synth-rates",
+];
+
 /// Subcommands of which every flag that begins so is one, and flags of one dash and several letters.
-const SPECULATIVE: (&str, [&str; 2]) = ("--spec-", ["generate", "bench"]);
+const SPECULATIVE: (&str, [&str; 1]) = ("--spec-", ["bench"]);
+/// Subcommands that would have the flags of [`SHORT`].
+const HAVE_SHORT: [&str; 2] = ["generate", "bench"];
 const SHORT: [&str; 9] = ["-md", "-hfd", "-ngld", "-devd", "-ctkd", "-ctvd", "-td", "-lcs", "-lcd"];
 
 fn flags_of<'l>(lists: &'l [(&str, &'static [&'static str])], command: &'l str) -> impl Iterator<Item = &'static str> {
@@ -61,9 +78,11 @@ pub(crate) fn refuse_words(args: &[OsString]) -> Outcome<()> {
         return Err(Failure::not_in_this_version(format!("tympan {command}")));
     }
     let (prefix, commands) = SPECULATIVE;
-    let words = args[2..].iter().filter_map(|word| word.to_str()).take_while(|word| *word != "--");
-    let is_refused = |word: &&str| word.starts_with(prefix) || SHORT.contains(word);
-    match words.filter(is_refused).find(|_| commands.contains(&command)) {
+    let mut words = args[2..].iter().filter_map(|word| word.to_str()).take_while(|word| *word != "--");
+    let is_refused = |word: &&str| {
+        word.starts_with(prefix) && commands.contains(&command) || SHORT.contains(word) && HAVE_SHORT.contains(&command)
+    };
+    match words.find(is_refused) {
         Some(flag) => Err(Failure::not_in_this_version(flag)),
         None => Ok(()),
     }

@@ -40,14 +40,21 @@ const SHORT: [(&str, &str); 28] = [
     ("-dio", "--direct-io"),
 ];
 
-/// The command line with llama-bench's short flags spelt out, if its subcommand is `bench`.
+/// Those of drafts, as llama.cpp's programs have them.
+const SHORT_OF_DRAFTS: [(&str, &str); 3] =
+    [("-md", "--spec-draft-model"), ("-lcs", "--lookup-cache-static"), ("-lcd", "--lookup-cache-dynamic")];
+
+/// The command line with the short flags of llama.cpp's programs spelt out, where its subcommand has them.
 pub(crate) fn spelt_out(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     let mut args: Vec<OsString> = args.into_iter().collect();
-    if args.get(1).is_some_and(|name| name == "bench") {
-        for arg in &mut args[2..] {
-            if let Some((_, long)) = SHORT.iter().find(|(short, _)| arg == short) {
-                *arg = (*long).into();
-            }
+    let known: Vec<_> = match args.get(1).and_then(|name| name.to_str()) {
+        Some("bench") => SHORT.iter().collect::<Vec<_>>(),
+        Some("generate" | "serve") => SHORT_OF_DRAFTS.iter().collect(),
+        _ => Vec::new(),
+    };
+    for arg in args.iter_mut().skip(2) {
+        if let Some((_, long)) = known.iter().find(|(short, _)| arg == short) {
+            *arg = (*long).into();
         }
     }
     args
@@ -143,10 +150,12 @@ mod tests {
     }
 
     #[test]
-    fn short_flags_are_spelt_out_for_bench_alone() {
+    fn short_flags_are_spelt_out_where_they_are_flags() {
         let words = |words: &[&str]| words.iter().map(OsString::from).collect::<Vec<_>>();
         let bench = spelt_out(words(&["tympan", "bench", "-pg", "1,2", "-m", "x", "-ctk", "f16"]));
         assert_eq!(bench, words(&["tympan", "bench", "--pg", "1,2", "-m", "x", "--cache-type-k", "f16"]));
         assert_eq!(spelt_out(words(&["tympan", "generate", "-pg"])), words(&["tympan", "generate", "-pg"]));
+        let drafts = spelt_out(words(&["tympan", "generate", "-md", "x"]));
+        assert_eq!(drafts, words(&["tympan", "generate", "--spec-draft-model", "x"]));
     }
 }

@@ -23,6 +23,7 @@ use crate::exit::{Exit, Failure, Outcome};
 use crate::model::{check_unchanged, failure, files_of};
 use crate::output::{Destination, refuse_collisions};
 use crate::report::{Verbosity, peak_rss_bytes, short, size};
+use crate::speculation::SpeculationArgs;
 
 /// Most tokens that `-n` accepts: those of the longest context. The model's own may be shorter.
 const MAX_TOKENS: u64 = MAX_CONTEXT as u64;
@@ -136,6 +137,9 @@ pub(crate) struct GenerateArgs {
     kv_type: KvType,
 
     #[command(flatten)]
+    speculation: SpeculationArgs,
+
+    #[command(flatten)]
     device: DeviceArgs,
 
     /// Say nothing but errors on standard error
@@ -218,7 +222,9 @@ pub(crate) fn run(args: &GenerateArgs) -> Outcome<Exit> {
     let say = Verbosity::new(args.quiet, args.verbose);
     args.check()?;
     let logits_out = args.logits_out.as_deref().map(Destination::check_with_folder).transpose()?;
-    let inputs: Vec<PathBuf> = args.model.iter().flat_map(|model| files_of(model)).collect();
+    args.speculation.parameters()?;
+    let of_model = args.model.iter().flat_map(|model| files_of(model));
+    let inputs: Vec<PathBuf> = of_model.chain(args.speculation.inputs()).collect();
     refuse_collisions(logits_out.as_slice(), inputs.iter().map(PathBuf::as_path))?;
     let device = args.device.open()?;
     note_threads(args.device.threads, say);
@@ -235,6 +241,10 @@ pub(crate) fn run(args: &GenerateArgs) -> Outcome<Exit> {
     let generator = Generator::open(&model.loaded, std::slice::from_ref(&device.backend), args.kv_type.into());
     let mut generator = generator.with_context(|| format!("loading {}", model.name)).map_err(Failure::model)?;
     generator.set_reuse(reuse);
+    let drafters = args.speculation.open(generator.writer().tokenizer(), &device, args.kv_type, 1, (loading, say))?;
+    if let Some(drafters) = &drafters {
+        generator.set_drafters(drafters.clone()).with_context(|| model.name.clone()).map_err(Failure::refused)?;
+    }
     let load_s = load.elapsed().as_secs_f64();
     say.detail(device.describe());
 
@@ -243,6 +253,9 @@ pub(crate) fn run(args: &GenerateArgs) -> Outcome<Exit> {
         talk.converse()?;
     } else {
         talk.once(logits_out.as_ref())?;
+    }
+    if let Some(drafters) = &drafters {
+        args.speculation.close(drafters, say)?;
     }
     let stats = talk.generator.stats();
     say.detail(format_args!("{} graphs built, {} reused", stats.builds, stats.hits));
@@ -274,6 +287,7 @@ impl Talk<'_> {
         let max_tokens = usize::try_from(args.max_tokens.unwrap_or(DEFAULT_TOKENS)).unwrap_or(usize::MAX);
         let generated = self.answer(&prompt, max_tokens, logits_out)?;
         summary(self.say, &prompt, &generated, self.load_s, self.device);
+        drafts(self.say, &generated);
         Ok(())
     }
 
@@ -288,6 +302,7 @@ impl Talk<'_> {
             conversation.answered(&generated.text);
             let speed = format_args!("{} + {} tokens", prompt.len(), generated.ids.len());
             self.say.detail(speed);
+            drafts(self.say, &generated);
         }
         Ok(())
     }
@@ -329,6 +344,13 @@ fn write_logits(destination: &Destination, n_tokens: usize, logits: &[f32]) -> a
     let view = TensorView::new(Dtype::F32, vec![n_tokens, logits.len() / n_tokens], &bytes).context("logits")?;
     let file = safetensors::serialize([("logits", view)], None).context("logits")?;
     destination.write(&file)
+}
+
+/// Says what came of drafts.
+fn drafts(say: Verbosity, generated: &Generated) {
+    if let Some(statistics) = &generated.speculation {
+        say.note(format_args!("drafts: {statistics}"));
+    }
 }
 
 fn summary(say: Verbosity, prompt: &[u32], generated: &Generated, load_s: f64, device: &str) {

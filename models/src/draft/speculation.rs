@@ -1,0 +1,216 @@
+//! [`Speculation`]: the drafters of one sequence, how long their guesses may be, and what came of them. [`Drafters`] makes one for
+//! every sequence.
+
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use super::length::Length;
+use super::model::{DraftModel, ModelDrafter};
+use super::{
+    Automaton, Costs, Drafter, Kind, MapK, MapK4v, Modular, NO_TOKEN, NgramCache, NgramCounts, Outcome, Parameters,
+    Simple, Statistics, common,
+};
+use crate::error::{Error, Result};
+
+/// What the drafters of several sequences share.
+#[derive(Clone, Default)]
+pub struct Shared {
+    /// What earlier histories taught `ngram-cache`.
+    pub earlier: Arc<Mutex<NgramCounts>>,
+    /// What a collection of texts taught it.
+    pub texts: Arc<NgramCounts>,
+    /// The draft model, where there is one.
+    pub model: Option<Arc<DraftModel>>,
+}
+
+/// Makes the drafters of sequences.
+#[derive(Clone)]
+pub struct Drafters {
+    parameters: Parameters,
+    shared: Shared,
+}
+
+impl Drafters {
+    /// Errors: `Argument` for a draft model that is asked for and is not there.
+    pub fn new(mut parameters: Parameters, shared: Shared) -> Result<Self> {
+        parameters.kinds.sort_unstable();
+        parameters.kinds.dedup();
+        if parameters.kinds.contains(&Kind::DraftModel) && shared.model.is_none() {
+            let what = format!("{} needs a draft model", Kind::DraftModel.name());
+            return Err(Error::Argument { name: "drafters", what });
+        }
+        Ok(Self { parameters, shared })
+    }
+
+    /// Which drafters they are, and their sizes.
+    pub fn parameters(&self) -> &Parameters {
+        &self.parameters
+    }
+
+    /// What they share.
+    pub fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
+    /// The drafters of a sequence that begins with this prompt, where ids below 0 stand for vectors.
+    ///
+    /// Errors: the draft model has no slot for another sequence.
+    pub fn speculation(&self, prompt: &[i32]) -> Result<Speculation> {
+        let p = &self.parameters;
+        let make = |kind: &Kind| -> Result<Entry> {
+            let drafter: Box<dyn Drafter> = match kind {
+                Kind::NgramSimple => Box::new(Simple::new(p.simple.n, p.simple.m)),
+                Kind::NgramMapK => Box::new(MapK::new(p.map_k.n, p.map_k.m)),
+                Kind::NgramMapK4v => Box::new(MapK4v::new(p.map_k4v.n, p.map_k4v.m, p.map_k4v.min_hits)),
+                Kind::NgramMod => Box::new(Modular::new(p.mod_n, p.modular.min, p.modular.max)),
+                Kind::NgramCache => {
+                    Box::new(NgramCache::new(Arc::clone(&self.shared.earlier), Arc::clone(&self.shared.texts)))
+                }
+                Kind::Suffix => Box::new(Automaton::new(p.suffix.n, p.suffix.m)),
+                Kind::DraftModel => {
+                    let model = self.shared.model.as_ref().expect("`new` saw to it");
+                    Box::new(ModelDrafter::new(Arc::clone(model), p.model_p_min)?)
+                }
+            };
+            let min = if *kind == Kind::DraftModel { p.model.min.max(p.min) } else { p.min };
+            Ok(Entry::new(drafter, min, p.most(*kind)))
+        };
+        let entries = p.kinds.iter().map(make).collect::<Result<_>>()?;
+        Ok(Speculation::of(entries, p.adapts, prompt))
+    }
+}
+
+/// A drafter and how long its guesses may be.
+struct Entry {
+    drafter: Box<dyn Drafter>,
+    min: usize,
+    max: usize,
+    length: Length,
+    /// Seconds that it takes for a token.
+    token_s: f64,
+}
+
+impl Entry {
+    fn new(drafter: Box<dyn Drafter>, min: usize, max: usize) -> Self {
+        Self { drafter, min, max, length: Length::new(), token_s: 0.0 }
+    }
+}
+
+/// What older times of a drafter count for beside the next one.
+const MEMORY: f64 = 0.8;
+
+/// The drafters of one sequence.
+pub struct Speculation {
+    /// All tokens so far.
+    history: Vec<u32>,
+    entries: Vec<Entry>,
+    adapts: bool,
+    guess: Vec<u32>,
+    /// Whose guess it is.
+    by: Option<usize>,
+    statistics: Statistics,
+}
+
+impl std::fmt::Debug for Speculation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Speculation").field("guess", &self.guess).field("statistics", &self.statistics).finish()
+    }
+}
+
+impl Speculation {
+    /// One drafter of a caller's own, whose guesses of at most `max` tokens are verified whole, whatever comes of them, unless they
+    /// are to follow success and cost. For measuring and for tests.
+    pub fn with(drafter: Box<dyn Drafter>, max: usize, adapts: bool, prompt: &[i32]) -> Self {
+        Self::of(vec![Entry::new(drafter, 0, max)], adapts, prompt)
+    }
+
+    fn of(mut entries: Vec<Entry>, adapts: bool, prompt: &[i32]) -> Self {
+        let history: Vec<u32> = prompt.iter().map(|&id| u32::try_from(id).unwrap_or(NO_TOKEN)).collect();
+        entries.iter_mut().for_each(|entry| entry.drafter.begin(&history));
+        let (guess, by, statistics) = Default::default();
+        Self { history, entries, adapts, guess, by, statistics }
+    }
+
+    /// What came of its guesses so far.
+    pub fn statistics(&self) -> &Statistics {
+        &self.statistics
+    }
+
+    /// Guesses at most `room` tokens for a step in which `n_others` rows are fed anyway, that of the last token among them.
+    pub(crate) fn propose(&mut self, room: usize, n_others: usize, costs: &Costs) -> &[u32] {
+        let Self { history, entries, adapts, guess, by: by_whom, statistics } = self;
+        guess.clear();
+        *by_whom = None;
+        for (by, entry) in entries.iter_mut().enumerate() {
+            let most = room.min(entry.max);
+            let wanted = if *adapts { entry.length.ask(most, n_others, entry.token_s, costs) } else { most };
+            if wanted == 0 || wanted < entry.min {
+                continue;
+            }
+            let start = Instant::now();
+            entry.drafter.draft(history, wanted, guess);
+            let took = start.elapsed();
+            statistics.proposed += guess.len() as u64;
+            if guess.len() < entry.min {
+                guess.clear();
+            }
+            if !guess.is_empty() {
+                entry.token_s = MEMORY * entry.token_s + (1.0 - MEMORY) * took.as_secs_f64() / guess.len() as f64;
+                let n = guess.len().min(wanted);
+                // It is made already.
+                guess.truncate(if *adapts { entry.length.worth(n, n_others, 0.0, costs) } else { n });
+            }
+            statistics.drafted += took;
+            if !guess.is_empty() {
+                *by_whom = Some(by);
+                break;
+            }
+        }
+        guess
+    }
+
+    /// Takes note of what a step gave: of the guess `n_fed` tokens were fed, and these tokens came out, then `stop`, where a token
+    /// ended the text. `time`: that of the step.
+    pub(crate) fn judged(&mut self, n_fed: usize, tokens: &[u32], stop: Option<u32>, step: Step<'_>) {
+        let Self { history, entries, guess, by, statistics, .. } = self;
+        history.extend_from_slice(tokens);
+        let fed = &guess[..n_fed.min(guess.len())];
+        let accepted = common(fed, tokens);
+        statistics.steps += 1;
+        statistics.emitted += tokens.len() as u64;
+        statistics.accepted += accepted as u64;
+        statistics.verified += fed.len() as u64;
+        statistics.drafts += u64::from(!fed.is_empty());
+        let Step { n_others, time, costs } = step;
+        if let Some(plain) = costs.measured(n_others) {
+            statistics.stepped += time;
+            statistics.plain += plain * u32::try_from(tokens.len()).expect("a step has far fewer tokens");
+        }
+        if stop.is_some() && fed.get(accepted).copied() == stop {
+            statistics.cut += (fed.len() - accepted) as u64;
+        }
+        if let Some(by) = by.take() {
+            let outcome = Outcome { verified: fed.len(), accepted };
+            entries[by].drafter.judged(outcome);
+            entries[by].length.judged(outcome, n_others, costs);
+        }
+        guess.clear();
+    }
+
+    /// Takes note of the tokens that a prompt gave.
+    pub(crate) fn began(&mut self, tokens: &[u32]) {
+        self.history.extend_from_slice(tokens);
+        self.statistics.emitted += tokens.len() as u64;
+    }
+}
+
+/// A step as a sequence sees it.
+#[derive(Clone, Copy)]
+pub(crate) struct Step<'a> {
+    /// Rows that are fed anyway.
+    pub n_others: usize,
+    /// What it took.
+    pub time: Duration,
+    /// What steps take.
+    pub costs: &'a Costs,
+}

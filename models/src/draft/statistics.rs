@@ -1,0 +1,76 @@
+//! [`Statistics`]: what came of guesses.
+
+use std::time::Duration;
+
+/// Counts of a sequence, or of several.
+#[derive(Clone, Copy, PartialEq, Default, Debug)]
+pub struct Statistics {
+    /// Tokens that drafters proposed.
+    pub proposed: u64,
+    /// Those of them that were fed, to be verified.
+    pub verified: u64,
+    /// Those of them that were right.
+    pub accepted: u64,
+    /// Tokens that came out, guessed or not.
+    pub emitted: u64,
+    /// Tokens that were fed, or came out, behind what ended the text.
+    pub cut: u64,
+    /// Guesses that were verified.
+    pub drafts: u64,
+    /// Steps that gave tokens, the prompt's last one not among them.
+    pub steps: u64,
+    /// Time of these steps.
+    pub stepped: Duration,
+    /// Time that drafters took.
+    pub drafted: Duration,
+    /// Time that as many tokens would have taken one by one, as far as the time of one is known.
+    pub plain: Duration,
+}
+
+impl Statistics {
+    /// Tokens of a guess that were right, in the mean.
+    pub fn mean_accepted(&self) -> f64 {
+        ratio(self.accepted as f64, self.drafts as f64)
+    }
+
+    /// Part of the verified tokens that was right.
+    pub fn acceptance(&self) -> f64 {
+        ratio(self.accepted as f64, self.verified as f64)
+    }
+
+    /// How many times faster the text came than token by token; below 1 guessing lost. Nothing where there is too little to say.
+    pub fn net_factor(&self) -> Option<f64> {
+        let took = self.stepped + self.drafted;
+        (!self.plain.is_zero() && !took.is_zero()).then(|| self.plain.as_secs_f64() / took.as_secs_f64())
+    }
+
+    /// Adds those of another sequence.
+    pub fn add(&mut self, other: &Self) {
+        self.proposed += other.proposed;
+        self.verified += other.verified;
+        self.accepted += other.accepted;
+        self.emitted += other.emitted;
+        self.cut += other.cut;
+        self.drafts += other.drafts;
+        self.steps += other.steps;
+        self.stepped += other.stepped;
+        self.drafted += other.drafted;
+        self.plain += other.plain;
+    }
+}
+
+fn ratio(a: f64, b: f64) -> f64 {
+    if b > 0.0 { a / b } else { 0.0 }
+}
+
+impl std::fmt::Display for Statistics {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { proposed, verified, accepted, emitted, cut, drafts, steps, .. } = self;
+        write!(f, "{proposed} tokens proposed, {verified} verified in {drafts} drafts, {accepted} accepted")?;
+        write!(f, " ({:.2} of a draft), {cut} cut, {emitted} emitted in {steps} steps", self.mean_accepted())?;
+        match self.net_factor() {
+            Some(factor) => write!(f, ", net factor {factor:.2}"),
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! Drafts: flags, files, and that they change nothing that is printed.
+
+use crate::run::{Run, fixtures, tympan};
+
+fn generate(args: &[&str]) -> Run {
+    let model = fixtures().join("golden/llama");
+    let model = model.to_str().unwrap();
+    let prompt = "1,21,22,23,24,21,22,23,24,21,22,23,24,21,22,23,24,21,22,23,24";
+    tympan(
+        [
+            &["generate", "-m", model, "--prompt-ids", prompt, "--token-ids", "--ignore-eos", "-n", "48", "-t", "2"],
+            args,
+        ]
+        .concat(),
+    )
+}
+
+#[test]
+fn drafts_change_no_text() {
+    let dir = tempfile::tempdir().unwrap();
+    let [counts, draft_model] = [dir.path().join("counts"), fixtures().join("golden/llama")];
+    let (counts, draft_model) = (counts.to_str().unwrap(), draft_model.to_str().unwrap());
+    for sampling in [&["--temp", "0"][..], &["--temp", "0.8", "--top-k", "3", "--seed", "5"]] {
+        let want = generate(sampling).expect(0).out;
+        for flags in [
+            &["--spec-type", "ngram-simple", "--spec-ngram-size-n", "2", "--draft-max", "4"][..],
+            &["--spec-type", "ngram-map-k,ngram-map-k4v", "--spec-ngram-size-n", "2", "--spec-ngram-size-m", "2"],
+            &["--spec-default", "--spec-ngram-mod-n-match", "1", "--draft-n", "4", "--draft-n-min", "1"],
+            &["--spec-type", "ngram-cache", "-lcd", counts],
+            &["--spec-type", "suffix", "--spec-suffix-size-n", "1", "--spec-adapt", "on"],
+            &["-md", draft_model, "--spec-draft-n-max", "5", "--spec-draft-p-min", "0.01"],
+        ] {
+            let off = if flags.contains(&"--spec-adapt") { &[][..] } else { &["--spec-adapt", "off"] };
+            let got = generate(&[sampling, flags, off].concat()).expect(0);
+            assert_eq!(got.out, want, "{flags:?}");
+            let said = got.err.lines().find(|line| line.contains("drafts: ")).expect("what came of them");
+            assert!(!off.is_empty() && !said.contains(" 0 verified") || off.is_empty(), "{flags:?}: {said}");
+        }
+        let plain = generate(&[sampling, &["--spec-type", "none"]].concat()).expect(0);
+        assert!(plain.out == want && !plain.err.contains("drafts: "), "{}", plain.err);
+    }
+    // What the runs taught is kept, and can be what a collection of texts is.
+    assert!(std::fs::metadata(counts).unwrap().len() > 1000);
+    let both = ["--spec-type", "ngram-cache", "--lookup-cache-static", counts];
+    generate(&both).expect(0);
+}
+
+#[test]
+fn flags_that_do_not_go_together_are_refused() {
+    for (flags, want) in [
+        (&["--spec-type", "ngram"][..], "ngram"),
+        (&["--spec-type", "none,suffix"], "none goes with no other type"),
+        (&["--spec-type", "draft-simple"], "wants --spec-draft-model"),
+        (&["--spec-type", "suffix", "-lcs", "x"], "go with --spec-type ngram-cache"),
+        (&["--spec-type", "suffix", "--draft-max", "0"], "1..=255"),
+        (&["--spec-type", "suffix", "--draft-max", "3", "--draft-min", "4"], "at most 3 tokens"),
+        (&["--spec-default", "--spec-ngram-mod-n-max", "10", "--spec-ngram-mod-n-min", "11"], "ngram-mod: want"),
+        (&["--spec-type", "ngram-simple", "--spec-ngram-size-n", "0"], "1..=1024"),
+    ] {
+        let run = generate(flags).expect(2);
+        assert!(run.err.contains(want), "{flags:?}: {}", run.err);
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let damaged = dir.path().join("counts");
+    std::fs::write(&damaged, [1; 21]).unwrap();
+    let damaged = damaged.to_str().unwrap();
+    for flag in ["-lcs", "-lcd"] {
+        let run = generate(&["--spec-type", "ngram-cache", flag, damaged]).expect(3);
+        assert!(run.err.contains("counts") && run.err.contains("4 bytes"), "{}", run.err);
+    }
+    generate(&["--spec-type", "ngram-cache", "-lcs", "/nowhere"]).expect(3);
+    let other = fixtures().join("golden/qwen3");
+    let run = generate(&["-md", other.to_str().unwrap()]).expect(4);
+    assert!(run.err.contains("draft model"), "{}", run.err);
+    // Recurrent states fold what came before.
+    let recurrent = fixtures().join("golden/lfm2");
+    let run = tympan(["generate", "-m", recurrent.to_str().unwrap(), "--prompt-ids", "1", "--spec-type", "suffix"]);
+    assert!(run.expect(2).err.contains("recurrent"));
+}

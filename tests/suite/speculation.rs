@@ -1,0 +1,380 @@
+//! Speculative decoding is invisible: whatever drafters guess, a text is what it is without them.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use convert::FileType;
+use engine::DType;
+use engine::backend::Backend;
+use engine::batch::{Batch, Rows, Sequence, Tokens};
+use engine::gguf::Gguf;
+use engine::session::{Session, SessionOptions};
+use models::LoadOptions;
+use models::decoding::{Decoding, Prompt, Rules};
+use models::draft::model::DraftModel;
+use models::draft::{Drafter, Drafters, Kind, Limits, NgramSizes, Oracle, Outcome, Parameters, Shared, Speculation};
+use models::generate::{End, Generator, Request};
+use models::sample::Sampling;
+use models::scheduler::{Scheduler, SequenceId};
+use models::tokenizer::Tokenizer;
+use tests::draft::Draft;
+use tests::rng::Rng;
+use tests::sessions::session_options;
+
+use crate::checkpoint::{converted, fixture};
+
+/// Tokens of every text.
+const N_TOKENS: usize = 64;
+/// Every drafter must have so many tokens verified, and one of them rejected: else a cell says nothing.
+const N_VERIFIED: u64 = 20;
+
+/// Models whose memory is attention alone.
+const ATTENTION: [&str; 3] = ["golden/llama", "golden/llama3", "golden/qwen3"];
+
+fn file(name: &str) -> Gguf {
+    converted(&fixture(name), FileType::F32)
+}
+
+fn backend(name: &str) -> Arc<dyn Backend> {
+    backends::open(name, &backends::Options::default()).unwrap()
+}
+
+fn session(file: &Gguf, n_slots: usize, backend: &Arc<dyn Backend>) -> Session {
+    let loaded = models::load(vec![file.clone()], LoadOptions::default()).unwrap();
+    let options = SessionOptions { n_slots, n_ctx: 256, kv_dtype: DType::F32, ..session_options() };
+    Session::open(loaded.model, &loaded.weights, std::slice::from_ref(backend), options).unwrap()
+}
+
+/// A prompt of tokens that repeat, so that n-gram drafters have something to say.
+fn prompt(seed: u64, n: usize) -> Vec<u32> {
+    let mut rng = Rng::new(seed);
+    let part: Vec<u32> = (0..5).map(|_| 20 + u32::try_from(rng.below(8)).unwrap()).collect();
+    part.iter().copied().cycle().take(n).collect()
+}
+
+fn greedy() -> Sampling {
+    Sampling::default()
+}
+
+fn drawn() -> Sampling {
+    Sampling { temperature: 0.7, top_k: 4, repetition_penalty: 1.05, seed: 9, ..Sampling::default() }
+}
+
+fn decoding(s: &Session, prompt: &[u32], sampling: Sampling, max_tokens: usize) -> Decoding {
+    let model = s.model();
+    let n_usable = model.n_vocab();
+    let rules = Rules { sampling, stop: Vec::new(), ignore_stop: true, max_tokens, n_usable, prompt_logits: false };
+    Decoding::new(Prompt::of_ids(prompt), model.n_embd(), rules)
+}
+
+fn ids_of(prompt: &[u32]) -> Vec<i32> {
+    prompt.iter().map(|id| id.cast_signed()).collect()
+}
+
+/// The text after a prompt, and what came of the drafts.
+fn run(
+    s: &mut Scheduler,
+    prompt: &[u32],
+    sampling: Sampling,
+    speculation: Option<Speculation>,
+) -> (Vec<u32>, Option<models::draft::Statistics>) {
+    let mut ids = Vec::new();
+    let decoding = decoding(s.session(), prompt, sampling, N_TOKENS);
+    let statistics = s.run_with(decoding, speculation, &mut |event, _| {
+        ids.extend(&event.tokens);
+        ControlFlow::Continue(())
+    });
+    (ids, statistics.unwrap())
+}
+
+/// Small n and m, so that texts of these models give drafts.
+fn parameters(kind: Kind) -> Parameters {
+    let sizes = NgramSizes { n: 1, m: 3, min_hits: 1 };
+    Parameters {
+        kinds: vec![kind],
+        simple: sizes,
+        map_k: sizes,
+        map_k4v: NgramSizes { n: 1, m: 1, min_hits: 1 },
+        mod_n: 1,
+        modular: Limits { min: 1, max: 3 },
+        suffix: sizes,
+        model: Limits { min: 0, max: 3 },
+        adapts: false,
+        ..Parameters::default()
+    }
+}
+
+/// The same model without one of its parts: it is often right.
+fn weaker(file: &Gguf) -> Gguf {
+    let mut draft = Draft::of(file);
+    draft.tensor("blk.0.ffn_down.weight").bytes.fill(0);
+    draft.in_memory()
+}
+
+fn shared(kind: Kind, file: &Gguf, n: usize) -> Shared {
+    let mut shared = Shared::default();
+    if kind == Kind::DraftModel {
+        let loaded = models::load(vec![weaker(file)], LoadOptions::default()).unwrap();
+        let target = Tokenizer::from_gguf(file).unwrap();
+        let model = DraftModel::open(&loaded, &target, &[backend("cpu")], DType::F32, n).unwrap();
+        shared.model = Some(Arc::new(model));
+    }
+    shared
+}
+
+/// Ids with drafts are ids without, for every drafter, model and way to choose tokens.
+#[test]
+fn drafters_are_invisible() {
+    for name in ATTENTION {
+        let file = file(name);
+        let mut plain = Scheduler::new(session(&file, 1, &backend("cpu")));
+        let mut scheduler = Scheduler::new(session(&file, 1, &backend("cpu")));
+        for (kind, sampling) in Kind::ALL.into_iter().flat_map(|kind| [(kind, greedy()), (kind, drawn())]) {
+            let drafters = Drafters::new(parameters(kind), shared(kind, &file, 1)).unwrap();
+            let (mut verified, mut accepted) = (0, 0);
+            // As many texts as it takes to have seen both right and wrong guesses.
+            for seed in 1..=40 {
+                let prompt = prompt(seed, 40);
+                let (want, _) = run(&mut plain, &prompt, sampling, None);
+                let speculation = drafters.speculation(&ids_of(&prompt)).unwrap();
+                let (got, statistics) = run(&mut scheduler, &prompt, sampling, Some(speculation));
+                let statistics = statistics.unwrap();
+                assert_eq!(got, want, "{} on {name}, {sampling:?}: {statistics}", kind.name());
+                assert_eq!(statistics.emitted, N_TOKENS as u64);
+                verified += statistics.verified;
+                accepted += statistics.accepted;
+                if verified >= N_VERIFIED && accepted < verified && accepted > 0 {
+                    break;
+                }
+            }
+            let cell = format!("{} on {name}, {sampling:?}: {accepted} of {verified}", kind.name());
+            assert!(verified >= N_VERIFIED && accepted < verified && accepted > 0, "{cell}");
+        }
+    }
+}
+
+/// What an [`Adversary`] does.
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum Fault {
+    Never,
+    /// From this position of a guess on.
+    From(usize),
+    /// Every other guess is wrong altogether.
+    Alternating,
+    /// Many more tokens than were asked for.
+    TooLong,
+}
+
+/// Knows the text.
+struct Adversary {
+    text: Vec<u32>,
+    k: usize,
+    fault: Fault,
+    n_guesses: usize,
+    n_vocab: u32,
+}
+
+impl Drafter for Adversary {
+    fn begin(&mut self, _: &[u32]) {}
+
+    fn draft(&mut self, history: &[u32], max: usize, guess: &mut Vec<u32>) {
+        self.n_guesses += 1;
+        let n = if self.fault == Fault::TooLong { 10 * max } else { self.k };
+        let known = self.text[history.len()..].iter().copied().chain(std::iter::repeat(1)).take(n);
+        let from = match self.fault {
+            Fault::Never | Fault::TooLong => n,
+            Fault::From(from) => from,
+            Fault::Alternating if self.n_guesses.is_multiple_of(2) => 0,
+            Fault::Alternating => n,
+        };
+        guess.extend(known.enumerate().map(|(i, id)| if i < from { id } else { (id + 1) % self.n_vocab }));
+    }
+
+    fn judged(&mut self, outcome: Outcome) {
+        assert!(outcome.verified <= self.k && outcome.accepted <= outcome.verified);
+    }
+}
+
+/// Steps all sequences to their ends.
+fn run_all(s: &mut Scheduler, order: &[SequenceId]) -> Vec<Vec<u32>> {
+    let mut ids: BTreeMap<SequenceId, Vec<u32>> = BTreeMap::new();
+    while s.n_running() > 0 {
+        s.step(&mut |progress| ids.entry(progress.id).or_default().extend(&progress.result.unwrap().tokens)).unwrap();
+    }
+    order.iter().map(|id| ids.remove(id).unwrap()).collect()
+}
+
+fn adversaries() -> Vec<(usize, Fault)> {
+    let mut all = Vec::new();
+    for k in [1, 2, 7, 48] {
+        all.extend([Fault::Never, Fault::Alternating, Fault::TooLong].map(|fault| (k, fault)));
+        all.extend((0..k).filter(|&i| k < 48 || i % 9 == 0).map(|i| (k, Fault::From(i))));
+    }
+    all
+}
+
+/// One to four sequences with guesses of other lengths and other faults, on one session.
+#[test]
+fn adversaries_change_no_text() {
+    let file = file("golden/llama");
+    let mut scheduler = Scheduler::new(session(&file, 4, &backend("cpu")));
+    for sampling in [greedy(), drawn()] {
+        let prompts: Vec<Vec<u32>> = (1..=4).map(|seed| prompt(seed, 6)).collect();
+        let want: Vec<Vec<u32>> = prompts.iter().map(|p| run(&mut scheduler, p, sampling, None).0).collect();
+        let all = adversaries();
+        for (i, _) in all.iter().enumerate() {
+            let n_seqs = 1 + i % 4;
+            let mut order = Vec::new();
+            for j in 0..n_seqs {
+                let (k, fault) = all[(i + 5 * j) % all.len()];
+                let text = [&prompts[j][..], &want[j]].concat();
+                let n_vocab = u32::try_from(scheduler.session().model().n_vocab()).unwrap();
+                let adversary = Adversary { text, k, fault, n_guesses: 0, n_vocab };
+                let speculation = Speculation::with(Box::new(adversary), k, false, &ids_of(&prompts[j]));
+                let decoding = decoding(scheduler.session(), &prompts[j], sampling, N_TOKENS);
+                order.push(scheduler.submit_with(decoding, Some(speculation)).unwrap());
+            }
+            assert_eq!(run_all(&mut scheduler, &order), want[..n_seqs], "{i}: {:?}, {sampling:?}", all[i]);
+        }
+    }
+}
+
+/// The last token takes the last position, and guesses do not reach behind it.
+#[test]
+fn a_full_context_is_filled_to_its_last_position() {
+    let file = file("golden/llama");
+    let open = || Scheduler::new(session(&file, 1, &backend("cpu")));
+    let prompt = prompt(3, 192);
+    let (want, _) = run(&mut open(), &prompt, greedy(), None);
+    for (k, fault) in [(7, Fault::Never), (7, Fault::From(3)), (48, Fault::TooLong)] {
+        let mut scheduler = open();
+        let text = [&prompt[..], &want].concat();
+        let adversary = Adversary { text, k, fault, n_guesses: 0, n_vocab: 320 };
+        let speculation = Speculation::with(Box::new(adversary), k, false, &ids_of(&prompt));
+        assert_eq!(run(&mut scheduler, &prompt, greedy(), Some(speculation)).0, want);
+        assert_eq!(scheduler.session().memory().n_ctx(), 256, "no more positions than the text has");
+    }
+}
+
+/// Sequences that are cancelled between a verification and the next step leave nothing behind.
+#[test]
+fn an_abort_between_steps_frees_its_slot_and_harms_nobody() {
+    let file = file("golden/llama");
+    let mut scheduler = Scheduler::new(session(&file, 2, &backend("cpu")));
+    let prompts = [prompt(1, 6), prompt(2, 9)];
+    let want: Vec<Vec<u32>> = prompts.iter().map(|p| run(&mut scheduler, p, greedy(), None).0).collect();
+    for n_steps in 1..6 {
+        let mut order = Vec::new();
+        for (prompt, want) in prompts.iter().zip(&want) {
+            let text = [&prompt[..], want].concat();
+            let adversary = Adversary { text, k: 5, fault: Fault::From(n_steps % 4), n_guesses: 0, n_vocab: 320 };
+            let speculation = Speculation::with(Box::new(adversary), 5, false, &ids_of(prompt));
+            let decoding = decoding(scheduler.session(), prompt, greedy(), N_TOKENS);
+            order.push(scheduler.submit_with(decoding, Some(speculation)).unwrap());
+        }
+        let mut ids = Vec::new();
+        for _ in 0..n_steps {
+            let step = scheduler.step(&mut |progress| {
+                if progress.id == order[1] {
+                    ids.extend(&progress.result.unwrap().tokens);
+                }
+            });
+            step.unwrap();
+        }
+        scheduler.cancel(order[0]);
+        assert_eq!(scheduler.session().memory().n_free(), 1);
+        ids.extend(run_all(&mut scheduler, &order[1..]).remove(0));
+        assert_eq!(ids, want[1], "after {n_steps} steps");
+    }
+}
+
+/// A stop text in the middle of accepted tokens ends the text where it does without them.
+#[test]
+fn stop_texts_end_accepted_runs() {
+    let file = converted(&fixture("models/tiny-qwen3-asr"), FileType::F32);
+    let options = LoadOptions { text_only: true, ..LoadOptions::default() };
+    let loaded = models::load(vec![file], options).unwrap();
+    let mut generator = Generator::open(&loaded, &[backend("cpu")], DType::F16).unwrap();
+    let prompt = generator.writer().prompt("turn the");
+    let sampling = Sampling { temperature: 1.6, seed: 11, ..Sampling::default() };
+    let request =
+        Request { prompt: &prompt, max_tokens: 24, sampling, ignore_stop: true, stop: &[], prompt_logits: false };
+    let whole = generator.generate(&request, &mut |_, _| ControlFlow::Continue(())).unwrap();
+    let places: Vec<usize> = whole.text.char_indices().map(|(at, _)| at).collect();
+    let mut n_cut = 0;
+    for &from in places.iter().skip(4).step_by(7) {
+        let stop = [whole.text[from..].chars().take(2).collect::<String>()];
+        let request = Request { stop: &stop, ..request };
+        let want = generator.generate(&request, &mut |_, _| ControlFlow::Continue(())).unwrap();
+        assert_eq!(want.end, End::Text(stop[0].clone()));
+        let mut with = Generator::open(&loaded, &[backend("cpu")], DType::F16).unwrap();
+        // The same prompt twice: the second time the text is known.
+        let parameters = Parameters { kinds: vec![Kind::NgramCache], adapts: false, ..Parameters::default() };
+        with.set_drafters(Drafters::new(parameters, Shared::default()).unwrap()).unwrap();
+        for _ in 0..4 {
+            with.generate(&Request { stop: &[], ..request }, &mut |_, _| ControlFlow::Continue(())).unwrap();
+        }
+        let got = with.generate(&request, &mut |_, _| ControlFlow::Continue(())).unwrap();
+        assert_eq!((&got.ids, &got.text, &got.end), (&want.ids, &want.text, &want.end), "{stop:?}");
+        let statistics = got.speculation.unwrap();
+        assert!(statistics.accepted > 0, "{stop:?}: {statistics}");
+        n_cut += statistics.cut;
+    }
+    assert!(n_cut > 0);
+}
+
+/// Lengths that follow success and cost change no text either, and an oracle saves the steps that it was made for.
+#[test]
+fn oracles_and_lengths_that_adapt() {
+    let file = file("golden/qwen3");
+    let mut scheduler = Scheduler::new(session(&file, 1, &backend("cpu")));
+    let prompt = prompt(5, 8);
+    let (want, _) = run(&mut scheduler, &prompt, drawn(), None);
+    let oracle = |mean| Box::new(Oracle::new([&prompt[..], &want].concat(), 4, mean, 304));
+    let (got, statistics) =
+        run(&mut scheduler, &prompt, drawn(), Some(Speculation::with(oracle(4.0), 4, false, &ids_of(&prompt))));
+    let statistics = statistics.unwrap();
+    assert_eq!(got, want);
+    assert_eq!((statistics.steps, statistics.accepted), (16, 47), "{statistics}");
+    for mean in [1.0, 3.0, 5.0] {
+        let speculation = Speculation::with(oracle(mean), 4, true, &ids_of(&prompt));
+        assert_eq!(run(&mut scheduler, &prompt, drawn(), Some(speculation)).0, want);
+    }
+}
+
+/// A model whose matrices are all in one format.
+fn in_format(dtype: DType) -> Gguf {
+    let mut draft = Draft::of(&file("golden/qwen3"));
+    let fits = |dims: &[usize]| dims.len() == 2 && dims[1].is_multiple_of(dtype.block().len);
+    draft.tensors.iter_mut().filter(|t| fits(&t.dims)).for_each(|t| t.encode(dtype));
+    draft.in_memory()
+}
+
+/// Logits of tokens that are verified together are those of single steps, bit for bit: with weights in blocks of 32 in steps of
+/// any number of rows, with others in steps of up to 8.
+#[test]
+fn verification_gives_the_bits_of_single_steps() {
+    let blocks =
+        [DType::Q8_0, DType::Q4_0, DType::Q4_1, DType::Q5_0, DType::Q5_1, DType::IQ4_NL].map(|t| ("cpu", t, 49));
+    let others = [DType::F32, DType::F16, DType::BF16, DType::Q2_K, DType::Q3_K, DType::Q4_K, DType::Q5_K, DType::Q6_K];
+    let others = others.map(|t| ("cpu", t, 8));
+    for (name, dtype, most) in [("reference", DType::Q8_0, 9)].into_iter().chain(blocks).chain(others) {
+        let mut s = session(&in_format(dtype), 2, &backend(name));
+        let mut rng = Rng::new(4);
+        let ids: Vec<u32> = (0..60).map(|_| u32::try_from(rng.below(300)).unwrap()).collect();
+        let slot = s.memory_mut().acquire().unwrap();
+        let rows = |s: &mut Session, n_past: usize, n: usize| {
+            s.memory_mut().rewind(slot, n_past).unwrap();
+            let tokens = Tokens::Ids(&ids[n_past..n_past + n]);
+            s.step(&Batch { seqs: &[Sequence { slot, tokens, rows: Rows::All }] }).unwrap().rows(0).to_vec()
+        };
+        rows(&mut s, 0, 10);
+        let single: Vec<f32> = (10..10 + most).flat_map(|at| rows(&mut s, at, 1)).collect();
+        for n in [2, 3, 5, 8, 9, 17, 33, 49].into_iter().filter(|&n| n <= most) {
+            let together = rows(&mut s, 10, n);
+            let differs = together.iter().zip(&single).position(|(a, b)| a.to_bits() != b.to_bits());
+            assert_eq!(differs, None, "{name}, {dtype}, {n} rows");
+        }
+    }
+}
