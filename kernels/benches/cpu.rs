@@ -8,7 +8,7 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use half::f16;
-use kernels::cpu::{Attention, ChannelDecay, Kernels, KvRows, Product, ScanToken};
+use kernels::cpu::{Attention, ChannelDecay, HeadToken, Kernels, KvRows, Product, SCAN_TOKENS, ScanToken};
 use kernels::quant::Format;
 
 /// Rounds over the instruction sets.
@@ -239,17 +239,24 @@ fn rows(bench: &Bench) {
 /// A token of a head of a selective scan, whose state stays where the sequence left it.
 fn scan(bench: &Bench, d_state: usize, head_dim: usize) {
     let n = d_state * head_dim;
-    let work = || Work { bytes: 2 * n * size_of::<f32>(), macs: 2 * n };
     let (b, c, dx) = (floats(d_state), floats(d_state), floats(head_dim));
     let (b, c, dx) = (&b, &c, &dx);
-    bench.case(&format!("scan head {d_state}x{head_dim}"), work(), |kernels, _| {
-        let (mut state, mut y) = (floats(n), floats(head_dim));
-        move || kernels.scan_head(&mut state, black_box(0.7), &ScanToken { b, c, dx }, &mut y)
-    });
+    for n_tokens in [1, SCAN_TOKENS] {
+        let work = Work { bytes: 2 * n * size_of::<f32>(), macs: 2 * n * n_tokens };
+        bench.case(&format!("scan head {d_state}x{head_dim} {n_tokens} tokens"), work, |kernels, _| {
+            let (mut state, mut y) = (floats(n), floats(n_tokens * head_dim));
+            move || {
+                let token = |y| HeadToken { decay: 0.7, token: ScanToken { b, c, dx }, y };
+                let mut tokens: Vec<HeadToken<'_>> = y.chunks_exact_mut(head_dim).map(token).collect();
+                kernels.scan_head(black_box(&mut state), &mut tokens);
+            }
+        });
+    }
     let a: Vec<f32> = floats(n).iter().map(|x| -x.abs()).collect();
     let step = vec![0.1; head_dim];
     let (a, step) = (&a, &step);
-    bench.case(&format!("scan channels {d_state}x{head_dim}"), work(), |kernels, _| {
+    let work = Work { bytes: 2 * n * size_of::<f32>(), macs: 2 * n };
+    bench.case(&format!("scan channels {d_state}x{head_dim}"), work, |kernels, _| {
         let (mut state, mut y) = (floats(n), floats(head_dim));
         move || {
             let decay = ChannelDecay { a: black_box(a), step };

@@ -4,7 +4,9 @@
 
 use half::f16;
 use kernels::activation::{BlockQ8, BlockQ8_K};
-use kernels::cpu::{Attention, ChannelDecay, KEY_BLOCK, Kernels, KvRows, Operand, Product, ScanToken};
+use kernels::cpu::{
+    Attention, ChannelDecay, HeadToken, KEY_BLOCK, Kernels, KvRows, Operand, Product, SCAN_TOKENS, ScanToken,
+};
 use kernels::quant::{BlockQ2_K, BlockQ4_1, BlockQ4_K, BlockQ5_1, BlockQ5_K, Format};
 
 /// Half a unit in the last place of 1.
@@ -726,11 +728,42 @@ fn a_token_of_a_scan_is_close() {
                 }
             };
             let (mut state, mut got) = (before.clone(), y.clone());
-            kernels.scan_head(&mut state, 0.7, &token, &mut got);
+            kernels.scan_head(&mut state, &mut [HeadToken { decay: 0.7, token, y: &mut got }]);
             check(&state, &got, &|_, _| f64::from(0.7f32));
             let (mut state, mut got) = (before.clone(), y.clone());
             kernels.scan_channels(&mut state, &ChannelDecay { a: &a, step: &step }, &token, &mut got);
             check(&state, &got, &|n, p| (f64::from(step[p]) * f64::from(a[n * head_dim + p])).exp());
+        }
+    }
+}
+
+#[test]
+fn tokens_of_a_scan_are_the_same_together_and_one_by_one() {
+    for kernels in Kernels::available() {
+        for (d_state, head_dim) in [(1, 1), (5, 33), (16, 64), (128, 16)] {
+            let mut random = Random(d_state as u64);
+            let before = random.floats(d_state * head_dim);
+            let tokens: Vec<[Vec<f32>; 4]> = (0..2 * SCAN_TOKENS + 3)
+                .map(|_| [d_state, d_state, head_dim, head_dim].map(|n| random.floats(n)))
+                .collect();
+            let run = |at_once: usize| {
+                let (mut state, mut results) = (before.clone(), Vec::new());
+                for tokens in tokens.chunks(at_once) {
+                    let mut ys: Vec<Vec<f32>> = tokens.iter().map(|[.., y]| y.clone()).collect();
+                    let mut heads: Vec<HeadToken<'_>> = tokens
+                        .iter()
+                        .zip(&mut ys)
+                        .map(|([b, c, dx, _], y)| HeadToken { decay: b[0].abs(), token: ScanToken { b, c, dx }, y })
+                        .collect();
+                    kernels.scan_head(&mut state, &mut heads);
+                    results.extend(ys.into_iter().flatten().map(f32::to_bits));
+                }
+                (state.into_iter().map(f32::to_bits).collect::<Vec<_>>(), results)
+            };
+            let one_by_one = run(1);
+            for at_once in [2, SCAN_TOKENS, SCAN_TOKENS + 1, tokens.len()] {
+                assert_eq!(run(at_once), one_by_one, "{kernels:?} [{d_state}, {head_dim}], {at_once} at once");
+            }
         }
     }
 }

@@ -6,7 +6,7 @@ macro_rules! compiled_for {
     ($features:literal) => {
         use crate::cpu::product::Operand;
         use crate::cpu::scalar;
-        use crate::cpu::scan::{self, ChannelDecay, ScanToken};
+        use crate::cpu::scan::{self, ChannelDecay, HeadToken, ScanToken};
 
         /// Makes one panel of an operand; see `scalar::prepare`.
         #[target_feature(enable = $features)]
@@ -38,7 +38,7 @@ macro_rules! compiled_for {
             fn decay_add_outer(s: &mut [f32], w: &[f32], a: &[f32], y: &[f32]) = scalar::decay_add_outer::<true>;
             fn rope_half(x: &mut [f32], cos: &[f32], sin: &[f32]) = scalar::rope_half;
             fn rope_interleaved(x: &mut [f32], cos: &[f32], sin: &[f32]) = scalar::rope_interleaved;
-            fn scan_head(state: &mut [f32], decay: f32, token: &ScanToken<'_>, y: &mut [f32]) = scan::scan_head::<true>;
+            fn scan_head(state: &mut [f32], tokens: &mut [HeadToken<'_>]) = scan::scan_head::<true>;
             fn scan_channels(state: &mut [f32], decay: &ChannelDecay<'_>, token: &ScanToken<'_>, y: &mut [f32]) = scan::scan_channels::<true>;
             fn prepare_rows(operand: Operand, x: &[f32], stride: usize, n_rows: usize, k: usize, out: &mut [f32]) = scalar::prepare;
         }

@@ -28,5 +28,5 @@ mod tiles;
 pub use self::attention::{Attention, KEY_BLOCK, KvRows, QUERY_GROUP};
 pub use self::isa::{ISA_VARIABLE, Isa, UnknownIsa};
 pub use self::product::{Operand, PANEL_ROWS, Product};
-pub use self::scan::{ChannelDecay, ScanToken};
+pub use self::scan::{ChannelDecay, HeadToken, SCAN_TOKENS, ScanToken};
 pub use self::table::Kernels;

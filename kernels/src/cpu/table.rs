@@ -9,7 +9,7 @@ use super::formats::{FormatKernels, Formats};
 use super::isa::{Isa, UnknownIsa};
 use super::product::{Operand, Product};
 use super::scalar;
-use super::scan::{self, ChannelDecay, ScanToken};
+use super::scan::{self, ChannelDecay, HeadToken, ScanToken};
 #[cfg(target_arch = "x86_64")]
 use super::{avx2, avx512};
 use crate::quant::Format;
@@ -47,7 +47,7 @@ pub(super) struct Table {
     pub gelu_tanh: unsafe fn(&mut [f32]),
     pub relu: unsafe fn(&mut [f32]),
     pub silu_mul: unsafe fn(&mut [f32], &[f32]),
-    pub scan_head: unsafe fn(&mut [f32], f32, &ScanToken<'_>, &mut [f32]),
+    pub scan_head: unsafe fn(&mut [f32], &mut [HeadToken<'_>]),
     pub scan_channels: unsafe fn(&mut [f32], &ChannelDecay<'_>, &ScanToken<'_>, &mut [f32]),
     pub two_products: TwoProducts,
     pub decay_add_outer: DecayAddOuter,
@@ -384,15 +384,20 @@ impl Kernels {
         unsafe { (self.0.softplus)(y) }
     }
 
-    /// One token of a selective scan with one decay: `s[n, p] = decay s[n, p] + b[n] dx[p]`, then `y[p] += sum_n c[n] s[n, p]`.
-    /// `state` is `[d_state, head_dim]`, `y [head_dim]`.
-    pub fn scan_head(self, state: &mut [f32], decay: f32, token: &ScanToken<'_>, y: &mut [f32]) {
-        token.check(state.len(), y.len());
+    /// Tokens of a selective scan with one decay each, in their order: `s[n, p] = decay s[n, p] + b[n] dx[p]`, then
+    /// `y[p] += sum_n c[n] s[n, p]`. `state` is `[d_state, head_dim]`, each `y [head_dim]`. Results do not depend on how many
+    /// tokens come in a call; [`SCAN_TOKENS`](crate::cpu::SCAN_TOKENS) at a time take the least of it.
+    pub fn scan_head(self, state: &mut [f32], tokens: &mut [HeadToken<'_>]) {
+        let width = tokens.first().map_or(0, |token| token.y.len());
+        for HeadToken { token, y, .. } in tokens.iter() {
+            token.check(state.len(), y.len());
+            assert_eq!(y.len(), width, "channels of every token");
+        }
         // SAFETY: `Kernels` exists only for instruction sets that this CPU has.
-        unsafe { (self.0.scan_head)(state, decay, token, y) }
+        unsafe { (self.0.scan_head)(state, tokens) }
     }
 
-    /// As [`scan_head`](Self::scan_head) with a decay for every element of the state.
+    /// As [`scan_head`](Self::scan_head) for one token with a decay for every element of the state.
     pub fn scan_channels(self, state: &mut [f32], decay: &ChannelDecay<'_>, token: &ScanToken<'_>, y: &mut [f32]) {
         token.check(state.len(), y.len());
         assert_eq!([decay.a.len(), decay.step.len()], [state.len(), y.len()], "decays and steps of a head");

@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use engine::op::ScanDecay;
 use engine::tensor::TensorDesc;
-use kernels::cpu::{ChannelDecay, Kernels, ScanToken};
+use kernels::cpu::{ChannelDecay, HeadToken, Kernels, SCAN_TOKENS, ScanToken};
 use kernels::quant::Format;
 
 use super::super::context::{Needs, Prepared};
@@ -14,12 +14,16 @@ use super::super::mem::{View, ViewMut, WorkerScratch};
 use super::super::region::{Step, Worker};
 use super::passages::{Passage, Passages};
 
+/// Rows of a head's channels in which tokens get what they need: the inputs of those that come together, or a token's inputs
+/// and steps.
+const FOR_TOKENS: usize = SCAN_TOKENS;
+
 /// `[x, dt, b, c, dt_bias, a, d, state, reads, slots, kept, ranges]`.
 pub(super) fn ssm_scan(args: &[&TensorDesc], decay: ScanDecay) -> Prepared {
     let [n_head, head_dim] = [1, 2].map(|i| args[0].shape.dim(i));
     let [n_group, d_state] = [1, 2].map(|i| args[2].shape.dim(i));
-    // A state that nobody keeps, and the steps and inputs of a token.
-    let needs = Needs { shared: 0, worker: (d_state + 2) * head_dim };
+    // A state that nobody keeps, and what tokens need.
+    let needs = Needs { shared: 0, worker: (d_state + FOR_TOKENS) * head_dim };
     Prepared::step(needs, move |cx, at| {
         let a = match decay {
             ScanDecay::Head => Decay::Head(cx.view(at.arg(5))?),
@@ -94,38 +98,72 @@ impl SsmScan {
 
     /// Takes the state of a head through these rows.
     fn scan(&self, head: usize, rows: Range<usize>, state: &mut [f32], scratch: &mut [f32]) {
-        let (step, dx) = scratch.split_at_mut(scratch.len() / 2);
-        let channels = head * dx.len()..(head + 1) * dx.len();
-        for t in rows {
-            let at = t * self.n_head + head;
-            let group = t * self.n_group + head * self.n_group / self.n_head;
-            // SAFETY: this head of every token belongs to this chunk alone.
-            let y = unsafe { self.y.row_mut(at) };
-            y.copy_from_slice(self.x.row(at));
-            dx.copy_from_slice(y);
-            match &self.a {
-                Decay::Head(a) => {
-                    let step = &mut step[..1];
-                    step[0] = self.dt.row(t)[head] + self.dt_bias.row(0)[head];
-                    self.kernels.softplus(step);
-                    self.kernels.scale(dx, step[0]);
-                    self.kernels.scale(y, self.d.row(0)[head]);
-                    let mut decay = [step[0] * a.row(0)[head]];
-                    self.kernels.exp_sum(&mut decay, 0.0);
-                    let token = ScanToken { b: self.b.row(group), c: self.c.row(group), dx };
-                    self.kernels.scan_head(state, decay[0], &token, y);
+        match &self.a {
+            Decay::Head(a) => {
+                let together = rows.end - rows.len() % SCAN_TOKENS;
+                for t in (rows.start..together).step_by(SCAN_TOKENS) {
+                    self.tokens::<SCAN_TOKENS>(head, a.row(0)[head], t, state, scratch);
                 }
-                Decay::Channel(a) => {
-                    step.copy_from_slice(self.dt.row(at));
-                    self.kernels.add(step, self.dt_bias.part(0, channels.clone()));
-                    self.kernels.softplus(step);
-                    self.kernels.mul(dx, step);
-                    self.kernels.mul(y, self.d.part(0, channels.clone()));
-                    let token = ScanToken { b: self.b.row(group), c: self.c.row(group), dx };
-                    self.kernels.scan_channels(state, &ChannelDecay { a: a.row(head), step }, &token, y);
+                for t in together..rows.end {
+                    self.tokens::<1>(head, a.row(0)[head], t, state, scratch);
+                }
+            }
+            Decay::Channel(a) => {
+                for t in rows {
+                    self.channels(head, a.row(head), t, state, scratch);
                 }
             }
         }
+    }
+
+    /// `T` tokens from `t` on, with a decay for the whole head; `a` is its logarithm per unit of step size.
+    fn tokens<const T: usize>(&self, head: usize, a: f32, t: usize, state: &mut [f32], scratch: &mut [f32]) {
+        let head_dim = self.y.row_len();
+        let mut step: [f32; T] = std::array::from_fn(|i| self.dt.row(t + i)[head] + self.dt_bias.row(0)[head]);
+        self.kernels.softplus(&mut step);
+        let mut decay = step.map(|step| step * a);
+        self.kernels.exp_sum(&mut decay, 0.0);
+        let mut inputs = scratch.chunks_exact_mut(head_dim);
+        let mut tokens = std::array::from_fn::<_, T, _>(|i| {
+            // SAFETY: this head of every token belongs to this chunk alone.
+            let y = unsafe { self.y.row_mut((t + i) * self.n_head + head) };
+            let dx = inputs.next().expect("a row for each");
+            self.read(head, t + i, y, dx);
+            self.kernels.scale(dx, step[i]);
+            self.kernels.scale(y, self.d.row(0)[head]);
+            HeadToken { decay: decay[i], token: self.token(head, t + i, dx), y }
+        });
+        self.kernels.scan_head(state, &mut tokens);
+    }
+
+    /// Token `t`, with a decay for every element.
+    fn channels(&self, head: usize, a: &[f32], t: usize, state: &mut [f32], scratch: &mut [f32]) {
+        let head_dim = self.y.row_len();
+        let (step, rest) = scratch.split_at_mut(head_dim);
+        let dx = &mut rest[..head_dim];
+        let channels = head * head_dim..(head + 1) * head_dim;
+        // SAFETY: this head of every token belongs to this chunk alone.
+        let y = unsafe { self.y.row_mut(t * self.n_head + head) };
+        self.read(head, t, y, dx);
+        step.copy_from_slice(self.dt.row(t * self.n_head + head));
+        self.kernels.add(step, self.dt_bias.part(0, channels.clone()));
+        self.kernels.softplus(step);
+        self.kernels.mul(dx, step);
+        self.kernels.mul(y, self.d.part(0, channels));
+        self.kernels.scan_channels(state, &ChannelDecay { a, step }, &self.token(head, t, dx), y);
+    }
+
+    /// Puts a head's inputs of a token into both.
+    fn read(&self, head: usize, t: usize, y: &mut [f32], dx: &mut [f32]) {
+        let x = self.x.row(t * self.n_head + head);
+        y.copy_from_slice(x);
+        dx.copy_from_slice(x);
+    }
+
+    /// What token `t` brings to a head.
+    fn token<'a>(&'a self, head: usize, t: usize, dx: &'a [f32]) -> ScanToken<'a> {
+        let group = t * self.n_group + head * self.n_group / self.n_head;
+        ScanToken { b: self.b.row(group), c: self.c.row(group), dx }
     }
 }
 
@@ -137,7 +175,7 @@ impl Step for SsmScan {
     fn run(&self, head: usize, worker: &mut Worker) {
         let head_dim = self.y.row_len();
         let (leftover, scratch) =
-            self.worker.of(worker)[..(self.d_state + 2) * head_dim].split_at_mut(self.d_state * head_dim);
+            self.worker.of(worker)[..(self.d_state + FOR_TOKENS) * head_dim].split_at_mut(self.d_state * head_dim);
         for Passage { rows, read, slot, kept } in self.passages.of_chunk(head) {
             let stored = rows.start + kept;
             // SAFETY: this head's part of the slot belongs to this chunk alone, and the slot to one sequence.
