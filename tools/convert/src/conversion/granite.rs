@@ -14,20 +14,28 @@ use super::config::{Section, integer, prefixed};
 use super::heads::Heads;
 use super::layers;
 use super::limits::{MAX_EXPERTS, MAX_LAYERS, MAX_VOCAB, MAX_WIDTH};
+use super::parts::{Part, Parts};
 use super::plan::{Role, Row};
 use super::qwen3::rope_theta;
 use super::ssm::{PREFIXED, Ssm};
 
 /// `general.architecture`.
-pub(super) const ARCHITECTURE: &str = "granitehybrid";
+const ARCHITECTURE: &str = "granitehybrid";
 /// Pre-tokenizer of Granite 4.
-pub(super) const PRE_TOKENIZER: &str = "dbrx";
+const PRE_TOKENIZER: &str = "dbrx";
 /// Context that files claim where no positions are encoded. Source: llama.cpp, `GraniteHybridModel.set_gguf_parameters`.
 const N_CTX: usize = 1 << 20;
 /// Layers with attention, in `layer_types` of older and newer files.
 const ATTENTION: [&str; 2] = ["attention", "full_attention"];
 /// Layers with a state-space block, likewise.
 const RECURRENT: [&str; 2] = ["mamba", "linear_attention"];
+
+/// The parts of a checkpoint.
+pub(super) fn parts(checkpoint: &Model) -> Result<Parts> {
+    let model = Granite::read(checkpoint)?;
+    let text = Part { architecture: ARCHITECTURE, keys: model.keys(), rows: model.rows() };
+    Ok(Parts::text(model.n_vocab, PRE_TOKENIZER, text))
+}
 
 /// Experts of every layer.
 struct Experts {
@@ -36,7 +44,7 @@ struct Experts {
 }
 
 /// The numbers of a decoder.
-pub(super) struct Granite {
+struct Granite {
     n_embd: usize,
     /// Width of an expert.
     n_ff: usize,
@@ -60,7 +68,7 @@ pub(super) struct Granite {
 
 impl Granite {
     /// Reads the configuration of `checkpoint`.
-    pub(super) fn read(checkpoint: &Model) -> Result<Self> {
+    fn read(checkpoint: &Model) -> Result<Self> {
         let config = &checkpoint.config();
         config.expect_off("attention_bias")?;
         config.expect_text("normalization_function", "rmsnorm")?;
@@ -94,7 +102,7 @@ impl Granite {
     }
 
     /// Metadata.
-    pub(super) fn keys(&self) -> Vec<(String, Value)> {
+    fn keys(&self) -> Vec<(String, Value)> {
         let (n_expert, n_used) = self.experts.as_ref().map_or((0, 0), |e| (e.n_expert, e.n_used));
         let mut keys = vec![
             ("block_count", integer(self.is_attention.len())),
@@ -119,7 +127,7 @@ impl Granite {
     }
 
     /// Tensors.
-    pub(super) fn rows(&self) -> Vec<Row> {
+    fn rows(&self) -> Vec<Row> {
         let n_embd = self.n_embd;
         let head = (!self.tied).then_some(HEAD);
         let mut rows = Row::embedding_and_head("model.embed_tokens.weight", head, &[self.n_vocab, n_embd]);

@@ -12,13 +12,21 @@ use super::checkpoint::Model;
 use super::config::{Section, integer, prefixed};
 use super::heads::Heads;
 use super::limits::{MAX_CONTEXT, MAX_EXPERTS, MAX_LAYERS, MAX_VOCAB, MAX_WIDTH};
+use super::parts::{Part, Parts};
 use super::plan::{Role, Row};
 use super::ssm::{PREFIXED, Ssm};
 
 /// `general.architecture`.
-pub(super) const ARCHITECTURE: &str = "jamba";
+const ARCHITECTURE: &str = "jamba";
 /// Pre-tokenizer of a byte-level tokenizer; published models have SentencePiece's.
-pub(super) const PRE_TOKENIZER: &str = "gpt-2";
+const PRE_TOKENIZER: &str = "gpt-2";
+
+/// The parts of a checkpoint.
+pub(super) fn parts(checkpoint: &Model) -> Result<Parts> {
+    let model = Jamba::read(checkpoint)?;
+    let text = Part { architecture: ARCHITECTURE, keys: model.keys(), rows: model.rows() };
+    Ok(Parts::text(model.n_vocab, PRE_TOKENIZER, text))
+}
 
 /// Layers `offset`, `offset + period` and so on.
 struct Every {
@@ -38,7 +46,7 @@ impl Every {
 }
 
 /// The numbers of a decoder.
-pub(super) struct Jamba {
+struct Jamba {
     n_layer: usize,
     n_ctx: usize,
     n_embd: usize,
@@ -60,7 +68,7 @@ pub(super) struct Jamba {
 
 impl Jamba {
     /// Reads the configuration of `checkpoint`.
-    pub(super) fn read(checkpoint: &Model) -> Result<Self> {
+    fn read(checkpoint: &Model) -> Result<Self> {
         let config = &checkpoint.config();
         let n_embd = config.integer("hidden_size", 1..=MAX_WIDTH)?;
         let n_expert = config.integer("num_experts", 1..=MAX_EXPERTS)?;
@@ -83,7 +91,7 @@ impl Jamba {
     }
 
     /// Metadata.
-    pub(super) fn keys(&self) -> Vec<(String, Value)> {
+    fn keys(&self) -> Vec<(String, Value)> {
         let is_attention = (0..self.n_layer).map(|i| self.attention.has(i));
         let mut keys = vec![
             ("block_count", integer(self.n_layer)),
@@ -102,7 +110,7 @@ impl Jamba {
     }
 
     /// Tensors.
-    pub(super) fn rows(&self) -> Vec<Row> {
+    fn rows(&self) -> Vec<Row> {
         let n_embd = self.n_embd;
         let head = (!self.tied).then_some(HEAD);
         let mut rows = Row::embedding_and_head("model.embed_tokens.weight", head, &[self.n_vocab, n_embd]);

@@ -6,11 +6,14 @@ use anyhow::Result;
 use engine::gguf::Value;
 use serde_json::json;
 
+use super::HEAD;
 use super::block::Block;
+use super::checkpoint::Model;
 use super::config::{Section, integer, prefixed};
 use super::heads::{HEAD_DIM, Heads};
 use super::layers;
 use super::limits::{MAX_CONTEXT, MAX_EXPERTS, MAX_LAYERS, MAX_VOCAB, MAX_WIDTH};
+use super::parts::{Part, Parts};
 use super::plan::{Role, Row, Source};
 use super::qwen3::rope_theta;
 
@@ -24,6 +27,17 @@ const CONVOLUTION: &str = "conv";
 const MAX_TAPS: u64 = 64;
 /// `expert_gating_func` of the sigmoid. Source: gguf-py, `ExpertGatingFuncType`.
 const GATING_SIGMOID: u32 = 2;
+
+/// The parts of a checkpoint.
+pub(super) fn parts(checkpoint: &Model, read: fn(&Section<'_>) -> Result<Lfm2Config>) -> Result<Parts> {
+    let mut model = read(&checkpoint.config())?;
+    let has_head = checkpoint.has(HEAD) || !model.tied;
+    model.tied = !has_head;
+    let mut rows = model.rows("model.");
+    rows.extend(has_head.then(|| model.head(HEAD)));
+    let text = Part { architecture: model.architecture(), keys: model.keys(), rows };
+    Ok(Parts::text(model.n_vocab, PRE_TOKENIZER, text))
+}
 
 /// The numbers of a decoder.
 pub(super) struct Lfm2Config {

@@ -10,8 +10,9 @@ use serde_json::json;
 use super::batch_norm::BatchNormPart;
 use super::checkpoint::Model;
 use super::config::Section;
-use super::lfm2::Lfm2Config;
+use super::lfm2::{Lfm2Config, PRE_TOKENIZER};
 use super::limits::{MAX_LAYERS, MAX_WIDTH};
+use super::parts::{AUDIO, Part, Parts};
 use super::plan::{Role, Row, Source};
 use super::projector::{Encoder, weight_and_bias, width_and_heads};
 
@@ -35,13 +36,22 @@ const IGNORED_PREFIXES: [&str; 5] =
 /// How often a batch norm was trained.
 const IGNORED_SUFFIX: &str = ".batch_norm.num_batches_tracked";
 
+/// The parts of a checkpoint.
+pub(super) fn parts(checkpoint: &Model) -> Result<Parts> {
+    let model = Lfm2Audio::read(checkpoint)?;
+    let text = Part { architecture: model.text.architecture(), keys: model.text.keys(), rows: model.text_rows };
+    let audio = Part { architecture: AUDIO, keys: model.audio_keys, rows: model.audio_rows };
+    let parts = Parts::text(model.text.n_vocab, PRE_TOKENIZER, text);
+    Ok(Parts { audio: Some(audio), pair_rows: model.output_rows, is_ignored, ..parts })
+}
+
 /// Whether a tensor is no part of recognition.
-pub(super) fn is_ignored(name: &str) -> bool {
+fn is_ignored(name: &str) -> bool {
     IGNORED_PREFIXES.iter().any(|prefix| name.starts_with(prefix)) || name.ends_with(IGNORED_SUFFIX)
 }
 
 /// Keys and tensors of both parts.
-pub(super) struct Lfm2Audio {
+struct Lfm2Audio {
     /// The decoder.
     pub text: Lfm2Config,
     /// Tensors of the decoder.

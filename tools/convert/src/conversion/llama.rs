@@ -5,19 +5,30 @@
 use anyhow::{Result, ensure};
 use engine::gguf::Value;
 
+use super::HEAD;
+use super::checkpoint::Model;
 use super::config::{Section, integer};
 use super::heads::Heads;
 use super::limits::MAX_WIDTH;
+use super::parts::{Part, Parts};
 use super::plan::{Role, Row, Source};
 use super::qwen3::{Projections, TextConfig, rope_with_factors};
 
 /// `general.architecture`.
-pub(super) const ARCHITECTURE: &str = "llama";
+const ARCHITECTURE: &str = "llama";
 /// Pre-tokenizer of Llama 3.
-pub(super) const PRE_TOKENIZER: &str = "llama-bpe";
+const PRE_TOKENIZER: &str = "llama-bpe";
+
+/// The parts of a checkpoint.
+pub(super) fn parts(checkpoint: &Model) -> Result<Parts> {
+    let model = LlamaConfig::read(&checkpoint.config())?;
+    let (n_vocab, keys) = (model.text.n_vocab, model.keys());
+    let rows = model.rows(checkpoint.has(HEAD));
+    Ok(Parts::text(n_vocab, PRE_TOKENIZER, Part { architecture: ARCHITECTURE, keys, rows }))
+}
 
 /// The numbers of a decoder.
-pub(super) struct LlamaConfig {
+struct LlamaConfig {
     /// What it shares with others.
     pub text: TextConfig,
     head_dim: usize,
@@ -27,7 +38,7 @@ pub(super) struct LlamaConfig {
 
 impl LlamaConfig {
     /// Reads `config`. Members of the family that are computed in another way are refused.
-    pub(super) fn read(config: &Section<'_>) -> Result<Self> {
+    fn read(config: &Section<'_>) -> Result<Self> {
         const WINDOW: &str = "sliding_window";
         config.expect_off("mlp_bias")?;
         ensure!(!config.has(WINDOW), config.error(WINDOW, "sliding windows are not supported"));
@@ -41,7 +52,7 @@ impl LlamaConfig {
     }
 
     /// Metadata.
-    pub(super) fn keys(&self) -> Vec<(String, Value)> {
+    fn keys(&self) -> Vec<(String, Value)> {
         let mut keys = self.text.keys(ARCHITECTURE);
         keys.push((format!("{ARCHITECTURE}.vocab_size"), integer(self.text.n_vocab)));
         keys.push((format!("{ARCHITECTURE}.rope.dimension_count"), integer(self.head_dim)));
@@ -49,7 +60,7 @@ impl LlamaConfig {
     }
 
     /// Tensors. `has_head`: whether the checkpoint has a head.
-    pub(super) fn rows(self, has_head: bool) -> Vec<Row> {
+    fn rows(self, has_head: bool) -> Vec<Row> {
         let factors = self.rope_factors.map(|factors| Row {
             name: "rope_freqs.weight".into(),
             dims: vec![factors.len()],

@@ -5,17 +5,28 @@
 use anyhow::Result;
 use engine::gguf::Value;
 
+use super::HEAD;
 use super::block::Block;
 use super::checkpoint::Model;
 use super::config::{integer, prefixed};
 use super::limits::{MAX_LAYERS, MAX_VOCAB, MAX_WIDTH};
+use super::parts::{Part, Parts};
 use super::plan::{Role, Row};
 use super::ssm::{PLAIN, Ssm};
 
 /// Pre-tokenizer of GPT-NeoX, with which published models were trained.
-pub(super) const PRE_TOKENIZER: &str = "olmo";
+const PRE_TOKENIZER: &str = "olmo";
 /// Context that files claim: state-space models have no limit of their own. Source: llama.cpp, `MambaModel`.
 const N_CTX: usize = 1 << 20;
+
+/// The parts of a checkpoint.
+pub(super) fn parts(checkpoint: &Model, generation: Generation) -> Result<Parts> {
+    let model = Mamba::read(checkpoint, generation)?;
+    let text = Part { architecture: model.architecture(), keys: model.keys(), rows: model.rows() };
+    // Some exports store a tied head as well.
+    let is_ignored: fn(&str) -> bool = if model.tied { |name| name == HEAD } else { |_| false };
+    Ok(Parts { is_ignored, ..Parts::text(model.n_vocab, PRE_TOKENIZER, text) })
+}
 
 /// The two generations.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -25,7 +36,7 @@ pub(super) enum Generation {
 }
 
 /// The numbers of a decoder.
-pub(super) struct Mamba {
+struct Mamba {
     generation: Generation,
     n_layer: usize,
     n_embd: usize,
@@ -41,7 +52,7 @@ pub(super) struct Mamba {
 
 impl Mamba {
     /// Reads the configuration of `checkpoint`.
-    pub(super) fn read(checkpoint: &Model, generation: Generation) -> Result<Self> {
+    fn read(checkpoint: &Model, generation: Generation) -> Result<Self> {
         let config = checkpoint.config();
         let n_embd = config.integer("hidden_size", 1..=MAX_WIDTH)?;
         // transformers ties the head of the first generation unless told otherwise.
@@ -63,7 +74,7 @@ impl Mamba {
     }
 
     /// `general.architecture` of the file.
-    pub(super) fn architecture(&self) -> &'static str {
+    fn architecture(&self) -> &'static str {
         match self.generation {
             Generation::First => "mamba",
             Generation::Second => "mamba2",
@@ -71,7 +82,7 @@ impl Mamba {
     }
 
     /// Metadata.
-    pub(super) fn keys(&self) -> Vec<(String, Value)> {
+    fn keys(&self) -> Vec<(String, Value)> {
         let mut keys = vec![
             ("context_length", integer(N_CTX)),
             ("embedding_length", integer(self.n_embd)),
@@ -89,7 +100,7 @@ impl Mamba {
     }
 
     /// Tensors, with the head if it is not the embedding.
-    pub(super) fn rows(&self) -> Vec<Row> {
+    fn rows(&self) -> Vec<Row> {
         let (n_embd, prefix) = (self.n_embd, self.prefix);
         // A tied embedding is the head as well.
         let role = if self.tied { Role::Head } else { Role::Matrix };

@@ -1,7 +1,7 @@
 //! Published checkpoints (safetensors) to GGUF. [`Conversion`] is the type to read first.
 //!
-//! A conversion is planned before it is done: configuration and tensor tables are read and checked (`qwen3`, `lfm2`,
-//! `qwen3_asr`, `lfm2_audio`), and only then are weights (`write`) streamed into the files ([`crate::assembly`]). Names,
+//! A conversion is planned before it is done: configuration and tensor tables are read and checked by the file of the
+//! architecture (`parts` lists them), and only then are weights (`write`) streamed into the files ([`crate::assembly`]). Names,
 //! shapes, types, bytes and keys of the files are those of llama.cpp's converter.
 
 mod arrange;
@@ -19,6 +19,7 @@ mod lfm2_audio;
 mod limits;
 mod llama;
 mod mamba;
+mod parts;
 mod plan;
 mod positions;
 mod projector;
@@ -33,28 +34,20 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use anyhow::{Result, anyhow, bail, ensure};
+use anyhow::{Result, anyhow, ensure};
 use engine::DType;
-use engine::gguf::{Gguf, GgufWriter, Value, quoted};
+use engine::gguf::{Gguf, GgufWriter};
 
 use self::checkpoint::Model;
-use self::granite::Granite;
-use self::jamba::Jamba;
-use self::lfm2::Lfm2Config;
-use self::lfm2_audio::Lfm2Audio;
-use self::llama::LlamaConfig;
-use self::mamba::{Generation, Mamba};
-use self::plan::{Chosen, FilePlan, Row};
-use self::qwen3::TextConfig;
-use self::qwen3_asr::Qwen3Asr;
-use self::qwen3_next::{Family, Qwen3Next};
+use self::parts::Parts;
+use self::plan::{FilePlan, Row};
 use self::write::CheckpointWeights;
 use crate::Watch;
 use crate::assembly::{Assembly, MAX_PARTS, part_path, write_tensor};
 use crate::error::Error;
 use crate::files::Files;
 use crate::quantize::imatrix::{ImportanceMatrix, uses_importance};
-use crate::quantize::mix::{self, FileType};
+use crate::quantize::mix::FileType;
 use crate::quantize::overrides::Overrides;
 use crate::vocab::CheckpointVocabulary;
 use crate::workers;
@@ -275,192 +268,4 @@ fn bits(dtype: DType) -> f64 {
 /// The projector's file beside the text model's `name`, where programs look for it.
 pub fn projector_name(name: &str) -> String {
     format!("mmproj-{name}")
-}
-
-/// The parts of a model, each with a file of its own.
-struct Parts {
-    n_vocab: usize,
-    pre_tokenizer: &'static str,
-    /// Whether llama.cpp's converter replaces the checkpoint's template; see [`CheckpointVocabulary::with_plain_chatml`].
-    has_plain_chatml: bool,
-    text: Part,
-    audio: Option<Part>,
-    /// Tensors that llama.cpp wants in the projector's file, and nobody in a bundle.
-    pair_rows: Vec<Row>,
-    /// Tensors of the checkpoint that no file needs.
-    is_ignored: fn(&str) -> bool,
-    /// What there is to say about what is left out.
-    notices: Vec<String>,
-}
-
-/// Keys and tensors of one part.
-struct Part {
-    architecture: &'static str,
-    keys: Vec<(String, Value)>,
-    rows: Vec<Row>,
-}
-
-/// Reads and checks the configuration of a checkpoint, and plans its parts.
-type ReadParts = fn(&Model) -> Result<Parts>;
-
-/// Every architecture that has a `model_type`, under this name.
-const MODEL_TYPES: &[(&str, ReadParts)] = &[
-    ("qwen3_asr", Parts::qwen3_asr),
-    ("qwen3", Parts::qwen3),
-    ("llama", Parts::llama),
-    ("lfm2", |checkpoint| Ok(Parts::lfm2(checkpoint, Lfm2Config::read(&checkpoint.config())?))),
-    ("lfm2_moe", |checkpoint| Ok(Parts::lfm2(checkpoint, Lfm2Config::read_moe(&checkpoint.config())?))),
-    ("mamba", |checkpoint| Ok(Parts::mamba(Mamba::read(checkpoint, Generation::First)?))),
-    ("mamba2", |checkpoint| Ok(Parts::mamba(Mamba::read(checkpoint, Generation::Second)?))),
-    ("jamba", Parts::jamba),
-    ("granitemoehybrid", Parts::granite),
-    ("qwen3_next", |checkpoint| Parts::qwen3_next(checkpoint, Family::Next)),
-    ("qwen3_5", |checkpoint| Parts::qwen3_next(checkpoint, Family::Dense)),
-    ("qwen3_5_text", |checkpoint| Parts::qwen3_next(checkpoint, Family::Dense)),
-    ("qwen3_5_moe", |checkpoint| Parts::qwen3_next(checkpoint, Family::Moe)),
-    ("qwen3_5_moe_text", |checkpoint| Parts::qwen3_next(checkpoint, Family::Moe)),
-];
-
-/// Types whose names are near those of [`MODEL_TYPES`], and why they are something else.
-const OTHER_TYPES: &[(&str, &str)] = &[(
-    "qwen4_exp",
-    "it adds an attention indexer, gated residual streams and an n-gram embedding to Qwen3.5's layers",
-)];
-
-/// Names of a list that a message repeats.
-const MAX_SHOWN_NAMES: usize = 4;
-
-impl Parts {
-    fn read(checkpoint: &Model) -> Result<Self> {
-        const KEY: &str = "model_type";
-        const ARCHITECTURES: &str = "architectures";
-        const LFM2_AUDIO: &str = "Lfm2AudioForConditionalGeneration";
-        let config = checkpoint.config();
-        let architectures = config.texts_or_none(ARCHITECTURES)?;
-        match (config.text_or_none(KEY)?, architectures) {
-            (Some(name), _) => match MODEL_TYPES.iter().find(|(known, _)| *known == name) {
-                Some((_, read)) => read(checkpoint),
-                None => {
-                    if let Some((_, why)) = OTHER_TYPES.iter().find(|(other, _)| *other == name) {
-                        bail!(config.error(KEY, &format!("{} is not supported: {why}", quoted(name))));
-                    }
-                    let known = MODEL_TYPES.iter().map(|(known, _)| *known).collect::<Vec<_>>().join(", ");
-                    let supported = format!("supported: {known}, and LFM2-Audio without a type");
-                    bail!(config.error(KEY, &format!("{} is not supported ({supported})", quoted(name))))
-                }
-            },
-            // Published without a type.
-            (None, Some(names)) if names == [LFM2_AUDIO] => Self::lfm2_audio(checkpoint),
-            (None, Some(names)) => {
-                let names: Vec<String> = names.iter().take(MAX_SHOWN_NAMES).map(|name| quoted(name)).collect();
-                let names = names.join(", ");
-                bail!(config.error(ARCHITECTURES, &format!("[{names}] without model_type: want [{LFM2_AUDIO:?}]")))
-            }
-            (None, None) => bail!(config.error(KEY, "is missing")),
-        }
-    }
-
-    /// A text model alone.
-    fn text(n_vocab: usize, pre_tokenizer: &'static str, text: Part) -> Self {
-        let (pair_rows, notices) = (Vec::new(), Vec::new());
-        let is_ignored = |_: &str| false;
-        Self { n_vocab, pre_tokenizer, has_plain_chatml: false, text, audio: None, pair_rows, is_ignored, notices }
-    }
-
-    fn qwen3_asr(checkpoint: &Model) -> Result<Self> {
-        let model = Qwen3Asr::read(checkpoint)?;
-        let text = Part { architecture: qwen3_asr::ARCHITECTURE, keys: model.text_keys, rows: model.text_rows };
-        let audio = Part { architecture: "clip", keys: model.audio_keys, rows: model.audio_rows };
-        let parts = Self::text(model.n_vocab, qwen3_asr::PRE_TOKENIZER, text);
-        Ok(Self { has_plain_chatml: true, audio: Some(audio), ..parts })
-    }
-
-    fn qwen3(checkpoint: &Model) -> Result<Self> {
-        let model = TextConfig::read(&checkpoint.config())?;
-        let (n_vocab, keys) = (model.n_vocab, model.keys("qwen3"));
-        let text = Part { architecture: "qwen3", keys, rows: model.rows_and_head(checkpoint.has(HEAD)) };
-        Ok(Self::text(n_vocab, qwen3_asr::PRE_TOKENIZER, text))
-    }
-
-    fn llama(checkpoint: &Model) -> Result<Self> {
-        let model = LlamaConfig::read(&checkpoint.config())?;
-        let (n_vocab, keys) = (model.text.n_vocab, model.keys());
-        let rows = model.rows(checkpoint.has(HEAD));
-        Ok(Self::text(n_vocab, llama::PRE_TOKENIZER, Part { architecture: llama::ARCHITECTURE, keys, rows }))
-    }
-
-    fn lfm2(checkpoint: &Model, mut model: Lfm2Config) -> Self {
-        let has_head = checkpoint.has(HEAD) || !model.tied;
-        model.tied = !has_head;
-        let mut rows = model.rows("model.");
-        rows.extend(has_head.then(|| model.head(HEAD)));
-        let text = Part { architecture: model.architecture(), keys: model.keys(), rows };
-        Self::text(model.n_vocab, lfm2::PRE_TOKENIZER, text)
-    }
-
-    fn mamba(model: Mamba) -> Self {
-        let text = Part { architecture: model.architecture(), keys: model.keys(), rows: model.rows() };
-        // Some exports store a tied head as well.
-        let is_ignored: fn(&str) -> bool = if model.tied { |name| name == HEAD } else { |_| false };
-        Self { is_ignored, ..Self::text(model.n_vocab, mamba::PRE_TOKENIZER, text) }
-    }
-
-    fn jamba(checkpoint: &Model) -> Result<Self> {
-        let model = Jamba::read(checkpoint)?;
-        let text = Part { architecture: jamba::ARCHITECTURE, keys: model.keys(), rows: model.rows() };
-        Ok(Self::text(model.n_vocab, jamba::PRE_TOKENIZER, text))
-    }
-
-    fn granite(checkpoint: &Model) -> Result<Self> {
-        let model = Granite::read(checkpoint)?;
-        let text = Part { architecture: granite::ARCHITECTURE, keys: model.keys(), rows: model.rows() };
-        Ok(Self::text(model.n_vocab, granite::PRE_TOKENIZER, text))
-    }
-
-    fn qwen3_next(checkpoint: &Model, family: Family) -> Result<Self> {
-        let model = Qwen3Next::read(checkpoint, family)?;
-        let rows = model.rows(checkpoint);
-        let text = Part { architecture: family.architecture(), keys: model.keys(), rows };
-        let parts = Self::text(model.n_vocab, family.pre_tokenizer(), text);
-        let notices = qwen3_next::vision_notice(checkpoint).into_iter().collect();
-        Ok(Self { is_ignored: qwen3_next::is_vision, notices, ..parts })
-    }
-
-    fn lfm2_audio(checkpoint: &Model) -> Result<Self> {
-        let model = Lfm2Audio::read(checkpoint)?;
-        let text = Part { architecture: model.text.architecture(), keys: model.text.keys(), rows: model.text_rows };
-        let audio = Part { architecture: "clip", keys: model.audio_keys, rows: model.audio_rows };
-        let parts = Self::text(model.text.n_vocab, lfm2::PRE_TOKENIZER, text);
-        let (pair_rows, is_ignored) = (model.output_rows, lfm2_audio::is_ignored as fn(&str) -> bool);
-        Ok(Self { audio: Some(audio), pair_rows, is_ignored, ..parts })
-    }
-}
-
-impl Part {
-    /// The file of this part, and lines for the user. `kind`: `general.type`.
-    fn plan(
-        self,
-        kind: &str,
-        name: &str,
-        file_type: FileType,
-        options: &Options,
-        checkpoint: &Model,
-    ) -> Result<(FilePlan, Vec<String>)> {
-        let key = |name: &str| self.keys.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
-        let importance = options.importance.as_deref().filter(|_| kind == DECODER);
-        let decoder = (kind == DECODER).then(|| mix::Model::read(self.architecture, importance.is_some(), key));
-        let Chosen { tensors, mut notices } = plan::plan(self.rows, file_type, decoder.as_ref(), &options.overrides)?;
-        for tensor in &tensors {
-            let lines = importance.map_or(Ok(None), |matrix| matrix.check(&tensor.name, tensor.shape, tensor.dtype))?;
-            notices.extend(lines);
-        }
-        let mut plan = FilePlan { keys: Vec::new(), tensors };
-        let generation = checkpoint.generation();
-        let config = checkpoint.config();
-        plan.keys = general::keys(self.architecture, kind, name, &config, generation.as_ref(), &plan)?;
-        plan.keys.extend(self.keys);
-        plan.keys.push(("general.file_type".into(), file_type.general_file_type().into()));
-        plan.keys.push(("general.quantization_version".into(), QUANTIZATION_VERSION.into()));
-        Ok((plan, notices))
-    }
 }

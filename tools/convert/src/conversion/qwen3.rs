@@ -6,10 +6,25 @@
 use anyhow::{Result, bail, ensure};
 use engine::gguf::{Value, quoted, shown};
 
+use super::HEAD;
+use super::checkpoint::Model;
 use super::config::{Section, integer, prefixed};
 use super::heads::{HEAD_DIM, Heads};
 use super::limits::{MAX_CONTEXT, MAX_LAYERS, MAX_VOCAB, MAX_WIDTH};
+use super::parts::{Part, Parts};
 use super::plan::{Role, Row};
+use super::qwen3_asr::PRE_TOKENIZER;
+
+/// `general.architecture`.
+const ARCHITECTURE: &str = "qwen3";
+
+/// The parts of a checkpoint.
+pub(super) fn parts(checkpoint: &Model) -> Result<Parts> {
+    let model = TextConfig::read(&checkpoint.config())?;
+    let (n_vocab, keys) = (model.n_vocab, model.keys(ARCHITECTURE));
+    let rows = model.rows_and_head(checkpoint.has(HEAD));
+    Ok(Parts::text(n_vocab, PRE_TOKENIZER, Part { architecture: ARCHITECTURE, keys, rows }))
+}
 
 /// What projections of attention have that others lack.
 #[derive(Clone, Copy)]

@@ -12,6 +12,7 @@ use engine::gguf::Value;
 use super::checkpoint::Model;
 use super::config::Section;
 use super::limits::{MAX_LAYERS, MAX_WIDTH};
+use super::parts::{AUDIO, Part, Parts};
 use super::plan::{Role, Row, Source};
 use super::positions::N_POSITIONS;
 use super::projector::{Encoder, weight_and_bias, width_and_heads};
@@ -20,7 +21,7 @@ use super::qwen3::TextConfig;
 /// Pre-tokenizer of all Qwen models from Qwen2 on.
 pub(super) const PRE_TOKENIZER: &str = "qwen2";
 /// `general.architecture` of the text file.
-pub(super) const ARCHITECTURE: &str = "qwen3vl";
+const ARCHITECTURE: &str = "qwen3vl";
 /// Half a chunk, in frames.
 const N_WINDOW: u64 = 50;
 /// Attention windows, in frames: at least a chunk, at most what a size in metadata may be.
@@ -33,6 +34,15 @@ const WINDOW_FRAMES_KEY: &str = "tympan.audio.window_frames";
 const KERNEL: usize = 3;
 /// Convolutions of the stem; each halves the mel axis.
 const N_CONVOLUTIONS: usize = 3;
+
+/// The parts of a checkpoint.
+pub(super) fn parts(checkpoint: &Model) -> Result<Parts> {
+    let model = Qwen3Asr::read(checkpoint)?;
+    let text = Part { architecture: ARCHITECTURE, keys: model.text_keys, rows: model.text_rows };
+    let audio = Part { architecture: AUDIO, keys: model.audio_keys, rows: model.audio_rows };
+    let parts = Parts::text(model.n_vocab, PRE_TOKENIZER, text);
+    Ok(Parts { has_plain_chatml: true, audio: Some(audio), ..parts })
+}
 
 /// Where a checkpoint keeps its parts.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -85,7 +95,7 @@ impl Layout {
 }
 
 /// Keys and tensors of both parts.
-pub(super) struct Qwen3Asr {
+struct Qwen3Asr {
     /// Rows of the embedding.
     pub n_vocab: usize,
     /// Metadata of the decoder.

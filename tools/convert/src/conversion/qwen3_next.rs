@@ -16,6 +16,7 @@ use super::config::{Section, integer, prefixed};
 use super::heads::Heads;
 use super::layers;
 use super::limits::{MAX_CONTEXT, MAX_EXPERTS, MAX_HEADS, MAX_LAYERS, MAX_VOCAB, MAX_WIDTH};
+use super::parts::{Part, Parts};
 use super::plan::{Role, Row};
 use super::qwen3::{rope_theta, stored_rope_sections};
 
@@ -65,6 +66,15 @@ impl Family {
             Self::Dense | Self::Moe => "qwen35",
         }
     }
+}
+
+/// The parts of a checkpoint.
+pub(super) fn parts(checkpoint: &Model, family: Family) -> Result<Parts> {
+    let model = Qwen3Next::read(checkpoint, family)?;
+    let rows = model.rows(checkpoint);
+    let text = Part { architecture: family.architecture(), keys: model.keys(), rows };
+    let notices = vision_notice(checkpoint).into_iter().collect();
+    Ok(Parts { is_ignored: is_vision, notices, ..Parts::text(model.n_vocab, family.pre_tokenizer(), text) })
 }
 
 /// Sizes of a gated delta net.
@@ -157,7 +167,7 @@ impl Experts {
 }
 
 /// The numbers of a decoder, and where its tensors are.
-pub(super) struct Qwen3Next {
+struct Qwen3Next {
     family: Family,
     n_ctx: usize,
     n_embd: usize,
@@ -186,7 +196,7 @@ pub(super) struct Qwen3Next {
 
 impl Qwen3Next {
     /// Reads the configuration of `checkpoint`; that of a model with a vision tower has the text's inside.
-    pub(super) fn read(checkpoint: &Model, family: Family) -> Result<Self> {
+    fn read(checkpoint: &Model, family: Family) -> Result<Self> {
         let root = checkpoint.config();
         let nested = root.section_or_none("text_config")?;
         let config = nested.as_ref().unwrap_or(&root);
@@ -241,7 +251,7 @@ impl Qwen3Next {
     }
 
     /// Metadata.
-    pub(super) fn keys(&self) -> Vec<(String, Value)> {
+    fn keys(&self) -> Vec<(String, Value)> {
         let delta = &self.delta;
         let mut is_recurrent: Vec<bool> = self.is_attention.iter().map(|is_attention| !is_attention).collect();
         is_recurrent.resize(self.n_block(), false);
@@ -279,7 +289,7 @@ impl Qwen3Next {
     }
 
     /// Tensors.
-    pub(super) fn rows(&self, checkpoint: &Model) -> Vec<Row> {
+    fn rows(&self, checkpoint: &Model) -> Vec<Row> {
         let (n_embd, prefix) = (self.n_embd, self.prefix);
         let (stored, head) = (format!("{prefix}embed_tokens.weight"), (!self.tied).then_some(HEAD));
         let mut rows = Row::embedding_and_head(stored, head, &[self.n_vocab, n_embd]);
@@ -422,12 +432,12 @@ impl Block<'_> {
 }
 
 /// Whether a tensor belongs to the vision tower.
-pub(super) fn is_vision(name: &str) -> bool {
+fn is_vision(name: &str) -> bool {
     VISION.iter().any(|prefix| name.starts_with(prefix))
 }
 
 /// What there is to say about a vision tower, if there is one.
-pub(super) fn vision_notice(checkpoint: &Model) -> Option<String> {
+fn vision_notice(checkpoint: &Model) -> Option<String> {
     let has_vision = VISION.iter().any(|prefix| checkpoint.has_prefix(prefix));
     has_vision.then(|| "the vision tower is left out: images are not supported, the text model is".to_owned())
 }
