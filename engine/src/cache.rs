@@ -34,19 +34,20 @@ impl<T> GraphCache<T> {
         Some(index)
     }
 
-    /// Adds a graph, dropping the least recently used one if the cache is full. Returns its index, and whether one was
-    /// dropped.
-    pub(crate) fn insert(&mut self, key: GraphKey, compiled: T) -> (usize, bool) {
+    /// Adds a graph in place of the least recently used one if the cache is full. Returns its index, and that one.
+    pub(crate) fn insert(&mut self, key: GraphKey, compiled: T) -> (usize, Option<T>) {
         self.clock += 1;
         let full = self.entries.len() >= self.capacity.max(1);
-        if full && let Some((oldest, _)) = self.entries.iter().enumerate().min_by_key(|(_, e)| e.used) {
+        let oldest = self.entries.iter().enumerate().min_by_key(|(_, e)| e.used).filter(|_| full);
+        let oldest = oldest.map(|(oldest, _)| oldest);
+        let dropped = oldest.map(|oldest| {
             self.entries.swap_remove(oldest);
-            self.graphs.swap_remove(oldest);
-        }
+            self.graphs.swap_remove(oldest)
+        });
         self.entries.push(Entry { key, used: self.clock });
         self.graphs.push(compiled);
         self.latest = self.graphs.len() - 1;
-        (self.latest, full)
+        (self.latest, dropped)
     }
 
     /// The graph at an index that [`Self::find`] or [`Self::insert`] just gave.
@@ -86,7 +87,7 @@ mod tests {
         cache.insert(key(1), 1u32);
         cache.insert(key(2), 2);
         assert!(cache.find(&key(1)).is_some());
-        assert_eq!(cache.insert(key(3), 3), (1, true));
+        assert_eq!(cache.insert(key(3), 3), (1, Some(2)));
         assert!(cache.find(&key(2)).is_none());
         for n in [1, 3, 3, 1] {
             let at = cache.find(&key(n)).unwrap();

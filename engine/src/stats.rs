@@ -74,7 +74,7 @@ pub struct Stats {
     /// How often states moved to larger buffers, because the system reserves no addresses without memory. Every move drops
     /// all graphs.
     pub state_moves: u64,
-    /// Bytes of states of fixed extent that the graphs that are compiled now have read and written, by their backends' count.
+    /// Bytes of states of fixed extent that were read and written, by the backends' count.
     pub state_traffic: u64,
     /// Bytes that compiled graphs hold besides arenas, such as tables of rotary angles.
     pub graph_bytes: usize,

@@ -10,7 +10,7 @@ use engine::gguf::GgufWriter;
 use engine::key::GraphKey;
 use engine::model::Model;
 use engine::op::{HeadMap, ScanDecay};
-use engine::session::{Session, SessionOptions};
+use engine::session::{Reuse, Session, SessionOptions};
 use engine::state::{State, States};
 use engine::tensor::Tensor;
 use engine::weights::{Weight, WeightStore};
@@ -234,13 +234,17 @@ fn a_token_reads_and_writes_every_state_once() {
     for kind in KINDS {
         let (model, store) = Single::new(kind);
         let mut s = Session::open(Arc::new(model), &store, std::slice::from_ref(&cpu), session_options()).unwrap();
-        let slot = s.memory_mut().acquire().unwrap();
         let bytes = s.memory().specs().iter().map(|spec| spec.bytes() as u64).sum::<u64>();
-        // The first token begins with zeros.
-        for (ids, rows) in [(&[1][..], 1), (&[2], 2), (&[3], 2), (&[4, 5, 6], 2)] {
-            let before = s.stats().state_traffic;
-            s.feed(slot, Tokens::Ids(ids)).unwrap();
-            assert_eq!(s.stats().state_traffic - before, rows * bytes, "{kind:?} {ids:?}");
+        // The first token begins with zeros. That graphs are dropped takes nothing from the count.
+        for reuse in [Reuse::On, Reuse::Off] {
+            let slot = s.memory_mut().acquire().unwrap();
+            for (ids, rows) in [(&[1][..], 1), (&[2], 2), (&[3], 2), (&[4, 5, 6], 2)] {
+                let before = s.stats().state_traffic;
+                s.set_reuse(reuse);
+                s.feed(slot, Tokens::Ids(ids)).unwrap();
+                assert_eq!(s.stats().state_traffic - before, rows * bytes, "{kind:?} {ids:?} {reuse:?}");
+            }
+            s.memory_mut().release(slot);
         }
     }
 }

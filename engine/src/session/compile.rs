@@ -44,7 +44,10 @@ impl Session {
         let off = (self.options.reuse == Reuse::Off).then_some(BuildReason::ReuseOff);
         self.stats.count_build(off.unwrap_or_else(|| self.history.reason(key)));
         let (index, evicted) = self.cache.insert(*key, compiled);
-        self.stats.evictions += u64::from(evicted);
+        if let Some(evicted) = evicted {
+            self.stats.evictions += 1;
+            self.stats.state_traffic += state_traffic(&evicted);
+        }
         Ok(index)
     }
 
@@ -117,19 +120,25 @@ impl Session {
 
     /// Drops every compiled graph, and arenas that only dropped ones are bound to.
     pub(super) fn drop_graphs(&mut self) {
+        self.stats.state_traffic = self.state_traffic();
         self.cache.clear();
         self.last_run = None;
         self.lent = None;
         self.devices.drop_arenas();
     }
 
-    /// Bytes of states that the compiled graphs have read and written.
+    /// Bytes of states that all graphs have read and written, dropped ones too.
     pub(super) fn state_traffic(&self) -> u64 {
-        self.cache.iter().flat_map(|c| &c.stages).map(|stage| stage.executable.state_traffic()).sum()
+        self.stats.state_traffic + self.cache.iter().map(state_traffic).sum::<u64>()
     }
 
     /// Bytes that compiled graphs hold outside of arenas.
     pub(super) fn graph_bytes(&self) -> usize {
         self.cache.iter().flat_map(|c| &c.stages).map(|stage| stage.executable.own_bytes()).sum()
     }
+}
+
+/// Bytes of states that a graph has read and written.
+fn state_traffic(compiled: &Compiled) -> u64 {
+    compiled.stages.iter().map(|stage| stage.executable.state_traffic()).sum()
 }
