@@ -84,6 +84,12 @@ impl Decoding {
         Self { prompt, n_embd, n_fed: 0, n_vectors: 0, rules, sampler, next: Vec::new(), n_generated: 0, event }
     }
 
+    /// The same, with something added to the logits of some tokens ([`Sampler::set_bias`]).
+    pub fn with_bias(mut self, bias: &[(u32, f32)]) -> Self {
+        self.sampler.set_bias(bias);
+        self
+    }
+
     /// Why a model with such a vocabulary and such vectors cannot be fed with the prompt, if it cannot.
     pub fn unfit(&self, n_vocab: usize, n_embd: usize) -> Option<String> {
         let Prompt { ids, embeddings } = &self.prompt;
@@ -98,7 +104,7 @@ impl Decoding {
     }
 
     /// Tokens that are still to be fed before one can be generated; 0 once the prompt is in memory.
-    pub(crate) fn prompt_left(&self) -> usize {
+    pub fn prompt_left(&self) -> usize {
         self.prompt.ids.len() - self.n_fed
     }
 

@@ -1,7 +1,7 @@
 //! Choosing the next token from logits: [`greedy`], or at random with a [`Sampler`].
 
 use std::cmp::Ordering;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 /// Logits with a NaN or with +infinity among them: what computed them is broken, and no choice among them means anything.
 /// -infinity is a logit like any other: that of what is never to be chosen.
@@ -32,6 +32,32 @@ pub fn greedy(logits: &[f32]) -> Result<usize, NotFinite> {
     if are_finite { Ok(best) } else { Err(NotFinite) }
 }
 
+/// What narrows the choice, or changes its shares. Penalties come before all of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Step {
+    /// [`Sampling::temperature`].
+    Temperature,
+    /// [`Sampling::top_k`].
+    TopK,
+    /// [`Sampling::top_p`].
+    TopP,
+    /// [`Sampling::min_p`].
+    MinP,
+}
+
+impl Step {
+    /// Number of steps.
+    pub const N: usize = 4;
+
+    /// The order of transformers, [`Sampling`]'s own.
+    pub const OF_TRANSFORMERS: [Option<Self>; Self::N] =
+        [Some(Self::Temperature), Some(Self::TopK), Some(Self::TopP), Some(Self::MinP)];
+
+    /// The order of llama.cpp. Source: llama.cpp, `common/common.h`, `common_params_sampling`.
+    pub const OF_LLAMA_CPP: [Option<Self>; Self::N] =
+        [Some(Self::TopK), Some(Self::TopP), Some(Self::MinP), Some(Self::Temperature)];
+}
+
 /// How tokens are drawn. The default is greedy.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Sampling {
@@ -48,6 +74,12 @@ pub struct Sampling {
     pub repetition_penalty: f32,
     /// Taken from the logits of tokens that were generated, however often; 0 changes nothing.
     pub presence_penalty: f32,
+    /// Taken from the logits of tokens as often as they were generated; 0 changes nothing.
+    pub frequency_penalty: f32,
+    /// Penalties look at so many tokens, the last ones of prompt and answer; `None` at all of them.
+    pub penalty_last_n: Option<usize>,
+    /// What is done in which order; what is not among it is not done, but a temperature of 0 takes the largest logit always.
+    pub order: [Option<Step>; Step::N],
     /// Where the random numbers begin.
     pub seed: u64,
 }
@@ -61,6 +93,9 @@ impl Default for Sampling {
             min_p: 0.0,
             repetition_penalty: 1.0,
             presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            penalty_last_n: None,
+            order: Step::OF_TRANSFORMERS,
             seed: 0,
         }
     }
@@ -69,7 +104,8 @@ impl Default for Sampling {
 impl Sampling {
     /// Whether what came before changes the logits.
     fn has_penalties(&self) -> bool {
-        self.repetition_penalty != 1.0 || self.presence_penalty != 0.0
+        let changes = self.repetition_penalty != 1.0 || self.presence_penalty != 0.0 || self.frequency_penalty != 0.0;
+        changes && self.penalty_last_n != Some(0)
     }
 }
 
@@ -80,8 +116,12 @@ pub struct Sampler {
     random: Random,
     /// Candidates and their probabilities, from the most likely on.
     candidates: Vec<(usize, f64)>,
-    /// Tokens that came before, and whether they were generated; empty without penalties.
-    seen: BTreeMap<usize, bool>,
+    /// Tokens that came before: how often, and how often they were generated; empty without penalties.
+    seen: BTreeMap<usize, [u32; 2]>,
+    /// The last of them, and whether they were generated; empty where all count.
+    last: VecDeque<(usize, bool)>,
+    /// Added to the logits of some tokens.
+    bias: Vec<(usize, f32)>,
     /// Logits with penalties.
     penalized: Vec<f32>,
 }
@@ -89,14 +129,39 @@ pub struct Sampler {
 impl Sampler {
     /// A sampler at the beginning of its random numbers.
     pub fn new(sampling: Sampling) -> Self {
-        let (candidates, seen, penalized) = Default::default();
-        Self { sampling, random: Random(sampling.seed), candidates, seen, penalized }
+        let (candidates, seen, last, bias, penalized) = Default::default();
+        Self { sampling, random: Random(sampling.seed), candidates, seen, last, bias, penalized }
+    }
+
+    /// Adds to the logits of some tokens, before anything else; -infinity keeps a token from being chosen.
+    pub fn set_bias(&mut self, bias: &[(u32, f32)]) {
+        self.bias = bias.iter().map(|&(id, x)| (id as usize, x)).collect();
     }
 
     /// Takes note of a token of the prompt.
     pub fn see(&mut self, id: usize) {
-        if self.sampling.has_penalties() {
-            self.seen.entry(id).or_insert(false);
+        self.count(id, false);
+    }
+
+    /// Takes note of a token.
+    fn count(&mut self, id: usize, is_generated: bool) {
+        if !self.sampling.has_penalties() {
+            return;
+        }
+        let [n_seen, n_generated] = self.seen.entry(id).or_default();
+        *n_seen += 1;
+        *n_generated += u32::from(is_generated);
+        let Some(most) = self.sampling.penalty_last_n else { return };
+        self.last.push_back((id, is_generated));
+        if self.last.len() > most
+            && let Some((id, was_generated)) = self.last.pop_front()
+            && let Some([n_seen, n_generated]) = self.seen.get_mut(&id)
+        {
+            *n_seen -= 1;
+            *n_generated -= u32::from(was_generated);
+            if *n_seen == 0 {
+                self.seen.remove(&id);
+            }
         }
     }
 
@@ -112,24 +177,23 @@ impl Sampler {
         });
         // Rounding may leave a little more than all candidates have together.
         let (chosen, _) = *drawn.or(self.candidates.last()).expect("there is always a candidate");
-        if self.sampling.has_penalties() {
-            self.seen.insert(chosen, true);
-        }
+        self.count(chosen, true);
         Ok(chosen)
     }
 
-    /// The indices that can be drawn, each with its probability, from the most likely on. In this order: repetition penalty,
-    /// presence penalty, temperature, the largest `top_k`, the most likely that reach `top_p`, those above `min_p`.
+    /// The indices that can be drawn, each with its probability, from the most likely on. In this order: bias, repetition
+    /// penalty, presence and frequency penalty, then [`Sampling::order`]: temperature, the largest `top_k`, the most likely that
+    /// reach `top_p`, those above `min_p`.
     ///
     /// Errors: [`NotFinite`].
     ///
     /// Source: transformers, `RepetitionPenaltyLogitsProcessor`, `TemperatureLogitsWarper`, `TopKLogitsWarper`,
-    /// `TopPLogitsWarper`, `MinPLogitsWarper` in the order in which `GenerationMixin` applies them; presence penalty: OpenAI, API
-    /// reference, "Frequency and presence penalties".
+    /// `TopPLogitsWarper`, `MinPLogitsWarper` in the order in which `GenerationMixin` applies them; the other penalties: OpenAI,
+    /// API reference, "Frequency and presence penalties".
     pub fn probabilities(&mut self, logits: &[f32]) -> Result<&[(usize, f64)], NotFinite> {
-        let Sampling { temperature, top_k, top_p, min_p, .. } = self.sampling;
+        let Sampling { temperature, order, .. } = self.sampling;
         let mut logits = logits;
-        if self.sampling.has_penalties() {
+        if self.sampling.has_penalties() || !self.bias.is_empty() {
             greedy(logits)?;
             self.penalize(logits);
             logits = &self.penalized;
@@ -143,27 +207,11 @@ impl Sampler {
             candidates.push((best, 1.0));
             return Ok(candidates);
         }
-        let scaled = |x: f32| (f64::from(x) - f64::from(largest)) / f64::from(temperature);
-        candidates.extend(logits.iter().enumerate().map(|(i, &x)| (i, scaled(x))));
-        let descending = |a: &(usize, f64), b: &(usize, f64)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
-        if top_k > 0 && top_k < candidates.len() {
-            let (_, &mut (_, least), _) = candidates.select_nth_unstable_by(top_k - 1, descending);
-            candidates.retain(|&(_, x)| x.total_cmp(&least) != Ordering::Less);
-        }
+        // Logits, the largest of which is 0 whatever is done to them.
+        candidates.extend(logits.iter().enumerate().map(|(i, &x)| (i, f64::from(x) - f64::from(largest))));
+        order.into_iter().flatten().for_each(|step| narrow(candidates, step, &self.sampling));
         candidates.sort_unstable_by(descending);
-        let mut sum = 0.0;
-        for (_, x) in candidates.iter_mut() {
-            *x = x.exp();
-            sum += *x;
-        }
-        let mut kept = 0.0;
-        let n_kept = candidates.iter().position(|&(_, p)| {
-            kept += p;
-            kept >= f64::from(top_p) * sum
-        });
-        candidates.truncate(n_kept.map_or(candidates.len(), |last| last + 1));
-        // The first is 1.
-        candidates.retain(|&(_, p)| p >= f64::from(min_p));
+        candidates.iter_mut().for_each(|(_, x)| *x = x.exp());
         let kept: f64 = candidates.iter().map(|(_, p)| p).sum();
         candidates.iter_mut().for_each(|(_, p)| *p /= kept);
         Ok(candidates)
@@ -171,16 +219,51 @@ impl Sampler {
 
     /// Makes `penalized` of the logits.
     fn penalize(&mut self, logits: &[f32]) {
-        let Sampling { repetition_penalty, presence_penalty, .. } = self.sampling;
+        let Sampling { repetition_penalty, presence_penalty, frequency_penalty, .. } = self.sampling;
         self.penalized.clear();
         self.penalized.extend_from_slice(logits);
-        for (&id, &was_generated) in &self.seen {
-            let Some(x) = self.penalized.get_mut(id) else { continue };
-            *x = if *x < 0.0 { *x * repetition_penalty } else { *x / repetition_penalty };
-            if was_generated {
-                *x -= presence_penalty;
+        for &(id, bias) in &self.bias {
+            if let Some(x) = self.penalized.get_mut(id) {
+                *x += bias;
             }
         }
+        for (&id, &[_, n_generated]) in &self.seen {
+            let Some(x) = self.penalized.get_mut(id) else { continue };
+            *x = if *x < 0.0 { *x * repetition_penalty } else { *x / repetition_penalty };
+            if n_generated > 0 {
+                *x -= presence_penalty + frequency_penalty * n_generated as f32;
+            }
+        }
+    }
+}
+
+/// From the largest logit on, of equals the first.
+fn descending(a: &(usize, f64), b: &(usize, f64)) -> Ordering {
+    b.1.total_cmp(&a.1).then(a.0.cmp(&b.0))
+}
+
+/// Does one step to indices with their logits, the largest of which is 0.
+fn narrow(candidates: &mut Vec<(usize, f64)>, step: Step, sampling: &Sampling) {
+    let &Sampling { temperature, top_k, top_p, min_p, .. } = sampling;
+    match step {
+        Step::Temperature => candidates.iter_mut().for_each(|(_, x)| *x /= f64::from(temperature)),
+        Step::TopK if top_k > 0 && top_k < candidates.len() => {
+            let (_, &mut (_, least), _) = candidates.select_nth_unstable_by(top_k - 1, descending);
+            candidates.retain(|&(_, x)| x.total_cmp(&least) != Ordering::Less);
+        }
+        Step::TopP if top_p < 1.0 => {
+            candidates.sort_unstable_by(descending);
+            let sum: f64 = candidates.iter().map(|(_, x)| x.exp()).sum();
+            let mut kept = 0.0;
+            let n_kept = candidates.iter().position(|(_, x)| {
+                kept += x.exp();
+                kept >= f64::from(top_p) * sum
+            });
+            candidates.truncate(n_kept.map_or(candidates.len(), |last| last + 1));
+        }
+        // The first is 1.
+        Step::MinP => candidates.retain(|&(_, x)| x.exp() >= f64::from(min_p)),
+        Step::TopK | Step::TopP => {}
     }
 }
 
@@ -289,6 +372,48 @@ mod tests {
         let mut sampler = Sampler::new(Sampling { repetition_penalty: 3.0, ..Sampling::default() });
         sampler.see(2);
         assert_eq!(sampler.choose(&LOGITS), Ok(4));
+    }
+
+    #[test]
+    fn penalties_count_how_often_and_look_back_so_far() {
+        let sampling = Sampling { frequency_penalty: 0.8, ..Sampling::default() };
+        let mut sampler = Sampler::new(sampling);
+        // 2.5 and 2.5 to 0.9 and 0.9 by two each, then 1.0 of the first token comes once.
+        let drawn: Vec<usize> = (0..6).map(|_| sampler.choose(&LOGITS).unwrap()).collect();
+        assert_eq!(drawn, [2, 4, 2, 4, 0, 2]);
+        let mut sampler = Sampler::new(Sampling { presence_penalty: 9.0, penalty_last_n: Some(1), ..sampling });
+        sampler.see(4);
+        let drawn: Vec<usize> = (0..4).map(|_| sampler.choose(&LOGITS).unwrap()).collect();
+        assert_eq!(drawn, [2, 4, 2, 4]);
+        let mut sampler = Sampler::new(Sampling { presence_penalty: 9.0, penalty_last_n: Some(0), ..sampling });
+        assert_eq!((0..3).map(|_| sampler.choose(&LOGITS).unwrap()).collect::<Vec<_>>(), [2, 2, 2]);
+    }
+
+    #[test]
+    fn a_bias_makes_tokens_likely_or_impossible() {
+        let mut sampler = Sampler::new(Sampling::default());
+        sampler.set_bias(&[(2, f32::NEG_INFINITY), (4, -2.0), (99, 1.0)]);
+        assert_eq!(sampler.choose(&LOGITS), Ok(0));
+        sampler.set_bias(&[(5, 3.0)]);
+        assert_eq!(sampler.choose(&LOGITS), Ok(5));
+    }
+
+    /// By the definition, in f64: what is done first decides what the next step sees.
+    #[test]
+    fn the_order_of_steps_counts() {
+        let sampling = Sampling { temperature: 4.0, top_p: 0.9, min_p: 0.1, seed: 7, ..Sampling::default() };
+        let kept = |order| {
+            let mut sampler = Sampler::new(Sampling { order, ..sampling });
+            let mut kept: Vec<usize> = sampler.probabilities(&LOGITS).unwrap().iter().map(|c| c.0).collect();
+            kept.sort_unstable();
+            kept
+        };
+        // At temperature 4 the shares are 0.275, 0.275, 0.189, 0.147, 0.115: 0.9 needs all, and 0.115 / 0.275 is above 0.1.
+        assert_eq!(kept(Step::OF_TRANSFORMERS), [0, 2, 3, 4, 5]);
+        // At temperature 1 they are 0.428, 0.428, 0.096, ...: 0.9 needs three, and 0.096 / 0.428 is above 0.1.
+        assert_eq!(kept(Step::OF_LLAMA_CPP), [0, 2, 4]);
+        assert_eq!(kept([Some(Step::MinP), None, None, None]), [0, 2, 4]);
+        assert_eq!(kept([None; Step::N]).len(), LOGITS.len());
     }
 
     #[test]

@@ -25,6 +25,7 @@ fn probabilities_are_those_of_transformers() {
             repetition_penalty: number("repetition_penalty", 1.0),
             presence_penalty: number("presence_penalty", 0.0),
             seed: 0,
+            ..Sampling::default()
         };
         let logits: Vec<f32> = floats(&case["logits"]).iter().map(|&x| x as f32).collect();
         let mut sampler = Sampler::new(sampling);

@@ -211,6 +211,7 @@ impl GenerateArgs {
             repetition_penalty: self.repeat_penalty,
             presence_penalty: self.presence_penalty,
             seed: self.seed,
+            ..Sampling::default()
         }
     }
 }
