@@ -16,6 +16,9 @@ pub struct EncoderSpec {
     /// The line is padded with zeros to a multiple of this, so that calls of similar length share a graph. A multiple of
     /// `clip_frames`.
     pub line_frames: usize,
+    /// Frames that are heard by themselves, where the encoder hears no further: a clip that is encoded in pieces of so many has
+    /// the vectors that it has as a whole. A multiple of `clip_frames`.
+    pub window_frames: Option<usize>,
     /// Number of audio tokens that belong to a clip of so many frames; of a multiple of `clip_frames` also the number of
     /// rows that the encoder makes of them.
     pub tokens: fn(usize) -> usize,

@@ -58,6 +58,15 @@ pub struct Loaded {
     pub model: Arc<dyn Model>,
 }
 
+impl Loaded {
+    /// Tokens that the model was made for.
+    ///
+    /// Errors: a length that makes no sense.
+    pub fn context_length(&self) -> Result<usize> {
+        hparams::context_length(&self.files[0])
+    }
+}
+
 /// Loads a text file, a text file with its projector, or a bundle; of the latter two also the language model alone
 /// ([`LoadOptions::text_only`]).
 ///

@@ -59,14 +59,14 @@ impl Listener {
         &self.tokenizer
     }
 
-    /// Tokens of the model's context: prompt, audio and answer of a segment.
-    pub fn n_ctx(&self) -> usize {
-        self.n_ctx
-    }
-
     /// What the model can be asked for.
     pub fn format(&self) -> &dyn SpeechFormat {
         &*self.format
+    }
+
+    /// Tokens of the model's context: prompt, audio and answer of a segment.
+    pub fn n_ctx(&self) -> usize {
+        self.n_ctx
     }
 
     /// Length near which long audio is cut by default, in seconds: the one that the model's files state
@@ -169,9 +169,19 @@ impl Transcription<'_> {
         self.left.front().map(|range| &self.samples[range.clone()])
     }
 
-    /// Samples of the segment that is next, and of those behind it.
-    pub fn n_samples_left(&self) -> usize {
-        self.left.iter().map(ExactSizeIterator::len).sum()
+    /// The samples of every segment that is not finished, and most tokens that its answer may have.
+    pub fn segments(&self) -> impl Iterator<Item = (&[f32], usize)> {
+        self.left.iter().map(|range| (&self.samples[range.clone()], self.max_tokens_of(range)))
+    }
+
+    /// Where the segment that is next begins, in seconds; where all are finished, their end.
+    pub fn segment_start_s(&self) -> f64 {
+        self.start_s + seconds(self.left.front().map_or(self.samples.len(), |range| range.start))
+    }
+
+    /// Tokens of a prompt with so many audio positions.
+    pub fn n_prompt(&self, n_audio: usize) -> usize {
+        self.prompt.before.len() + n_audio + self.prompt.after.len()
     }
 
     /// The prompt of the next segment with -1 at every one of so many audio positions.
@@ -180,10 +190,8 @@ impl Transcription<'_> {
         [ids(&self.prompt.before), vec![-1; n_audio], ids(&self.prompt.after)].concat()
     }
 
-    /// Most tokens that the answer to the next segment may have.
-    pub fn max_tokens(&self) -> usize {
-        let usual = || default_max_tokens(self.left.front().map_or(0, ExactSizeIterator::len));
-        self.max_tokens.unwrap_or_else(usual).max(1)
+    fn max_tokens_of(&self, range: &Range<usize>) -> usize {
+        self.max_tokens.unwrap_or_else(|| default_max_tokens(range.len())).max(1)
     }
 
     /// The sequence that answers for the next segment, whose audio vectors these are. What comes of it goes to
@@ -215,7 +223,7 @@ impl Transcription<'_> {
             sampling: Sampling::default(),
             stop: listener.format.stop().to_vec(),
             ignore_stop: self.ignore_stop,
-            max_tokens: self.max_tokens(),
+            max_tokens: self.left.front().map_or(1, |range| self.max_tokens_of(range)),
             n_usable: listener.n_usable,
             prompt_logits: false,
         };

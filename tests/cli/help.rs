@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::run::{Run, clip, command, tympan};
 
 /// Subcommands that compute.
-const SUBCOMMANDS: [&str; 6] = ["transcribe", "convert", "bench", "quantize", "generate", "inspect"];
+const SUBCOMMANDS: [&str; 7] = ["transcribe", "convert", "bench", "quantize", "generate", "inspect", "serve"];
 /// Variables that users may set.
 const VARIABLES: [&str; 5] = ["TYMPAN_ISA", "TYMPAN_GRAPH_REUSE", "TYMPAN_GRAPH_VERIFY", "TYMPAN_CACHE", "NO_COLOR"];
 
@@ -121,7 +121,7 @@ fn completions_offer_what_is_accepted_and_nothing_else() {
             assert!(script.contains(subcommand), "{shell}: {subcommand}");
         }
         for refused in
-            ["gpu-layers\n", "memory-budget", "--vad", "'vad'", "n-cpu-moe", "aligner", "hf-repo", "spec-rollback"]
+            ["gpu-layers\n", "loop-retry", "--vad", "'vad'", "n-cpu-moe", "aligner", "hf-repo", "spec-rollback"]
         {
             assert!(!script.contains(refused), "{shell}: {refused}");
         }

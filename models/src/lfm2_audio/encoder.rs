@@ -166,6 +166,7 @@ impl AudioEncoder for Encoder {
             clip_frames: FRAMES_PER_TOKEN,
             gap_frames: FRAMES_PER_TOKEN,
             line_frames: FRAME_MULTIPLE,
+            window_frames: None,
             tokens: audio_tokens,
         }
     }

@@ -206,6 +206,10 @@ impl AudioEncoder for Encoder {
             clip_frames: CHUNK_FRAMES,
             gap_frames: 0,
             line_frames: CHUNK_FRAMES,
+            window_frames: match self.window {
+                Window::Blocks(n_tokens) => Some(n_tokens as usize / CHUNK_TOKENS * CHUNK_FRAMES),
+                Window::Full => None,
+            },
             tokens: audio_tokens,
         }
     }

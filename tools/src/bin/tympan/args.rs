@@ -116,6 +116,15 @@ pub(crate) fn parse_threads(text: &str) -> Result<NonZeroUsize, String> {
     NonZeroUsize::new(n).filter(|n| n.get() <= MAX_THREADS).ok_or_else(|| format!("want 1 to {MAX_THREADS}"))
 }
 
+/// A number of bytes, optionally in thousands, millions or thousand millions. Source: llama.cpp, `convert_hf_to_gguf.py`.
+pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
+    let units = [('K', 1000), ('M', 1_000_000), ('G', 1_000_000_000)];
+    let unit = units.into_iter().find(|(letter, _)| text.ends_with(*letter));
+    let (digits, unit) = unit.map_or((text, 1), |(letter, unit)| (text.trim_end_matches(letter), unit));
+    let size = digits.parse::<u64>().ok().and_then(|n| n.checked_mul(unit)).filter(|&n| n > 0);
+    size.ok_or_else(|| "want a number of bytes, or one followed by K, M or G".into())
+}
+
 /// The names of [`FileType`], the short ones (`q4_k`) among them.
 pub(crate) fn file_types() -> PossibleValuesParser {
     FileType::ALL.map(|mix| PossibleValue::new(mix.name()).aliases(mix.short_name())).into()

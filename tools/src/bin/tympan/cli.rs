@@ -11,12 +11,14 @@ use crate::exit::{Exit, Failure, Outcome};
 use crate::generate::{self, GenerateArgs};
 use crate::inspect::{self, InspectArgs};
 use crate::quantize::{self, QuantizeArgs};
+use crate::serve::{self, ServeArgs};
 use crate::streams;
 use crate::transcribe::{self, TranscribeArgs};
 use crate::{help, interrupt, not_built};
 
 /// Subcommands that have a manual page.
-const PAGES: [&str; 8] = ["transcribe", "convert", "bench", "quantize", "generate", "inspect", "completions", "man"];
+const PAGES: [&str; 9] =
+    ["transcribe", "convert", "bench", "quantize", "generate", "inspect", "serve", "completions", "man"];
 
 /// What `--version -v` adds.
 const LICENCES: &str = "\
@@ -38,6 +40,7 @@ Examples:
   tympan transcribe -m Qwen3-ASR-0.6B-Q8_0.gguf -f srt,json -o out interviews/
   tympan convert Qwen3-ASR-0.6B --type q8_0
   tympan inspect Qwen3-ASR-0.6B-Q8_0.gguf
+  tympan serve -m Qwen3-ASR-0.6B-Q8_0.gguf
   tympan man transcribe | man -l -
   tympan completions bash > ~/.local/share/bash-completion/completions/tympan
 
@@ -63,6 +66,7 @@ enum Command {
     Quantize(QuantizeArgs),
     Generate(Box<GenerateArgs>),
     Inspect(Box<InspectArgs>),
+    Serve(Box<ServeArgs>),
     /// Print a completion script for a shell
     Completions {
         /// The shell
@@ -96,7 +100,9 @@ fn definition() -> Definition {
 fn run() -> Outcome<Exit> {
     let args = bench::spelt_out(std::env::args_os());
     not_built::refuse_words(&args)?;
-    let matches = match definition().try_get_matches_from(args) {
+    let all = definition();
+    let args = serve::spelt_out(args, &all);
+    let matches = match all.try_get_matches_from(args) {
         Ok(matches) => matches,
         Err(e) if e.use_stderr() => {
             let _ = not_built::without_suggestion(e).print();
@@ -119,6 +125,7 @@ fn run() -> Outcome<Exit> {
         Some(Command::Quantize(args)) => quantize::run(&args),
         Some(Command::Generate(args)) => generate::run(&args),
         Some(Command::Inspect(args)) => inspect::run(&args),
+        Some(Command::Serve(args)) => serve::run(&args),
         Some(Command::Completions { shell }) => {
             streams::print(&help::completions(&definition(), shell)).map(|()| Exit::Done)
         }

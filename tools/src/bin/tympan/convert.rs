@@ -8,7 +8,7 @@ use convert::{Conversion, FileType, Files, Options, projector_name};
 use engine::DType;
 use tympan::foreign;
 
-use crate::args::file_types;
+use crate::args::{file_types, parse_size};
 use crate::assembly::AssemblyArgs;
 use crate::exit::{Exit, Failure, Outcome};
 use crate::output::make_folder;
@@ -66,15 +66,6 @@ pub(crate) struct ConvertArgs {
 
     #[command(flatten)]
     overrides: OverrideArgs,
-}
-
-/// A number of bytes, optionally in thousands, millions or thousand millions. Source: llama.cpp, `convert_hf_to_gguf.py`.
-fn parse_size(text: &str) -> Result<u64, String> {
-    let units = [('K', 1000), ('M', 1_000_000), ('G', 1_000_000_000)];
-    let unit = units.into_iter().find(|(letter, _)| text.ends_with(*letter));
-    let (digits, unit) = unit.map_or((text, 1), |(letter, unit)| (text.trim_end_matches(letter), unit));
-    let size = digits.parse::<u64>().ok().and_then(|n| n.checked_mul(unit)).filter(|&n| n > 0);
-    size.ok_or_else(|| "want a number of bytes, or one followed by K, M or G".into())
 }
 
 /// Runs the subcommand.

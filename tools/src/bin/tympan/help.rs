@@ -23,7 +23,7 @@ const ENVIRONMENT: [(&str, &str); 5] = [
 const EMPTY: &str = "An empty variable counts as unset.";
 
 /// Subcommands that compute.
-const COMPUTING: [&str; 6] = ["transcribe", "convert", "bench", "quantize", "generate", "inspect"];
+const COMPUTING: [&str; 7] = ["transcribe", "convert", "bench", "quantize", "generate", "inspect", "serve"];
 
 /// Beginnings of the parts of long help.
 const EXAMPLES: &str = "Examples:\n";

@@ -23,6 +23,7 @@ mod progress;
 mod quantize;
 mod report;
 mod samples;
+mod serve;
 mod signal;
 mod speculation;
 mod streams;

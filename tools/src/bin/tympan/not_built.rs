@@ -10,7 +10,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 use crate::exit::{Failure, Outcome};
 
 /// Subcommands.
-const COMMANDS: [&str; 2] = ["live", "serve"];
+const COMMANDS: [&str; 1] = ["live"];
 
 /// Variables of the environment.
 const VARIABLES: [&str; 1] = ["TYMPAN_KERNELS"];
@@ -19,13 +19,15 @@ const VARIABLES: [&str; 1] = ["TYMPAN_KERNELS"];
 const SWITCHES: [(&str, &[&str]); 1] = [("transcribe", &["raw-words", "drop-suspect", "resume", "no-resume"])];
 
 /// Flags of a subcommand that have a value.
-const VALUED: [(&str, &[&str]); 6] = [
+const VALUED: [(&str, &[&str]); 8] = [
     ("transcribe", &["vad", "loop-retry", "track", "from", "to", "aligner", "gpu-layers", "memory-budget"]),
     ("generate", &["gpu-layers", "memory-budget"]),
     ("generate", OF_DRAFTS),
     ("bench", &["gpu-layers", "memory-budget"]),
     ("bench", SPECULATION),
     ("inspect", &["gpu-layers", "memory-budget"]),
+    ("serve", &["gpu-layers", "cache-ram", "cache-reuse", "slot-save-path", "ctx-checkpoints-mem"]),
+    ("serve", SPECULATION),
 ];
 const SPECULATION: &[&str] =
     &["spec-type", "spec-rollback", "draft-max", "draft-min", "draft-model", "ctx-checkpoints"];
@@ -47,9 +49,9 @@ const OF_DRAFTS: &[&str] = &[
 ];
 
 /// Subcommands of which every flag that begins so is one, and flags of one dash and several letters.
-const SPECULATIVE: (&str, [&str; 1]) = ("--spec-", ["bench"]);
+const SPECULATIVE: (&str, [&str; 2]) = ("--spec-", ["bench", "serve"]);
 /// Subcommands that would have the flags of [`SHORT`].
-const HAVE_SHORT: [&str; 2] = ["generate", "bench"];
+const HAVE_SHORT: [&str; 3] = ["generate", "bench", "serve"];
 const SHORT: [&str; 9] = ["-md", "-hfd", "-ngld", "-devd", "-ctkd", "-ctvd", "-td", "-lcs", "-lcd"];
 
 fn flags_of<'l>(lists: &'l [(&str, &'static [&'static str])], command: &'l str) -> impl Iterator<Item = &'static str> {

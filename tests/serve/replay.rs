@@ -1,0 +1,85 @@
+//! Requests of the official client of OpenAI, recorded once by `tests/fixtures/serve/openai_client.py`, asked again.
+
+use axum::body::Body;
+use axum::http::{Request, header};
+use serde_json::Value;
+
+use crate::ask::{Asked, fixtures, loaded, options};
+
+/// Bytes in base64. Source: RFC 4648, section 4.
+fn decoded(text: &str) -> Vec<u8> {
+    const LETTERS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let bits: Vec<u32> = text
+        .bytes()
+        .filter(|&letter| letter != b'=')
+        .map(|letter| LETTERS.iter().position(|&other| other == letter).unwrap() as u32)
+        .collect();
+    bits.chunks(4)
+        .flat_map(|chunk| {
+            let word = (0..4).fold(0, |word, i| word << 6 | chunk.get(i).copied().unwrap_or_default());
+            word.to_be_bytes()[1..chunk.len()].to_vec()
+        })
+        .collect()
+}
+
+#[test]
+fn requests_of_the_official_client_have_the_answers_that_it_accepted() {
+    let model = loaded("models/tiny-lfm2-audio");
+    let asked = Asked::open(&model, serve::Options { keys: vec!["sk-test".into()], ..options() });
+    let records = std::fs::read_to_string(fixtures().join("serve/openai.jsonl")).unwrap();
+    let mut n = 0;
+    for line in records.lines() {
+        let record: Value = serde_json::from_str(line).unwrap();
+        let text = |name: &str| record[name].as_str().unwrap();
+        let request = Request::builder()
+            .method(text("method"))
+            .uri(text("path"))
+            .header(header::HOST, "127.0.0.1:8123")
+            .header(header::CONTENT_TYPE, text("content_type"))
+            .header(header::AUTHORIZATION, text("authorization"))
+            .body(Body::from(decoded(text("body"))))
+            .unwrap();
+        let answer = asked.ask(request);
+        let name = text("name");
+        assert_eq!(u64::from(answer.status), record["status"].as_u64().unwrap(), "{name}: {}", answer.text());
+        n += 1;
+        if answer.status >= 400 {
+            answer.error();
+            continue;
+        }
+        // What the client found in the answers.
+        match name {
+            "json" => assert_eq!(answer.json()["text"], "five"),
+            "text" => assert_eq!(answer.text(), "five\n"),
+            "srt" => assert!(answer.text().contains("\nfive\n")),
+            "vtt" => assert!(answer.text().starts_with("WEBVTT") && answer.text().contains("\nfive\n")),
+            "verbose_json" => {
+                let json = answer.json();
+                assert_eq!((&json["text"], &json["segments"][0]["end"]), (&"five".into(), &json["duration"]));
+            }
+            "transcription stream" => {
+                let events = answer.events();
+                let text: String = events.iter().filter_map(|event| event["delta"].as_str()).collect();
+                assert_eq!(text, "five");
+                assert_eq!(events.last().unwrap()["type"], "transcript.text.done");
+            }
+            "models" => assert_eq!(answer.json()["data"][0]["object"], "model"),
+            "chat" => {
+                let choice = &answer.json()["choices"][0];
+                let n_tokens = choice["logprobs"]["content"].as_array().unwrap().len();
+                assert!(choice["message"]["content"].is_string() && n_tokens <= 8, "{choice}");
+            }
+            "chat stream" | "completion stream" => {
+                assert!(answer.text().ends_with("data: [DONE]\n\n"));
+                let is_end = |event: &Value| event["choices"][0]["finish_reason"].is_string();
+                assert_eq!(answer.events().iter().filter(|event| is_end(event)).count(), 1);
+            }
+            "completion" => {
+                let json = answer.json();
+                assert_eq!(json["choices"][0]["text"], json["choices"][1]["text"]);
+            }
+            _ => panic!("{name}: nothing is known of it"),
+        }
+    }
+    assert_eq!(n, 18);
+}

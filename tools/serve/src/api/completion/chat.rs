@@ -1,0 +1,104 @@
+//! Conversations: messages as the model's template writes them.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use axum::body::Body;
+use axum::http::Response;
+use models::chat::{Content, DateTime, Message, Rendering, Template, Value};
+use serde_json::{Value as Json, json};
+
+use super::fields;
+use crate::App;
+use crate::api::error::ApiError;
+use crate::api::fields::Fields;
+use crate::http::router::{Asked, json};
+
+/// Most messages of a conversation.
+const MAX_MESSAGES: usize = 4096;
+
+/// Writes a conversation and does nothing else.
+pub(crate) async fn apply_template(asked: Asked) -> Result<Response<Body>, ApiError> {
+    let Asked { app, request, .. } = asked;
+    let fields = fields(&app, request).await?;
+    let prompt = tokio::task::spawn_blocking(move || written(&app, &fields)).await;
+    let prompt = prompt.unwrap_or_else(|_| Err(ApiError::server("the template stumbled")))?;
+    Ok(json(&json!({"prompt": prompt})))
+}
+
+/// The text of a request's conversation.
+///
+/// Errors: 501 for a model without a template, 400 for messages that make no sense to it.
+pub(super) fn written(app: &App, fields: &Fields) -> Result<String, ApiError> {
+    let template = match &app.model.template {
+        Ok(template) => template,
+        Err(why) => return Err(ApiError::cannot(format!("chat: {why}"))),
+    };
+    let messages = messages(fields, template)?;
+    let mut variables = Vec::new();
+    match fields.get("chat_template_kwargs") {
+        None => {}
+        Some(Json::Object(map)) => variables.extend(map.iter().map(|(name, x)| (name.clone(), value(x)))),
+        Some(_) => return Err(ApiError::field("chat_template_kwargs", "chat_template_kwargs: want an object")),
+    }
+    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let now = DateTime::from_unix(i64::try_from(seconds).unwrap_or(i64::MAX));
+    let add_generation_prompt = fields.flag("add_generation_prompt")?.unwrap_or(true);
+    Ok(template.render(&messages, &Rendering { add_generation_prompt, now, variables: &variables })?)
+}
+
+fn messages(fields: &Fields, template: &Template) -> Result<Vec<Message>, ApiError> {
+    let wrong = |what: &str| ApiError::field("messages", format!("messages: {what}"));
+    let list = fields.get("messages").and_then(Json::as_array);
+    let list = list.filter(|list| !list.is_empty()).ok_or_else(|| wrong("want a list of at least one message"))?;
+    if list.len() > MAX_MESSAGES {
+        return Err(wrong(&format!("want at most {MAX_MESSAGES}")));
+    }
+    let message = |message: &Json| {
+        let map = message.as_object().ok_or_else(|| wrong("want objects"))?;
+        let role = map.get("role").and_then(Json::as_str).ok_or_else(|| wrong("every message needs a role"))?;
+        let content = match map.get("content") {
+            None | Some(Json::Null) => Content::None,
+            Some(Json::String(text)) => template.message(role, text).content,
+            Some(Json::Array(parts)) => template.message(role, &text_of(parts)?).content,
+            Some(_) => return Err(wrong("content: want a text or a list of parts")),
+        };
+        let more = map.iter().filter(|(name, _)| !matches!(name.as_str(), "role" | "content"));
+        let more = more.map(|(name, x)| (name.clone(), value(x))).collect();
+        Ok(Message { role: role.to_owned(), content, more })
+    };
+    list.iter().map(message).collect()
+}
+
+/// The texts of parts, one after the other.
+fn text_of(parts: &[Json]) -> Result<String, ApiError> {
+    let mut all = String::new();
+    for part in parts {
+        match part.get("type").and_then(Json::as_str) {
+            Some("text") => {
+                let text = part.get("text").and_then(Json::as_str);
+                all.push_str(text.ok_or_else(|| ApiError::field("messages", "messages: a part of text without text"))?);
+            }
+            Some(kind) => {
+                let kind: String = kind.chars().take(40).collect();
+                return Err(ApiError::unsupported_field(&format!("messages: parts of type {kind:?}")));
+            }
+            None => return Err(ApiError::field("messages", "messages: every part needs a type")),
+        }
+    }
+    Ok(all)
+}
+
+/// A value as templates take it.
+fn value(json: &Json) -> Value {
+    match json {
+        Json::Null => Value::None,
+        Json::Bool(flag) => Value::Bool(*flag),
+        Json::Number(number) => match number.as_i64() {
+            Some(n) => Value::Integer(n),
+            None => Value::Float(number.as_f64().unwrap_or(f64::NAN)),
+        },
+        Json::String(text) => Value::Text(text.clone()),
+        Json::Array(list) => Value::List(list.iter().map(value).collect()),
+        Json::Object(map) => Value::Map(map.iter().map(|(name, x)| (name.clone(), value(x))).collect()),
+    }
+}

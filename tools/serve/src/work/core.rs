@@ -1,0 +1,398 @@
+//! [`Core`]: the jobs of all clients on one scheduler. It does one thing at a time, a call of the decoder or a slice of the
+//! encoder, and looks for what clients want in between. It knows no threads and no sockets, and no clock but the one it is
+//! given.
+
+use std::collections::VecDeque;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::time::Duration;
+
+use models::decoding::{Decoding, Event};
+use models::scheduler::{Scheduler, SequenceId};
+
+use super::text::chosen;
+use super::{Answer, Clock, Job, Reply, SpeechWork, TextWork, Work};
+use crate::api::error::ApiError;
+use crate::figures::{Figures, SlotView};
+use crate::mailbox::Mailbox;
+
+/// What bounds jobs.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CoreOptions {
+    /// Jobs that are worked on at once, each with a slot.
+    pub n_slots: usize,
+    /// A client that reads nothing for so long is gone.
+    pub stall: Duration,
+    /// Seconds after which a job is late, for its message.
+    pub timeout: Duration,
+    /// Bytes that the states of all sequences may have together, where that is bounded.
+    pub state_bytes: Option<usize>,
+}
+
+/// A job that was taken.
+struct Task {
+    id: u64,
+    reply: Mailbox<Reply>,
+    arrived: Duration,
+    deadline: Duration,
+    work: Work,
+    /// Its sequence, while there is one.
+    sequence: Option<SequenceId>,
+    /// The slot it is shown in.
+    i_slot: usize,
+    /// Tokens of its sequence's prompt that are not in memory.
+    prompt_left: usize,
+    /// Bytes of states that are promised to it.
+    promised: usize,
+    end: Option<End>,
+}
+
+/// How a job ended.
+enum End {
+    Done,
+    Failed(ApiError),
+    /// Nobody waits for it.
+    Gone,
+}
+
+/// The jobs, and the session that computes them.
+pub(crate) struct Core {
+    scheduler: Scheduler,
+    waiting: VecDeque<Task>,
+    running: Vec<Task>,
+    options: CoreOptions,
+    clock: Clock,
+    figures: Arc<Figures>,
+    /// Whether the encoder is next where both have something to do.
+    encoder_is_next: bool,
+    /// Jobs that ended since this was asked for.
+    n_ended: usize,
+}
+
+impl Core {
+    /// Without jobs. All slots of the scheduler's session are its own.
+    pub(crate) fn new(scheduler: Scheduler, options: CoreOptions, clock: Clock, figures: Arc<Figures>) -> Self {
+        figures.lock().slots = vec![None; options.n_slots];
+        Self {
+            scheduler,
+            waiting: VecDeque::new(),
+            running: Vec::new(),
+            options,
+            clock,
+            figures,
+            encoder_is_next: true,
+            n_ended: 0,
+        }
+    }
+
+    /// Takes a job, which waits for a slot.
+    pub(crate) fn take(&mut self, job: Job) {
+        let Job { id, work, reply, arrived, deadline } = job;
+        self.waiting.push_back(Task {
+            id,
+            reply,
+            arrived,
+            deadline,
+            work,
+            sequence: None,
+            i_slot: 0,
+            prompt_left: 0,
+            promised: 0,
+            end: None,
+        });
+    }
+
+    /// Whether there are no jobs.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.waiting.is_empty() && self.running.is_empty()
+    }
+
+    /// Number of jobs that have ended since this was asked for last.
+    pub(crate) fn take_ended(&mut self) -> usize {
+        std::mem::take(&mut self.n_ended)
+    }
+
+    /// Ends all jobs with an error.
+    pub(crate) fn abort(&mut self) {
+        let error = || End::Failed(ApiError::unavailable("the server ends, and the answer was not finished in time"));
+        self.waiting.iter_mut().chain(&mut self.running).for_each(|task| task.end = Some(error()));
+    }
+
+    /// Does the next thing, if there is one: a call of the decoder, or a slice of the encoder.
+    pub(crate) fn step(&mut self) -> bool {
+        let now = (self.clock)();
+        self.look_at_clients(now);
+        self.sweep(now);
+        self.admit(now);
+        // Before anybody is told anything by those that are new.
+        self.publish();
+        let encodes = self.running.iter().any(|task| task.needs_encoder());
+        let decodes = self.scheduler.n_running() > 0;
+        let is_busy = encodes || decodes;
+        if encodes && (self.encoder_is_next || !decodes) {
+            self.encode();
+        } else if decodes {
+            self.decode();
+        }
+        self.encoder_is_next = !self.encoder_is_next;
+        let now = (self.clock)();
+        self.sweep(now);
+        self.publish();
+        is_busy
+    }
+
+    /// Ends the jobs of clients that went, do not read, or waited too long.
+    fn look_at_clients(&mut self, now: Duration) {
+        for task in self.waiting.iter_mut().chain(&mut self.running).filter(|task| task.end.is_none()) {
+            let has_stalled =
+                task.reply.unread_since().is_some_and(|since| now.saturating_sub(since) >= self.options.stall);
+            if task.reply.is_gone() || has_stalled {
+                task.end = Some(End::Gone);
+            } else if now >= task.deadline {
+                task.end = Some(End::Failed(ApiError::late(self.options.timeout.as_secs())));
+            }
+        }
+    }
+
+    /// Gives slots to jobs that wait, in the order in which they came. One whose states do not fit beside those that are
+    /// promised to others waits, and those behind it with it: none waits for ever.
+    fn admit(&mut self, now: Duration) {
+        while self.running.len() < self.options.n_slots
+            && let Some(task) = self.waiting.front()
+        {
+            let wanted = self.state_bytes(task.n_most());
+            let promised: usize = self.running.iter().map(|task| task.promised).sum();
+            let fits = |most: usize| promised + wanted <= most;
+            let is_alone = self.running.is_empty();
+            if !self.options.state_bytes.is_none_or(fits) && !is_alone {
+                return;
+            }
+            let Some(mut task) = self.waiting.pop_front() else { return };
+            if !self.options.state_bytes.is_none_or(fits) {
+                let most = self.options.state_bytes.unwrap_or_default();
+                let message =
+                    format!("prompt and answer need {wanted} bytes of states; all requests together have {most}");
+                task.end = Some(End::Failed(ApiError::too_large(message)));
+                // It is answered with those that run.
+                self.running.push(task);
+                self.sweep(now);
+                continue;
+            }
+            task.promised = wanted;
+            let taken: Vec<usize> = self.running.iter().map(|other| other.i_slot).collect();
+            task.i_slot = (0..self.options.n_slots).find(|i| !taken.contains(i)).unwrap_or(0);
+            if let Work::Text(work) = &mut task.work
+                && let Some(decoding) = work.begin(now)
+            {
+                task.submit(&mut self.scheduler, decoding);
+            }
+            self.running.push(task);
+        }
+    }
+
+    /// Bytes of states of a sequence of so many tokens.
+    fn state_bytes(&self, n_tokens: usize) -> usize {
+        let specs = self.scheduler.session().memory().specs().iter();
+        specs.map(|spec| spec.used_bytes(n_tokens)).sum()
+    }
+
+    /// Encodes a slice of the first clip that needs it; the others come before it is their turn again.
+    fn encode(&mut self) {
+        let Self { scheduler, running, clock, figures, .. } = self;
+        let Some(i) = running.iter().position(Task::needs_encoder) else { return };
+        let task = &mut running[i];
+        let Work::Speech(work) = &mut task.work else { return };
+        let start = clock();
+        let result = work.encode(scheduler.session_mut(), start);
+        let now = clock();
+        match result {
+            Ok(Some(decoding)) => {
+                work.submitted(now);
+                task.submit(scheduler, decoding);
+            }
+            Ok(None) => {}
+            Err(error) => task.end = Some(End::Failed(error.into())),
+        }
+        running[i..].rotate_left(1);
+        let mut numbers = figures.lock();
+        numbers.n_encode += 1;
+        numbers.encode_seconds += (now - start).as_secs_f64();
+    }
+
+    /// Makes a call of the decoder, and tells everybody what came of it.
+    fn decode(&mut self) {
+        let n_vocab = self.scheduler.session().model().n_vocab();
+        let start = (self.clock)();
+        let Self { scheduler, running, clock, figures, .. } = self;
+        let run_ns = scheduler.session().stats().run_ns;
+        let mut cancelled = Vec::new();
+        let (mut n_busy, mut n_prompt, mut n_predicted) = (0, 0, 0);
+        let result = scheduler.step(&mut |progress| {
+            let Some(task) = running.iter_mut().find(|task| task.sequence == Some(progress.id)) else { return };
+            n_busy += 1;
+            match progress.result {
+                Ok(event) => {
+                    if task.prompt_left > 0 {
+                        task.prompt_left = task.prompt_left.saturating_sub(event.accepted);
+                        n_prompt += event.accepted;
+                    }
+                    n_predicted += chosen(event).count();
+                    if task.advance(event, progress.logits, n_vocab, clock()).is_break() && event.finish.is_none() {
+                        cancelled.push(progress.id);
+                    }
+                }
+                Err(error) => {
+                    task.sequence = None;
+                    task.end = Some(End::Failed(error.into()));
+                }
+            }
+        });
+        cancelled.into_iter().for_each(|id| scheduler.cancel(id));
+        if let Err(error) = result {
+            let error = ApiError::from(error);
+            for task in running.iter_mut() {
+                if task.sequence.take_if(|id| scheduler.sequence(*id).is_none()).is_some() && task.end.is_none() {
+                    task.end = Some(End::Failed(error.clone()));
+                }
+            }
+        }
+        let seconds = (clock() - start).as_secs_f64();
+        let stats = scheduler.session().stats();
+        let mut numbers = figures.lock();
+        numbers.n_decode += 1;
+        numbers.n_busy += n_busy;
+        numbers.count_host(seconds - (stats.run_ns - run_ns) as f64 * 1e-9);
+        numbers.stats = stats;
+        // A call with tokens of prompts is one about prompts.
+        if n_prompt > 0 {
+            numbers.prompt_seconds += seconds;
+        } else {
+            numbers.predicted_seconds += seconds;
+        }
+        numbers.prompt_tokens += n_prompt as u64;
+        numbers.predicted_tokens += n_predicted as u64;
+    }
+
+    /// Answers the jobs that ended, and frees their slots.
+    fn sweep(&mut self, now: Duration) {
+        let Self { scheduler, waiting, running, figures, n_ended, .. } = self;
+        let mut ended = Vec::new();
+        let mut i = 0;
+        while i < waiting.len() {
+            if waiting[i].end.is_some() {
+                ended.extend(waiting.remove(i));
+            } else {
+                i += 1;
+            }
+        }
+        ended.extend(running.extract_if(.., |task| task.end.is_some()));
+        for mut task in ended {
+            if let Some(id) = task.sequence.take() {
+                scheduler.cancel(id);
+            }
+            *n_ended += 1;
+            task.answer(figures, now);
+        }
+    }
+
+    /// Shows what the slots do.
+    fn publish(&self) {
+        let mut numbers = self.figures.lock();
+        numbers.processing = self.running.len();
+        numbers.deferred = self.waiting.len();
+        numbers.slots.fill(None);
+        for task in &self.running {
+            let (n_prompt, n_generated) = task.n_tokens();
+            numbers.n_tokens_max = numbers.n_tokens_max.max((n_prompt + n_generated) as u64);
+            numbers.slots[task.i_slot] =
+                Some(SlotView { job: task.id, state: task.state(), n_prompt, n_generated, since: task.arrived });
+        }
+    }
+}
+
+impl Task {
+    fn needs_encoder(&self) -> bool {
+        match &self.work {
+            Work::Speech(work) => self.end.is_none() && self.sequence.is_none() && work.needs_encoder(),
+            Work::Text(_) => false,
+        }
+    }
+
+    /// Most tokens that a sequence of it will have.
+    fn n_most(&self) -> usize {
+        match &self.work {
+            Work::Speech(work) => work.n_most(),
+            Work::Text(work) => work.n_most(),
+        }
+    }
+
+    fn submit(&mut self, scheduler: &mut Scheduler, decoding: Decoding) {
+        self.prompt_left = decoding.prompt_left();
+        match scheduler.submit(decoding) {
+            Ok(id) => self.sequence = Some(id),
+            Err(error) => self.end = Some(End::Failed(error.into())),
+        }
+    }
+
+    /// Takes what came of a call for its sequence.
+    fn advance(&mut self, event: &Event, logits: &[f32], n_vocab: usize, now: Duration) -> ControlFlow<()> {
+        let (piece, flow, is_over) = match &mut self.work {
+            Work::Speech(work) => {
+                let piece = work.advance(event, logits, n_vocab, now);
+                (piece, ControlFlow::Continue(()), event.finish.is_some() && work.is_over())
+            }
+            Work::Text(work) => {
+                let (piece, flow) = work.advance(event, logits, n_vocab, now);
+                (piece, flow, event.finish.is_some() || flow.is_break())
+            }
+        };
+        if let Some(piece) = piece {
+            self.reply.put(Reply::Piece(piece), now);
+        }
+        if event.finish.is_some() || flow.is_break() {
+            self.sequence = None;
+        }
+        if is_over {
+            self.end = Some(End::Done);
+        }
+        flow
+    }
+
+    fn n_tokens(&self) -> (usize, usize) {
+        match &self.work {
+            Work::Speech(work) => work.n_tokens(),
+            Work::Text(work) => work.n_tokens(),
+        }
+    }
+
+    fn state(&self) -> &'static str {
+        match &self.work {
+            _ if self.needs_encoder() => "encoding",
+            Work::Text(work) if work.n_tokens().1 == 0 => "prompt",
+            Work::Speech(_) | Work::Text(_) => "generating",
+        }
+    }
+
+    /// Tells the client how it ended.
+    fn answer(self, figures: &Figures, now: Duration) {
+        let Self { reply, work, end, .. } = self;
+        let event = match end {
+            Some(End::Done) => {
+                let answer = match work {
+                    Work::Speech(work) => Some(SpeechWork::into_answer(*work)),
+                    Work::Text(work) => TextWork::into_answer(*work),
+                };
+                if let Some(Answer::Speech(answer)) = &answer {
+                    figures.lock().audio_seconds += answer.transcript.duration_s;
+                }
+                match answer {
+                    Some(answer) => Reply::Done(Box::new(answer)),
+                    None => Reply::Failed(ApiError::server("the answer was lost")),
+                }
+            }
+            Some(End::Failed(error)) => Reply::Failed(error),
+            Some(End::Gone) | None => return,
+        };
+        reply.put(event, now);
+    }
+}
