@@ -185,7 +185,7 @@ const TRAINED_MEL: f64 = 1e-4;
 fn check_trained(backend: &Arc<dyn Backend>, clip: &str) {
     let gold = Trained::open("tiny-qwen3-asr", clip);
     let mel = models::audio::MelSpectrogram::new(models::qwen3_asr::mel_params(128)).unwrap();
-    let features = mel.compute(&gold.floats("waveform"), &Serial).unwrap();
+    let features = mel.compute(&gold.samples(), &Serial).unwrap();
     gold.compare_within("mel", &**backend, &features.values, TRAINED_MEL);
 
     let (s, embeddings) = gold.encode(backend, "enc.ln_post");

@@ -10,11 +10,12 @@ use engine::batch::{Features, Tokens};
 use engine::pass::CompileOptions;
 use engine::session::{Session, SessionOptions};
 use models::LoadOptions;
+use models::audio::decode_file;
 use safetensors::SafeTensors;
 use tests::sessions::session_options;
 
 use super::{decode, tap};
-use crate::checkpoint::converted;
+use crate::checkpoint::{converted, fixture};
 
 /// Tolerance of a tensor, relative to its largest value.
 const TOLERANCE: f64 = 1e-5;
@@ -33,6 +34,11 @@ impl Trained {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/models").join(model);
         let bytes = std::fs::read(dir.join(format!("golden/{clip}.safetensors"))).unwrap();
         Self { dir, clip: clip.to_owned(), bytes }
+    }
+
+    /// What the clip sounds like.
+    pub fn samples(&self) -> Vec<f32> {
+        decode_file(&fixture(&format!("audio/{}.wav", self.clip))).unwrap().samples
     }
 
     fn bytes(&self, name: &str) -> &[u8] {
