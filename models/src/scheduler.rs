@@ -62,12 +62,20 @@ pub struct Scheduler {
     n_submitted: u64,
     /// What calls without prompts take.
     costs: Costs,
+    /// Most tokens of prompts in a call in which sequences decode.
+    prompt_piece: usize,
 }
 
 impl Scheduler {
     /// A scheduler without sequences. The session's slots are its own from now on.
     pub fn new(session: Session) -> Self {
-        Self { session, running: Vec::new(), n_submitted: 0, costs: Costs::default() }
+        Self { session, running: Vec::new(), n_submitted: 0, costs: Costs::default(), prompt_piece: usize::MAX }
+    }
+
+    /// Bounds how long sequences that decode wait for the prompts of others: so many tokens of these at most, at least one, go
+    /// into a call with them.
+    pub fn set_prompt_piece(&mut self, n_tokens: usize) {
+        self.prompt_piece = n_tokens.max(1);
     }
 
     /// The session, for what is not a sequence: the encoder, counters, switches.
@@ -254,7 +262,8 @@ impl Scheduler {
         n_tokens += self.speculate(n_tokens, max);
         let prompts = self.running.iter_mut().filter(|r| r.decoding.prompt_left() > 0);
         let left: usize = prompts.map(|r| r.decoding.prompt_left()).sum();
-        let mut room = piece(buckets, n_tokens, left.min(max - n_tokens));
+        let most = if n_tokens > 0 { self.prompt_piece } else { usize::MAX };
+        let mut room = piece(buckets, n_tokens, left.min(max - n_tokens).min(most));
         for r in self.running.iter_mut().filter(|r| r.decoding.prompt_left() > 0) {
             r.n_feeding = r.decoding.prompt_left().min(room);
             room -= r.n_feeding;

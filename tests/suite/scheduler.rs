@@ -108,6 +108,35 @@ fn sequences_in_company_give_the_ids_they_give_alone() {
 }
 
 #[test]
+fn prompts_are_fed_in_small_pieces_beside_sequences_that_decode() {
+    let decodings = [decoding(1, 5), decoding(2, 60)];
+    let want = alone(&decodings);
+    for n_most in [1, 7, 16] {
+        let mut scheduler = scheduler();
+        scheduler.set_prompt_piece(n_most);
+        let first = scheduler.submit(decodings[0].clone()).unwrap();
+        // Its prompt, alone, comes at once.
+        scheduler.step(&mut |progress| assert_eq!(progress.result.unwrap().accepted, 5)).unwrap();
+        let second = scheduler.submit(decodings[1].clone()).unwrap();
+        let mut ids = BTreeMap::from([(first, vec![want[0][0]])]);
+        let mut n_fed = 0;
+        while scheduler.n_running() > 0 {
+            let is_alone = scheduler.n_running() == 1;
+            let step = scheduler.step(&mut |progress| {
+                let event = progress.result.unwrap();
+                ids.entry(progress.id).or_default().extend(&event.tokens);
+                if progress.id == second && n_fed < 60 {
+                    n_fed += event.accepted;
+                    assert!(is_alone || event.accepted <= n_most, "{} of {n_most}", event.accepted);
+                }
+            });
+            step.unwrap();
+        }
+        assert_eq!([ids[&first].clone(), ids[&second].clone()].to_vec(), want, "{n_most}");
+    }
+}
+
+#[test]
 fn a_sequence_of_nan_ends_alone() {
     let sound = [decoding(1, 5), decoding(2, 9)];
     let want = alone(&sound);

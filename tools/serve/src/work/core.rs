@@ -16,6 +16,14 @@ use crate::api::error::ApiError;
 use crate::figures::{Figures, SlotView};
 use crate::mailbox::Mailbox;
 
+/// A call in which sequences decode takes about so long at most, whatever prompts are fed beside them.
+const MOST_STEP_S: f64 = 0.4;
+/// Tokens of prompts that go into a call however long that takes.
+const LEAST_PIECE: usize = 16;
+
+/// The same before it is known how long prompts take.
+const FIRST_PIECE: usize = 64;
+
 /// What bounds jobs.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct CoreOptions {
@@ -71,7 +79,8 @@ pub(crate) struct Core {
 
 impl Core {
     /// Without jobs. All slots of the scheduler's session are its own.
-    pub(crate) fn new(scheduler: Scheduler, options: CoreOptions, clock: Clock, figures: Arc<Figures>) -> Self {
+    pub(crate) fn new(mut scheduler: Scheduler, options: CoreOptions, clock: Clock, figures: Arc<Figures>) -> Self {
+        scheduler.set_prompt_piece(FIRST_PIECE);
         figures.lock().slots = vec![None; options.n_slots];
         Self {
             scheduler,
@@ -257,6 +266,11 @@ impl Core {
             }
         }
         let seconds = (clock() - start).as_secs_f64();
+        if n_prompt >= LEAST_PIECE {
+            // How fast prompts are now says how much of the next one fits.
+            let fits = (MOST_STEP_S * n_prompt as f64 / seconds.max(1e-9)) as usize;
+            scheduler.set_prompt_piece(fits.max(LEAST_PIECE));
+        }
         let stats = scheduler.session().stats();
         let mut numbers = figures.lock();
         numbers.n_decode += 1;
@@ -396,3 +410,7 @@ impl Task {
         reply.put(event, now);
     }
 }
+
+#[cfg(test)]
+#[path = "schedules.rs"]
+mod schedules;

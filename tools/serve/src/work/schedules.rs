@@ -1,0 +1,209 @@
+//! Random schedules of [`Core`], by a clock of their own: no sockets, no threads, no waiting.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use engine::session::{Session, SessionOptions};
+use models::generate::{Request, Writer};
+use models::sample::Sampling;
+use models::scheduler::Scheduler;
+use models::{LoadOptions, Loaded};
+
+use super::{Core, CoreOptions};
+use crate::figures::Figures;
+use crate::mailbox::{Reader, mailbox};
+use crate::work::{Answer, Clock, Job, Reply, TextWork, Work};
+
+const N_JOBS: usize = 10_000;
+const N_SLOTS: usize = 4;
+const STALL: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Numbers that look random. Source: Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, 2014.
+struct Rng(u64);
+
+impl Rng {
+    fn below(&mut self, n: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % n
+    }
+}
+
+fn model() -> Loaded {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/models/tiny-qwen3-asr");
+    models::load(vec![convert::to_memory(&*path).unwrap()], LoadOptions::default()).unwrap()
+}
+
+fn scheduler(model: &Loaded) -> Scheduler {
+    let threads = std::num::NonZeroUsize::new(1);
+    let backend = backends::open("cpu", &backends::Options { threads }).unwrap();
+    let options = SessionOptions { n_slots: N_SLOTS, n_ctx: 256, ..SessionOptions::default() };
+    Scheduler::new(Session::open(Arc::clone(&model.model), &model.weights, &[backend], options).unwrap())
+}
+
+/// What a client asks, and how it behaves.
+#[derive(Clone, Copy)]
+struct Wish {
+    prompt: &'static str,
+    n: usize,
+    /// Goes away after so many steps.
+    leaves_after: Option<u64>,
+    /// Asks for a stream and reads nothing of it.
+    is_deaf: bool,
+    deadline: Duration,
+}
+
+fn work(writer: &Writer, wish: Wish) -> Work {
+    let ids = writer.prompt(wish.prompt);
+    let request = Request {
+        prompt: &ids,
+        max_tokens: wish.n,
+        sampling: Sampling::default(),
+        ignore_stop: true,
+        stop: &[],
+        prompt_logits: false,
+    };
+    let (continuation, decoding) = writer.begin(&request).unwrap();
+    Work::Text(Box::new(TextWork::new(continuation, decoding, ids.len(), ids.len() + wish.n).streamed(wish.is_deaf)))
+}
+
+/// A client that is there.
+struct Client {
+    wish: Wish,
+    reader: Reader<Reply>,
+    came: u64,
+}
+
+/// How a client's request ended.
+#[derive(PartialEq, Debug)]
+enum Seen {
+    Done(Vec<u32>),
+    Failed(u16),
+}
+
+fn read(reader: &mut Reader<Reply>) -> Option<Option<Seen>> {
+    match reader.poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Pending => None,
+        Poll::Ready(None) => Some(None),
+        Poll::Ready(Some(Reply::Piece(_))) => read(reader),
+        Poll::Ready(Some(Reply::Failed(error))) => Some(Some(Seen::Failed(error.status))),
+        Poll::Ready(Some(Reply::Done(answer))) => match *answer {
+            Answer::Text(answer) => Some(Some(Seen::Done(answer.generated.ids))),
+            Answer::Speech(_) => panic!("nobody asked for speech"),
+        },
+    }
+}
+
+#[test]
+fn ten_thousand_random_requests_end_once_each_and_in_order() {
+    let model = model();
+    let writer = Writer::open(&model).unwrap();
+    let micros = Arc::new(AtomicU64::new(0));
+    let clock: Clock = {
+        let micros = Arc::clone(&micros);
+        Arc::new(move || Duration::from_micros(micros.load(Ordering::SeqCst)))
+    };
+    // Two long sequences fit, or some short ones.
+    let mut probe = Core::new(
+        scheduler(&model),
+        CoreOptions { n_slots: N_SLOTS, stall: STALL, timeout: TIMEOUT, state_bytes: None },
+        Arc::clone(&clock),
+        Arc::default(),
+    );
+    let most = probe.state_bytes(80);
+    let options = CoreOptions { n_slots: N_SLOTS, stall: STALL, timeout: TIMEOUT, state_bytes: Some(most) };
+    let figures = Arc::new(Figures::default());
+    let mut core = Core::new(scheduler(&model), options, Arc::clone(&clock), figures);
+
+    let mut rng = Rng(7);
+    let mut clients: BTreeMap<u64, Client> = BTreeMap::new();
+    let mut answers: BTreeMap<(&str, usize), Vec<u32>> = BTreeMap::new();
+    let (mut n_came, mut n_ended, mut n_steps) = (0, 0, 0);
+    let (mut n_done, mut n_late, mut n_left, mut n_deaf) = (0, 0, 0, 0);
+    let mut last_admitted = None;
+    while n_ended < N_JOBS {
+        while n_came < N_JOBS && clients.len() < 40 && rng.below(3) > 0 {
+            let now = clock();
+            let wish = Wish {
+                prompt: ["one", "two three four", "please turn the light off in the kitchen now"]
+                    [rng.below(3) as usize],
+                n: [1, 3, 9, 40][rng.below(4) as usize],
+                leaves_after: (rng.below(6) == 0).then(|| rng.below(30)),
+                is_deaf: rng.below(40) == 0,
+                deadline: now + if rng.below(20) == 0 { Duration::from_millis(rng.below(3000)) } else { TIMEOUT },
+            };
+            let (reply, reader) = mailbox();
+            let id = n_came as u64;
+            core.take(Job { id, work: work(&writer, wish), reply, arrived: now, deadline: wish.deadline });
+            clients.insert(id, Client { wish, reader, came: n_steps });
+            n_came += 1;
+        }
+        micros.fetch_add(rng.below(40_000), Ordering::SeqCst);
+        core.step();
+        n_steps += 1;
+        let ended = core.take_ended();
+        n_ended += ended;
+
+        // What is promised fits, and slots are given in the order in which requests came.
+        let promised: usize = core.running.iter().map(|task| task.promised).sum();
+        assert!(promised <= most && core.running.len() <= N_SLOTS, "{promised} of {most}");
+        let newest = core.running.iter().map(|task| task.id).max();
+        assert!(newest.is_none() || newest >= last_admitted || core.waiting.iter().all(|t| Some(t.id) > newest));
+        last_admitted = newest.max(last_admitted);
+        if let (Some(newest), Some(first)) = (last_admitted, core.waiting.front()) {
+            assert!(first.id > newest, "{} waits, {newest} came later and was served", first.id);
+        }
+
+        let ids: Vec<u64> = clients.keys().copied().collect();
+        for id in ids {
+            let client = clients.get_mut(&id).unwrap();
+            if client.wish.leaves_after.is_some_and(|n| n_steps >= client.came + n) {
+                clients.remove(&id);
+                n_left += 1;
+                continue;
+            }
+            // A stream that nobody reads ends without a word; whoever is deaf looks when it is all over.
+            let is_there = core.waiting.iter().chain(&core.running).any(|task| task.id == id);
+            if client.wish.is_deaf && is_there {
+                continue;
+            }
+            let Some(seen) = read(&mut client.reader) else { continue };
+            match seen {
+                Some(Seen::Done(ids)) => {
+                    n_done += 1;
+                    let key = (client.wish.prompt, client.wish.n);
+                    assert_eq!(ids.len(), key.1);
+                    assert_eq!(*answers.entry(key).or_insert_with(|| ids.clone()), ids, "{key:?}");
+                }
+                Some(Seen::Failed(status)) => {
+                    assert!(status == 504 && clock() >= client.wish.deadline, "{status}");
+                    n_late += 1;
+                }
+                None => {
+                    assert!(client.wish.is_deaf, "a request without an answer");
+                    n_deaf += 1;
+                }
+            }
+            // Nothing follows the end.
+            assert_eq!(read(&mut client.reader), Some(None));
+            clients.remove(&id);
+        }
+    }
+    assert!(core.is_idle() && n_ended == N_JOBS && !core.step());
+    assert_eq!(core.scheduler.session().memory().n_free(), N_SLOTS);
+    assert!(n_done > 5000 && n_late > 50 && n_left > 500, "{n_done} done, {n_late} late, {n_left} left, {n_deaf} deaf");
+    // By themselves they are answered the same.
+    for ((prompt, n), want) in answers {
+        let (reply, mut reader) = mailbox();
+        let wish = Wish { prompt, n, leaves_after: None, is_deaf: false, deadline: Duration::MAX };
+        probe.take(Job { id: 0, work: work(&writer, wish), reply, arrived: clock(), deadline: wish.deadline });
+        while probe.step() {}
+        assert_eq!(read(&mut reader), Some(Some(Seen::Done(want))), "{prompt}, {n}");
+    }
+}
