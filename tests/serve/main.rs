@@ -4,8 +4,10 @@ mod ask;
 mod completions;
 mod limits;
 mod network;
+mod page;
 mod replay;
 mod security;
+mod soak;
 mod transcriptions;
 
 /// What the README says of endpoints is what the router has.

@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::ask::{Asked, fixtures, loaded, options};
 
 /// Bytes in base64. Source: RFC 4648, section 4.
-fn decoded(text: &str) -> Vec<u8> {
+pub fn decoded(text: &str) -> Vec<u8> {
     const LETTERS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let bits: Vec<u32> = text
         .bytes()

@@ -11,6 +11,7 @@ mod http;
 mod mailbox;
 mod model;
 mod options;
+mod page;
 mod work;
 
 use std::sync::Arc;

@@ -21,6 +21,8 @@ pub struct Options {
     pub host: String,
     /// The one foreign origin whose pages may use the server.
     pub cors_origin: Option<String>,
+    /// Whether the page is served.
+    pub has_page: bool,
     /// Whether `/slots` is served.
     pub has_slots: bool,
     /// Bytes of a request's body.
@@ -59,6 +61,7 @@ impl Default for Options {
             allowed_hosts: Vec::new(),
             host: "127.0.0.1".into(),
             cors_origin: None,
+            has_page: true,
             has_slots: true,
             max_upload_bytes: 200 * MIB,
             max_held_bytes: 1024 * MIB,

@@ -19,8 +19,9 @@ use serde_json::Value;
 use super::guard::{LocalAddress, check_host, check_key, check_origin};
 use super::log::{Line, Record, logged};
 use crate::App;
+use crate::api;
 use crate::api::error::{ApiError, RETRY_AFTER_S};
-use crate::api::{self};
+use crate::page;
 
 /// Echoed in every answer.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -30,6 +31,7 @@ const MAX_ID: usize = 64;
 /// An endpoint, on one or several paths.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Endpoint {
+    Page,
     Health,
     Metrics,
     Props,
@@ -49,6 +51,8 @@ pub(crate) enum Endpoint {
 
 /// Every path with its method and endpoint; what is said of it is for the README.
 pub(crate) const ENDPOINTS: &[(&str, &str, Endpoint, &str)] = &[
+    ("GET", "/", Endpoint::Page, "the page (off with `--no-page`); needs no key"),
+    ("GET", "/page/{file}", Endpoint::Page, ""),
     ("GET", "/health", Endpoint::Health, "whether the server works; needs no key"),
     ("GET", "/v1/health", Endpoint::Health, ""),
     ("GET", "/metrics", Endpoint::Metrics, "counters for Prometheus"),
@@ -96,6 +100,11 @@ type Answered = Result<Response<Body>, ApiError>;
 
 async fn answer(endpoint: Endpoint, asked: Asked) -> Answered {
     match endpoint {
+        Endpoint::Page => {
+            let path = asked.request.uri().path();
+            let file = page::file(path).filter(|_| asked.app.options.has_page);
+            file.ok_or_else(|| ApiError::not_found(format!("no such page: {path}")))
+        }
         Endpoint::Health => api::server::health(&asked.app),
         Endpoint::Metrics => Ok(api::server::metrics(&asked.app)),
         Endpoint::Props => Ok(api::server::props(&asked.app)),
@@ -223,7 +232,7 @@ fn admit<'o>(
 
 /// Paths that need no key and are answered to the end: health, and the page.
 fn is_open(path: &str, method: &Method) -> bool {
-    let is = |endpoint: Endpoint| matches!(endpoint, Endpoint::Health);
+    let is = |endpoint: Endpoint| matches!(endpoint, Endpoint::Health | Endpoint::Page);
     matches!(*method, Method::GET | Method::HEAD)
         && ENDPOINTS.iter().any(|&(_, other, endpoint, _)| other == path && is(endpoint))
 }

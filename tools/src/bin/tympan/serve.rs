@@ -36,11 +36,12 @@ x-request-id), endpoint, status, times and numbers of tokens, and nothing of wha
 TERM and INT end it: requests that come then get 503, those that are there are answered, or get an error after \
 --shutdown-timeout. A second signal ends it at once.
 
-Every flag can be set by a variable: TYMPAN_PORT=8080 is --port 8080, TYMPAN_NO_SLOTS=1 is --no-slots.
+Every flag can be set by a variable: TYMPAN_PORT=8080 is --port 8080, TYMPAN_NO_PAGE=1 is --no-page.
 
 Examples:
   tympan serve -m Qwen3-ASR-0.6B-Q8_0.gguf
   curl -F file=@talk.mp3 http://127.0.0.1:8080/v1/audio/transcriptions
+  tympan serve --port 9000 --no-page
   tympan serve -m MODEL.gguf --host 0.0.0.0 --allowed-host box.lan --api-key-file keys.txt
 
 Exit codes: 0 done (never: it is ended by a signal), 1 the address is taken, or the engine has stopped, 2 usage, 4 model, \
@@ -91,6 +92,10 @@ pub(crate) struct ServeArgs {
     /// Origin of a site whose pages may use the server
     #[arg(long, value_name = "ORIGIN")]
     cors_origin: Option<String>,
+
+    /// Do not serve the page
+    #[arg(long)]
+    no_page: bool,
 
     /// Do not show what slots do
     #[arg(long)]
@@ -247,6 +252,7 @@ fn options(args: &ServeArgs, model: &Model, keys: Vec<String>) -> Outcome<Option
         allowed_hosts: args.allowed_host.clone(),
         host: args.host.clone(),
         cors_origin: args.cors_origin.clone(),
+        has_page: !args.no_page,
         has_slots: !args.no_slots,
         max_upload_bytes: number(args.max_upload_mb * MIB),
         max_held_bytes: number(args.max_held_mb * MIB),

@@ -154,6 +154,9 @@ impl Shape for Tokens {
             "perf_encode_ms": ms(transcript.timings.encode),
             "perf_decode_ms": ms(transcript.timings.decode),
             "words": null,
+            "segments": transcript.segments.iter().map(|segment| {
+                json!({"start": rounded(segment.start_s), "end": rounded(segment.end_s), "text": segment.text})
+            }).collect::<Vec<_>>(),
             "truncated": transcript.truncated(),
             "damaged": damaged(&heard.losses),
         })]
