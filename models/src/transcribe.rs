@@ -80,7 +80,7 @@ pub struct Segment {
     pub end_s: f64,
     /// What was said.
     pub text: String,
-    /// Where in it there is sound, in seconds ([`activity()`]): text is spoken there, not between.
+    /// Where in it there is sound, in seconds ([`crate::audio::activity()`]): text is spoken there, not between.
     pub loud: Vec<Range<f64>>,
     /// The language that the model named, or the one asked for.
     pub language: Option<String>,
