@@ -146,10 +146,12 @@ fn the_seed_decides_and_probabilities_are_told() {
 fn conversations_are_written_by_the_models_template() {
     let asked = talking();
     let messages = json!([{"role": "system", "content": "Be brief."}, {"role": "user", "content": [
-        {"type": "text", "text": "Hel"}, {"type": "text", "text": "lo"}]}]);
+        {"type": "text", "text": "Good "}, {"type": "text", "text": "day"}]}]);
     let body = json!({"messages": messages, "max_tokens": 8, "temperature": 0});
     let written = asked.post("/apply-template", &body).expect(200).json()["prompt"].clone();
-    assert!(written.as_str().unwrap().contains("Hello"), "{written}");
+    assert!(written.as_str().unwrap().contains("Good day"), "{written}");
+    let template = asked.get("/props").expect(200).json()["chat_template"].clone();
+    assert!(template.as_str().unwrap().contains("messages"), "{template}");
     let answer = asked.post("/v1/chat/completions", &body).expect(200).json();
     assert_eq!(answer["object"], "chat.completion");
     let message = &answer["choices"][0]["message"];

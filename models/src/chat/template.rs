@@ -117,6 +117,11 @@ impl Template {
         Ok(template)
     }
 
+    /// Its text.
+    pub fn source(&self) -> String {
+        self.environment.get_template(NAME).map_or_else(|_| String::new(), |template| template.source().to_owned())
+    }
+
     /// The template of a model's file; `None` where it has none.
     ///
     /// Errors: as [`Template::new`]; a key of another type.

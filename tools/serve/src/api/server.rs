@@ -47,7 +47,7 @@ pub(crate) fn props(app: &App) -> Response<Body> {
         "model_path": model.alias,
         "total_slots": app.options.n_slots,
         "default_generation_settings": {"n_ctx": model.n_ctx},
-        "chat_template": null,
+        "chat_template": model.template.as_ref().ok().map(models::chat::Template::source),
         "modalities": {"vision": false, "audio": hears},
         "build_info": concat!("tympan ", env!("CARGO_PKG_VERSION")),
     }))
