@@ -122,8 +122,8 @@ mod tests {
             ("<think>\nyes\n</think>\n\nHello", false, "\nyes\n", "Hello"),
             ("\n<think></think>Hi </think>", false, "", "Hi </think>"),
             ("so </thin ng</think> Hi", true, "so </thin ng", "Hi"),
-            ("never ends </thi", true, "never ends </thi", ""),
-            ("<thi", false, "", "<thi"),
+            ("never ends </thin", true, "never ends </thin", ""),
+            ("<thin", false, "", "<thin"),
             ("", false, "", ""),
         ] {
             let want = Parts { thought: thought.into(), said: said.into() };
