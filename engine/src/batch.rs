@@ -38,8 +38,11 @@ pub enum Rows {
     None,
     /// The last one.
     Last,
-    /// So many at the end, at least one and at most all: a token and the drafts behind it.
+    /// So many at the end, at least one and at most all.
     Tail(usize),
+    /// One and so many behind it at the end: drafts, which [`crate::memory::Memory::rewind`] can take back, from states that fold
+    /// what came before too. There are as many at most as the session was opened for, and fewer than tokens.
+    Drafts(usize),
     /// Every one.
     All,
 }
@@ -51,7 +54,16 @@ impl Rows {
             Self::None => 0,
             Self::Last => n_tokens.min(1),
             Self::Tail(n) => n,
+            Self::Drafts(n) => n + 1,
             Self::All => n_tokens,
+        }
+    }
+
+    /// How many tokens at the end are to be taken back, perhaps.
+    pub(crate) fn n_drafts(self) -> usize {
+        match self {
+            Self::Drafts(n) => n,
+            Self::None | Self::Last | Self::Tail(_) | Self::All => 0,
         }
     }
 }

@@ -78,7 +78,7 @@ mod tests {
     use crate::key::Stage;
 
     fn key(n_tokens: u32) -> GraphKey {
-        GraphKey { stage: Stage::Tokens, n_seqs: 1, n_tokens, n_kv: 64, n_outputs: 1 }
+        GraphKey { stage: Stage::Tokens, n_seqs: 1, n_tokens, n_kv: 64, n_outputs: 1, n_pending: 0 }
     }
 
     #[test]

@@ -26,12 +26,18 @@ pub struct GraphKey {
     /// Rows that reach the output head, padding included; none where the call only fills memory. As many as `n_tokens`
     /// means all of them, in their order.
     pub n_outputs: u32,
+    /// Rows, padding included, that states of fixed extent fold before those of the call, which are kept to be folded later; 0
+    /// where the call folds all of its rows at once and nothing before them.
+    pub n_pending: u32,
 }
 
 /// Sizes are exact up to this value.
 const EXACT: usize = 8;
 /// Above it, sizes are multiples of this.
 const MULTIPLE: usize = 8;
+/// The smallest number of pending rows in a key, and the factor from one size to the next.
+const FEWEST_PENDING: usize = 8;
+const PENDING_FACTOR: usize = 4;
 /// Rows of padding cost less than another pass over the weights as long as they are at most this part of a call.
 const CHEAP_PADDING: usize = 8;
 
@@ -77,6 +83,16 @@ impl Buckets {
         }
     }
 
+    /// Number of pending rows in the key of a call that folds `n` of them, padding included, which is cheap: few sizes, since they
+    /// come together with any number of new rows.
+    pub fn pending(self, n: usize) -> usize {
+        let mut size = FEWEST_PENDING;
+        while size < n {
+            size *= PENDING_FACTOR;
+        }
+        size
+    }
+
     /// How many of `n` rows that could be fed are worth feeding in one call: all of them, or as many as fill the largest
     /// size below, where what is left costs less in a call of its own than the padding that it saves.
     pub fn fill(self, n: usize) -> usize {
@@ -112,6 +128,12 @@ mod tests {
         for (n, n_tokens, want) in [(0, 64, 0), (1, 64, 1), (2, 64, 8), (2, 5, 5), (9, 64, 16)] {
             assert_eq!(Buckets::Coarse.outputs(n, n_tokens), want, "{n} of {n_tokens}");
         }
+    }
+
+    #[test]
+    fn pending_rows_have_few_sizes() {
+        let sizes = [(0, 8), (1, 8), (8, 8), (9, 32), (33, 128), (192, 512)];
+        assert!(sizes.into_iter().all(|(n, want)| Buckets::Coarse.pending(n) == want));
     }
 
     #[test]

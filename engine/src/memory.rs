@@ -7,6 +7,10 @@
 //! only [`Memory::release`] and rewinding to 0 are accepted for them. Attention rows past a sequence's length are never
 //! read, so a sequence without recurrent state, or without a past, is what it was before the call.
 //!
+//! **Taking back.** A session may be opened so that the last tokens of a call can be taken back from recurrent states too: their
+//! inputs are kept, and folded by the next call as far as they are still there ([`crate::op::Op::JoinPending`]). Until then
+//! they are *pending*. They are part of the sequence: copies and snapshots have them.
+//!
 //! **Growth.** Every slot has addresses for the largest context from the beginning, and memory for what its sequence needs:
 //! it is committed as the sequence grows and given back when the slot is released, but for what [`Memory::keep_spare`] allows.
 //! Nothing moves, so graphs stay bound.
@@ -56,6 +60,8 @@ struct Place {
 struct Held {
     /// Tokens seen.
     n_past: usize,
+    /// The last ones of them, which states of fixed extent do not fold yet.
+    n_pending: usize,
     /// Whether a call began to change recurrent states and has not ended well.
     torn: bool,
     /// Positions that have memory; with the first ones, states without positions have theirs.
@@ -249,7 +255,7 @@ impl Memory {
     pub fn acquire_at(&mut self, index: usize) -> Result<Slot> {
         match self.places.get_mut(index) {
             Some(Place { generation, held: held @ None, spare }) => {
-                *held = Some(Held { n_past: 0, torn: false, committed: std::mem::take(spare) });
+                *held = Some(Held { n_past: 0, n_pending: 0, torn: false, committed: std::mem::take(spare) });
                 let index = u32::try_from(index).expect("layouts have far fewer slots");
                 Ok(Slot { index, generation: *generation })
             }
@@ -323,10 +329,19 @@ impl Memory {
         }
     }
 
-    /// How many of its last tokens a sequence can have taken back ([`Self::rewind`]): all of them, or none where states fold what
-    /// came before.
+    /// How many tokens of a call can be taken back behind it ([`Self::rewind`]): any number, or as many as the session was opened
+    /// for where states fold what came before.
     pub fn revocable(&self) -> usize {
-        if self.has_recurrent { 0 } else { usize::MAX }
+        if self.has_recurrent { self.states.layout.n_pending } else { usize::MAX }
+    }
+
+    /// The first position that the sequence in this slot can be rewound to, beside 0: that of its first pending token where states
+    /// fold what came before.
+    ///
+    /// Errors: as [`Self::n_past`].
+    pub fn rewindable(&self, slot: Slot) -> Result<usize> {
+        let n_past = self.n_past(slot)?;
+        Ok(if self.has_recurrent { n_past - self.held(slot)?.n_pending } else { 0 })
     }
 
     /// Room for `n_tokens` more tokens, or [`Error::ContextFull`].
@@ -366,6 +381,11 @@ impl Memory {
         Ok(())
     }
 
+    /// Tokens of the sequence in this slot that its states of fixed extent do not fold yet; 0 for none.
+    pub(crate) fn n_pending(&self, slot: Slot) -> usize {
+        self.held(slot).map_or(0, |held| held.n_pending)
+    }
+
     /// A call, which was checked, is about to change this slot's states; until [`Self::commit`] the slot counts as torn
     /// where that matters. Returns the tokens that its sequence has seen.
     pub(crate) fn begin(&mut self, slot: Slot) -> usize {
@@ -374,10 +394,12 @@ impl Memory {
         held.n_past
     }
 
-    /// The call has ended well and the sequence is `n_tokens` longer.
-    pub(crate) fn commit(&mut self, slot: Slot, n_tokens: usize) {
+    /// The call has ended well and the sequence is `n_tokens` longer, of which the last `n_pending` are not folded.
+    pub(crate) fn commit(&mut self, slot: Slot, n_tokens: usize, n_pending: usize) {
+        let n_pending = if self.has_recurrent { n_pending } else { 0 };
         if let Some(held) = &mut self.places[slot.index()].held {
             held.n_past += n_tokens;
+            held.n_pending = n_pending;
             held.torn = false;
         }
     }
@@ -392,18 +414,20 @@ impl Memory {
             return Ok(());
         }
         self.commit_to(to, n_past)?;
-        let held = Held { n_past, ..*self.held(to)? };
+        let n_pending = self.n_pending(from);
+        let held = Held { n_past, n_pending, ..*self.held(to)? };
         self.set(to, Held { torn: true, ..held });
         for (spec, buffer, backend) in self.states.iter(&self.homes) {
             let start = from.index() * spec.bytes();
-            let bytes = spec.used_bytes(n_past);
+            let bytes = spec.held_bytes(n_past, n_pending);
             backend.copy(buffer, start..start + bytes, to.index() * spec.bytes())?;
         }
         self.set(to, held);
         Ok(())
     }
 
-    /// Drops the tokens from position `n_past` on: exact, or [`Error::NotRewindable`] where a recurrent state folds them.
+    /// Drops the tokens from position `n_past` on: exact, or [`Error::NotRewindable`] where a recurrent state folds some of them
+    /// ([`Self::rewindable`]).
     pub fn rewind(&mut self, slot: Slot, n_past: usize) -> Result<()> {
         // Position 0 is exact for every state, torn ones too: the first step reads zeros.
         if n_past > 0 {
@@ -411,12 +435,13 @@ impl Memory {
             if n_past > now {
                 return refuse(format_args!("cannot rewind from {now} forward to {n_past}"));
             }
-            if n_past < now && self.has_recurrent {
+            if n_past < self.rewindable(slot)? {
                 return Err(Error::NotRewindable);
             }
         }
         let held = *self.held(slot)?;
-        self.set(slot, Held { n_past, torn: false, ..held });
+        let n_pending = held.n_pending.saturating_sub(held.n_past - n_past);
+        self.set(slot, Held { n_past, n_pending, torn: false, ..held });
         Ok(())
     }
 
@@ -437,12 +462,19 @@ impl Memory {
         Ok(out)
     }
 
+    /// The states that a snapshot of a sequence with so many pending rows has.
+    fn sections(&self, n_pending: usize) -> &[StateSpec] {
+        if n_pending > 0 { self.specs() } else { &self.specs()[..self.states.layout.n_kept] }
+    }
+
     /// The sequence in a slot as bytes; `model` says of which model.
     pub(crate) fn snapshot(&self, slot: Slot, model: u64) -> Result<Vec<u8>> {
         let n_past = self.n_past(slot)?;
-        let mut writer = snapshot::Writer::new(model, n_past, self.specs().len());
-        for (i, spec) in self.specs().iter().enumerate() {
-            writer.section(&self.read_part(slot, i, spec.used_bytes(n_past))?);
+        let n_pending = self.n_pending(slot);
+        let specs = self.sections(n_pending);
+        let mut writer = snapshot::Writer::new(model, n_past, n_pending, specs.len());
+        for (i, spec) in specs.iter().enumerate() {
+            writer.section(&self.read_part(slot, i, spec.held_bytes(n_past, n_pending))?);
         }
         Ok(writer.finish())
     }
@@ -452,13 +484,18 @@ impl Memory {
     pub(crate) fn restore(&mut self, slot: Slot, bytes: &[u8], model: u64) -> Result<()> {
         self.n_past(slot)?;
         let snapshot = snapshot::read(bytes, model)?;
-        let n_past = snapshot.n_past;
+        let (n_past, n_pending) = (snapshot.n_past, snapshot.n_pending);
         if n_past > self.n_ctx {
             return Err(Error::ContextFull { capacity: self.n_ctx, wanted: n_past });
         }
-        let sections = snapshot.sections(self.specs().iter().map(|s| s.used_bytes(n_past)))?;
+        let room = self.states.layout.n_pending;
+        if n_pending > room {
+            let what = format!("it has {n_pending} pending rows, and a slot of this session {room}");
+            return Err(Error::Snapshot { what });
+        }
+        let sections = snapshot.sections(self.sections(n_pending).iter().map(|s| s.held_bytes(n_past, n_pending)))?;
         self.commit_to(slot, n_past)?;
-        let held = Held { n_past, ..*self.held(slot)? };
+        let held = Held { n_past, n_pending, ..*self.held(slot)? };
         self.set(slot, Held { torn: true, ..held });
         for ((spec, buffer, backend), section) in self.states.iter(&self.homes).zip(sections) {
             backend.write(buffer, slot.index() * spec.bytes(), section)?;

@@ -269,6 +269,8 @@ fn inputs(compiled: &Compiled, words: &mut [u32]) -> Result<Vec<Own>> {
             | Input::Slots
             | Input::Reads
             | Input::Kept
+            | Input::Joined
+            | Input::NewRows
             | Input::OutRows
             | Input::Frames
             | Input::Embeddings

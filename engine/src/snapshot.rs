@@ -2,11 +2,11 @@
 //! says of which model they are.
 //!
 //! ```text
-//! "tympanST"  version u32  n_sections u32  model u64  n_past u64  crc u32 of all before
-//! then for every state of the model, in its order:  bytes u64  crc u32 of length and content  content
+//! "tympanST"  version u32  n_sections u32  model u64  n_past u64  n_pending u64  crc u32 of all before
+//! then for every state of the model, in its order, that of pending rows last and only where there are some:  bytes u64  crc u32 of length and content  content
 //! ```
 //!
-//! Integers are little endian. A section holds what [`StateSpec::used_bytes`] counts, so a snapshot fits every memory of
+//! Integers are little endian. A section holds what [`StateSpec::held_bytes`] counts, so a snapshot fits every memory of
 //! the same model with room for its tokens.
 
 use crate::dtype::DType;
@@ -17,7 +17,7 @@ use crate::weights::WeightStore;
 const MAGIC: [u8; 8] = *b"tympanST";
 
 /// Changes with the layout of the bytes, and with that of any state.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// Bytes of every weight that count for a model's identity: enough to tell two trainings of one architecture apart, few
 /// enough that asking does not read the file.
@@ -27,13 +27,14 @@ const SAMPLE_BYTES: usize = 64;
 pub(crate) struct Writer(Vec<u8>);
 
 impl Writer {
-    /// The header for a sequence of `n_past` tokens.
-    pub(crate) fn new(model: u64, n_past: usize, n_sections: usize) -> Self {
+    /// The header for a sequence of `n_past` tokens, of which the states do not fold the last `n_pending`.
+    pub(crate) fn new(model: u64, n_past: usize, n_pending: usize, n_sections: usize) -> Self {
         let mut out = MAGIC.to_vec();
         out.extend(VERSION.to_le_bytes());
         out.extend(u32::try_from(n_sections).expect("models have far fewer states").to_le_bytes());
         out.extend(model.to_le_bytes());
         out.extend((n_past as u64).to_le_bytes());
+        out.extend((n_pending as u64).to_le_bytes());
         let crc = crc32c(&[&out]);
         out.extend(crc.to_le_bytes());
         Self(out)
@@ -57,6 +58,8 @@ impl Writer {
 pub(crate) struct Snapshot<'a> {
     /// Tokens that the sequence has seen.
     pub n_past: usize,
+    /// Those of them that are pending.
+    pub n_pending: usize,
     n_sections: usize,
     rest: Reader<'a>,
 }
@@ -76,6 +79,7 @@ pub(crate) fn read(bytes: &[u8], model: u64) -> Result<Snapshot<'_>> {
     let n_sections = u32::from_le_bytes(rest.array("the header")?);
     let found = u64::from_le_bytes(rest.array("the header")?);
     let n_past = u64::from_le_bytes(rest.array("the header")?);
+    let n_pending = u64::from_le_bytes(rest.array("the header")?);
     let header = &bytes[..bytes.len() - rest.0.len()];
     if u32::from_le_bytes(rest.array("the header")?) != crc32c(&[header]) {
         return Err(bad("the header is damaged"));
@@ -84,7 +88,9 @@ pub(crate) fn read(bytes: &[u8], model: u64) -> Result<Snapshot<'_>> {
         return Err(bad("it is of another model, or of other types of its states"));
     }
     let n_past = usize::try_from(n_past).map_err(|_| bad(format!("{n_past} tokens")))?;
-    Ok(Snapshot { n_past, n_sections: n_sections as usize, rest })
+    let n_pending = usize::try_from(n_pending).ok().filter(|&n| n < n_past.max(1));
+    let n_pending = n_pending.ok_or_else(|| bad(format!("more pending rows than its {n_past} tokens have")))?;
+    Ok(Snapshot { n_past, n_pending, n_sections: n_sections as usize, rest })
 }
 
 impl<'a> Snapshot<'a> {
@@ -142,6 +148,8 @@ pub(crate) fn model_identity(arch: &str, specs: &[StateSpec], weights: &WeightSt
         let positions = match spec.role {
             Role::Key | Role::Value => 1,
             Role::Conv | Role::Ssm => 0,
+            // How many rows there are is the session's business.
+            Role::Pending => continue,
         };
         hash.bytes(format!("{} {:?} {}", spec.layer, spec.role, spec.dtype).as_bytes());
         hash.dims(&spec.shape.dims()[positions..]);
@@ -217,7 +225,7 @@ mod tests {
 
     #[test]
     fn every_cut_and_every_flipped_bit_is_found() {
-        let mut writer = Writer::new(7, 3, 2);
+        let mut writer = Writer::new(7, 3, 0, 2);
         writer.section(b"keys and values");
         writer.section(b"");
         let bytes = writer.finish();

@@ -14,6 +14,9 @@ const MAX_SLOTS: usize = 4096;
 /// Most positions of a slot.
 pub const MAX_CONTEXT: usize = 1 << 17;
 
+/// Most tokens that can be taken back: with the one before them, a call still has room for others.
+pub const MAX_PENDING: usize = 255;
+
 /// Columns of a tile of a delta net's matrices: two vectors of the widest instruction set, and few enough that a tile of 128
 /// rows, which a row of a call passes twice, stays in the nearest cache.
 const DELTA_COLUMNS: usize = 32;
@@ -29,6 +32,8 @@ pub enum Role {
     Conv,
     /// The state of a recurrence.
     Ssm,
+    /// Inputs of recurrences that their states do not fold yet, one row per token.
+    Pending,
 }
 
 impl Role {
@@ -37,19 +42,21 @@ impl Role {
     pub const fn is_recurrent(self) -> bool {
         match self {
             Self::Key | Self::Value => false,
-            Self::Conv | Self::Ssm => true,
+            Self::Conv | Self::Ssm | Self::Pending => true,
         }
     }
 }
 
 /// How much of a state there is. `Declaration::in_slot` and [`StateSpec::used_bytes`] are all that look at it: a window
-/// over positions, or a ring of inputs behind a fixed state, is another extent.
+/// over positions is another extent.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Extent {
     /// A row of these extents for every position, in the session's format of attention caches.
     Positions(Vec<usize>),
     /// These extents for a sequence of any length, f32.
     Fixed(Vec<usize>),
+    /// A row of so many elements for every token that the session can take back, f32.
+    Pending(usize),
 }
 
 /// One state of one layer, whatever the sizes of a session are.
@@ -81,11 +88,20 @@ pub struct KvCache {
     pub(crate) v: State,
 }
 
+/// Handle to the inputs of a layer's recurrences that are kept while they may be taken back.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Pending {
+    /// Among those of its kind, which come behind all other states.
+    index: u32,
+    owner: Owner,
+}
+
 /// The states of a model in the order in which they were declared.
 #[derive(Debug)]
 pub struct States {
     owner: Owner,
     declarations: Vec<Declaration>,
+    pending: Vec<Declaration>,
 }
 
 impl Default for States {
@@ -98,7 +114,7 @@ impl States {
     /// No states yet.
     pub fn new() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(1);
-        Self { owner: Owner(NEXT.fetch_add(1, Ordering::Relaxed)), declarations: Vec::new() }
+        Self { owner: Owner(NEXT.fetch_add(1, Ordering::Relaxed)), declarations: Vec::new(), pending: Vec::new() }
     }
 
     /// Keys and values of an attention layer: two states with rows `[n_head_kv, head_dim]`.
@@ -125,6 +141,16 @@ impl States {
         self.declare(layer, Role::Ssm, Extent::Fixed(vec![n_head * (v_dim / width.max(1)), k_dim, width]))
     }
 
+    /// Inputs of the recurrences of a layer, `width` elements for a token: what [`crate::op::Op::JoinPending`] keeps. Sessions
+    /// that take no tokens back have none.
+    pub fn pending(&mut self, layer: usize, width: usize) -> Pending {
+        let number = |n: usize| u32::try_from(n).expect("models have far fewer layers");
+        let index = number(self.pending.len());
+        let (layer, extent) = (number(layer), Extent::Pending(width));
+        self.pending.push(Declaration { layer, role: Role::Pending, extent });
+        Pending { index, owner: self.owner }
+    }
+
     /// A state of any kind.
     fn declare(&mut self, layer: usize, role: Role, extent: Extent) -> State {
         let number = |n: usize| u32::try_from(n).expect("models have far fewer layers");
@@ -133,7 +159,7 @@ impl States {
         State { id, owner: self.owner }
     }
 
-    /// All of them; a state's id is its position.
+    /// All of them but pending inputs; a state's id is its position.
     pub fn declarations(&self) -> &[Declaration] {
         &self.declarations
     }
@@ -145,12 +171,18 @@ impl States {
                 let row_len = row.iter().fold(1usize, |n, d| n.saturating_mul(*d));
                 (u32::MAX as usize / row_len.max(1)).max(1)
             }
-            Extent::Fixed(_) => MAX_CONTEXT,
+            Extent::Fixed(_) | Extent::Pending(_) => MAX_CONTEXT,
         };
         self.declarations.iter().map(positions).fold(MAX_CONTEXT, usize::min)
     }
 
-    /// What slots of these sizes hold.
+    /// Whether every layer with a recurrent state keeps its inputs.
+    fn takes_back(&self) -> bool {
+        let keeps = |layer| self.pending.iter().any(|p| p.layer == layer);
+        self.declarations.iter().filter(|d| d.role.is_recurrent()).all(|d| keeps(d.layer))
+    }
+
+    /// What slots of these sizes hold. Where a layer with a recurrent state declares no pending inputs, no token can be taken back.
     ///
     /// Errors: `Batch` for no slots or too many, `OutOfMemory` for more elements than can be counted.
     pub fn layout(&self, options: &StateOptions) -> Result<StateLayout> {
@@ -158,8 +190,14 @@ impl States {
         if n_slots == 0 || n_slots > MAX_SLOTS {
             return refuse(format_args!("want 1 to {MAX_SLOTS} slots, got {n_slots}"));
         }
-        let specs = self.declarations.iter().map(|d| d.in_slot(options)).collect::<Result<_>>()?;
-        Ok(StateLayout { owner: self.owner, n_slots, specs })
+        if options.n_pending > MAX_PENDING {
+            return refuse(format_args!("want at most {MAX_PENDING} tokens to take back, got {}", options.n_pending));
+        }
+        let n_pending = if self.takes_back() { options.n_pending } else { 0 };
+        let pending = self.pending.iter().filter(|_| n_pending > 0);
+        let specs = self.declarations.iter().chain(pending).map(|d| d.in_slot(options)).collect::<Result<_>>()?;
+        let n_kept = self.declarations.len();
+        Ok(StateLayout { owner: self.owner, n_slots, n_pending, n_kept, specs })
     }
 }
 
@@ -172,6 +210,8 @@ pub struct StateOptions {
     pub n_ctx: usize,
     /// Format of attention keys and values: F16 or F32.
     pub kv_dtype: DType,
+    /// Tokens that can be taken back from states that fold what came before; 0: none, and nothing is kept for it.
+    pub n_pending: usize,
 }
 
 impl Declaration {
@@ -180,6 +220,7 @@ impl Declaration {
         let (dims, dtype) = match &self.extent {
             Extent::Positions(row) => ([&[options.n_ctx], &row[..]].concat(), options.kv_dtype),
             Extent::Fixed(dims) => (dims.clone(), DType::F32),
+            Extent::Pending(width) => (vec![options.n_pending, *width], DType::F32),
         };
         match Shape::new(&dims).filter(|shape| shape.stacked(options.n_slots).is_some()) {
             Some(shape) => Ok(StateSpec { layer: self.layer, role: self.role, shape, dtype }),
@@ -198,14 +239,19 @@ impl Declaration {
 pub struct StateLayout {
     pub(crate) owner: Owner,
     pub(crate) n_slots: usize,
+    /// Tokens that can be taken back from states that fold what came before.
+    pub(crate) n_pending: usize,
+    /// Specs that are no pending inputs: the first ones.
+    pub(crate) n_kept: usize,
     pub(crate) specs: Vec<StateSpec>,
 }
 
 /// The layout of a graph that touches no memory.
-pub(crate) static NO_STATES: StateLayout = StateLayout { owner: Owner(0), n_slots: 1, specs: Vec::new() };
+pub(crate) static NO_STATES: StateLayout =
+    StateLayout { owner: Owner(0), n_slots: 1, n_pending: 0, n_kept: 0, specs: Vec::new() };
 
 impl StateLayout {
-    /// What every slot holds, in the order of the declarations.
+    /// What every slot holds, in the order of the declarations; pending inputs come last.
     pub fn specs(&self) -> &[StateSpec] {
         &self.specs
     }
@@ -213,6 +259,13 @@ impl StateLayout {
     /// Number of slots.
     pub fn n_slots(&self) -> usize {
         self.n_slots
+    }
+
+    /// The state that holds pending inputs; none for those of another model, and where nothing can be taken back.
+    pub(crate) fn pending(&self, pending: Pending) -> Option<State> {
+        let id = StateId(u32::try_from(self.n_kept).expect("models have far fewer layers") + pending.index);
+        let is_here = self.n_pending > 0 && pending.owner == self.owner && id.index() < self.specs.len();
+        is_here.then_some(State { id, owner: self.owner })
     }
 
     /// What a slot holds of a state; nothing for one of another model.
@@ -245,8 +298,16 @@ impl StateSpec {
     pub fn used_bytes(&self, n_past: usize) -> usize {
         match self.role {
             Role::Key | Role::Value => self.bytes() / self.shape.dim(0) * n_past,
-            Role::Conv | Role::Ssm if n_past == 0 => 0,
-            Role::Conv | Role::Ssm => self.bytes(),
+            Role::Conv | Role::Ssm | Role::Pending if n_past == 0 => 0,
+            Role::Conv | Role::Ssm | Role::Pending => self.bytes(),
+        }
+    }
+
+    /// Those of them that hold something, where `n_pending` tokens of the sequence are pending.
+    pub fn held_bytes(&self, n_past: usize, n_pending: usize) -> usize {
+        match self.role {
+            Role::Pending => self.bytes() / self.shape.dim(0) * n_pending,
+            Role::Key | Role::Value | Role::Conv | Role::Ssm => self.used_bytes(n_past),
         }
     }
 }
@@ -261,7 +322,7 @@ mod tests {
         let conv = states.conv(0, 3, 8);
         let cache = states.kv(1, 2, 16);
         assert_eq!([conv, cache.k, cache.v].map(|s| s.id), [0, 1, 2].map(StateId));
-        let options = StateOptions { n_slots: 5, n_ctx: 40, kv_dtype: DType::F16 };
+        let options = StateOptions { n_slots: 5, n_ctx: 40, kv_dtype: DType::F16, n_pending: 0 };
         let layout = states.layout(&options).unwrap();
         let shapes: Vec<_> = layout.specs().iter().map(|s| (s.layer, s.role, s.shape, s.dtype)).collect();
         let row = Shape::from([40, 2, 16]);
@@ -275,14 +336,16 @@ mod tests {
     fn sizes_that_cannot_be_counted_are_refused() {
         let mut states = States::new();
         states.kv(0, 1 << 12, 1 << 12);
-        let refused =
-            |n_slots, n_ctx| states.layout(&StateOptions { n_slots, n_ctx, kv_dtype: DType::F16 }).unwrap_err();
+        let refused = |n_slots, n_ctx| {
+            states.layout(&StateOptions { n_slots, n_ctx, kv_dtype: DType::F16, n_pending: 0 }).unwrap_err()
+        };
         assert!(matches!(refused(0, 1), Error::Batch { .. }));
         assert!(matches!(refused(MAX_SLOTS + 1, 1), Error::Batch { .. }));
         assert!(matches!(refused(1, 1 << 10), Error::OutOfMemory { .. }));
         let most = states.largest_context();
         assert_eq!(most, (1 << 8) - 1);
-        let layout = |n_ctx| states.layout(&StateOptions { n_slots: MAX_SLOTS, n_ctx, kv_dtype: DType::F16 });
+        let layout =
+            |n_ctx| states.layout(&StateOptions { n_slots: MAX_SLOTS, n_ctx, kv_dtype: DType::F16, n_pending: 0 });
         assert_eq!(layout(most).unwrap().specs()[0].bytes(), most << 25);
         assert!(matches!(layout(most + 1), Err(Error::OutOfMemory { .. })));
         assert_eq!(States::new().largest_context(), MAX_CONTEXT);

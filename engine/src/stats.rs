@@ -24,11 +24,13 @@ pub enum BuildReason {
     Tokens,
     /// The graph most like it is for another length of the attention cache.
     Context,
+    /// The graph most like it folds another number of pending rows.
+    Pending,
 }
 
 impl BuildReason {
     /// Every reason.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::ReuseOff,
         Self::First,
         Self::Dropped,
@@ -37,6 +39,7 @@ impl BuildReason {
         Self::Sequences,
         Self::Tokens,
         Self::Context,
+        Self::Pending,
     ];
 
     /// One or two words for people.
@@ -51,6 +54,7 @@ impl BuildReason {
             Self::Sequences => "sequences",
             Self::Tokens => "tokens",
             Self::Context => "context",
+            Self::Pending => "pending rows",
         }
     }
 }
@@ -134,6 +138,7 @@ fn differences(a: &GraphKey, b: &GraphKey) -> impl Iterator<Item = BuildReason> 
         (a.n_seqs != b.n_seqs, BuildReason::Sequences),
         (a.n_outputs != b.n_outputs, BuildReason::Rows),
         (a.n_kv != b.n_kv, BuildReason::Context),
+        (a.n_pending != b.n_pending, BuildReason::Pending),
     ];
     differs.into_iter().filter(|(differs, _)| *differs).map(|(_, reason)| reason)
 }
@@ -145,7 +150,7 @@ mod tests {
 
     #[test]
     fn the_most_similar_graph_gives_the_reason() {
-        let decode = GraphKey { stage: Stage::Tokens, n_seqs: 1, n_tokens: 1, n_kv: 64, n_outputs: 1 };
+        let decode = GraphKey { stage: Stage::Tokens, n_seqs: 1, n_tokens: 1, n_kv: 64, n_outputs: 1, n_pending: 0 };
         let prompt = GraphKey { n_tokens: 24, n_outputs: 0, ..decode };
         let encode = GraphKey { stage: Stage::Encode, n_kv: 0, ..decode };
         let mut history = History::default();

@@ -63,10 +63,15 @@ pub enum Input {
     Slots,
     /// Row of its states of fixed extent that every sequence continues from, i32 `[n_seqs]`; -1: from zeros.
     Reads,
-    /// After how many of its rows of the call every sequence's states of fixed extent are stored, i32 `[n_seqs]`.
+    /// After how many of its rows every sequence's states of fixed extent are stored, i32 `[n_seqs]`: of pending and new ones
+    /// together.
     Kept,
     /// First row of every sequence and the end of its rows, i32 `[n_seqs, 2]`; equal where a sequence is padding.
     Ranges,
+    /// As `Ranges`, among pending and new rows together: those of a sequence that are pending come before its new ones.
+    Joined,
+    /// Of every row its place among pending and new rows together, i32 `[n_tokens]`.
+    NewRows,
     /// Rows that reach the output head, i32 `[n_outputs]`.
     OutRows,
     /// First frame of every clip and the end of its frames, i32 `[n_seqs, 2]`; equal where a clip is padding.
@@ -83,7 +88,7 @@ pub enum Input {
 
 impl Input {
     /// Every input that a call of a model has, in the order of the input block.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 13] = [
         Self::Tokens,
         Self::Positions,
         Self::Sequences,
@@ -91,6 +96,8 @@ impl Input {
         Self::Reads,
         Self::Kept,
         Self::Ranges,
+        Self::Joined,
+        Self::NewRows,
         Self::OutRows,
         Self::Frames,
         Self::Embeddings,
@@ -108,6 +115,8 @@ impl Input {
             | Self::Reads
             | Self::Kept
             | Self::Ranges
+            | Self::Joined
+            | Self::NewRows
             | Self::OutRows
             | Self::Frames
             | Self::Integers(_) => DType::I32,
@@ -124,10 +133,12 @@ impl Input {
             Self::Reads => 4,
             Self::Kept => 5,
             Self::Ranges => 6,
-            Self::OutRows => 7,
-            Self::Frames => 8,
-            Self::Embeddings => 9,
-            Self::Features => 10,
+            Self::Joined => 7,
+            Self::NewRows => 8,
+            Self::OutRows => 9,
+            Self::Frames => 10,
+            Self::Embeddings => 11,
+            Self::Features => 12,
             Self::Values(n) | Self::Integers(n) => Self::ALL.len() + n as usize,
         }
     }

@@ -143,11 +143,16 @@ impl Decoding {
         }
     }
 
+    /// Drops all drafts but the first `n`.
+    pub(crate) fn keep_drafts(&mut self, n: usize) {
+        self.next.truncate(n.saturating_add(1));
+    }
+
     /// The next tokens, at most `max` of a prompt, and which of them want logits.
     pub fn next(&self, max: usize) -> (Tokens<'_>, Rows) {
         let left = self.prompt_left();
         if left == 0 {
-            return (Tokens::Ids(&self.next), Rows::All);
+            return (Tokens::Ids(&self.next), Rows::Drafts(self.next.len().saturating_sub(1)));
         }
         let n = left.min(max);
         let ids = &self.prompt.ids[self.n_fed..][..n];

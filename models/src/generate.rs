@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use engine::DType;
 use engine::backend::Backend;
 use engine::gguf::Gguf;
-use engine::session::{Reuse, Session, SessionOptions, Stats};
+use engine::session::{MAX_PENDING, Reuse, Session, SessionOptions, Stats};
 
 use crate::Loaded;
 use crate::chat::Template;
@@ -271,10 +271,16 @@ impl Generator {
     ///
     /// Errors: as [`Writer::open`]; those of the session.
     pub fn open(loaded: &Loaded, backends: &[Arc<dyn Backend>], kv_dtype: DType) -> Result<Self> {
+        Self::open_with(loaded, backends, kv_dtype, 0)
+    }
+
+    /// As [`Generator::open`], for drafts of at most `n_drafts` tokens: models with recurrent states keep so many inputs.
+    pub fn open_with(loaded: &Loaded, backends: &[Arc<dyn Backend>], kv_dtype: DType, n_drafts: usize) -> Result<Self> {
         let writer = Writer::open(loaded)?;
         let options = SessionOptions {
             n_ctx: FIRST_CONTEXT.min(writer.n_ctx),
             kv_dtype,
+            n_pending: n_drafts.min(MAX_PENDING),
             spare_bytes: SPARE_BYTES,
             ..SessionOptions::default()
         };
@@ -289,10 +295,10 @@ impl Generator {
 
     /// Gives every text that follows these drafters, which change how long it takes and nothing else.
     ///
-    /// Errors: `Argument` for a model whose states cannot be taken back.
+    /// Errors: `Argument` where recurrent states cannot be taken back: the generator was not opened for drafts.
     pub fn set_drafters(&mut self, drafters: Drafters) -> Result<()> {
         if self.scheduler.session().memory().revocable() == 0 {
-            let what = "the model's recurrent states cannot be taken back, which drafts need".into();
+            let what = "the session keeps no inputs of the model's recurrent states, which drafts need".into();
             return Err(Error::Argument { name: "drafters", what });
         }
         self.drafters = Some(drafters);

@@ -136,10 +136,7 @@ fn read(files: &[Gguf], arch: &'static str, w: &WeightStore, has_experts: bool) 
     let layers = hp.attention.iter().enumerate().map(|(i, attention)| {
         let prefix = format!("blk.{i}");
         let mixer: Box<dyn Mixer> = match *attention {
-            None => {
-                let state = states.conv(i, hp.d_conv, n_embd);
-                Box::new(ShortConv::load(w, &prefix, n_embd, hp.d_conv, state)?)
-            }
+            None => Box::new(ShortConv::load(w, &prefix, [n_embd, hp.d_conv], &mut states, i)?),
             Some(shape) => Box::new(Attention::load(w, &prefix, shape, hp.attention_options(&shape), &mut states, i)?),
         };
         let ffn: Box<dyn FeedForward> = match &hp.moe {

@@ -251,8 +251,10 @@ impl Scheduler {
     fn plan(&mut self) {
         let options = self.session.options();
         let (max, buckets) = (options.max_tokens, options.buckets);
+        let revocable = self.session.memory().revocable();
         let mut n_tokens = 0;
         for r in self.running.iter_mut().filter(|r| r.decoding.prompt_left() == 0) {
+            r.decoding.keep_drafts(revocable);
             let n = r.decoding.n_waiting();
             if n_tokens + n <= max {
                 r.n_feeding = n;

@@ -3,7 +3,11 @@
 use crate::run::{Run, fixtures, tympan};
 
 fn generate(args: &[&str]) -> Run {
-    let model = fixtures().join("golden/llama");
+    generate_with("golden/llama", args)
+}
+
+fn generate_with(model: &str, args: &[&str]) -> Run {
+    let model = fixtures().join(model);
     let model = model.to_str().unwrap();
     let prompt = "1,21,22,23,24,21,22,23,24,21,22,23,24,21,22,23,24,21,22,23,24";
     tympan(
@@ -72,8 +76,19 @@ fn flags_that_do_not_go_together_are_refused() {
     let other = fixtures().join("golden/qwen3");
     let run = generate(&["-md", other.to_str().unwrap()]).expect(4);
     assert!(run.err.contains("draft model"), "{}", run.err);
-    // Recurrent states fold what came before.
-    let recurrent = fixtures().join("golden/lfm2");
-    let run = tympan(["generate", "-m", recurrent.to_str().unwrap(), "--prompt-ids", "1", "--spec-type", "suffix"]);
-    assert!(run.expect(2).err.contains("recurrent"));
+}
+
+/// Recurrent states fold what came before: their inputs are kept until it is sure that they stay.
+#[test]
+fn drafts_change_no_text_of_recurrent_models() {
+    for model in ["golden/lfm2", "golden/mamba", "golden/jamba", "golden/granitemoehybrid", "golden/qwen3_next"] {
+        let want = generate_with(model, &["--temp", "0.5", "--top-k", "2"]).expect(0).out;
+        let drafts = ["--spec-type", "suffix", "--spec-suffix-size-n", "1", "--draft-max", "6", "--spec-adapt", "off"];
+        let flags = [&["--temp", "0.5", "--top-k", "2", "--spec-rollback", "ring"][..], &drafts].concat();
+        let got = generate_with(model, &flags).expect(0);
+        assert_eq!(got.out, want, "{model}");
+        assert!(got.err.contains("drafts: ") && !got.err.contains(" 0 verified"), "{model}: {}", got.err);
+    }
+    let tries = ["--spec-type", "suffix", "--spec-ckpt-num-tries", "2", "-v"];
+    assert!(generate(&tries).expect(0).err.contains("--spec-ckpt-num-tries 2: not used"));
 }

@@ -121,7 +121,7 @@ fn completions_offer_what_is_accepted_and_nothing_else() {
             assert!(script.contains(subcommand), "{shell}: {subcommand}");
         }
         for refused in
-            ["gpu-layers\n", "loop-retry", "--vad", "'vad'", "n-cpu-moe", "aligner", "hf-repo", "spec-rollback"]
+            ["gpu-layers\n", "loop-retry", "--vad", "'vad'", "n-cpu-moe", "aligner", "hf-repo", "spec-draft-hf"]
         {
             assert!(!script.contains(refused), "{shell}: {refused}");
         }

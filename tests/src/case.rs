@@ -7,7 +7,7 @@ use engine::Shape;
 use engine::builder::{BatchInputs, GraphBuilder};
 use engine::key::{GraphKey, Stage};
 use engine::op::Precision;
-use engine::state::{KvCache, State, StateLayout, StateOptions, StateSpec, States};
+use engine::state::{KvCache, Pending, Role, State, StateLayout, StateOptions, StateSpec, States};
 use engine::tensor::{Input, Tensor};
 use engine::weights::Weight;
 use kernels::cpu::{Kernels, Operand};
@@ -118,14 +118,16 @@ pub struct Sequence {
     pub length: usize,
     /// The slot whose states of fixed extent it continues from, where there is a past.
     pub read: usize,
-    /// After how many of its tokens such states are stored.
+    /// After how many of its rows such states are stored, pending ones included.
     pub kept: usize,
+    /// Pending rows that come before its tokens.
+    pub n_pending: usize,
 }
 
 impl Sequence {
     /// One that continues its own slot and keeps all of its tokens.
     pub fn new(slot: usize, n_past: usize, length: usize) -> Self {
-        Self { slot, n_past, length, read: slot, kept: length }
+        Self { slot, n_past, length, read: slot, kept: length, n_pending: 0 }
     }
 }
 
@@ -140,6 +142,8 @@ pub struct BatchArg {
     pub n_tokens: usize,
     /// The sequences, whose rows lie in a line.
     pub seqs: Vec<Sequence>,
+    /// Whether rows that are not kept stay pending, and pending ones come before new ones.
+    pub joins: bool,
 }
 
 impl BatchArg {
@@ -154,6 +158,24 @@ impl BatchArg {
         self.seqs.iter().map(rows).collect()
     }
 
+    /// Pending and new rows of every sequence together.
+    pub fn joined(&self) -> Vec<Range<usize>> {
+        let mut end = 0;
+        let rows = |seq: &Sequence| {
+            let start = end;
+            end += if seq.length > 0 { seq.n_pending + seq.length } else { 0 };
+            start..end
+        };
+        self.seqs.iter().map(rows).collect()
+    }
+
+    /// Rows of the joined line beside those of the call, some of them padding; 0 where nothing is pending or kept.
+    pub fn n_pending(&self) -> usize {
+        let joins = |s: &Sequence| s.n_pending > 0 || s.kept != s.length;
+        let n: usize = self.seqs.iter().map(|s| s.n_pending).sum();
+        if self.joins && self.seqs.iter().any(joins) { n + 2 } else { 0 }
+    }
+
     /// The key of a call of this shape.
     pub fn key(&self, stage: Stage) -> GraphKey {
         let size = |n: usize| u32::try_from(n).expect("cases are small");
@@ -163,6 +185,7 @@ impl BatchArg {
             n_tokens: size(self.n_tokens),
             n_kv: size(self.n_ctx),
             n_outputs: size(self.n_tokens),
+            n_pending: size(self.n_pending()),
         }
     }
 }
@@ -177,6 +200,8 @@ pub struct Args {
     pub s: Vec<State>,
     /// Attention caches, in the order of the case.
     pub kv: Vec<KvCache>,
+    /// Pending rows, in the order of the case.
+    pub pending: Vec<Pending>,
     /// Positions, slots and spans; there if the case has a batch.
     pub batch: Option<BatchInputs>,
     /// Raw inputs, in the order of the case.
@@ -206,6 +231,10 @@ pub struct OpCase {
     pub s: Vec<State>,
     /// Attention caches.
     pub kv: Vec<KvCache>,
+    /// Pending rows.
+    pub pending: Vec<Pending>,
+    /// Most of them.
+    pub n_pending: usize,
     /// Format of attention caches.
     pub kv_dtype: DType,
     /// Sequences.
@@ -238,6 +267,8 @@ impl OpCase {
             states: States::new(),
             s: Vec::new(),
             kv: Vec::new(),
+            pending: Vec::new(),
+            n_pending: 0,
             kv_dtype: DType::F32,
             batch: None,
             stage: Stage::Tokens,
@@ -306,6 +337,14 @@ impl OpCase {
         self
     }
 
+    /// Adds at most `n_pending` pending rows of this width.
+    #[must_use]
+    pub fn pending_rows(mut self, n_pending: usize, width: usize) -> Self {
+        self.pending.push(self.states.pending(0, width));
+        self.n_pending = n_pending;
+        self
+    }
+
     /// Adds positions, slots and spans.
     #[must_use]
     pub fn batch(mut self, batch: BatchArg) -> Self {
@@ -341,7 +380,9 @@ impl OpCase {
     /// The states in the sizes of the batch.
     pub fn layout(&self) -> StateLayout {
         let (n_slots, n_ctx) = self.batch.as_ref().map_or((1, 1), |b| (b.n_slots, b.n_ctx));
-        self.states.layout(&StateOptions { n_slots, n_ctx, kv_dtype: self.kv_dtype }).expect("cases are small")
+        self.states
+            .layout(&StateOptions { n_slots, n_ctx, kv_dtype: self.kv_dtype, n_pending: self.n_pending })
+            .expect("cases are small")
     }
 
     /// The elements of every activation.
@@ -373,7 +414,8 @@ impl OpCase {
                 let rows = if spec.role.is_recurrent() { spec.shape.dim(0) } else { seq.n_past };
                 let past =
                     random_weight(&mut rng, spec.dtype, rows * spec.shape.elements() / spec.shape.dim(0), [-1.0, 1.0]);
-                let slot = if spec.role.is_recurrent() { seq.read } else { seq.slot };
+                let is_read = spec.role.is_recurrent() && spec.role != Role::Pending;
+                let slot = if is_read { seq.read } else { seq.slot };
                 bytes[slot * spec.bytes()..][..past.len()].copy_from_slice(&past);
             }
             bytes

@@ -380,6 +380,7 @@ fn build(case: &OpCase, weights: Vec<Weight>, copied: bool) -> Result<Graph> {
         w: weights,
         s: case.s.clone(),
         kv: case.kv.clone(),
+        pending: case.pending.clone(),
         batch: case.batch.as_ref().map(|b| BatchInputs::new(&g, &b.key(case.stage))),
         raw: case.raw.iter().map(|(input, shape, _)| g.input(*input, *shape)).collect(),
     };
@@ -427,6 +428,17 @@ fn input_words(case: &OpCase, graph: &Graph, plan: &MemoryPlan) -> Vec<u32> {
             Input::Ranges => {
                 let ends = batch().ranges().into_iter().flat_map(|r| [r.start as u32, r.end as u32]);
                 words.iter_mut().zip(ends).for_each(|(w, end)| *w = end);
+            }
+            Input::Joined => {
+                let ends = batch().joined().into_iter().flat_map(|r| [r.start as u32, r.end as u32]);
+                words.iter_mut().zip(ends).for_each(|(w, end)| *w = end);
+            }
+            Input::NewRows => {
+                // Padding reads padding.
+                words.fill((batch().n_tokens + batch().n_pending() - 1) as u32);
+                for ((seq, new), joined) in batch().seqs.iter().zip(batch().ranges()).zip(batch().joined()) {
+                    words[new].iter_mut().zip(joined.start + seq.n_pending..).for_each(|(w, row)| *w = row as u32);
+                }
             }
             Input::Tokens
             | Input::Embeddings

@@ -17,11 +17,11 @@ fn open_and_build(path: &Path) -> models::Result<()> {
     use engine::key::{GraphKey, Stage};
     let loaded = models::load(vec![Gguf::open(path)?], LoadOptions::default())?;
     models::tokenizer::Tokenizer::from_gguf(&loaded.files[0])?;
-    let sizes = engine::state::StateOptions { n_slots: 1, n_ctx: 64, kv_dtype: DType::F16 };
+    let sizes = engine::state::StateOptions { n_slots: 1, n_ctx: 64, kv_dtype: DType::F16, n_pending: 0 };
     let memory = loaded.model.states().layout(&sizes)?;
     let frames = loaded.model.encoder().map(|e| (Stage::Encode, u32::try_from(e.line_frames).unwrap()));
     for (stage, n_tokens) in frames.into_iter().chain([(Stage::Embeddings, 8), (Stage::Tokens, 1)]) {
-        let key = GraphKey { stage, n_seqs: 1, n_tokens, n_kv: 64, n_outputs: 1 };
+        let key = GraphKey { stage, n_seqs: 1, n_tokens, n_kv: 64, n_outputs: 1, n_pending: 0 };
         let builder = engine::builder::GraphBuilder::new(&memory);
         loaded.model.build(&builder, &key);
         builder.finish()?;

@@ -140,7 +140,7 @@ fn session(backend: Arc<dyn Backend>) -> Session {
 
 /// A call of one token.
 fn key(n_outputs: u32) -> GraphKey {
-    GraphKey { stage: Stage::Tokens, n_seqs: 1, n_tokens: 1, n_kv: 64, n_outputs }
+    GraphKey { stage: Stage::Tokens, n_seqs: 1, n_tokens: 1, n_kv: 64, n_outputs, n_pending: 0 }
 }
 
 #[test]
@@ -222,7 +222,7 @@ fn files(table: &mut Table) {
 }
 
 fn graphs(table: &mut Table) {
-    let sizes = StateOptions { n_slots: 1, n_ctx: 64, kv_dtype: DType::F32 };
+    let sizes = StateOptions { n_slots: 1, n_ctx: 64, kv_dtype: DType::F32, n_pending: 0 };
     let layout = States::new().layout(&sizes).unwrap();
     let g = GraphBuilder::new(&layout);
     g.output(g.add(g.input(Input::Features, [2, 4]), g.input(Input::Embeddings, [2, 3])));

@@ -48,7 +48,7 @@ fn fused_and_unfused_graphs_of_lfm2_audio_agree() {
     let worst = got.iter().zip(&want).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
     assert!(got.len() == want.len() && worst <= 1e-5 * largest, "{worst} of {largest}");
 
-    let step = GraphKey { stage: Stage::Tokens, n_seqs: 1, n_tokens: 1, n_kv: 64, n_outputs: 1 };
+    let step = GraphKey { stage: Stage::Tokens, n_seqs: 1, n_tokens: 1, n_kv: 64, n_outputs: 1, n_pending: 0 };
     let encode = GraphKey { stage: Stage::Encode, n_tokens: N_FRAMES[1] as u32, n_kv: 0, ..step };
     let mut counts = |key| fused.graph(key).unwrap().fused().clone().into_iter().collect::<Vec<_>>();
     // Four layers, two with attention: q, k, v together there; gate and up together; every norm with the sum before it,
@@ -66,7 +66,8 @@ fn fused_and_unfused_graphs_of_lfm2_audio_agree() {
 fn memory_outside_of_the_plan_is_counted() {
     let mut s = open(true);
     assert_eq!((s.stats().graph_bytes, s.stats().weight_bytes), (0, 0));
-    let encode = GraphKey { stage: Stage::Encode, n_seqs: 1, n_tokens: N_FRAMES[1] as u32, n_kv: 0, n_outputs: 1 };
+    let encode =
+        GraphKey { stage: Stage::Encode, n_seqs: 1, n_tokens: N_FRAMES[1] as u32, n_kv: 0, n_outputs: 1, n_pending: 0 };
     let graph = s.graph(&encode).unwrap().graph();
     let kernels = graph.nodes.iter().filter(|n| matches!(n.op, Op::Conv2d { .. }));
     let want: usize = kernels.map(|n| graph.tensor(n.args[1]).shape.elements() * size_of::<f32>()).sum();

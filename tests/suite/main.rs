@@ -28,6 +28,7 @@ mod memory;
 mod not_finite;
 mod ops;
 mod pages;
+mod pending;
 mod placement;
 mod program;
 mod prompt;

@@ -8,13 +8,14 @@ use engine::batch::{Batch, Rows, Sequence, Tokens};
 use engine::builder::{BatchInputs, GraphBuilder, SsmScan};
 use engine::gguf::GgufWriter;
 use engine::key::GraphKey;
+use engine::memory::Slot;
 use engine::model::Model;
 use engine::op::{HeadMap, ScanDecay};
 use engine::session::{Reuse, Session, SessionOptions};
-use engine::state::{State, States};
+use engine::state::{Pending, State, States};
 use engine::tensor::Tensor;
 use engine::weights::{Weight, WeightStore};
-use engine::{DType, Shape};
+use engine::{DType, Error, Shape};
 use tests::rng::Rng;
 use tests::sessions::session_options;
 
@@ -86,10 +87,16 @@ struct Single {
     weights: Vec<Weight>,
     states: States,
     state: State,
+    pending: Pending,
 }
 
 impl Single {
     fn new(kind: Kind) -> (Self, WeightStore) {
+        Self::with(kind, None)
+    }
+
+    /// One of whose tokens all inputs are NaN.
+    fn with(kind: Kind, poison: Option<u32>) -> (Self, WeightStore) {
         let mut rng = Rng::named(&format!("{kind:?}"));
         let mut file = GgufWriter::in_memory("single");
         let tables = tables(kind).into_iter().map(|(name, n, range)| (format!("table.{name}"), vec![WIDTH, n], range));
@@ -100,7 +107,10 @@ impl Single {
         }
         for (name, dims, range) in &all {
             file.begin(name).unwrap();
-            let values = rng.floats(dims.iter().product(), *range);
+            let mut values = rng.floats(dims.iter().product(), *range);
+            if let Some(id) = poison.filter(|_| name.starts_with("table.")) {
+                values[id as usize * dims[1]..][..dims[1]].fill(f32::NAN);
+            }
             file.write(&values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>()).unwrap();
         }
         let store = WeightStore::new([file.finish_in_memory().unwrap()]).unwrap();
@@ -117,23 +127,31 @@ impl Single {
             Kind::Scan(_) => states.ssm(0, N_HEAD, D_STATE, HEAD_DIM),
             Kind::Delta => states.delta(0, N_HEAD, HEAD_DIM, HEAD_DIM),
         };
-        (Self { kind, tables: tables.to_vec(), weights: weights.to_vec(), states, state }, store)
+        let width = self::tables(kind).iter().map(|(_, n, _)| n).sum();
+        let pending = states.pending(0, width);
+        (Self { kind, tables: tables.to_vec(), weights: weights.to_vec(), states, state, pending }, store)
     }
 
     fn results(&self, g: &GraphBuilder<'_>, batch: &BatchInputs) -> Tensor {
         let inputs: Vec<Tensor> = self.tables.iter().map(|&table| batch.embed(g, table)).collect();
         let heads = |x: Tensor, n: usize| g.split_heads(x, n);
         match (self.kind, &inputs[..], &self.weights[..]) {
-            (Kind::Conv, &[x], &[w]) => g.causal_conv1d(x, w, None, self.state, batch),
+            (Kind::Conv, &[x], &[w]) => {
+                let [x] = g.join_pending([x], self.pending, batch);
+                g.new_rows(g.causal_conv1d(x, w, None, self.state, batch), batch)
+            }
             (Kind::Scan(decay), &[x, dt, b, c], &[dt_bias, a, d]) => {
+                let [x, dt, b, c] = g.join_pending([x, dt, b, c], self.pending, batch);
                 let dt = if decay == ScanDecay::Head { dt } else { heads(dt, N_HEAD) };
                 let (x, b, c) = (heads(x, N_HEAD), heads(b, N_GROUP), heads(c, N_GROUP));
-                g.merge_heads(g.ssm_scan(SsmScan { x, dt, b, c, dt_bias, a, d, decay }, self.state, batch))
+                let y = g.ssm_scan(SsmScan { x, dt, b, c, dt_bias, a, d, decay }, self.state, batch);
+                g.merge_heads(g.new_rows(y, batch))
             }
             (Kind::Delta, &[q, k, v, a, b], &[scale, bias]) => {
+                let [q, k, v, a, b] = g.join_pending([q, k, v, a, b], self.pending, batch);
                 let qkv = [heads(q, N_GROUP), heads(k, N_GROUP), heads(v, N_HEAD)];
                 let map = (HeadMap::Interleaved, 1e-6);
-                g.merge_heads(g.gated_delta(qkv, [a, b], [scale, bias], map, self.state, batch))
+                g.merge_heads(g.new_rows(g.gated_delta(qkv, [a, b], [scale, bias], map, self.state, batch), batch))
             }
             _ => unreachable!("tables and weights are those of the kind"),
         }
@@ -246,5 +264,225 @@ fn a_token_reads_and_writes_every_state_once() {
             }
             s.memory_mut().release(slot);
         }
+    }
+}
+
+/// Schedules of every op.
+const N_SCHEDULES: usize = 2000;
+/// Steps of a schedule.
+const N_STEPS: usize = 14;
+/// Slots that sequences are in, and one more whose sequences are NaN.
+const N_SLOTS: usize = 3;
+/// Tokens that can be taken back.
+const N_PENDING: usize = 5;
+/// The token whose inputs are NaN.
+const POISON: u32 = 0;
+/// Longest sequence.
+const MAX_LEN: usize = 40;
+
+fn open_single(kind: Kind, backend: &Arc<dyn Backend>, n_slots: usize, n_pending: usize) -> Session {
+    let (model, store) = Single::with(kind, Some(POISON));
+    let options = SessionOptions { n_slots, n_ctx: 64, n_pending, kv_dtype: DType::F32, ..session_options() };
+    Session::open(Arc::new(model), &store, std::slice::from_ref(backend), options).unwrap()
+}
+
+/// What a sequence is, token by token: the results of every token.
+struct Alone {
+    session: Session,
+    slot: Slot,
+    /// Tokens in the slot.
+    fed: Vec<u32>,
+}
+
+impl Alone {
+    fn open(kind: Kind, backend: &Arc<dyn Backend>) -> Self {
+        let mut session = open_single(kind, backend, 1, 0);
+        let slot = session.memory_mut().acquire().unwrap();
+        Self { session, slot, fed: Vec::new() }
+    }
+
+    /// Bits of the results of the tokens from `from` on.
+    fn results(&mut self, ids: &[u32], from: usize) -> Vec<u32> {
+        let Self { session, slot, fed } = self;
+        if fed[..] != ids[..from] {
+            session.memory_mut().rewind(*slot, 0).unwrap();
+            if from > 0 {
+                session.feed(*slot, Tokens::Ids(&ids[..from])).unwrap();
+            }
+        }
+        *fed = ids.to_vec();
+        let mut results = Vec::new();
+        for id in &ids[from..] {
+            results.extend(session.feed(*slot, Tokens::Ids(&[*id])).unwrap().iter().map(|x| x.to_bits()));
+        }
+        results
+    }
+
+    /// The state behind the tokens that were fed last.
+    fn state(&self) -> Vec<u8> {
+        self.session.memory().read_state(self.slot, 0).unwrap()
+    }
+}
+
+/// A sequence of a schedule.
+#[derive(Clone, Default)]
+struct Tracked {
+    ids: Vec<u32>,
+    n_pending: usize,
+}
+
+/// Feeds, accepts, rewinds, copies, snapshots, restores and releases in any order, beside a sequence of NaN.
+fn run_schedule(rng: &mut Rng, s: &mut Session, alone: &mut Alone) -> [usize; 3] {
+    let mut slots: Vec<Slot> = (0..=N_SLOTS).map(|i| s.memory_mut().acquire_at(i).unwrap()).collect();
+    let mut seqs = vec![Tracked::default(); N_SLOTS];
+    let mut kept: Option<(Vec<u8>, Tracked)> = None;
+    let mut counts = [0; 3];
+    for _ in 0..N_STEPS {
+        let i = rng.below(N_SLOTS);
+        match rng.below(10) {
+            0..5 => counts[0] += feed(rng, s, alone, &slots, &mut seqs),
+            5 | 6 => {
+                // Anywhere: exact among pending tokens and at 0, refused elsewhere.
+                let Tracked { ids, n_pending } = &mut seqs[i];
+                let to =
+                    if rng.below(4) == 0 { rng.below(ids.len() + 1) } else { ids.len() - rng.below(*n_pending + 1) };
+                let first = ids.len() - *n_pending;
+                assert_eq!(s.memory().rewindable(slots[i]).unwrap(), first);
+                match s.memory_mut().rewind(slots[i], to) {
+                    Ok(()) => {
+                        assert!(to == 0 || to >= first);
+                        counts[1] += usize::from(to > 0 && to < ids.len());
+                        *n_pending = to.saturating_sub(first);
+                        ids.truncate(to);
+                    }
+                    Err(error) => assert!(matches!(error, Error::NotRewindable) && to > 0 && to < first),
+                }
+            }
+            7 => {
+                let to = rng.below(N_SLOTS);
+                s.memory_mut().copy(slots[i], slots[to]).unwrap();
+                seqs[to] = seqs[i].clone();
+            }
+            8 => {
+                match kept.take() {
+                    Some((bytes, seq)) => {
+                        s.restore(slots[i], &bytes).unwrap();
+                        seqs[i] = seq;
+                    }
+                    None => kept = Some((s.snapshot(slots[i]).unwrap(), seqs[i].clone())),
+                }
+                counts[2] += usize::from(seqs[i].n_pending > 0);
+            }
+            _ => {
+                s.memory_mut().release(slots[i]);
+                slots[i] = s.memory_mut().acquire_at(i).unwrap();
+                seqs[i] = Tracked::default();
+            }
+        }
+    }
+    // One more token folds all that is pending.
+    for (slot, seq) in slots.iter().zip(&seqs) {
+        let ids = [&seq.ids[..], &[1 + u32::try_from(rng.below(WIDTH - 1)).unwrap()]].concat();
+        let got: Vec<u32> =
+            s.feed(*slot, Tokens::Ids(&ids[seq.ids.len()..])).unwrap().iter().map(|x| x.to_bits()).collect();
+        assert_eq!(got, alone.results(&ids, seq.ids.len()));
+        assert!(s.memory().read_state(*slot, 0).unwrap() == alone.state(), "another state");
+    }
+    slots.into_iter().for_each(|slot| s.memory_mut().release(slot));
+    counts
+}
+
+/// A step of some of the sequences, some with drafts, and of the one of NaN. Returns how many had something pending.
+fn feed(rng: &mut Rng, s: &mut Session, alone: &mut Alone, slots: &[Slot], seqs: &mut [Tracked]) -> usize {
+    let mut new = Vec::new();
+    for (i, seq) in seqs.iter().enumerate() {
+        let n = 1 + rng.below(N_PENDING + 2);
+        if rng.below(3) > 0 && seq.ids.len() + n <= MAX_LEN {
+            let ids: Vec<u32> = (0..n).map(|_| 1 + u32::try_from(rng.below(WIDTH - 1)).unwrap()).collect();
+            new.push((i, ids, if rng.below(4) == 0 { 0 } else { rng.below(n.min(N_PENDING + 1)) }));
+        }
+    }
+    let nan = [POISON; 3];
+    let mut batch: Vec<Sequence<'_>> = new
+        .iter()
+        .map(|(i, ids, n)| Sequence {
+            slot: slots[*i],
+            tokens: Tokens::Ids(ids),
+            rows: if *n > 0 { Rows::Drafts(*n) } else { Rows::All },
+        })
+        .collect();
+    if rng.below(2) == 0 {
+        s.memory_mut().rewind(slots[N_SLOTS], 0).unwrap();
+        let nan = Sequence { slot: slots[N_SLOTS], tokens: Tokens::Ids(&nan), rows: Rows::Drafts(2) };
+        batch.insert(rng.below(batch.len() + 1), nan);
+    }
+    if batch.is_empty() {
+        return 0;
+    }
+    let logits = s.step(&Batch { seqs: &batch }).unwrap();
+    let mut n_pending = 0;
+    for (at, sequence) in batch.iter().enumerate() {
+        let Some((i, ids, n_drafts)) = new.iter().find(|(i, ..)| slots[*i] == sequence.slot) else {
+            assert!(logits.rows(at).iter().any(|x| x.is_nan()));
+            continue;
+        };
+        let seq = &mut seqs[*i];
+        n_pending += usize::from(seq.n_pending > 0);
+        seq.ids.extend(ids);
+        seq.n_pending = *n_drafts;
+        let got: Vec<u32> = logits.rows(at).iter().map(|x| x.to_bits()).collect();
+        assert!(got == alone.results(&seq.ids, seq.ids.len() - got.len() / WIDTH), "other results");
+    }
+    n_pending
+}
+
+#[test]
+fn what_is_pending_is_folded_as_if_it_had_come_alone() {
+    let cpu = backends::open("cpu", &backends::Options::default()).unwrap();
+    let reference = backends::open("reference", &backends::Options::default()).unwrap();
+    for (backend, n_schedules) in [(cpu, N_SCHEDULES), (reference, N_SCHEDULES / 40)] {
+        for kind in KINDS {
+            let mut rng = Rng::named(&format!("schedules of {kind:?}"));
+            let mut s = open_single(kind, &backend, N_SLOTS + 1, N_PENDING);
+            let mut alone = Alone::open(kind, &backend);
+            let mut counts = [0; 3];
+            for _ in 0..n_schedules {
+                let more = run_schedule(&mut rng, &mut s, &mut alone);
+                counts.iter_mut().zip(more).for_each(|(n, more)| *n += more);
+            }
+            assert!(counts.iter().all(|&n| n > n_schedules / 4), "{kind:?}: {counts:?}");
+            let stats = s.stats();
+            assert!(stats.hit_rate() > 0.9, "{kind:?}: {stats:?}");
+        }
+    }
+}
+
+#[test]
+fn pending_rows_need_room_where_they_are_restored() {
+    let cpu = backends::open("cpu", &backends::Options::default()).unwrap();
+    for kind in KINDS {
+        let mut s = open_single(kind, &cpu, 1, 3);
+        let slot = s.memory_mut().acquire().unwrap();
+        let four = Sequence { slot, tokens: Tokens::Ids(&[1, 2, 3, 4]), rows: Rows::Drafts(3) };
+        s.step(&Batch { seqs: &[four] }).unwrap();
+        let snapshot = s.snapshot(slot).unwrap();
+        let mut small = open_single(kind, &cpu, 1, 2);
+        let to = small.memory_mut().acquire().unwrap();
+        assert!(matches!(small.restore(to, &snapshot), Err(Error::Snapshot { .. })));
+        assert_eq!(small.memory().n_past(to).unwrap(), 0);
+        let mut large = open_single(kind, &cpu, 1, 9);
+        let to = large.memory_mut().acquire().unwrap();
+        large.restore(to, &snapshot).unwrap();
+        large.memory_mut().rewind(to, 2).unwrap();
+        let got = large.feed(to, Tokens::Ids(&[5])).unwrap().to_vec();
+        assert_eq!(got.iter().map(|x| x.to_bits()).collect::<Vec<_>>(), Alone::open(kind, &cpu).results(&[1, 2, 5], 2));
+        // Without anything pending a snapshot fits everywhere.
+        s.memory_mut().rewind(slot, 1).unwrap();
+        let mut none = open_single(kind, &cpu, 1, 0);
+        let to = none.memory_mut().acquire().unwrap();
+        none.restore(to, &s.snapshot(slot).unwrap()).unwrap();
+        // And nothing is taken back where nothing was asked for.
+        let two = Sequence { slot: to, tokens: Tokens::Ids(&[1, 2]), rows: Rows::Drafts(1) };
+        assert!(none.step(&Batch { seqs: &[two] }).unwrap_err().to_string().contains("takes back 0"));
     }
 }

@@ -80,7 +80,7 @@ fn equal_keys_give_equal_graphs() {
     let file = trained(FileType::BF16);
     let fingerprints = |stage, n_tokens| {
         let mut s = open(&file, cpu(1), SessionOptions { reuse: Reuse::Off, ..session_options() });
-        let key = GraphKey { stage, n_seqs: 1, n_tokens, n_kv: 512, n_outputs: 1 };
+        let key = GraphKey { stage, n_seqs: 1, n_tokens, n_kv: 512, n_outputs: 1, n_pending: 0 };
         [(); 2].map(|()| s.graph(&key).unwrap().graph().fingerprint())
     };
     let mut all = Vec::new();
@@ -136,7 +136,7 @@ fn fused_and_unfused_graphs_agree() {
         let compile = CompileOptions { fuse, poison: true, ..CompileOptions::default() };
         let options = SessionOptions { kv_dtype: DType::F32, compile, ..session_options() };
         let mut s = open(&file, cpu(2), options);
-        let key = GraphKey { stage: Stage::Tokens, n_seqs: 1, n_tokens: 1, n_kv: 512, n_outputs: 1 };
+        let key = GraphKey { stage: Stage::Tokens, n_seqs: 1, n_tokens: 1, n_kv: 512, n_outputs: 1, n_pending: 0 };
         let counts = s.graph(&key).unwrap().fused().clone();
         (generate(&mut s, &PROMPT, 12), counts)
     };

@@ -9,6 +9,7 @@ use engine::DType;
 use engine::backend::Backend;
 use engine::batch::{Batch, Rows, Sequence, Tokens};
 use engine::gguf::Gguf;
+use engine::memory::Slot;
 use engine::session::{Session, SessionOptions};
 use models::LoadOptions;
 use models::decoding::{Decoding, Prompt, Rules};
@@ -29,8 +30,26 @@ const N_TOKENS: usize = 64;
 /// Every drafter must have so many tokens verified, and one of them rejected: else a cell says nothing.
 const N_VERIFIED: u64 = 20;
 
-/// Models whose memory is attention alone.
-const ATTENTION: [&str; 3] = ["golden/llama", "golden/llama3", "golden/qwen3"];
+/// Every architecture of language models: attention alone, then with recurrent states.
+const MODELS: [&str; 13] = [
+    "golden/llama",
+    "golden/llama3",
+    "golden/qwen3",
+    "golden/lfm2",
+    "golden/lfm2_moe",
+    "golden/mamba",
+    "golden/mamba2",
+    "golden/jamba",
+    "golden/granitemoehybrid",
+    "golden/granitemoehybrid_moe",
+    "golden/qwen3_next",
+    "golden/qwen3_5",
+    "golden/qwen3_5_moe",
+];
+/// One of every kind of recurrent state, and attention.
+const KINDS: [&str; 5] = ["golden/llama", "golden/lfm2", "golden/mamba", "golden/mamba2", "golden/qwen3_next"];
+/// Longest guess.
+const MOST: usize = 48;
 
 fn file(name: &str) -> Gguf {
     converted(&fixture(name), FileType::F32)
@@ -42,7 +61,7 @@ fn backend(name: &str) -> Arc<dyn Backend> {
 
 fn session(file: &Gguf, n_slots: usize, backend: &Arc<dyn Backend>) -> Session {
     let loaded = models::load(vec![file.clone()], LoadOptions::default()).unwrap();
-    let options = SessionOptions { n_slots, n_ctx: 256, kv_dtype: DType::F32, ..session_options() };
+    let options = SessionOptions { n_slots, n_ctx: 256, kv_dtype: DType::F32, n_pending: MOST, ..session_options() };
     Session::open(loaded.model, &loaded.weights, std::slice::from_ref(backend), options).unwrap()
 }
 
@@ -98,6 +117,7 @@ fn parameters(kind: Kind) -> Parameters {
         map_k4v: NgramSizes { n: 1, m: 1, min_hits: 1 },
         mod_n: 1,
         modular: Limits { min: 1, max: 3 },
+        cache_max: 3,
         suffix: sizes,
         model: Limits { min: 0, max: 3 },
         adapts: false,
@@ -108,7 +128,8 @@ fn parameters(kind: Kind) -> Parameters {
 /// The same model without one of its parts: it is often right.
 fn weaker(file: &Gguf) -> Gguf {
     let mut draft = Draft::of(file);
-    draft.tensor("blk.0.ffn_down.weight").bytes.fill(0);
+    let is_part = |name: &str| name.starts_with("blk.0.") && (name.contains("ffn_down") || name.contains("ssm_out"));
+    draft.tensors.iter_mut().filter(|t| is_part(&t.name)).for_each(|t| t.bytes.fill(0));
     draft.in_memory()
 }
 
@@ -126,14 +147,15 @@ fn shared(kind: Kind, file: &Gguf, n: usize) -> Shared {
 /// Ids with drafts are ids without, for every drafter, model and way to choose tokens.
 #[test]
 fn drafters_are_invisible() {
-    for name in ATTENTION {
+    let mut n_accepted = 0;
+    for name in MODELS {
         let file = file(name);
         let mut plain = Scheduler::new(session(&file, 1, &backend("cpu")));
         let mut scheduler = Scheduler::new(session(&file, 1, &backend("cpu")));
         for (kind, sampling) in Kind::ALL.into_iter().flat_map(|kind| [(kind, greedy()), (kind, drawn())]) {
             let drafters = Drafters::new(parameters(kind), shared(kind, &file, 1)).unwrap();
             let (mut verified, mut accepted) = (0, 0);
-            // As many texts as it takes to have seen both right and wrong guesses.
+            // As many texts as it takes to have seen enough, and wrong guesses too.
             for seed in 1..=40 {
                 let prompt = prompt(seed, 40);
                 let (want, _) = run(&mut plain, &prompt, sampling, None);
@@ -144,14 +166,16 @@ fn drafters_are_invisible() {
                 assert_eq!(statistics.emitted, N_TOKENS as u64);
                 verified += statistics.verified;
                 accepted += statistics.accepted;
-                if verified >= N_VERIFIED && accepted < verified && accepted > 0 {
+                if verified >= N_VERIFIED && accepted < verified {
                     break;
                 }
             }
             let cell = format!("{} on {name}, {sampling:?}: {accepted} of {verified}", kind.name());
-            assert!(verified >= N_VERIFIED && accepted < verified && accepted > 0, "{cell}");
+            assert!(verified >= N_VERIFIED && accepted < verified, "{cell}");
+            n_accepted += accepted;
         }
     }
+    assert!(n_accepted > 100, "{n_accepted} accepted");
 }
 
 /// What an [`Adversary`] does.
@@ -217,9 +241,8 @@ fn adversaries() -> Vec<(usize, Fault)> {
 /// One to four sequences with guesses of other lengths and other faults, on one session.
 #[test]
 fn adversaries_change_no_text() {
-    let file = file("golden/llama");
-    let mut scheduler = Scheduler::new(session(&file, 4, &backend("cpu")));
-    for sampling in [greedy(), drawn()] {
+    for (name, sampling) in KINDS.into_iter().flat_map(|name| [(name, greedy()), (name, drawn())]) {
+        let mut scheduler = Scheduler::new(session(&file(name), 4, &backend("cpu")));
         let prompts: Vec<Vec<u32>> = (1..=4).map(|seed| prompt(seed, 6)).collect();
         let want: Vec<Vec<u32>> = prompts.iter().map(|p| run(&mut scheduler, p, sampling, None).0).collect();
         let all = adversaries();
@@ -235,7 +258,7 @@ fn adversaries_change_no_text() {
                 let decoding = decoding(scheduler.session(), &prompts[j], sampling, N_TOKENS);
                 order.push(scheduler.submit_with(decoding, Some(speculation)).unwrap());
             }
-            assert_eq!(run_all(&mut scheduler, &order), want[..n_seqs], "{i}: {:?}, {sampling:?}", all[i]);
+            assert_eq!(run_all(&mut scheduler, &order), want[..n_seqs], "{name}, {i}: {:?}, {sampling:?}", all[i]);
         }
     }
 }
@@ -243,49 +266,53 @@ fn adversaries_change_no_text() {
 /// The last token takes the last position, and guesses do not reach behind it.
 #[test]
 fn a_full_context_is_filled_to_its_last_position() {
-    let file = file("golden/llama");
-    let open = || Scheduler::new(session(&file, 1, &backend("cpu")));
-    let prompt = prompt(3, 192);
-    let (want, _) = run(&mut open(), &prompt, greedy(), None);
-    for (k, fault) in [(7, Fault::Never), (7, Fault::From(3)), (48, Fault::TooLong)] {
-        let mut scheduler = open();
-        let text = [&prompt[..], &want].concat();
-        let adversary = Adversary { text, k, fault, n_guesses: 0, n_vocab: 320 };
-        let speculation = Speculation::with(Box::new(adversary), k, false, &ids_of(&prompt));
-        assert_eq!(run(&mut scheduler, &prompt, greedy(), Some(speculation)).0, want);
-        assert_eq!(scheduler.session().memory().n_ctx(), 256, "no more positions than the text has");
+    for name in KINDS {
+        let file = file(name);
+        let open = || Scheduler::new(session(&file, 1, &backend("cpu")));
+        let prompt = prompt(3, 192);
+        let (want, _) = run(&mut open(), &prompt, greedy(), None);
+        for (k, fault) in [(7, Fault::Never), (7, Fault::From(3)), (48, Fault::TooLong)] {
+            let mut scheduler = open();
+            let text = [&prompt[..], &want].concat();
+            let adversary = Adversary { text, k, fault, n_guesses: 0, n_vocab: 300 };
+            let speculation = Speculation::with(Box::new(adversary), k, false, &ids_of(&prompt));
+            assert_eq!(run(&mut scheduler, &prompt, greedy(), Some(speculation)).0, want);
+            assert_eq!(scheduler.session().memory().n_ctx(), 256, "no more positions than the text has");
+        }
     }
 }
 
 /// Sequences that are cancelled between a verification and the next step leave nothing behind.
 #[test]
 fn an_abort_between_steps_frees_its_slot_and_harms_nobody() {
-    let file = file("golden/llama");
-    let mut scheduler = Scheduler::new(session(&file, 2, &backend("cpu")));
-    let prompts = [prompt(1, 6), prompt(2, 9)];
-    let want: Vec<Vec<u32>> = prompts.iter().map(|p| run(&mut scheduler, p, greedy(), None).0).collect();
-    for n_steps in 1..6 {
-        let mut order = Vec::new();
-        for (prompt, want) in prompts.iter().zip(&want) {
-            let text = [&prompt[..], want].concat();
-            let adversary = Adversary { text, k: 5, fault: Fault::From(n_steps % 4), n_guesses: 0, n_vocab: 320 };
-            let speculation = Speculation::with(Box::new(adversary), 5, false, &ids_of(prompt));
-            let decoding = decoding(scheduler.session(), prompt, greedy(), N_TOKENS);
-            order.push(scheduler.submit_with(decoding, Some(speculation)).unwrap());
+    for name in KINDS {
+        let file = file(name);
+        let mut scheduler = Scheduler::new(session(&file, 2, &backend("cpu")));
+        let prompts = [prompt(1, 6), prompt(2, 9)];
+        let want: Vec<Vec<u32>> = prompts.iter().map(|p| run(&mut scheduler, p, greedy(), None).0).collect();
+        for n_steps in 1..6 {
+            let mut order = Vec::new();
+            for (prompt, want) in prompts.iter().zip(&want) {
+                let text = [&prompt[..], want].concat();
+                let adversary = Adversary { text, k: 5, fault: Fault::From(n_steps % 4), n_guesses: 0, n_vocab: 300 };
+                let speculation = Speculation::with(Box::new(adversary), 5, false, &ids_of(prompt));
+                let decoding = decoding(scheduler.session(), prompt, greedy(), N_TOKENS);
+                order.push(scheduler.submit_with(decoding, Some(speculation)).unwrap());
+            }
+            let mut ids = Vec::new();
+            for _ in 0..n_steps {
+                let step = scheduler.step(&mut |progress| {
+                    if progress.id == order[1] {
+                        ids.extend(&progress.result.unwrap().tokens);
+                    }
+                });
+                step.unwrap();
+            }
+            scheduler.cancel(order[0]);
+            assert_eq!(scheduler.session().memory().n_free(), 1);
+            ids.extend(run_all(&mut scheduler, &order[1..]).remove(0));
+            assert_eq!(ids, want[1], "after {n_steps} steps");
         }
-        let mut ids = Vec::new();
-        for _ in 0..n_steps {
-            let step = scheduler.step(&mut |progress| {
-                if progress.id == order[1] {
-                    ids.extend(&progress.result.unwrap().tokens);
-                }
-            });
-            step.unwrap();
-        }
-        scheduler.cancel(order[0]);
-        assert_eq!(scheduler.session().memory().n_free(), 1);
-        ids.extend(run_all(&mut scheduler, &order[1..]).remove(0));
-        assert_eq!(ids, want[1], "after {n_steps} steps");
     }
 }
 
@@ -343,9 +370,45 @@ fn oracles_and_lengths_that_adapt() {
     }
 }
 
+/// Logits of `n` tokens behind `n_past` that are fed together, drafts but for the first, and taken back.
+fn together(s: &mut Session, slot: Slot, ids: &[u32], n_past: usize, n: usize) -> Vec<f32> {
+    let tokens = Tokens::Ids(&ids[n_past..n_past + n]);
+    let logits = s.step(&Batch { seqs: &[Sequence { slot, tokens, rows: Rows::Drafts(n - 1) }] }).unwrap();
+    logits.rows(0).to_vec()
+}
+
+/// Every architecture, with its recurrent states: bit for bit in steps of up to 8 rows, up to the order of sums in longer ones. What
+/// is then accepted in part is folded as if it had come alone.
+#[test]
+fn every_architecture_verifies_as_single_steps_do() {
+    /// Relative to the largest logit.
+    const CLOSE: f32 = 2e-5;
+    for name in MODELS {
+        let mut s = session(&file(name), 1, &backend("cpu"));
+        let mut rng = Rng::new(4);
+        let ids: Vec<u32> = (0..60).map(|_| u32::try_from(rng.below(300)).unwrap()).collect();
+        let slot = s.memory_mut().acquire().unwrap();
+        s.feed(slot, Tokens::Ids(&ids[..10])).unwrap();
+        let snapshot = s.snapshot(slot).unwrap();
+        let single: Vec<f32> = (10..43).flat_map(|at| together(&mut s, slot, &ids, at, 1)).collect();
+        let largest = single.iter().fold(0.0, |m: f32, x| m.max(x.abs()));
+        for (n, n_kept) in [(2, 1), (5, 3), (8, 8), (8, 2), (9, 4), (17, 17), (33, 20)] {
+            s.restore(slot, &snapshot).unwrap();
+            let mut got = together(&mut s, slot, &ids, 10, n);
+            s.memory_mut().rewind(slot, 10 + n_kept).unwrap();
+            let n_vocab = got.len() / n;
+            got.truncate(n_kept * n_vocab);
+            got.extend(together(&mut s, slot, &ids, 10 + n_kept, 1));
+            let off = got.iter().zip(&single).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            let is_same = got.iter().zip(&single).all(|(a, b)| a.to_bits() == b.to_bits());
+            assert!(is_same || n > 8 && off <= CLOSE * largest, "{name}, {n} rows, {n_kept} kept: {off} of {largest}");
+        }
+    }
+}
+
 /// A model whose matrices are all in one format.
-fn in_format(dtype: DType) -> Gguf {
-    let mut draft = Draft::of(&file("golden/qwen3"));
+fn in_format(name: &str, dtype: DType) -> Gguf {
+    let mut draft = Draft::of(&file(name));
     let fits = |dims: &[usize]| dims.len() == 2 && dims[1].is_multiple_of(dtype.block().len);
     draft.tensors.iter_mut().filter(|t| fits(&t.dims)).for_each(|t| t.encode(dtype));
     draft.in_memory()
@@ -360,7 +423,7 @@ fn verification_gives_the_bits_of_single_steps() {
     let others = [DType::F32, DType::F16, DType::BF16, DType::Q2_K, DType::Q3_K, DType::Q4_K, DType::Q5_K, DType::Q6_K];
     let others = others.map(|t| ("cpu", t, 8));
     for (name, dtype, most) in [("reference", DType::Q8_0, 9)].into_iter().chain(blocks).chain(others) {
-        let mut s = session(&in_format(dtype), 2, &backend(name));
+        let mut s = session(&in_format("golden/qwen3", dtype), 2, &backend(name));
         let mut rng = Rng::new(4);
         let ids: Vec<u32> = (0..60).map(|_| u32::try_from(rng.below(300)).unwrap()).collect();
         let slot = s.memory_mut().acquire().unwrap();

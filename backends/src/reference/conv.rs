@@ -14,7 +14,7 @@ use super::state;
 pub(super) fn causal_conv1d(cx: &Operands<'_>, args: &[TensorId], bias: bool) -> Result<Vec<f64>> {
     let [n_tokens, width] = cx.dims(args[0])?;
     let [_, history, _] = cx.dims(args[2])?;
-    let (x, w) = (cx.values(args[0])?, cx.values(args[1])?);
+    let (x, w) = (state::rounded(cx, args[0])?, cx.values(args[1])?);
     let bias = if bias { cx.values(args[7])? } else { Cow::Owned(vec![0.0; width]) };
     let d_conv = history + 1;
     let mut out = vec![f64::NAN; x.len()];

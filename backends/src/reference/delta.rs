@@ -68,7 +68,7 @@ fn normalized(x: &[f64], eps: f32) -> Vec<f64> {
 pub(super) fn gated_delta(cx: &Operands<'_>, args: &[TensorId], heads: HeadMap, rule: DeltaRule) -> Result<Vec<f64>> {
     let [n_tokens, n_key, k_dim] = cx.dims(args[0])?;
     let [_, n_value, v_dim] = cx.dims(args[2])?;
-    let given = args[..3 + rule.n_args()].iter().map(|&arg| cx.values(arg)).collect::<Result<Vec<_>>>()?;
+    let given = args[..3 + rule.n_args()].iter().map(|&arg| state::rounded(cx, arg)).collect::<Result<Vec<_>>>()?;
     let args = &args[given.len()..];
     let [_, _, _, width] = cx.dims(args[0])?;
     // Row `i` of the vectors of argument `arg`, which has `n` in a row of the call.

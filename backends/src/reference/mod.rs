@@ -381,6 +381,7 @@ fn compute(cx: &Operands<'_>, node: &Node) -> Result<Vec<Vec<f64>>> {
             vec![y]
         }
         Op::GatedDelta { heads, rule } => vec![delta::gated_delta(cx, args, heads, rule)?],
+        Op::JoinPending { n, n_rows } => state::join_pending(cx, args, usize::from(n), n_rows as usize)?,
         Op::Conv2d { stride, pad, act, .. } => {
             let mut y = conv::conv2d(cx, args, usize::from(stride), usize::from(pad))?;
             if let Some(act) = act {

@@ -1,5 +1,7 @@
 //! States of fixed extent: how sequences pass through them, and the recurrences that are nothing else.
 
+use std::borrow::Cow;
+
 use engine::op::ScanDecay;
 use engine::tensor::TensorId;
 use engine::{DType, Result};
@@ -42,11 +44,56 @@ pub(super) fn pass(
     Ok(())
 }
 
+/// Values as an op with a state takes them: in f32, as they are kept where they are pending, so that it makes no difference
+/// whether they were.
+pub(super) fn rounded<'a>(cx: &Operands<'a>, arg: TensorId) -> Result<Cow<'a, [f64]>> {
+    let values = cx.values(arg)?;
+    let is_rounded = values.iter().all(|&v| f64::from(v as f32).to_bits() == v.to_bits());
+    Ok(if is_rounded { values } else { values.iter().map(|&v| f64::from(v as f32)).collect() })
+}
+
+/// `[x_0, .., x_(n-1), pending, slots, kept, ranges, joined]`. NaN for padding.
+pub(super) fn join_pending(cx: &Operands<'_>, args: &[TensorId], n: usize, n_rows: usize) -> Result<Vec<Vec<f64>>> {
+    let [n_tokens, _] = cx.dims(args[0])?;
+    let [n_slots, n_pending, width] = cx.dims(args[n])?;
+    let xs = args[..n].iter().map(|&x| rounded(cx, x)).collect::<Result<Vec<_>>>()?;
+    let (slots, kept) = (cx.indices(args[n + 1], n_slots)?, cx.indices(args[n + 2], n_rows + 1)?);
+    let (ranges, joined) = (cx.ranges(args[n + 3], n_tokens)?, cx.ranges(args[n + 4], n_rows)?);
+    let mut outs: Vec<Vec<f64>> = xs.iter().map(|x| vec![f64::NAN; x.len() / n_tokens * n_rows]).collect();
+    let row_bytes = DType::F32.row_bytes(width);
+    let mut memory = cx.state(args[n])?.lock();
+    for (s, (new, joined)) in ranges.into_iter().zip(joined).enumerate().filter(|(_, (new, _))| !new.is_empty()) {
+        let row = |i: usize| (slots[s] * n_pending + i) * row_bytes..(slots[s] * n_pending + i + 1) * row_bytes;
+        let n_folded = joined.len() - new.len();
+        let new_row = |t: usize| -> Vec<f64> {
+            xs.iter().flat_map(|x| x[t * x.len() / n_tokens..][..x.len() / n_tokens].iter().copied()).collect()
+        };
+        let mut rows = Vec::new();
+        for i in 0..n_folded {
+            rows.push(decode(DType::F32, &memory[row(index(i as f64, n_pending)?)], width)?);
+        }
+        rows.extend(new.clone().map(new_row));
+        for (i, row_of_all) in rows.iter().enumerate() {
+            let mut rest = &row_of_all[..];
+            for out in &mut outs {
+                let len = out.len() / n_rows;
+                let (own, others) = rest.split_at(len);
+                out[(joined.start + i) * len..][..len].copy_from_slice(own);
+                rest = others;
+            }
+        }
+        for (i, left) in rows[kept[s]..].iter().enumerate() {
+            encode(DType::F32, left, &mut memory[row(index(i as f64, n_pending)?)])?;
+        }
+    }
+    Ok(outs)
+}
+
 /// `[x, dt, b, c, dt_bias, a, d, state, reads, slots, kept, ranges]`, one token after the other. NaN for padding.
 pub(super) fn ssm_scan(cx: &Operands<'_>, args: &[TensorId], decay: ScanDecay) -> Result<Vec<f64>> {
     let [n_tokens, n_head, head_dim] = cx.dims(args[0])?;
     let [_, n_group, d_state] = cx.dims(args[2])?;
-    let (x, dt, b, c) = (cx.values(args[0])?, cx.values(args[1])?, cx.values(args[2])?, cx.values(args[3])?);
+    let (x, dt, b, c) = (cx.values(args[0])?, rounded(cx, args[1])?, rounded(cx, args[2])?, rounded(cx, args[3])?);
     let (dt_bias, a, d) = (cx.values(args[4])?, cx.values(args[5])?, cx.values(args[6])?);
     let n_steps = d.len();
     let mut y = vec![f64::NAN; x.len()];

@@ -41,7 +41,20 @@ pub struct BatchInputs {
     pub kept: Tensor,
     /// The rows of every sequence.
     pub spans: Spans,
+    /// Where pending rows come before new ones.
+    pub(super) joined: Option<Joined>,
     key: GraphKey,
+}
+
+/// Pending and new rows together.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Joined {
+    /// Those of every sequence, `[n_seqs, 2]`.
+    pub ranges: Tensor,
+    /// Where new rows are among them, `[n_tokens]`.
+    pub new_rows: Tensor,
+    /// Their number, padding included.
+    pub n_rows: u32,
 }
 
 impl BatchInputs {
@@ -55,13 +68,18 @@ impl BatchInputs {
             reads: g.input(Input::Reads, [n_seqs]),
             kept: g.input(Input::Kept, [n_seqs]),
             spans: Spans::new(g, n_seqs, n_tokens),
+            joined: (key.n_pending > 0).then(|| Joined {
+                ranges: g.input(Input::Joined, [n_seqs, 2]),
+                new_rows: g.input(Input::NewRows, [n_tokens]),
+                n_rows: key.n_tokens + key.n_pending,
+            }),
             key: *key,
         }
     }
 
     /// How sequences pass through a state of fixed extent: `reads, slots, kept, ranges`, the arguments behind the state.
     pub(super) fn passages(&self) -> [Tensor; 4] {
-        [self.reads, self.slots, self.kept, self.spans.ranges]
+        [self.reads, self.slots, self.kept, self.joined.map_or(self.spans.ranges, |joined| joined.ranges)]
     }
 
     /// `[n_tokens, n_embd]`: rows of `table` for token ids, and the caller's vectors where the call has some.

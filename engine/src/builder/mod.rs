@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::graph::{Graph, Name, Node, TensorIds};
 use crate::op::{Binary, DeltaRule, HeadMap, Op, Precision, Rope, Route, ScanDecay, Unary, Window};
 use crate::shape::{MAX_RANK, Shape};
-use crate::state::{KvCache, State, StateLayout};
+use crate::state::{KvCache, Pending, State, StateLayout};
 use crate::tensor::{Input, NodeId, Source, StateId, Tensor, TensorDesc, TensorId};
 use crate::weights::Weight;
 pub use inputs::{BatchInputs, ClipInputs, Spans};
@@ -327,6 +327,33 @@ impl<'a> GraphBuilder<'a> {
         self.push1(Op::Attention { scale, window }, &[q, k, v, spans.sequences, spans.ranges])
     }
 
+    /// Rows `[n_tokens, n_i]` with those before them that states of fixed extent have not folded: what ops with such states are
+    /// to be given, [`Op::JoinPending`]. The rows themselves where the call has none and keeps none.
+    #[track_caller]
+    pub fn join_pending<const N: usize>(&self, xs: [Tensor; N], pending: Pending, batch: &BatchInputs) -> [Tensor; N] {
+        let Some(joined) = batch.joined else { return xs };
+        let Some(state) = self.memory.pending(pending) else {
+            self.fail(xs[0], "join_pending", "pending rows of another model, or of a session without any".into());
+            return xs;
+        };
+        let n = u8::try_from(N).expect("an op has few arguments");
+        let rest = [self.state(state), batch.slots, batch.kept, batch.spans.ranges, joined.ranges];
+        let args = [&xs[..], &rest].concat();
+        self.push(Op::JoinPending { n, n_rows: joined.n_rows }, &args)
+    }
+
+    /// The rows of the call among those that [`GraphBuilder::join_pending`] gave: of `x [n_rows, ..]`, contiguous, `[n_tokens,
+    /// ..]`.
+    #[track_caller]
+    pub fn new_rows(&self, x: Tensor, batch: &BatchInputs) -> Tensor {
+        let Some(joined) = batch.joined else { return x };
+        let mut dims = self.shape(x).extents();
+        let row: usize = dims[1..].iter().product();
+        let rows = self.select_rows(self.reshape(x, [dims[0], row]), joined.new_rows);
+        dims[0] = self.shape(rows).dim(0);
+        self.reshape(rows, Shape::new(&dims).expect("fewer elements than a shape"))
+    }
+
     /// Depthwise convolution over the sequence's own past.
     #[track_caller]
     pub fn causal_conv1d(
@@ -635,7 +662,7 @@ mod tests {
     use crate::key::{GraphKey, Stage};
     use crate::state::{NO_STATES, StateOptions, States};
 
-    const OPTIONS: StateOptions = StateOptions { n_slots: 1, n_ctx: 8, kv_dtype: DType::F32 };
+    const OPTIONS: StateOptions = StateOptions { n_slots: 1, n_ctx: 8, kv_dtype: DType::F32, n_pending: 0 };
 
     #[test]
     fn an_input_has_one_shape() {
@@ -709,7 +736,7 @@ mod tests {
         let state = states.conv(0, 3, 4);
         let layout = states.layout(&OPTIONS).unwrap();
         let g = GraphBuilder::new(&layout);
-        let key = GraphKey { stage: Stage::Tokens, n_seqs: 1, n_tokens: 2, n_kv: 8, n_outputs: 1 };
+        let key = GraphKey { stage: Stage::Tokens, n_seqs: 1, n_tokens: 2, n_kv: 8, n_outputs: 1, n_pending: 0 };
         let batch = BatchInputs::new(&g, &key);
         let x = g.input(Input::Embeddings, [2, 4]);
         let w = g.input(Input::Features, [4, 3]);

@@ -54,6 +54,7 @@ impl Op {
             Self::CausalConv1d { bias, .. } => causal_conv1d(args, bias),
             Self::SsmScan { decay } => ssm_scan(args, decay),
             Self::GatedDelta { rule, .. } => gated_delta(args, rule),
+            Self::JoinPending { n, n_rows } => join_pending(usize::from(n), n_rows as usize, args),
             Self::Conv2d { stride, pad, .. } => conv2d(usize::from(stride), usize::from(pad), args),
             Self::DepthwiseConv2d { stride, pad } => depthwise_conv2d(usize::from(stride), usize::from(pad), args),
             Self::DepthwiseConv1d => depthwise_conv1d(args),
@@ -376,6 +377,29 @@ fn rows_of(name: &str, t: &TensorDesc, n_tokens: usize, elements: &[usize]) -> R
     let fits =
         t.shape.rank() > 1 && t.shape.dim(0) == n_tokens && elements.iter().any(|n| n * n_tokens == t.shape.elements());
     ensure(fits, || format!("{name}: want {n_tokens} rows of {elements:?} elements, got {}", t.shape))
+}
+
+fn join_pending(n: usize, n_rows: usize, args: &[TensorDesc]) -> Outs {
+    ensure(n > 0 && args.len() == n + 5, || format!("want {} arguments, got {}", n + 5, args.len()))?;
+    let (xs, rest) = args.split_at(n);
+    let [pending, slots, kept, ranges, joined] = arguments(rest)?;
+    let [n_tokens, _] = rank("x", &xs[0])?;
+    let mut results = Results::new();
+    for x in xs {
+        activation("x", x)?;
+        let [_, width] = rank("x", x)?;
+        shaped("x", x, [n_tokens, width])?;
+        results.push((DType::F32, shape(&[n_rows, width])?));
+    }
+    ensure(n_rows >= n_tokens, || format!("{n_rows} rows do not hold {n_tokens} new ones"))?;
+    activation("pending", pending)?;
+    let [n_slots, n_pending, _] = rank("pending", pending)?;
+    shaped("pending", pending, [n_slots, n_pending, xs.iter().map(|x| x.shape.last()).sum()])?;
+    let n_seqs = pairs("ranges", ranges)?;
+    indices("joined", joined, [n_seqs, 2])?;
+    indices("slots", slots, [n_seqs])?;
+    indices("kept", kept, [n_seqs])?;
+    Ok(results)
 }
 
 fn conv2d(stride: usize, pad: usize, args: &[TensorDesc]) -> Outs {

@@ -276,6 +276,17 @@ pub enum Op {
         /// How the matrices change.
         rule: DeltaRule,
     },
+    /// `[x_0, .., x_(n-1), pending, slots, kept, ranges, joined]`: the rows of a sequence that are pending, then its new ones, which
+    /// lie in the rows `ranges[s]` of every `x_i [n_tokens, n_i]`. Results `[n_rows, n_i]`: rows `joined[s]` are those of sequence
+    /// `s`, as many of them pending ones as it has more than new ones. Row `i` of `pending [n_slots, n_pending, sum n_i]`
+    /// holds, side by side, what row `i` of the pending ones gives to every result. The first `kept[s]` of all rows of a sequence
+    /// are folded by the ops behind this one; the others are stored as its pending rows.
+    JoinPending {
+        /// Number of arguments with rows, and of results.
+        n: u8,
+        /// Rows of the results.
+        n_rows: u32,
+    },
     /// `[x, w, bias]`: cross-correlation with zero border, channels innermost. `x [n, h, w, c_in]`,
     /// `w [c_out, c_in, kh, kw]`, `bias [c_out]` gives `[n, h', w', c_out]`, `h' = (h + 2 pad - kh) / stride + 1`.
     Conv2d {
@@ -391,6 +402,9 @@ impl Op {
             Self::CausalConv1d { .. } => OpSpec { mutates: Some(2), ..OpSpec::new("causal_conv1d") },
             Self::SsmScan { .. } => OpSpec { mutates: Some(7), ..OpSpec::new("ssm_scan") },
             Self::GatedDelta { rule, .. } => OpSpec { mutates: Some(3 + rule.n_args()), ..OpSpec::new("gated_delta") },
+            Self::JoinPending { n, .. } => {
+                OpSpec { outputs: *n as usize, mutates: Some(*n as usize), ..OpSpec::new("join_pending") }
+            }
             Self::Conv2d { .. } => OpSpec { any_strides: Some(0), ..OpSpec::new("conv2d") },
             Self::DepthwiseConv2d { .. } => OpSpec::new("depthwise_conv2d"),
             Self::DepthwiseConv1d => OpSpec::new("depthwise_conv1d"),

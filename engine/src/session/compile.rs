@@ -92,9 +92,15 @@ impl Session {
     /// Whether a call of this shape exists: models count on it.
     fn check_key(&self, key: &GraphKey) -> Result<()> {
         let refused = |what: String| Err(Error::Key { key: *key, what });
-        let GraphKey { n_seqs, n_tokens, n_outputs, .. } = *key;
+        let GraphKey { n_seqs, n_tokens, n_outputs, n_pending, .. } = *key;
         if n_tokens == 0 || n_tokens > MAX_KEY_TOKENS || !(1..=n_tokens).contains(&n_seqs) || n_outputs > n_tokens {
             return refused(format!("want 1 to {MAX_KEY_TOKENS} rows, and no more sequences or outputs than rows"));
+        }
+        if n_pending > 0 && (key.stage == Stage::Encode || self.memory.layout().n_pending == 0) {
+            return refused("no token of the call can be taken back".into());
+        }
+        if n_pending > MAX_KEY_TOKENS - n_tokens {
+            return refused(format!("want at most {MAX_KEY_TOKENS} rows, pending ones included"));
         }
         match (key.stage, self.model.encoder()) {
             (Stage::Tokens | Stage::Embeddings, _) => match key.n_kv {

@@ -23,6 +23,10 @@ struct Totals {
     n_tokens: usize,
     n_outputs: usize,
     has_vectors: bool,
+    /// Pending rows that are folded.
+    n_folded: usize,
+    /// Whether some rows are kept, to be folded later.
+    keeps: bool,
 }
 
 impl Session {
@@ -36,13 +40,17 @@ impl Session {
                 return refuse(format_args!("slot {} is twice in a batch", seq.slot.index()));
             }
         }
-        let Totals { n_tokens, n_outputs, has_vectors } = totals;
+        let Totals { n_tokens, n_outputs, has_vectors, n_folded, keeps } = totals;
         let max = self.options.max_tokens;
         if n_tokens == 0 || n_tokens > max {
             return refuse(format_args!("want 1 to {max} tokens in a batch, got {n_tokens}"));
         }
         let stage = if has_vectors { Stage::Embeddings } else { Stage::Tokens };
-        self.key_of(stage, n_tokens, n_outputs)
+        let key = self.key_of(stage, n_tokens, n_outputs)?;
+        if n_folded == 0 && !keeps {
+            return Ok(key);
+        }
+        Ok(GraphKey { n_pending: size(self.options.buckets.pending(n_folded))?, ..key })
     }
 
     /// The key of a call of the language model with so many rows, `n_outputs` of which get logits, whatever sequences they
@@ -57,6 +65,7 @@ impl Session {
             n_tokens: size(n_rows)?,
             n_kv: size(self.memory.reserved_context())?,
             n_outputs: size(self.options.buckets.outputs(n_outputs, n_rows))?,
+            n_pending: 0,
         })
     }
 
@@ -80,7 +89,19 @@ impl Session {
         }
         totals.n_tokens = totals.n_tokens.saturating_add(n_tokens);
         totals.n_outputs += check_rows(seq.rows, n_tokens)?;
+        self.check_drafts(seq, totals)?;
         self.memory.check_room(seq.slot, n_tokens)
+    }
+
+    /// Counts what is pending of a sequence, and what will be.
+    fn check_drafts(&self, seq: &Sequence<'_>, totals: &mut Totals) -> Result<()> {
+        let (n, most) = (seq.rows.n_drafts(), self.memory.revocable());
+        if n > most {
+            return refuse(format_args!("{n} drafts, of which the session takes back {most}"));
+        }
+        totals.n_folded += self.memory.n_pending(seq.slot);
+        totals.keeps |= n > 0 && most < usize::MAX;
+        Ok(())
     }
 
     #[cold]
@@ -108,10 +129,11 @@ impl Session {
         self.parts.clear();
         let mut block = InputBlock::new(&mut self.words, self.cache.peek(index));
         block.clear_unless_full(batch, key);
-        let (mut row, mut out) = (0, 0);
+        let (mut row, mut out, mut joined) = (0, 0, 0);
         let all_rows = key.n_outputs == key.n_tokens;
         for (i, seq) in batch.seqs.iter().enumerate() {
             let n = seq.tokens.len();
+            let n_pending = self.memory.n_pending(seq.slot);
             let n_past = self.memory.begin(seq.slot);
             match seq.tokens {
                 Tokens::Ids(ids) => {
@@ -127,7 +149,13 @@ impl Session {
             }
             block.set(Input::Slots, i, seq.slot.index());
             block.set(Input::Reads, i, if n_past == 0 { NONE as usize } else { seq.slot.index() });
-            block.set(Input::Kept, i, n);
+            block.set(Input::Kept, i, n_pending + n - seq.rows.n_drafts());
+            if key.n_pending > 0 {
+                block.set(Input::Joined, 2 * i, joined);
+                (0..n).for_each(|t| block.set(Input::NewRows, row + t, joined + n_pending + t));
+                joined += n_pending + n;
+                block.set(Input::Joined, 2 * i + 1, joined);
+            }
             block.set(Input::Ranges, 2 * i, row);
             block.set(Input::Ranges, 2 * i + 1, row + n);
             row += n;
@@ -153,6 +181,7 @@ impl Session {
             n_tokens: size(n_frames)?,
             n_kv: 0,
             n_outputs: size((spec.tokens)(n_frames))?,
+            n_pending: 0,
         })
     }
 
@@ -206,7 +235,10 @@ fn check_rows(rows: Rows, n_tokens: usize) -> Result<usize> {
         Rows::Tail(n) if n == 0 || n > n_tokens => {
             refuse(format_args!("want logits of 1 to {n_tokens} tokens at the end, got {n}"))
         }
-        Rows::None | Rows::Last | Rows::Tail(_) | Rows::All => Ok(rows.count(n_tokens)),
+        Rows::Drafts(n) if n >= n_tokens => {
+            refuse(format_args!("want a token before the drafts, got {n} drafts of {n_tokens} tokens"))
+        }
+        Rows::None | Rows::Last | Rows::Tail(_) | Rows::Drafts(_) | Rows::All => Ok(rows.count(n_tokens)),
     }
 }
 

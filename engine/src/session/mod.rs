@@ -29,8 +29,8 @@ use crate::planned::Planned;
 use crate::profile::Profile;
 use crate::shape::Shape;
 use crate::snapshot::model_identity;
-pub use crate::state::MAX_CONTEXT;
-use crate::state::StateOptions;
+pub use crate::state::{MAX_CONTEXT, MAX_PENDING};
+use crate::state::{Role, StateOptions};
 use crate::stats::History;
 use crate::weights::WeightStore;
 use inputs::slice_tokens;
@@ -59,6 +59,10 @@ pub struct SessionOptions {
     pub n_ctx: usize,
     /// Format of attention keys and values: F16 or F32.
     pub kv_dtype: DType,
+    /// Tokens of a sequence that can be taken back from states that fold what came before ([`Rows::Drafts`]), at most
+    /// [`MAX_PENDING`]. Each costs a row of inputs in every layer of every slot with a sequence, and nothing where a model has
+    /// no such states.
+    pub n_pending: usize,
     /// Most tokens in one call of [`Session::step`], those of all its sequences together.
     pub max_tokens: usize,
     /// How sizes of calls are rounded up.
@@ -83,6 +87,7 @@ impl Default for SessionOptions {
             n_slots: 1,
             n_ctx: 1024,
             kv_dtype: DType::F16,
+            n_pending: 0,
             max_tokens: 512,
             buckets: Buckets::default(),
             cached_graphs: 32,
@@ -97,7 +102,7 @@ impl Default for SessionOptions {
 
 impl SessionOptions {
     fn states(&self) -> StateOptions {
-        StateOptions { n_slots: self.n_slots, n_ctx: self.n_ctx, kv_dtype: self.kv_dtype }
+        StateOptions { n_slots: self.n_slots, n_ctx: self.n_ctx, kv_dtype: self.kv_dtype, n_pending: self.n_pending }
     }
 }
 
@@ -288,7 +293,7 @@ impl Session {
             }
         };
         for seq in batch.seqs {
-            memory.commit(seq.slot, seq.tokens.len());
+            memory.commit(seq.slot, seq.tokens.len(), seq.rows.n_drafts());
         }
         Ok(Logits::new(values, *n_vocab, parts))
     }
@@ -389,14 +394,15 @@ impl Session {
 
 /// The backend of every state.
 fn homes(model: &dyn Model, backends: &[Arc<dyn Backend>], options: &SessionOptions) -> Result<Vec<usize>> {
-    let layers: Vec<u32> = model.states().declarations().iter().map(|d| d.layer).collect();
+    let layout = model.states().layout(&options.states())?;
+    let layers: Vec<u32> = layout.specs().iter().map(|spec| spec.layer).collect();
     if backends.len() == 1 {
         return Ok(vec![0; layers.len()]);
     }
-    let layout = model.states().layout(&options.states())?;
     let builder = GraphBuilder::new(&layout);
     let n_kv = u32::try_from(options.n_ctx).expect("contexts are checked");
-    model.build(&builder, &GraphKey { stage: Stage::Tokens, n_seqs: 1, n_tokens: 1, n_kv, n_outputs: 1 });
+    let n_pending = u32::from(layout.specs().iter().any(|spec| spec.role == Role::Pending));
+    model.build(&builder, &GraphKey { stage: Stage::Tokens, n_seqs: 1, n_tokens: 1, n_kv, n_outputs: 1, n_pending });
     Ok(place_states(&builder.finish()?, backends, &options.placement, &layers))
 }
 

@@ -2,7 +2,7 @@
 
 use engine::builder::{BatchInputs, GraphBuilder};
 use engine::op::{HeadMap, Unary};
-use engine::state::{State, States};
+use engine::state::{Pending, State, States};
 use engine::tensor::Tensor;
 use engine::weights::{Weight, WeightStore};
 
@@ -104,6 +104,7 @@ pub(crate) struct DeltaNet {
     norm: Weight,     // [head_dim]
     out_proj: Weight, // [n_embd, value_width]
     memory: State,    // per slot and value head: [head_dim, head_dim]
+    pending: Pending, // per token: inputs of the convolution, n_value steps and as many strengths
 }
 
 impl DeltaNet {
@@ -140,6 +141,7 @@ impl DeltaNet {
             norm: w.get(&name("ssm_norm.weight"), [head_dim])?,
             out_proj: w.get(&name("ssm_out.weight"), [n_embd, value_width])?,
             memory: states.delta(layer, n_value, head_dim, head_dim),
+            pending: states.pending(layer, channels + 2 * n_value),
             layer,
             shape,
             projections,
@@ -169,17 +171,21 @@ impl DeltaNet {
         (qkv, g.reshape(g.copy(part(2 + group, group)), [n_tokens, n_value, head_dim]))
     }
 
-    /// Steps and strengths, a value of each for every value head.
-    fn steps(&self, g: &GraphBuilder<'_>, x: Tensor) -> [Tensor; 2] {
+    /// Queries, keys and values of pending and new rows before the convolution, and their steps and strengths, a value of each for
+    /// every value head. `qkv`: those of new rows.
+    fn join(&self, g: &GraphBuilder<'_>, batch: &BatchInputs, x: Tensor, qkv: Tensor) -> (Tensor, [Tensor; 2]) {
         match self.steps {
-            Steps::Separate { a, b } => [
-                g.name(g.linear(x, a), ("blk", self.layer, "delta.a")),
-                g.name(g.linear(x, b), ("blk", self.layer, "delta.b")),
-            ],
+            Steps::Separate { a, b } => {
+                let a = g.name(g.linear(x, a), ("blk", self.layer, "delta.a"));
+                let b = g.name(g.linear(x, b), ("blk", self.layer, "delta.b"));
+                let [qkv, a, b] = g.join_pending([qkv, a, b], self.pending, batch);
+                (qkv, [a, b])
+            }
             Steps::Packed(packed) => {
                 let packed = g.name(g.linear(x, packed), ("blk", self.layer, "delta.ba"));
+                let [qkv, packed] = g.join_pending([qkv, packed], self.pending, batch);
                 let [b, a] = g.chunk(g.split_heads(packed, self.shape.n_key));
-                [a, b]
+                (qkv, [a, b])
             }
         }
     }
@@ -190,13 +196,14 @@ impl Mixer for DeltaNet {
         let DeltaShape { n_key, n_value, heads, eps, .. } = self.shape;
         let tap = |name| ("blk", self.layer, name);
         let (qkv, z) = self.project(g, x);
+        let (qkv, steps) = self.join(g, batch, x, qkv);
         let qkv = g.name(self.conv.build(g, batch, qkv), tap("delta.qkv"));
         let (key_width, value_width) = (self.shape.key_width(), self.shape.value_width());
         let part = |start, width, n_head| g.split_heads(g.slice(qkv, 1, start, width), n_head);
         let qkv =
             [part(0, key_width, n_key), part(key_width, key_width, n_key), part(2 * key_width, value_width, n_value)];
-        let steps = self.steps(g, x);
         let y = g.gated_delta(qkv, steps, [self.a, self.dt_bias], (heads, L2_EPS), self.memory, batch);
+        let y = g.new_rows(y, batch);
         let y = g.rms_norm(g.name(y, tap("delta.core")), self.norm, eps);
         let y = g.name(g.glu(Unary::Silu, z, y), tap("delta.gated"));
         g.linear(g.merge_heads(y), self.out_proj)

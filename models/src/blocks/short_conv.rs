@@ -1,7 +1,7 @@
 //! LFM2's gated short convolution.
 
 use engine::builder::{BatchInputs, GraphBuilder};
-use engine::state::State;
+use engine::state::{Pending, State, States};
 use engine::tensor::Tensor;
 use engine::weights::{Weight, WeightStore};
 
@@ -15,17 +15,25 @@ pub(crate) struct ShortConv {
     conv: Weight,     // [n_embd, d_conv], newest tap last
     out_proj: Weight, // [n_embd, n_embd]
     state: State,     // per slot: [d_conv - 1, n_embd]
+    pending: Pending, // per token: its input of the convolution
 }
 
 impl ShortConv {
     /// The weights `{prefix}.shortconv.*`.
-    pub(crate) fn load(w: &WeightStore, prefix: &str, n_embd: usize, d_conv: usize, state: State) -> Result<Self> {
+    pub(crate) fn load(
+        w: &WeightStore,
+        prefix: &str,
+        [n_embd, d_conv]: [usize; 2],
+        states: &mut States,
+        layer: usize,
+    ) -> Result<Self> {
         let name = |part: &str| format!("{prefix}.shortconv.{part}.weight");
         Ok(Self {
             in_proj: w.get(&name("in_proj"), [3 * n_embd, n_embd])?,
             conv: w.get(&name("conv"), [n_embd, d_conv])?,
             out_proj: w.get(&name("out_proj"), [n_embd, n_embd])?,
-            state,
+            state: states.conv(layer, d_conv, n_embd),
+            pending: states.pending(layer, n_embd),
         })
     }
 }
@@ -33,7 +41,8 @@ impl ShortConv {
 impl Mixer for ShortConv {
     fn build(&self, g: &GraphBuilder<'_>, batch: &BatchInputs, x: Tensor) -> Tensor {
         let [b, c, u] = g.chunk(g.linear(x, self.in_proj));
-        let y = g.causal_conv1d(g.mul(b, u), self.conv, None, self.state, batch);
+        let [inputs] = g.join_pending([g.mul(b, u)], self.pending, batch);
+        let y = g.new_rows(g.causal_conv1d(inputs, self.conv, None, self.state, batch), batch);
         g.linear(g.mul(c, y), self.out_proj)
     }
 }

@@ -2,7 +2,7 @@
 
 use engine::builder::{BatchInputs, GraphBuilder, SsmScan};
 use engine::op::{ScanDecay, Unary};
-use engine::state::{State, States};
+use engine::state::{Pending, State, States};
 use engine::tensor::Tensor;
 use engine::weights::{Weight, WeightStore};
 
@@ -113,6 +113,8 @@ pub(crate) struct Mamba {
     d: Weight,        // [d_inner]
     out_proj: Weight, // [n_embd, d_inner]
     state: State,     // per slot: [d_inner / n_channels, d_state, n_channels]
+    inputs: Pending,  // per token: d_inner channels before the convolution
+    steps: Pending,   // per token: d_inner step sizes, B and C
 }
 
 impl Mamba {
@@ -148,6 +150,8 @@ impl Mamba {
             d: w.get(&name("d"), [d_inner])?,
             out_proj: w.get(&name("out.weight"), [n_embd, d_inner])?,
             state,
+            inputs: states.pending(layer, d_inner),
+            steps: states.pending(layer, d_inner + 2 * d_state),
             shape,
         })
     }
@@ -169,11 +173,13 @@ impl Mixer for Mamba {
     fn build(&self, g: &GraphBuilder<'_>, batch: &BatchInputs, x: Tensor) -> Tensor {
         let n_head = self.shape.d_inner / channels(self.shape.d_inner);
         let [u, z] = g.chunk(g.linear(x, self.in_proj));
+        let [u] = g.join_pending([u], self.inputs, batch);
         let u = self.conv.build(g, batch, u);
-        let [dt, b, c] = self.select(g, u);
+        let [dt, b, c] = self.select(g, g.new_rows(u, batch));
+        let [dt, b, c] = g.join_pending([g.linear(dt, self.dt_proj), b, c], self.steps, batch);
         let scan = SsmScan {
             x: g.split_heads(u, n_head),
-            dt: g.split_heads(g.linear(dt, self.dt_proj), n_head),
+            dt: g.split_heads(dt, n_head),
             b: g.split_heads(b, 1),
             c: g.split_heads(c, 1),
             dt_bias: self.dt_bias,
@@ -181,7 +187,7 @@ impl Mixer for Mamba {
             d: self.d,
             decay: ScanDecay::Channel,
         };
-        let y = g.merge_heads(g.ssm_scan(scan, self.state, batch));
+        let y = g.new_rows(g.merge_heads(g.ssm_scan(scan, self.state, batch)), batch);
         g.linear(g.glu(Unary::Silu, z, y), self.out_proj)
     }
 }
@@ -206,6 +212,7 @@ pub(crate) struct Mamba2 {
     eps: f32,
     out_proj: Weight, // [n_embd, d_inner]
     state: State,     // per slot: [n_head, d_state, d_inner / n_head]
+    pending: Pending, // per token: inputs of the convolution and n_head step sizes
 }
 
 impl Mamba2 {
@@ -233,6 +240,7 @@ impl Mamba2 {
             eps,
             out_proj: w.get(&name("out.weight"), [n_embd, d_inner])?,
             state,
+            pending: states.pending(layer, width + n_head),
             shape,
         })
     }
@@ -246,6 +254,7 @@ impl Mixer for Mamba2 {
         let part = |at: usize, n: usize| g.slice(projected, 1, at, n);
         let (z, inputs, dt) =
             (part(0, d_inner), part(d_inner, d_inner + 2 * width), part(2 * d_inner + 2 * width, n_head));
+        let [inputs, dt] = g.join_pending([inputs, dt], self.pending, batch);
         let inputs = self.conv.build(g, batch, inputs);
         let scan = SsmScan {
             x: g.split_heads(g.slice(inputs, 1, 0, d_inner), n_head),
@@ -257,7 +266,7 @@ impl Mixer for Mamba2 {
             d: self.d,
             decay: ScanDecay::Head,
         };
-        let y = g.merge_heads(g.ssm_scan(scan, self.state, batch));
+        let y = g.new_rows(g.merge_heads(g.ssm_scan(scan, self.state, batch)), batch);
         let y = g.glu(Unary::Silu, z, y);
         let y = match self.norm {
             Some(norm) => g.merge_heads(g.rms_norm(g.split_heads(y, n_group), norm, self.eps)),

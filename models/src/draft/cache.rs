@@ -10,7 +10,7 @@ use super::{Drafter, NO_TOKEN, common};
 const MAX_N: usize = 4;
 /// Tokens of the n-grams of a collection of texts.
 const STATIC_N: usize = 2;
-/// Tokens of a guess.
+/// Tokens of a guess where nobody says how many.
 pub(super) const LENGTH: usize = 8;
 /// Stands in a file behind the tokens of an n-gram of fewer than four.
 const PADDING: i32 = -1;
@@ -214,7 +214,7 @@ impl Drafter for NgramCache {
         self.n_counted = history.len();
         self.seen.extend_from_slice(&history[self.seen.len()..]);
         let mut known = history[history.len().saturating_sub(MAX_N)..].to_vec();
-        for _ in 0..LENGTH.min(max) {
+        for _ in 0..max {
             let Some(next) = self.next(&known) else { break };
             guess.push(next);
             known.push(next);
@@ -238,7 +238,7 @@ mod tests {
 
     fn guess(drafter: &mut NgramCache, history: &[u32]) -> Vec<u32> {
         let mut guess = Vec::new();
-        drafter.draft(history, usize::MAX, &mut guess);
+        drafter.draft(history, LENGTH, &mut guess);
         guess
     }
 

@@ -80,6 +80,8 @@ pub struct Parameters {
     pub mod_n: usize,
     /// Of `ngram-mod`.
     pub modular: Limits,
+    /// Most tokens that `ngram-cache` proposes.
+    pub cache_max: usize,
     /// Of `suffix`, which has no use for `min_hits`.
     pub suffix: NgramSizes,
     /// Of the draft model.
@@ -102,6 +104,7 @@ impl Default for Parameters {
             map_k4v: sizes,
             mod_n: 24,
             modular: Limits { min: 48, max: 64 },
+            cache_max: super::cache::LENGTH,
             suffix: NgramSizes { n: 4, ..sizes },
             model: Limits { min: 0, max: 3 },
             model_p_min: 0.0,
@@ -119,7 +122,7 @@ impl Parameters {
             Kind::NgramMapK => self.map_k.m,
             Kind::NgramMapK4v => self.map_k4v.m,
             Kind::NgramMod => self.modular.max,
-            Kind::NgramCache => super::cache::LENGTH,
+            Kind::NgramCache => self.cache_max,
             Kind::Suffix => self.suffix.m,
             Kind::DraftModel => self.model.max,
         }

@@ -41,6 +41,7 @@ macro_rules! families {
             cached_attention: attention::cached;
             attention: attention::windowed;
             causal_conv1d: conv::causal_conv1d;
+            join_pending: state::join_pending;
             ssm_scan: state::ssm_scan;
             gated_delta: delta::gated_delta;
             given_delta: delta::given_delta;
@@ -109,5 +110,5 @@ fn in_line(n_ctx: usize, seqs: Vec<Sequence>) -> BatchArg {
     let n_slots = seqs.iter().map(|s| s.slot.max(s.read)).max().unwrap_or(0) + 2;
     let padding = if seqs.len() > 1 { PADDING } else { 0 };
     let n_tokens = seqs.iter().map(|s| s.length).sum::<usize>() + padding;
-    BatchArg { n_slots, n_ctx, n_tokens, seqs }
+    BatchArg { n_slots, n_ctx, n_tokens, seqs, joins: false }
 }

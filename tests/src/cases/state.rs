@@ -4,8 +4,8 @@ use engine::DType;
 use engine::builder::SsmScan;
 use engine::op::ScanDecay;
 
-use super::passages;
-use crate::case::{OpCase, Tolerance};
+use super::{in_line, passages};
+use crate::case::{BatchArg, ELEMENTWISE, OpCase, Sequence, Tolerance};
 
 /// Both generations of scan over every way through the state, one and two groups; step sizes from 1e-6 to 30.
 pub fn ssm_scan(cases: &mut Vec<OpCase>) {
@@ -41,5 +41,58 @@ pub fn ssm_scan(cases: &mut Vec<OpCase>) {
                 );
             }
         }
+    }
+}
+
+/// Most pending rows of a sequence in the cases below.
+const N_PENDING: usize = 6;
+
+/// Sequences `(slot, n_pending, length, kept)`: nothing pending and nothing kept for later, all of either, some of both, and
+/// rows that are shifted onto themselves.
+fn joins() -> Vec<BatchArg> {
+    let all: [&[(usize, usize, usize, usize)]; 9] = [
+        &[(1, 0, 4, 1)],
+        &[(0, 3, 1, 4)],
+        &[(2, 6, 7, 7)],
+        &[(2, 6, 6, 6)],
+        &[(1, 2, 5, 4)],
+        &[(0, 5, 6, 5), (2, 0, 3, 3)],
+        &[(0, 1, 1, 2), (3, 0, 1, 1), (1, 6, 2, 7)],
+        &[(0, 0, 0, 0), (1, 4, 9, 10), (2, 0, 0, 0), (4, 0, 2, 1)],
+        &[(3, 4, 1, 5), (0, 0, 65, 65), (1, 2, 7, 3)],
+    ];
+    let sequence = |&(slot, n_pending, length, kept): &(usize, usize, usize, usize)| Sequence {
+        kept,
+        n_pending,
+        ..Sequence::new(slot, 9, length)
+    };
+    all.map(|seqs| BatchArg { joins: true, ..in_line(128, seqs.iter().map(sequence).collect()) }).into()
+}
+
+/// One to three parts of rows, whole and slices of wider ones, by themselves and before a convolution.
+pub fn join_pending(cases: &mut Vec<OpCase>) {
+    for (i, batch) in joins().into_iter().enumerate() {
+        let n = batch.n_tokens;
+        for widths in [&[1][..], &[8], &[33], &[16, 3], &[5, 64, 2]] {
+            let name = format!("rows of {widths:?} behind pending ones, batch {i}");
+            let case = OpCase::new(name, ELEMENTWISE, |g, a| match a.x[..] {
+                [x] => g.join_pending([x], a.pending[0], a.batch()).map(|x| g.new_rows(x, a.batch())).to_vec(),
+                [x, y] => g.join_pending([x, y], a.pending[0], a.batch()).map(|x| g.new_rows(x, a.batch())).to_vec(),
+                [x, y, z] => {
+                    g.join_pending([x, y, z], a.pending[0], a.batch()).map(|x| g.new_rows(x, a.batch())).to_vec()
+                }
+                _ => unreachable!("one to three parts"),
+            });
+            let case = widths.iter().fold(case, |case, &width| case.input([n, width]));
+            cases.push(case.batch(batch.clone()).pending_rows(N_PENDING, widths.iter().sum()));
+        }
+        let case = OpCase::new(format!("a convolution of pending rows, batch {i}"), ELEMENTWISE, |g, a| {
+            let [b, u] = g.chunk(a.x[0]);
+            let [u] = g.join_pending([u], a.pending[0], a.batch());
+            let y = g.new_rows(g.causal_conv1d(u, a.w[0], None, a.s[0], a.batch()), a.batch());
+            vec![g.mul(b, y)]
+        });
+        let case = case.batch(batch.clone()).input([n, 40]).weight(DType::F32, [20, 4]);
+        cases.push(case.conv_state(4, 20).pending_rows(N_PENDING, 20));
     }
 }

@@ -137,7 +137,7 @@ impl Memory {
     ///
     /// Errors: a context that no memory has.
     pub fn of(loaded: &Loaded, kv_dtype: DType, options: &Options) -> models::Result<Self> {
-        let state_options = StateOptions { n_slots: 1, n_ctx: options.n_ctx, kv_dtype };
+        let state_options = StateOptions { n_slots: 1, n_ctx: options.n_ctx, kv_dtype, n_pending: 0 };
         let layout = loaded.model.states().layout(&state_options)?;
         Ok(Self {
             weights: loaded.files.iter().map(engine::gguf::Gguf::file_bytes).sum(),

@@ -11,6 +11,7 @@ mod linear;
 mod moe;
 mod norm;
 mod passages;
+mod pending;
 mod rel_pos;
 mod rope;
 mod rows;
@@ -74,6 +75,7 @@ pub(super) fn prepare(machine: Machine, op: &Op, args: &[&TensorDesc]) -> Option
         Op::CausalConv1d { bias, act } => Some(conv::causal_conv1d(args, bias, act)),
         Op::SsmScan { decay } => Some(scan::ssm_scan(args, decay)),
         Op::GatedDelta { heads, rule } => Some(delta::gated_delta(machine, args, heads, rule)),
+        Op::JoinPending { n, .. } => Some(pending::join(args, usize::from(n))),
         // In f32 whatever the precision.
         Op::Conv2d { stride, pad, act, precision: Precision::Fast | Precision::Kept } => {
             conv::conv2d(machine, args, usize::from(stride), usize::from(pad), act)

@@ -34,8 +34,6 @@ const SPECULATION: &[&str] =
 
 /// Of drafts, what is not built yet, and where a draft model would lie.
 const OF_DRAFTS: &[&str] = &[
-    "spec-rollback",
-    "spec-ckpt-num-tries",
     "ctx-checkpoints",
     "spec-draft-hf",
     "spec-draft-ngl",

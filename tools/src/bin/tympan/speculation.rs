@@ -181,6 +181,28 @@ pub(crate) struct SpeculationArgs {
     /// every guess is verified whole [default: on]
     #[arg(long, value_name = "on|off", hide_possible_values = true)]
     pub spec_adapt: Option<Switch>,
+
+    /// How recurrent states are taken back where guesses were wrong: ring, their inputs are kept until it is sure that they stay
+    /// [default: ring]
+    #[arg(long, value_name = "ring", hide_possible_values = true)]
+    pub spec_rollback: Option<Rollback>,
+
+    /// Accepted as llama.cpp does, and without effect: nothing is tried again where inputs are kept [default: 2]
+    #[arg(long, value_name = "N", value_parser = draft_min())]
+    pub spec_ckpt_num_tries: Option<u32>,
+}
+
+/// `--spec-rollback`.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Rollback {
+    /// Inputs of recurrent states are kept until it is sure that they stay.
+    Ring,
+    /// Two rows of every state.
+    #[value(hide = true)]
+    Row,
+    /// Copies of all states.
+    #[value(hide = true)]
+    Checkpoint,
 }
 
 fn draft_length() -> clap::builder::RangedI64ValueParser<u32> {
@@ -209,6 +231,10 @@ impl SpeculationArgs {
     ///
     /// Errors: flags that do not go together.
     pub(crate) fn parameters(&self) -> Outcome<Option<Parameters>> {
+        if let Some(rollback) = self.spec_rollback.filter(|&rollback| rollback != Rollback::Ring) {
+            let name = rollback.to_possible_value().map_or(String::new(), |value| value.get_name().to_owned());
+            return Err(Failure::not_in_this_version(format!("--spec-rollback {name}")));
+        }
         let mut kinds: Vec<Kind> = self.spec_type.iter().filter_map(|t| t.kind()).collect();
         if self.spec_type.contains(&SpecType::None) && !kinds.is_empty() {
             return Err(Failure::usage("--spec-type: none goes with no other type"));
@@ -272,6 +298,7 @@ impl SpeculationArgs {
             ),
             mod_n: first([self.spec_ngram_mod_n_match, n], default.mod_n),
             modular: Limits { min: mod_min, max: mod_max },
+            cache_max: first([max], default.cache_max),
             suffix: sizes([self.spec_suffix_size_n, self.spec_suffix_size_m, None], default.suffix),
             model: Limits {
                 min: first([self.spec_draft_n_min, self.draft_min], default.model.min),
@@ -302,6 +329,9 @@ impl SpeculationArgs {
         (loading, say): (Loading, Verbosity),
     ) -> Outcome<Option<Drafters>> {
         let Some(parameters) = self.parameters()? else { return Ok(None) };
+        if let Some(n) = self.spec_ckpt_num_tries {
+            say.detail(format_args!("--spec-ckpt-num-tries {n}: not used, since nothing is tried again"));
+        }
         if parameters.kinds.contains(&Kind::NgramMod) && parameters.mod_n < FEW_MOD {
             let n = parameters.mod_n;
             say.note(format_args!(

@@ -223,7 +223,7 @@ pub(crate) fn run(args: &GenerateArgs) -> Outcome<Exit> {
     let say = Verbosity::new(args.quiet, args.verbose);
     args.check()?;
     let logits_out = args.logits_out.as_deref().map(Destination::check_with_folder).transpose()?;
-    args.speculation.parameters()?;
+    let parameters = args.speculation.parameters()?;
     let of_model = args.model.iter().flat_map(|model| files_of(model));
     let inputs: Vec<PathBuf> = of_model.chain(args.speculation.inputs()).collect();
     refuse_collisions(logits_out.as_slice(), inputs.iter().map(PathBuf::as_path))?;
@@ -239,7 +239,9 @@ pub(crate) fn run(args: &GenerateArgs) -> Outcome<Exit> {
         args.max_tokens.unwrap_or(DEFAULT_TOKENS) >= LONG_TOKENS || args.is_conversation(),
     );
     let model = model.load(LoadOptions { text_only: true, ..LoadOptions::default() }, loading, say)?;
-    let generator = Generator::open(&model.loaded, std::slice::from_ref(&device.backend), args.kv_type.into());
+    let n_drafts = parameters.map_or(0, |parameters| parameters.largest());
+    let backends = std::slice::from_ref(&device.backend);
+    let generator = Generator::open_with(&model.loaded, backends, args.kv_type.into(), n_drafts);
     let mut generator = generator.with_context(|| format!("loading {}", model.name)).map_err(Failure::model)?;
     generator.set_reuse(reuse);
     let drafters = args.speculation.open(generator.writer().tokenizer(), &device, args.kv_type, 1, (loading, say))?;

@@ -209,6 +209,7 @@ fn role(role: Role) -> &'static str {
         Role::Value => "values",
         Role::Conv => "inputs",
         Role::Ssm => "state",
+        Role::Pending => "pending",
     }
 }
 
