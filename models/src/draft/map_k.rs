@@ -101,6 +101,7 @@ impl Drafter for MapK {
 
 #[cfg(test)]
 mod tests {
+    use super::super::guess;
     use super::*;
 
     /// A history that ends in `1, 2` for the time after `n_before` others.
@@ -110,12 +111,6 @@ mod tests {
             history.extend([100 + u32::try_from(i).unwrap(), 1, 2]);
         }
         history
-    }
-
-    fn guess(drafter: &mut MapK, history: &[u32]) -> Vec<u32> {
-        let mut guess = Vec::new();
-        drafter.draft(history, usize::MAX, &mut guess);
-        guess
     }
 
     #[test]

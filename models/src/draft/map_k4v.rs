@@ -121,18 +121,13 @@ impl Drafter for MapK4v {
 
 #[cfg(test)]
 mod tests {
+    use super::super::guess;
     use super::*;
 
     /// `1, 2` followed by these pairs one after the other, then `1, 2` again.
     fn history(pairs: &[[u32; 2]]) -> Vec<u32> {
         let parts = pairs.iter().enumerate().flat_map(|(i, p)| [1, 2, p[0], p[1], 90 + u32::try_from(i).unwrap()]);
         [99].into_iter().chain(parts).chain([1, 2]).collect()
-    }
-
-    fn guess(drafter: &mut MapK4v, history: &[u32]) -> Vec<u32> {
-        let mut guess = Vec::new();
-        drafter.draft(history, usize::MAX, &mut guess);
-        guess
     }
 
     #[test]

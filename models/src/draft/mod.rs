@@ -68,3 +68,11 @@ fn query(history: &[u32], n: usize) -> Option<&[u32]> {
 fn common(a: &[u32], b: &[u32]) -> usize {
     a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }
+
+/// What a drafter guesses, for tests.
+#[cfg(test)]
+fn guess(drafter: &mut dyn Drafter, history: &[u32]) -> Vec<u32> {
+    let mut guess = Vec::new();
+    drafter.draft(history, usize::MAX, &mut guess);
+    guess
+}

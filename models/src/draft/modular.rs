@@ -96,13 +96,8 @@ impl Drafter for Modular {
 
 #[cfg(test)]
 mod tests {
+    use super::super::guess;
     use super::*;
-
-    fn guess(drafter: &mut Modular, history: &[u32]) -> Vec<u32> {
-        let mut guess = Vec::new();
-        drafter.draft(history, usize::MAX, &mut guess);
-        guess
-    }
 
     #[test]
     fn guesses_go_on_from_guesses() {
