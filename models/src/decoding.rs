@@ -103,6 +103,11 @@ impl Decoding {
         }
     }
 
+    /// The tokens of the prompt, -1 where a vector is fed.
+    pub fn prompt_ids(&self) -> &[i32] {
+        &self.prompt.ids
+    }
+
     /// Tokens that are still to be fed before one can be generated; 0 once the prompt is in memory.
     pub fn prompt_left(&self) -> usize {
         self.prompt.ids.len() - self.n_fed

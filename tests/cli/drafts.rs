@@ -1,6 +1,11 @@
 //! Drafts: flags, files, and that they change nothing that is printed.
 
-use crate::run::{Run, fixtures, tympan};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::process::Stdio;
+
+use crate::run::{Run, command, fixtures, tympan};
+use crate::signals::{send, signals};
 
 fn generate(args: &[&str]) -> Run {
     generate_with("golden/llama", args)
@@ -91,4 +96,37 @@ fn drafts_change_no_text_of_recurrent_models() {
     }
     let tries = ["--spec-type", "suffix", "--spec-ckpt-num-tries", "2", "-v"];
     assert!(generate(&tries).expect(0).err.contains("--spec-ckpt-num-tries 2: not used"));
+}
+
+/// The server takes the flags too, from the environment as well, and what texts taught is written when it ends.
+#[test]
+fn a_server_drafts_and_keeps_what_it_learnt() {
+    let dir = tempfile::tempdir().unwrap();
+    let counts = dir.path().join("counts");
+    let model = fixtures().join("golden/llama");
+    let args =
+        ["serve", "--port", "0", "-t", "1", "-c", "256", "-m", model.to_str().unwrap(), "--spec-type", "ngram-cache"];
+    for (signal, code) in signals() {
+        let mut server = command(args);
+        // The type is one that the command line does not leave standing.
+        server
+            .env("TYMPAN_LOOKUP_CACHE_DYNAMIC", &counts)
+            .env("TYMPAN_SPEC_TYPE", "none")
+            .env("TYMPAN_SPEC_ADAPT", "off");
+        let mut server = server.stderr(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(server.stderr.take().unwrap()).lines().map(Result::unwrap);
+        let at = lines.find_map(|line| Some(line.split_once("http://")?.1.to_owned())).expect("where it listens");
+        let body = r#"{"prompt": [21, 22, 23, 21, 22, 23, 21, 22, 23], "n_predict": 40, "ignore_eos": true, "temperature": 0}"#;
+        let mut stream = TcpStream::connect(&at).unwrap();
+        let head = format!("POST /completion HTTP/1.1\r\nHost: {at}\r\nConnection: close\r\n");
+        write!(stream, "{head}Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}", body.len()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.contains("\"draft_n\":"), "{answer}");
+        send(signal, &server);
+        let rest: Vec<String> = lines.collect();
+        assert_eq!(server.wait().unwrap().code(), Some(code), "{rest:?}");
+        assert!(rest.iter().any(|line| line.contains("\"draft_tokens\":")), "{rest:?}");
+        assert!(std::fs::metadata(&counts).unwrap().len() > 1000);
+    }
 }

@@ -5,7 +5,7 @@ use crate::run::{Run, clip, command, tympan};
 const SAYS: &str = "not in this version";
 
 /// Flags and values, and the subcommand that will have them. Formats of subtitles and their flags are elsewhere.
-const FLAGS: [(&str, &[&str]); 45] = [
+const FLAGS: [(&str, &[&str]); 46] = [
     ("transcribe", &["--timestamps", "word"]),
     ("transcribe", &["--aligner", "a.gguf"]),
     ("transcribe", &["--raw-words"]),
@@ -45,7 +45,8 @@ const FLAGS: [(&str, &[&str]); 45] = [
     ("inspect", &["--devices", "--device", "cuda:1"]),
     ("inspect", &["--devices", "--gpu-layers", "7"]),
     ("inspect", &["--devices", "--memory-budget", "1G"]),
-    ("serve", &["--spec-type", "ngram-mod"]),
+    ("serve", &["--spec-rollback", "row"]),
+    ("serve", &["--spec-draft-hf", "a/b"]),
     ("serve", &["--ctx-checkpoints", "16"]),
     ("serve", &["--cache-ram", "16"]),
     ("serve", &["--slot-save-path", "/tmp"]),
@@ -116,7 +117,7 @@ fn what_is_not_built_is_offered_nowhere() {
         let pages = [tympan([subcommand, "--help"]).expect(0).out, tympan(["man", subcommand]).expect(0).out];
         let name = flag.iter().find(|word| word.starts_with("--") && **word != "--devices").unwrap();
         // Those that have other values.
-        let has_values = *name == "--spec-rollback" && subcommand == "generate";
+        let has_values = *name == "--spec-rollback" && subcommand != "bench";
         if matches!(*name, "--timestamps" | "--device") || has_values {
             let value = flag[flag.len() - 1];
             let offers = |page: &String| page.contains(value) && !has_values || page.contains(&format!("{value}|"));

@@ -41,7 +41,7 @@ pub fn speech() -> &'static Loaded {
 pub fn computing() -> Computing {
     let options = backends::Options { threads: std::num::NonZeroUsize::new(2) };
     let backend = backends::open("cpu", &options).unwrap();
-    Computing { backends: vec![backend], kv_dtype: DType::F16, reuse: Reuse::Verified }
+    Computing { backends: vec![backend], kv_dtype: DType::F16, reuse: Reuse::Verified, drafters: None }
 }
 
 pub fn options() -> Options {
@@ -122,12 +122,16 @@ pub fn request(method: Method, path: &str, content_type: &str, body: impl Into<B
 
 impl Asked {
     pub fn open(loaded: &Loaded, options: Options) -> Self {
+        Self::with(loaded, &computing(), options)
+    }
+
+    pub fn with(loaded: &Loaded, computing: &Computing, options: Options) -> Self {
         let lines = Arc::new(Mutex::new(Vec::new()));
         let log: Log = {
             let lines = Arc::clone(&lines);
             Arc::new(move |line: &str| lines.lock().unwrap().push(line.to_owned()))
         };
-        let server = Server::open(loaded, &computing(), options, log).unwrap();
+        let server = Server::open(loaded, computing, options, log).unwrap();
         let router = server.router();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         Self { server, router, lines, runtime }

@@ -125,7 +125,7 @@ fn what_requests_hold_together_is_bounded() {
 
 #[test]
 fn states_are_promised_before_they_are_used() {
-    let memory = serve::Memory::of(speech(), engine::DType::F16, &options()).unwrap();
+    let memory = serve::Memory::of(speech(), &crate::ask::computing(), &options()).unwrap();
     // Room for one request of 1,000 tokens of 2,048, not for two.
     let most = memory.states * 6 / 10;
     let asked = Asked::open(speech(), serve::Options { max_state_bytes: Some(most), ..options() });

@@ -2,6 +2,7 @@
 
 mod ask;
 mod completions;
+mod drafts;
 mod limits;
 mod network;
 mod page;

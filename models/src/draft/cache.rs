@@ -16,6 +16,8 @@ pub(super) const LENGTH: usize = 8;
 const PADDING: i32 = -1;
 /// Most bytes of a file that is read.
 const MAX_FILE_BYTES: u64 = 1 << 30;
+/// N-grams of earlier histories up to which others are learnt: some hundred MB.
+const MAX_LEARNT: usize = 1 << 20;
 /// Factor of a count in a collection of texts, where it decides between tokens.
 const STATIC_FACTOR: u64 = 100;
 
@@ -52,9 +54,12 @@ impl NgramCounts {
         }
     }
 
-    /// Adds what others counted.
+    /// Adds what others counted; n-grams that are new only as long as there are few enough.
     pub fn add(&mut self, other: &Self) {
         for (ngram, tokens) in &other.0 {
+            if self.0.len() >= MAX_LEARNT && !self.0.contains_key(ngram) {
+                continue;
+            }
             let ours = self.0.entry(*ngram).or_default();
             for (token, count) in tokens {
                 let sum = ours.entry(*token).or_default();

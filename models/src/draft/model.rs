@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use engine::DType;
 use engine::backend::Backend;
 use engine::batch::Tokens;
+use engine::gguf::Gguf;
 use engine::key::Buckets;
 use engine::memory::Slot;
 use engine::session::{Session, SessionOptions};
@@ -49,6 +50,7 @@ fn check_vocabulary(target: &Tokenizer, draft: &Tokenizer) -> Result<()> {
 /// A model that guesses for several sequences.
 pub struct DraftModel {
     inner: Mutex<Inner>,
+    weights_bytes: usize,
 }
 
 struct Inner {
@@ -79,7 +81,19 @@ impl DraftModel {
             ..SessionOptions::default()
         };
         let session = Session::open(Arc::clone(&loaded.model), &loaded.weights, backends, options)?;
-        Ok(Self { inner: Mutex::new(Inner { session, scratch: None, error: None }) })
+        let weights_bytes = loaded.files.iter().map(Gguf::file_bytes).sum();
+        Ok(Self { inner: Mutex::new(Inner { session, scratch: None, error: None }), weights_bytes })
+    }
+
+    /// Bytes of its files.
+    pub fn weights_bytes(&self) -> usize {
+        self.weights_bytes
+    }
+
+    /// Bytes of what it remembers of a sequence of so many tokens.
+    pub fn state_bytes(&self, n_tokens: usize) -> usize {
+        let inner = self.lock();
+        inner.session.memory().specs().iter().map(|spec| spec.used_bytes(n_tokens)).sum()
     }
 
     /// Why it guesses no more, once: what failed.

@@ -28,6 +28,7 @@ pub struct Shared {
 pub struct Drafters {
     parameters: Parameters,
     shared: Shared,
+    is_apart: bool,
 }
 
 impl Drafters {
@@ -39,7 +40,13 @@ impl Drafters {
             let what = format!("{} needs a draft model", Kind::DraftModel.name());
             return Err(Error::Argument { name: "drafters", what });
         }
-        Ok(Self { parameters, shared })
+        Ok(Self { parameters, shared, is_apart: false })
+    }
+
+    /// The same, where no sequence learns from others: how long a text takes says nothing about those of other people.
+    pub fn apart(mut self) -> Self {
+        self.is_apart = true;
+        self
     }
 
     /// Which drafters they are, and their sizes.
@@ -50,6 +57,16 @@ impl Drafters {
     /// What they share.
     pub fn shared(&self) -> &Shared {
         &self.shared
+    }
+
+    /// Bytes of the draft model's file, where there is one.
+    pub fn weights_bytes(&self) -> usize {
+        self.shared.model.as_ref().map_or(0, |model| model.weights_bytes())
+    }
+
+    /// Bytes of what the draft model remembers of a sequence of so many tokens, where there is one.
+    pub fn state_bytes(&self, n_tokens: usize) -> usize {
+        self.shared.model.as_ref().map_or(0, |model| model.state_bytes(n_tokens))
     }
 
     /// The drafters of a sequence that begins with this prompt, where ids below 0 stand for vectors.
@@ -64,7 +81,8 @@ impl Drafters {
                 Kind::NgramMapK4v => Box::new(MapK4v::new(p.map_k4v.n, p.map_k4v.m, p.map_k4v.min_hits)),
                 Kind::NgramMod => Box::new(Modular::new(p.mod_n, p.modular.min, p.modular.max)),
                 Kind::NgramCache => {
-                    Box::new(NgramCache::new(Arc::clone(&self.shared.earlier), Arc::clone(&self.shared.texts)))
+                    let earlier = if self.is_apart { Arc::default() } else { Arc::clone(&self.shared.earlier) };
+                    Box::new(NgramCache::new(earlier, Arc::clone(&self.shared.texts)))
                 }
                 Kind::Suffix => Box::new(Automaton::new(p.suffix.n, p.suffix.m)),
                 Kind::DraftModel => {

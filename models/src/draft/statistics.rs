@@ -57,6 +57,22 @@ impl Statistics {
         self.drafted += other.drafted;
         self.plain += other.plain;
     }
+
+    /// What came after these `earlier` ones of the same sequence.
+    pub fn since(&self, earlier: &Self) -> Self {
+        Self {
+            proposed: self.proposed - earlier.proposed,
+            verified: self.verified - earlier.verified,
+            accepted: self.accepted - earlier.accepted,
+            emitted: self.emitted - earlier.emitted,
+            cut: self.cut - earlier.cut,
+            drafts: self.drafts - earlier.drafts,
+            steps: self.steps - earlier.steps,
+            stepped: self.stepped - earlier.stepped,
+            drafted: self.drafted - earlier.drafted,
+            plain: self.plain - earlier.plain,
+        }
+    }
 }
 
 fn ratio(a: f64, b: f64) -> f64 {

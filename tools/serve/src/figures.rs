@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use engine::session::Stats;
 use engine::stats::BuildReason;
+use models::draft::Statistics;
 use serde_json::{Value, json};
 
 /// Bounds of the classes of [`Figures::host_seconds`], in seconds.
@@ -39,6 +40,8 @@ pub(crate) struct Numbers {
     pub n_busy: u64,
     pub n_encode: u64,
     pub n_tokens_max: u64,
+    /// What came of all drafts.
+    pub drafts: Statistics,
     pub audio_seconds: f64,
     pub encode_seconds: f64,
     pub processing: usize,
@@ -87,6 +90,9 @@ impl Numbers {
             ("tokens_predicted_seconds_total", "Seconds in which tokens were generated", self.predicted_seconds),
             ("n_decode_total", "Calls of the decoder", self.n_decode as f64),
             ("n_busy_slots_total", "Sequences in all calls of the decoder together", self.n_busy as f64),
+            ("spec_decode_num_drafts_total", "Drafts that were verified", self.drafts.drafts as f64),
+            ("spec_decode_num_draft_tokens_total", "Tokens of drafts that were verified", self.drafts.verified as f64),
+            ("spec_decode_num_accepted_tokens_total", "Tokens of drafts that were right", self.drafts.accepted as f64),
             ("n_encode_total", "Calls of the audio encoder", self.n_encode as f64),
             ("audio_seconds_total", "Seconds of audio that were transcribed", self.audio_seconds),
             ("encode_seconds_total", "Seconds in which audio was encoded", self.encode_seconds),

@@ -21,9 +21,10 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use axum::Router;
 use engine::DType;
 use engine::backend::Backend;
-use engine::session::{Reuse, Session, SessionOptions};
-use engine::state::StateOptions;
+use engine::session::{MAX_PENDING, Reuse, Session, SessionOptions};
+use engine::state::{Role, StateOptions};
 use models::Loaded;
+use models::draft::Drafters;
 use models::scheduler::Scheduler;
 use tokio::sync::Semaphore;
 
@@ -117,6 +118,15 @@ pub struct Computing {
     pub kv_dtype: DType,
     /// Whether compiled graphs are used again.
     pub reuse: Reuse,
+    /// What guesses the next tokens of every answer, where there are to be drafts.
+    pub drafters: Option<Drafters>,
+}
+
+impl Computing {
+    /// Tokens that are taken back from recurrent states at most: those of the longest guess.
+    fn n_pending(&self) -> usize {
+        self.drafters.as_ref().map_or(0, |drafters| drafters.parameters().largest().min(MAX_PENDING))
+    }
 }
 
 /// What a server needs of memory, in bytes.
@@ -124,8 +134,12 @@ pub struct Computing {
 pub struct Memory {
     /// The model's files.
     pub weights: usize,
-    /// States of one sequence as long as the context.
+    /// Those of the draft model.
+    pub draft_weights: usize,
+    /// States of one sequence as long as the context, those of the draft model among them.
     pub states: usize,
+    /// Of these, what is kept to take drafts back from recurrent states.
+    pub rings: usize,
     /// States that free slots keep.
     pub spare: usize,
     /// Bodies and decoded audio of all requests together.
@@ -136,12 +150,17 @@ impl Memory {
     /// What a server with these options will need of this model.
     ///
     /// Errors: a context that no memory has.
-    pub fn of(loaded: &Loaded, kv_dtype: DType, options: &Options) -> models::Result<Self> {
-        let state_options = StateOptions { n_slots: 1, n_ctx: options.n_ctx, kv_dtype, n_pending: 0 };
-        let layout = loaded.model.states().layout(&state_options)?;
+    pub fn of(loaded: &Loaded, computing: &Computing, options: &Options) -> models::Result<Self> {
+        let (n_ctx, kv_dtype, n_pending) = (options.n_ctx, computing.kv_dtype, computing.n_pending());
+        let layout = loaded.model.states().layout(&StateOptions { n_slots: 1, n_ctx, kv_dtype, n_pending })?;
+        let specs = || layout.specs().iter();
+        let drafters = computing.drafters.as_ref();
+        let of_drafts = drafters.map_or(0, |drafters| drafters.state_bytes(n_ctx));
         Ok(Self {
             weights: loaded.files.iter().map(engine::gguf::Gguf::file_bytes).sum(),
-            states: layout.specs().iter().map(|spec| spec.used_bytes(options.n_ctx)).sum(),
+            draft_weights: drafters.map_or(0, Drafters::weights_bytes),
+            states: specs().map(|spec| spec.used_bytes(n_ctx)).sum::<usize>().saturating_add(of_drafts),
+            rings: specs().filter(|spec| spec.role == Role::Pending).map(|spec| spec.used_bytes(n_ctx)).sum(),
             spare: SPARE_BYTES,
             held: options.max_held_bytes,
         })
@@ -149,7 +168,7 @@ impl Memory {
 
     /// All of it, without states.
     pub fn fixed(&self) -> usize {
-        self.weights.saturating_add(self.spare).saturating_add(self.held)
+        [self.weights, self.draft_weights, self.spare, self.held].into_iter().fold(0, usize::saturating_add)
     }
 }
 
@@ -170,6 +189,7 @@ impl Server {
             n_slots: options.n_slots,
             n_ctx: options.n_ctx,
             kv_dtype: computing.kv_dtype,
+            n_pending: computing.n_pending(),
             spare_bytes: SPARE_BYTES,
             reuse: computing.reuse,
             timed: true,
@@ -185,7 +205,8 @@ impl Server {
             timeout: options.timeout,
             state_bytes: options.max_state_bytes,
         };
-        let core = Core::new(Scheduler::new(session), core_options, Arc::clone(&clock), Arc::clone(&figures));
+        let core = Core::new(Scheduler::new(session), core_options, Arc::clone(&clock), Arc::clone(&figures))
+            .with_drafters(computing.drafters.clone());
         let inbox = Arc::new(Inbox::new(options.n_slots + options.max_queue));
         let engine = EngineThread::start(core, Arc::clone(&inbox)).map_err(|source| {
             let msg = "the engine's thread".to_owned();

@@ -123,6 +123,7 @@ impl Ending {
         record.set("encode_ms", ms(timings.encode));
         record.set("prefill_ms", ms(timings.prefill));
         record.set("decode_ms", ms(timings.decode));
+        record.set_drafts(answer.drafts.as_ref());
         if answer.transcript.truncated() {
             record.set("truncated", true);
         }

@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::body::Body;
+use models::draft::Statistics;
 use serde_json::{Map, Value, json};
 
 use super::body::Watched;
@@ -42,6 +43,14 @@ impl Record {
     /// Adds a number.
     pub(crate) fn set(&self, name: &str, value: impl Into<Value>) {
         self.lock().numbers.insert(name.to_owned(), value.into());
+    }
+
+    /// Adds what came of drafts, where there were drafters.
+    pub(crate) fn set_drafts(&self, drafts: Option<&Statistics>) {
+        if let Some(drafts) = drafts {
+            self.set("draft_tokens", drafts.verified);
+            self.set("accepted_tokens", drafts.accepted);
+        }
     }
 
     /// Says how it ended.

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use models::decoding::{Decoding, Event};
+use models::draft::{Drafters, Statistics};
 use models::scheduler::{Scheduler, SequenceId};
 
 use super::text::chosen;
@@ -52,6 +53,9 @@ struct Task {
     prompt_left: usize,
     /// Bytes of states that are promised to it.
     promised: usize,
+    /// What came of its drafts, where it had any, and of those of the sequence at hand.
+    drafts: Option<Statistics>,
+    of_sequence: Statistics,
     end: Option<End>,
 }
 
@@ -71,6 +75,8 @@ pub(crate) struct Core {
     options: CoreOptions,
     clock: Clock,
     figures: Arc<Figures>,
+    /// What guesses the next tokens of every sequence.
+    drafters: Option<Drafters>,
     /// Whether the encoder is next where both have something to do.
     encoder_is_next: bool,
     /// Jobs that ended since this was asked for.
@@ -89,9 +95,16 @@ impl Core {
             options,
             clock,
             figures,
+            drafters: None,
             encoder_is_next: true,
             n_ended: 0,
         }
+    }
+
+    /// The same with drafters for every sequence, which change how long an answer takes and nothing else.
+    pub(crate) fn with_drafters(mut self, drafters: Option<Drafters>) -> Self {
+        self.drafters = drafters;
+        self
     }
 
     /// Takes a job, which waits for a slot.
@@ -107,6 +120,8 @@ impl Core {
             i_slot: 0,
             prompt_left: 0,
             promised: 0,
+            drafts: None,
+            of_sequence: Statistics::default(),
             end: None,
         });
     }
@@ -193,7 +208,7 @@ impl Core {
             if let Work::Text(work) = &mut task.work
                 && let Some(decoding) = work.begin(now)
             {
-                task.submit(&mut self.scheduler, decoding);
+                task.submit(&mut self.scheduler, decoding, self.drafters.as_ref());
             }
             self.running.push(task);
         }
@@ -202,12 +217,13 @@ impl Core {
     /// Bytes of states of a sequence of so many tokens.
     fn state_bytes(&self, n_tokens: usize) -> usize {
         let specs = self.scheduler.session().memory().specs().iter();
-        specs.map(|spec| spec.used_bytes(n_tokens)).sum()
+        let of_drafts = self.drafters.as_ref().map_or(0, |drafters| drafters.state_bytes(n_tokens));
+        specs.map(|spec| spec.used_bytes(n_tokens)).sum::<usize>() + of_drafts
     }
 
     /// Encodes a slice of the first clip that needs it; the others come before it is their turn again.
     fn encode(&mut self) {
-        let Self { scheduler, running, clock, figures, .. } = self;
+        let Self { scheduler, running, clock, figures, drafters, .. } = self;
         let Some(i) = running.iter().position(Task::needs_encoder) else { return };
         let task = &mut running[i];
         let Work::Speech(work) = &mut task.work else { return };
@@ -217,7 +233,7 @@ impl Core {
         match result {
             Ok(Some(decoding)) => {
                 work.submitted(now);
-                task.submit(scheduler, decoding);
+                task.submit(scheduler, decoding, drafters.as_ref());
             }
             Ok(None) => {}
             Err(error) => task.end = Some(End::Failed(error.into())),
@@ -236,9 +252,13 @@ impl Core {
         let run_ns = scheduler.session().stats().run_ns;
         let mut cancelled = Vec::new();
         let (mut n_busy, mut n_prompt, mut n_predicted) = (0, 0, 0);
+        let mut drafts = Statistics::default();
         let result = scheduler.step(&mut |progress| {
             let Some(task) = running.iter_mut().find(|task| task.sequence == Some(progress.id)) else { return };
             n_busy += 1;
+            if let Some(so_far) = progress.statistics {
+                drafts.add(&task.drafted(so_far));
+            }
             match progress.result {
                 Ok(event) => {
                     if task.prompt_left > 0 {
@@ -285,6 +305,7 @@ impl Core {
         }
         numbers.prompt_tokens += n_prompt as u64;
         numbers.predicted_tokens += n_predicted as u64;
+        numbers.drafts.add(&drafts);
     }
 
     /// Answers the jobs that ended, and frees their slots.
@@ -340,12 +361,22 @@ impl Task {
         }
     }
 
-    fn submit(&mut self, scheduler: &mut Scheduler, decoding: Decoding) {
+    fn submit(&mut self, scheduler: &mut Scheduler, decoding: Decoding, drafters: Option<&Drafters>) {
         self.prompt_left = decoding.prompt_left();
-        match scheduler.submit(decoding) {
+        self.of_sequence = Statistics::default();
+        let speculation = drafters.map(|drafters| drafters.speculation(decoding.prompt_ids())).transpose();
+        match speculation.and_then(|speculation| scheduler.submit_with(decoding, speculation)) {
             Ok(id) => self.sequence = Some(id),
             Err(error) => self.end = Some(End::Failed(error.into())),
         }
+    }
+
+    /// Takes what came of the drafts of its sequence so far, and returns what of it is not counted yet.
+    fn drafted(&mut self, so_far: &Statistics) -> Statistics {
+        let last = so_far.since(&self.of_sequence);
+        self.of_sequence = *so_far;
+        self.drafts.get_or_insert_default().add(&last);
+        last
     }
 
     /// Takes what came of a call for its sequence.
@@ -389,12 +420,12 @@ impl Task {
 
     /// Tells the client how it ended.
     fn answer(self, figures: &Figures, now: Duration) {
-        let Self { reply, work, end, .. } = self;
+        let Self { reply, work, end, drafts, .. } = self;
         let event = match end {
             Some(End::Done) => {
                 let answer = match work {
-                    Work::Speech(work) => Some(SpeechWork::into_answer(*work)),
-                    Work::Text(work) => TextWork::into_answer(*work),
+                    Work::Speech(work) => Some(SpeechWork::into_answer(*work, drafts)),
+                    Work::Text(work) => TextWork::into_answer(*work, drafts),
                 };
                 if let Some(Answer::Speech(answer)) = &answer {
                     figures.lock().audio_seconds += answer.transcript.duration_s;

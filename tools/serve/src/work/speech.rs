@@ -7,6 +7,7 @@ use engine::batch;
 use engine::session::Session;
 use models::audio::Features;
 use models::decoding::{Decoding, Event};
+use models::draft::Statistics;
 use models::speech::gap;
 use models::transcribe::{Observer, Partial, Transcript};
 use models::transcription::{Stage, Transcription};
@@ -55,6 +56,8 @@ pub(crate) struct SpeechAnswer {
     pub transcript: Transcript,
     /// Mean log-probability of the tokens of every segment, where it was asked for.
     pub confidence: Vec<Option<f64>>,
+    /// What came of drafts, where there were drafters.
+    pub drafts: Option<Statistics>,
 }
 
 impl SpeechWork {
@@ -177,11 +180,11 @@ impl SpeechWork {
         (timings.prompt_tokens, timings.generated_tokens)
     }
 
-    /// The whole answer.
-    pub(crate) fn into_answer(self) -> Answer {
+    /// The whole answer, and what came of its drafts.
+    pub(crate) fn into_answer(self, drafts: Option<Statistics>) -> Answer {
         let mean = |(sum, n): (f64, usize)| (n > 0).then(|| sum / n as f64);
         let confidence = self.confidence.into_iter().map(mean).collect();
-        Answer::Speech(SpeechAnswer { transcript: self.transcription.into_transcript(), confidence })
+        Answer::Speech(SpeechAnswer { transcript: self.transcription.into_transcript(), confidence, drafts })
     }
 }
 

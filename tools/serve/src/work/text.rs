@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 use std::time::Duration;
 
 use models::decoding::{Decoding, Event, Finish};
+use models::draft::Statistics;
 use models::generate::{Continuation, Generated};
 
 use super::{Answer, Piece};
@@ -62,6 +63,8 @@ pub(crate) struct TextAnswer {
     pub prompt_time: Duration,
     /// From there to the end.
     pub decode_time: Duration,
+    /// What came of drafts, where there were drafters.
+    pub drafts: Option<Statistics>,
 }
 
 impl TextWork {
@@ -162,8 +165,8 @@ impl TextWork {
         (self.n_prompt - self.prompt_left, self.n_generated)
     }
 
-    /// The whole answer.
-    pub(crate) fn into_answer(mut self) -> Option<Answer> {
+    /// The whole answer, and what came of its drafts.
+    pub(crate) fn into_answer(mut self, drafts: Option<Statistics>) -> Option<Answer> {
         let generated = self.continuation?.finish();
         // Of the tokens that were held back, those that stay are shown now; a stop text takes the rest with it.
         let n_left = generated.ids.len().saturating_sub(self.shown.len()).min(self.views.len());
@@ -175,6 +178,7 @@ impl TextWork {
             tokens: self.shown,
             prompt_time: self.prompt_time,
             decode_time: self.decode_time,
+            drafts,
             generated,
         }))
     }

@@ -27,7 +27,7 @@ const VALUED: [(&str, &[&str]); 8] = [
     ("bench", SPECULATION),
     ("inspect", &["gpu-layers", "memory-budget"]),
     ("serve", &["gpu-layers", "cache-ram", "cache-reuse", "slot-save-path", "ctx-checkpoints-mem"]),
-    ("serve", SPECULATION),
+    ("serve", OF_DRAFTS),
 ];
 const SPECULATION: &[&str] =
     &["spec-type", "spec-rollback", "draft-max", "draft-min", "draft-model", "ctx-checkpoints"];
@@ -47,7 +47,7 @@ const OF_DRAFTS: &[&str] = &[
 ];
 
 /// Subcommands of which every flag that begins so is one, and flags of one dash and several letters.
-const SPECULATIVE: (&str, [&str; 2]) = ("--spec-", ["bench", "serve"]);
+const SPECULATIVE: (&str, [&str; 1]) = ("--spec-", ["bench"]);
 /// Subcommands that would have the flags of [`SHORT`].
 const HAVE_SHORT: [&str; 3] = ["generate", "bench", "serve"];
 const SHORT: [&str; 9] = ["-md", "-hfd", "-ngld", "-devd", "-ctkd", "-ctvd", "-td", "-lcs", "-lcd"];

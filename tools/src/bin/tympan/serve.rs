@@ -7,16 +7,20 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use clap::{Args, Command};
+use clap::{Arg, Args, Command};
 use engine::session::MAX_CONTEXT;
 use models::LoadOptions;
+use models::draft::Drafters;
+use models::tokenizer::Tokenizer;
 use serve::{Computing, Log, Memory, Options, Server, Stopped};
 use tympan::Model;
 
-use crate::args::{DeviceArgs, KvType, ModelArgs, note_threads, parse_size};
+use crate::args::{Device, DeviceArgs, KvType, ModelArgs, note_threads, parse_size};
 use crate::exit::{Exit, Failure, Outcome};
 use crate::interrupt::{self, Interrupt};
+use crate::model::Loading;
 use crate::report::{Verbosity, size};
+use crate::speculation::SpeculationArgs;
 use crate::streams;
 
 /// Most slots.
@@ -42,6 +46,7 @@ Examples:
   tympan serve -m Qwen3-ASR-0.6B-Q8_0.gguf
   curl -F file=@talk.mp3 http://127.0.0.1:8080/v1/audio/transcriptions
   tympan serve --port 9000 --no-page
+  tympan serve -m MODEL.gguf --spec-type ngram-map-k --draft-max 48
   tympan serve -m MODEL.gguf --host 0.0.0.0 --allowed-host box.lan --api-key-file keys.txt
 
 Exit codes: 0 done (never: it is ended by a signal), 1 the address is taken, or the engine has stopped, 2 usage, 4 model, \
@@ -137,6 +142,9 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "TYPE", default_value = "f16", hide_possible_values = true)]
     kv_type: KvType,
 
+    #[command(flatten)]
+    speculation: SpeculationArgs,
+
     /// Say errors only, and no line for a request
     #[arg(short, long, conflicts_with = "verbose")]
     quiet: bool,
@@ -157,7 +165,14 @@ pub(crate) fn spelt_out(args: Vec<OsString>, definition: &Command) -> Vec<OsStri
     };
     let mut args = args.into_iter();
     let words: Vec<OsString> = args.by_ref().take(2).collect();
+    let args: Vec<OsString> = args.map(long).collect();
+    let is_given = |arg: &Arg| {
+        let mut names = arg.get_long().into_iter().chain(arg.get_all_aliases().unwrap_or_default());
+        names.any(|name| args.iter().filter_map(|word| flag_of(word)).any(|given| given == name))
+    };
     let flags = definition.find_subcommand("serve").into_iter().flat_map(Command::get_arguments);
+    // What is on the command line counts, also where a flag may be given several times.
+    let flags = flags.filter(|arg| !is_given(arg));
     let flags = flags.filter_map(|arg| Some((arg.get_long()?, arg.get_action().takes_values())));
     let set = flags.filter(|(name, _)| !OWN_VARIABLES.contains(name)).filter_map(|(name, takes_value)| {
         let value = std::env::var_os(variable(name)).filter(|value| !value.is_empty())?;
@@ -170,9 +185,14 @@ pub(crate) fn spelt_out(args: Vec<OsString>, definition: &Command) -> Vec<OsStri
         }
         Some(flag)
     });
-    // Behind them: what is on the command line counts.
     let set: Vec<OsString> = set.collect();
-    words.into_iter().chain(set).chain(args.map(long)).collect()
+    words.into_iter().chain(set).chain(args).collect()
+}
+
+/// The name of a flag on the command line: of `--name` and of `--name=value`.
+fn flag_of(word: &OsString) -> Option<&str> {
+    let name = word.to_str()?.strip_prefix("--")?;
+    Some(name.split_once('=').map_or(name, |(name, _)| name))
 }
 
 /// The variable of a flag.
@@ -189,13 +209,16 @@ pub(crate) fn run(args: &ServeArgs) -> Outcome<Exit> {
     note_threads(args.device.threads, say);
     let reuse = args.device.reuse()?;
     let keys = keys(args)?;
+    args.speculation.parameters()?;
     args.model.prepare(args.device.threads, say)?;
     let load = Instant::now();
     let loading = args.device.loading(args.device.threads, true);
     let model = args.model.load(LoadOptions::default(), loading, say)?;
     let mut options = options(args, &model, keys)?;
-    report(args, &model, &mut options, say)?;
-    let computing = Computing { backends: vec![Arc::clone(&device.backend)], kv_dtype: args.kv_type.into(), reuse };
+    let drafters = drafters(args, &model, &device, (loading, say))?;
+    let backends = vec![Arc::clone(&device.backend)];
+    let computing = Computing { backends, kv_dtype: args.kv_type.into(), reuse, drafters };
+    report(args, &model, &computing, &mut options, say)?;
     let log: Log = if args.quiet { Arc::new(|_| ()) } else { Arc::new(|line| streams::say(line)) };
     // Before the address is taken: whoever can connect is answered.
     let server = Server::open(&model.loaded, &computing, options, log);
@@ -212,6 +235,9 @@ pub(crate) fn run(args: &ServeArgs) -> Outcome<Exit> {
     say.note(format_args!("{} loaded in {load_s:.2} s; listening on http://{address}", model.name));
     let interrupt = Interrupt::watch();
     let stopped = server.serve(listener, &|| interrupt.is_set() || model.check_unchanged().is_err());
+    if let Some(drafters) = &computing.drafters {
+        args.speculation.close(drafters, say)?;
+    }
     match stopped.context("threads for HTTP").map_err(Failure::refused)? {
         Stopped::Died => Err(Failure::output(anyhow::anyhow!("the engine has stopped"))),
         Stopped::Asked | Stopped::Late => match interrupt::exit() {
@@ -219,6 +245,26 @@ pub(crate) fn run(args: &ServeArgs) -> Outcome<Exit> {
             None => crate::model::check_unchanged(&model).map(|()| Exit::Done),
         },
     }
+}
+
+/// What guesses the next tokens, where there are to be drafts. Without a file that all texts are to teach, no client's text is
+/// told by another's speed.
+///
+/// Errors: those of [`SpeculationArgs::open`].
+fn drafters(
+    args: &ServeArgs,
+    model: &Model,
+    device: &Device,
+    (loading, say): (Loading, Verbosity),
+) -> Outcome<Option<Drafters>> {
+    if args.speculation.parameters()?.is_none() {
+        return Ok(None);
+    }
+    let tokenizer = Tokenizer::from_gguf(&model.loaded.files[0]).map_err(Failure::model)?;
+    let n_slots = usize::try_from(args.parallel).unwrap_or(usize::MAX);
+    let drafters = args.speculation.open(&tokenizer, device, args.kv_type, n_slots, (loading, say))?;
+    let is_shared = args.speculation.lookup_cache_dynamic.is_some();
+    Ok(drafters.map(|drafters| if is_shared { drafters } else { drafters.apart() }))
 }
 
 /// The keys of the flags and of the file.
@@ -268,13 +314,21 @@ fn options(args: &ServeArgs, model: &Model, keys: Vec<String>) -> Outcome<Option
 /// Says what will be used of memory, and bounds what sequences may have of the budget.
 ///
 /// Errors: the budget does not suffice for one sequence as long as the context.
-fn report(args: &ServeArgs, model: &Model, options: &mut Options, say: Verbosity) -> Outcome<()> {
-    let memory = Memory::of(&model.loaded, args.kv_type.into(), options).map_err(Failure::model)?;
+fn report(
+    args: &ServeArgs,
+    model: &Model,
+    computing: &Computing,
+    options: &mut Options,
+    say: Verbosity,
+) -> Outcome<()> {
+    let memory = Memory::of(&model.loaded, computing, options).map_err(Failure::model)?;
     let shown = |bytes: usize| size(bytes as u64);
-    let Memory { weights, states, spare, held } = memory;
+    let Memory { weights, draft_weights, states, rings, spare, held } = memory;
+    let draft_model = if draft_weights > 0 { format!(" and {}", shown(draft_weights)) } else { String::new() };
+    let of_drafts = if rings > 0 { format!(", {} of it to take drafts back", shown(rings)) } else { String::new() };
     let text = format!(
-        "memory: weights {}, states of a sequence of {} tokens {} ({} slots), kept between requests up to {}, \
-         uploads and audio up to {}",
+        "memory: weights {}{draft_model}, states of a sequence of {} tokens {}{of_drafts} ({} slots), kept between requests \
+         up to {}, uploads and audio up to {}",
         shown(weights),
         options.n_ctx,
         shown(states),

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use super::fields::Asking;
 use super::reasoning::{Parts, Reasoning, parts_of};
 use crate::App;
+use crate::api::drafts::tell_drafts;
 use crate::api::error::ApiError;
 use crate::http::events::Shape;
 use crate::http::log::{Record, rounded};
@@ -223,11 +224,13 @@ fn timings(answer: &TextAnswer) -> Value {
     let n_predicted = answer.generated.n_chosen;
     let prompt = part(answer.n_prompt, answer.prompt_time);
     let predicted = part(n_predicted, answer.decode_time);
-    json!({
+    let mut timings = json!({
         "cache_n": 0, "prompt_n": answer.n_prompt, "prompt_ms": prompt[0], "prompt_per_token_ms": prompt[1],
         "prompt_per_second": prompt[2], "predicted_n": n_predicted, "predicted_ms": predicted[0],
         "predicted_per_token_ms": predicted[1], "predicted_per_second": predicted[2],
-    })
+    });
+    tell_drafts(&mut timings, answer.drafts.as_ref());
+    timings
 }
 
 fn settings(asking: &Asking, app: &App) -> Value {

@@ -6,6 +6,7 @@ use transcripts::{Limits, cues, srt, vtt};
 
 use super::fields::Format;
 use super::{Ending, Heard, Transcript};
+use crate::api::drafts::tell_drafts;
 use crate::http::events::Shape;
 use crate::http::log::{Record, rounded};
 use crate::work::{Answer, Piece};
@@ -78,6 +79,14 @@ fn verbose(heard: &Heard) -> Value {
     });
     let ms = |time: std::time::Duration| rounded(time.as_secs_f64() * 1000.0);
     let t = &transcript.timings;
+    let mut timings = json!({
+        "perf_total_ms": ms(*total),
+        "perf_encode_ms": ms(t.encode),
+        "perf_prefill_ms": ms(t.prefill),
+        "perf_decode_ms": ms(t.decode),
+        "x_rtf": rounded(total.as_secs_f64() / transcript.duration_s),
+    });
+    tell_drafts(&mut timings, answer.drafts.as_ref());
     json!({
         "task": "transcribe",
         "language": transcript.language.as_ref().map(|language| language.to_lowercase()),
@@ -87,13 +96,7 @@ fn verbose(heard: &Heard) -> Value {
         "truncated": transcript.truncated(),
         "damaged": damaged(losses),
         "usage": {"type": "duration", "seconds": duration_s.ceil() as u64},
-        "timings": {
-            "perf_total_ms": ms(*total),
-            "perf_encode_ms": ms(t.encode),
-            "perf_prefill_ms": ms(t.prefill),
-            "perf_decode_ms": ms(t.decode),
-            "x_rtf": rounded(total.as_secs_f64() / transcript.duration_s),
-        },
+        "timings": timings,
     })
 }
 
