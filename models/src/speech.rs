@@ -35,6 +35,15 @@ pub struct Prompt {
     pub after: Vec<u32>,
 }
 
+/// What a conversation about a clip asks for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// What the user says about the audio: names, subject.
+    pub context: String,
+    /// The language that is spoken, where the conversation says it.
+    pub language: Option<String>,
+}
+
 /// What was said, and in which language.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Parsed {
@@ -67,6 +76,13 @@ pub trait SpeechFormat: Send + Sync {
     ///
     /// Errors: `Argument` for a context or language that the model has no prompt for.
     fn prompt(&self, tokenizer: &Tokenizer, context: &str, language: Option<&str>) -> Result<Prompt>;
+
+    /// What a conversation asks for that ends with a clip, in the terms of [`SpeechFormat::prompt`]: `system` is all text of its
+    /// system turns, `beside` the text beside the clip in the user's turn.
+    ///
+    /// Errors: `Argument` for a conversation that asks for something else than the clip's text, or that the model has no prompt
+    /// for.
+    fn wanted(&self, system: &str, beside: &str) -> Result<Wanted>;
 
     /// Tokens after which generation stops.
     fn stop(&self) -> &[u32];

@@ -35,6 +35,8 @@ pub struct Request<'a> {
     pub segment_s: Option<f64>,
     /// Most generated tokens per segment.
     pub max_tokens: Option<usize>,
+    /// Most generated tokens of all segments together: what is not transcribed by then is left out.
+    pub max_answer: Option<usize>,
     /// Goes on past tokens that end an answer, to the limit: for measuring.
     pub ignore_stop: bool,
     /// Time of the first sample, in seconds of the clock that segments are given in.

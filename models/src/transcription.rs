@@ -116,6 +116,7 @@ impl Listener {
             samples,
             language: request.language.map(str::to_owned),
             max_tokens: request.max_tokens,
+            max_answer: request.max_answer.unwrap_or(usize::MAX),
             ignore_stop: request.ignore_stop,
             start_s: request.start_s,
             prompt,
@@ -142,6 +143,8 @@ pub struct Transcription<'a> {
     samples: Cow<'a, [f32]>,
     language: Option<String>,
     max_tokens: Option<usize>,
+    /// Of all segments together.
+    max_answer: usize,
     ignore_stop: bool,
     start_s: f64,
     prompt: speech::Prompt,
@@ -191,7 +194,8 @@ impl Transcription<'_> {
     }
 
     fn max_tokens_of(&self, range: &Range<usize>) -> usize {
-        self.max_tokens.unwrap_or_else(|| default_max_tokens(range.len())).max(1)
+        let left = self.max_answer.saturating_sub(self.transcript.timings.generated_tokens);
+        self.max_tokens.unwrap_or_else(|| default_max_tokens(range.len())).min(left).max(1)
     }
 
     /// The sequence that answers for the next segment, whose audio vectors these are. What comes of it goes to
@@ -258,11 +262,16 @@ impl Transcription<'_> {
         stage
     }
 
-    /// Ends the segment at hand with the answer that came. The transcript has it as its last one.
+    /// Ends the segment at hand with the answer that came. The transcript has it as its last one, and it is the last where no
+    /// tokens are left for others.
     pub fn finish(&mut self) -> &Transcript {
         if let (Some(mut answer), Some(range)) = (self.answer.take(), self.left.pop_front()) {
             answer.unfinished.finish(&mut answer.text);
             self.transcript.timings.generated_tokens += answer.ids.len();
+            if self.transcript.timings.generated_tokens >= self.max_answer {
+                answer.truncated |= !self.left.is_empty();
+                self.left.clear();
+            }
             let parsed = self.listener.format.parse(&answer.text, self.language.as_deref());
             self.transcript.push(Segment {
                 start_s: self.start_s + seconds(range.start),

@@ -234,8 +234,8 @@ fn fields_are_obeyed_or_refused_by_name() {
         let error = talking.post("/v1/chat/completions", &json!({"messages": messages})).expect(400).error();
         assert_eq!(error.1, "messages");
     }
-    let audio = json!([{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}]);
-    talking.post("/v1/chat/completions", &json!({"messages": audio})).expect(501);
+    let image = json!([{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]);
+    talking.post("/v1/chat/completions", &json!({"messages": image})).expect(501);
     let answer = asked.get("/completion").expect(405);
     assert_eq!(answer.headers[header::CONTENT_TYPE], "application/json");
 }

@@ -9,6 +9,7 @@ mod page;
 mod replay;
 mod security;
 mod soak;
+mod spoken;
 mod transcriptions;
 
 /// What the README says of endpoints is what the router has.

@@ -11,7 +11,7 @@ use crate::audio::{MelParams, MelRecipe};
 use crate::chat::ChatMarks;
 use crate::error::{Error, Result};
 use crate::languages::{self, UnknownLanguage};
-use crate::speech::{Parsed, Prompt, SpeechFormat, trim};
+use crate::speech::{Parsed, Prompt, SpeechFormat, Wanted, trim};
 use crate::tokenizer::{Special, Tokenizer};
 
 /// Samples per second.
@@ -103,6 +103,25 @@ impl SpeechFormat for PromptFormat {
         let before = [&[self.start_of_text][..], &self.marks.system_and_user(tokenizer, &system)].concat();
         let after = self.marks.answer(tokenizer, &text("assistant\n"));
         Ok(Prompt { before, after })
+    }
+
+    /// The system text says the language; without one it is the first.
+    fn wanted(&self, system: &str, beside: &str) -> Result<Wanted> {
+        let refused = |what: String| Err(Error::Argument { name: "messages", what });
+        if !trim(beside).is_empty() {
+            return refused("LFM2-Audio has no prompt for text beside a clip that is to be transcribed".into());
+        }
+        let system = trim(system);
+        match SYSTEM.iter().position(|(_, text)| system == *text) {
+            None if system.is_empty() => Ok(Wanted::default()),
+            // The prompt for an unknown language.
+            Some(0) => Ok(Wanted::default()),
+            Some(i) => Ok(Wanted { language: Some(SYSTEM[i].0.to_owned()), ..Wanted::default() }),
+            None => {
+                let known = SYSTEM.map(|(_, text)| format!("{text:?}")).join(" or ");
+                refused(format!("clips are transcribed and nothing else: want the system text {known}, or none"))
+            }
+        }
     }
 
     fn stop(&self) -> &[u32] {

@@ -13,7 +13,7 @@ use crate::audio::MelParams;
 use crate::chat::ChatMarks;
 use crate::error::Result;
 use crate::languages::{self, UnknownLanguage};
-use crate::speech::{Parsed, Prompt, SpeechFormat};
+use crate::speech::{Parsed, Prompt, SpeechFormat, Wanted};
 use crate::tokenizer::{Special, Tokenizer};
 
 /// Tokens that end an answer.
@@ -77,6 +77,12 @@ impl SpeechFormat for PromptFormat {
         let before = [&self.marks.system_and_user(tokenizer, &system)[..], &[self.audio_start]].concat();
         let after = [&[self.audio_end][..], &self.marks.answer(tokenizer, &answer)].concat();
         Ok(Prompt { before, after })
+    }
+
+    /// The system text is the context. The chat template of the checkpoints writes nothing of the text beside a clip, and neither
+    /// does this: the model was never asked anything there.
+    fn wanted(&self, system: &str, _beside: &str) -> Result<Wanted> {
+        Ok(Wanted { context: system.to_owned(), language: None })
     }
 
     fn stop(&self) -> &[u32] {

@@ -38,6 +38,13 @@ impl ApiError {
         Self { param: Some(param.to_owned()), ..Self::invalid(message) }
     }
 
+    /// A recording that is none, in a field to blame. Names of clients' files are not repeated.
+    pub(crate) fn audio(error: &AudioError, param: &str) -> Self {
+        let too_long = matches!(error.kind, AudioErrorKind::TooLong { .. } | AudioErrorKind::TooManyBytes);
+        let message = Chain(error).to_string();
+        if too_long { Self::too_large(message) } else { Self::field(param, message) }
+    }
+
     /// A prompt that does not fit the context.
     pub(crate) fn context(n_prompt_tokens: usize, n_ctx: usize, message: impl Into<String>) -> Self {
         let context = Some((n_prompt_tokens, n_ctx));
@@ -143,15 +150,6 @@ impl From<models::Error> for ApiError {
             }
             error => Self::server(Chain(&error).to_string()),
         }
-    }
-}
-
-/// What is wrong with a recording. Names of clients' files are not repeated.
-impl From<AudioError> for ApiError {
-    fn from(error: AudioError) -> Self {
-        let too_long = matches!(error.kind, AudioErrorKind::TooLong { .. } | AudioErrorKind::TooManyBytes);
-        let message = Chain(&error).to_string();
-        if too_long { Self::too_large(message) } else { Self::field("file", message) }
     }
 }
 

@@ -3,17 +3,21 @@
 use serde_json::{Map, Value};
 
 use super::error::ApiError;
+use crate::http::body::Holding;
 
-/// A JSON object.
-pub(crate) struct Fields(Map<String, Value>);
+/// A JSON object, and what is held for it.
+pub(crate) struct Fields {
+    map: Map<String, Value>,
+    _holding: Holding,
+}
 
 impl Fields {
     /// Those of a body.
     ///
     /// Errors: 400 for anything else than an object.
-    pub(crate) fn read(body: &[u8]) -> Result<Self, ApiError> {
+    pub(crate) fn read(body: &[u8], holding: Holding) -> Result<Self, ApiError> {
         match serde_json::from_slice(body) {
-            Ok(Value::Object(fields)) => Ok(Self(fields)),
+            Ok(Value::Object(map)) => Ok(Self { map, _holding: holding }),
             Ok(_) => Err(ApiError::invalid("body: want a JSON object")),
             Err(error) => Err(ApiError::invalid(format!("body: not JSON: {error}"))),
         }
@@ -21,7 +25,7 @@ impl Fields {
 
     /// A value that is there.
     pub(crate) fn get(&self, name: &str) -> Option<&Value> {
-        self.0.get(name).filter(|value| !value.is_null())
+        self.map.get(name).filter(|value| !value.is_null())
     }
 
     fn wrong(name: &str, want: &str) -> ApiError {

@@ -1,9 +1,11 @@
 //! What endpoints take and answer: one module for each family, and [`error`] for all of them.
 
+mod base64;
 pub(crate) mod completion;
 mod drafts;
 pub(crate) mod error;
 mod fields;
+mod recording;
 pub(crate) mod server;
 pub(crate) mod tokens;
 pub(crate) mod transcription;

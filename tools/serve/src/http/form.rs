@@ -13,7 +13,7 @@ const MAX_FIELDS: usize = 64;
 /// Most bytes of a field that is not a file.
 const MAX_TEXT_BYTES: usize = 1 << 20;
 /// The field that holds a recording.
-const FILE: &str = "file";
+pub(crate) const FILE: &str = "file";
 
 /// Fields in their order, and the file.
 #[derive(Default)]

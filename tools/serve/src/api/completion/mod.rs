@@ -4,6 +4,7 @@ mod chat;
 mod fields;
 mod reasoning;
 mod reply;
+mod spoken;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -51,7 +52,7 @@ pub(crate) async fn fields(app: &Arc<App>, request: axum::extract::Request) -> R
     let reading = read(request.into_body(), app.options.max_upload_bytes, &mut holding);
     let body = tokio::time::timeout(body_time, reading).await;
     let body = body.unwrap_or_else(|_| Err(ApiError::slow(body_time.as_secs())))?;
-    Fields::read(&body)
+    Fields::read(&body, holding)
 }
 
 async fn complete(asked: Asked, kind: Kind) -> Result<Response<Body>, ApiError> {
@@ -59,6 +60,9 @@ async fn complete(asked: Asked, kind: Kind) -> Result<Response<Body>, ApiError> 
     let arrived = (app.clock)();
     app.has_room(1)?;
     let fields = fields(&app, request).await?;
+    if kind == Kind::Chat && spoken::is_asked(&fields) {
+        return spoken::answer(app, fields, record, arrived).await;
+    }
     let prepared = {
         // Long texts take a while to tokenize.
         let _permit = app.decoding.acquire().await;

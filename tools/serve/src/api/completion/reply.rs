@@ -17,7 +17,7 @@ use crate::http::log::{Record, rounded};
 use crate::work::{Answer, Piece, TextAnswer, TokenView};
 
 /// What follows the last event of OpenAI's streams.
-const END: &str = "data: [DONE]\n\n";
+pub(super) const END: &str = "data: [DONE]\n\n";
 
 /// Whose endpoint it is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -55,7 +55,7 @@ impl Naming {
     }
 
     /// A reply of OpenAI's with these choices.
-    fn reply(&self, app: &App, is_piece: bool, choices: Value) -> Value {
+    pub(super) fn reply(&self, app: &App, is_piece: bool, choices: Value) -> Value {
         json!({
             "id": self.id, "object": self.object(is_piece), "created": self.created, "model": app.model.alias,
             "system_fingerprint": concat!("tympan-", env!("CARGO_PKG_VERSION")), "choices": choices,
@@ -102,7 +102,7 @@ impl Shaped<'_> {
         let mut reply = self.naming.reply(self.app, false, choices.collect());
         reply["usage"] = usage(answers);
         if let [answer] = answers {
-            reply["timings"] = timings(answer);
+            reply["timings"] = timings_of(answer);
         }
         reply
     }
@@ -123,7 +123,7 @@ impl Shaped<'_> {
             "generation_settings": settings(self.asking, self.app), "prompt": self.prompts.get(i),
             "has_new_line": generated.text.contains('\n'), "truncated": false,
             "stop_type": stop_type, "stopping_word": stopping_word,
-            "tokens_cached": answer.n_prompt + generated.n_chosen, "timings": timings(answer),
+            "tokens_cached": answer.n_prompt + generated.n_chosen, "timings": timings_of(answer),
         });
         if self.asking.n_probs.is_some() {
             reply["completion_probabilities"] = self.native_probs(&answer.tokens);
@@ -213,24 +213,28 @@ fn usage(answers: &[TextAnswer]) -> Value {
     })
 }
 
-fn timings(answer: &TextAnswer) -> Value {
-    let part = |n: usize, time: Duration| {
+fn timings_of(answer: &TextAnswer) -> Value {
+    // The first token comes with the prompt.
+    let mut timings = timings((answer.n_prompt, answer.prompt_time), (answer.generated.n_chosen, answer.decode_time));
+    tell_drafts(&mut timings, answer.drafts.as_ref());
+    timings
+}
+
+/// Numbers of tokens and times of a prompt and of its answer.
+pub(super) fn timings(prompt: (usize, Duration), predicted: (usize, Duration)) -> Value {
+    let part = |(n, time): (usize, Duration)| {
         let ms = time.as_secs_f64() * 1000.0;
         let (per_token, per_second) =
             if n > 0 && ms > 0.0 { (ms / n as f64, n as f64 / ms * 1000.0) } else { (0.0, 0.0) };
         [ms, per_token, per_second].map(rounded)
     };
-    // The first token comes with the prompt.
-    let n_predicted = answer.generated.n_chosen;
-    let prompt = part(answer.n_prompt, answer.prompt_time);
-    let predicted = part(n_predicted, answer.decode_time);
-    let mut timings = json!({
-        "cache_n": 0, "prompt_n": answer.n_prompt, "prompt_ms": prompt[0], "prompt_per_token_ms": prompt[1],
-        "prompt_per_second": prompt[2], "predicted_n": n_predicted, "predicted_ms": predicted[0],
+    let (prompt_n, predicted_n) = (prompt.0, predicted.0);
+    let (prompt, predicted) = (part(prompt), part(predicted));
+    json!({
+        "cache_n": 0, "prompt_n": prompt_n, "prompt_ms": prompt[0], "prompt_per_token_ms": prompt[1],
+        "prompt_per_second": prompt[2], "predicted_n": predicted_n, "predicted_ms": predicted[0],
         "predicted_per_token_ms": predicted[1], "predicted_per_second": predicted[2],
-    });
-    tell_drafts(&mut timings, answer.drafts.as_ref());
-    timings
+    })
 }
 
 fn settings(asking: &Asking, app: &App) -> Value {
@@ -364,10 +368,10 @@ impl Shape for Streamed {
             if self.asking.wants_usage {
                 let mut last = self.naming.reply(&self.app, true, json!([]));
                 last["usage"] = usage(std::slice::from_ref(&answer));
-                last["timings"] = timings(&answer);
+                last["timings"] = timings_of(&answer);
                 events.push(last);
             } else if let Some(last) = events.last_mut() {
-                last["timings"] = timings(&answer);
+                last["timings"] = timings_of(&answer);
             }
         }
         events

@@ -1,12 +1,13 @@
 //! A transcript as the clients of several servers read it.
 
 use models::audio::Loss;
+use models::transcribe::Transcript;
 use serde_json::{Value, json};
 use transcripts::{Limits, cues, srt, vtt};
 
 use super::fields::Format;
-use super::{Ending, Heard, Transcript};
 use crate::api::drafts::tell_drafts;
+use crate::api::recording::{Ending, Heard};
 use crate::http::events::Shape;
 use crate::http::log::{Record, rounded};
 use crate::work::{Answer, Piece};

@@ -303,6 +303,7 @@ impl Run<'_> {
             context: &args.context,
             segment_s: args.segment,
             max_tokens: args.max_tokens.map(|n| usize::try_from(n).unwrap_or(usize::MAX)),
+            max_answer: None,
             ignore_stop: false,
             start_s: samples.condition.start_s,
         };
