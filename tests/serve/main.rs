@@ -3,6 +3,7 @@
 mod ask;
 mod completions;
 mod drafts;
+mod kept;
 mod limits;
 mod network;
 mod page;

@@ -10,6 +10,8 @@ use engine::stats::BuildReason;
 use models::draft::Statistics;
 use serde_json::{Value, json};
 
+use crate::work::CacheFigures;
+
 /// Bounds of the classes of [`Figures::host_seconds`], in seconds.
 const HOST_BOUNDS_S: [f64; 5] = [1e-5, 1e-4, 1e-3, 1e-2, 1e-1];
 
@@ -44,6 +46,7 @@ pub(crate) struct Numbers {
     pub drafts: Statistics,
     pub audio_seconds: f64,
     pub encode_seconds: f64,
+    pub audio_cache: CacheFigures,
     pub processing: usize,
     pub deferred: usize,
     /// Calls of the decoder by the time besides the graph.
@@ -96,6 +99,8 @@ impl Numbers {
             ("n_encode_total", "Calls of the audio encoder", self.n_encode as f64),
             ("audio_seconds_total", "Seconds of audio that were transcribed", self.audio_seconds),
             ("encode_seconds_total", "Seconds in which audio was encoded", self.encode_seconds),
+            ("audio_cache_hits_total", "Clips whose vectors were kept from before", self.audio_cache.hits as f64),
+            ("audio_cache_misses_total", "Clips whose vectors were not", self.audio_cache.misses as f64),
             ("graph_plan_hits_total", "Calls that used a compiled graph again", self.stats.hits as f64),
         ] {
             one("counter", name, help, value);
@@ -104,6 +109,7 @@ impl Numbers {
             ("n_tokens_max", "Longest sequence so far", self.n_tokens_max as f64),
             ("requests_processing", "Requests that have a slot", self.processing as f64),
             ("requests_deferred", "Requests that wait for a slot", self.deferred as f64),
+            ("audio_cache_bytes", "Bytes of the vectors of clips that are kept", self.audio_cache.bytes as f64),
             ("state_bytes", "Bytes of memory that sequences have", self.stats.state_bytes as f64),
             ("arena_bytes", "Bytes of memory that calls compute in", self.stats.arena_bytes as f64),
         ] {

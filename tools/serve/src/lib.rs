@@ -144,6 +144,8 @@ pub struct Memory {
     pub spare: usize,
     /// Bodies and decoded audio of all requests together.
     pub held: usize,
+    /// The encoder's vectors of clips that came before; none of a model that does not hear.
+    pub audio_cache: usize,
 }
 
 impl Memory {
@@ -163,12 +165,14 @@ impl Memory {
             rings: specs().filter(|spec| spec.role == Role::Pending).map(|spec| spec.used_bytes(n_ctx)).sum(),
             spare: SPARE_BYTES,
             held: options.max_held_bytes,
+            audio_cache: loaded.model.encoder().map_or(0, |_| options.audio_cache_bytes),
         })
     }
 
     /// All of it, without states.
     pub fn fixed(&self) -> usize {
-        [self.weights, self.draft_weights, self.spare, self.held].into_iter().fold(0, usize::saturating_add)
+        let all = [self.weights, self.draft_weights, self.spare, self.held, self.audio_cache];
+        all.into_iter().fold(0, usize::saturating_add)
     }
 }
 
@@ -204,6 +208,7 @@ impl Server {
             stall: options.stall,
             timeout: options.timeout,
             state_bytes: options.max_state_bytes,
+            audio_cache_bytes: options.audio_cache_bytes,
         };
         let core = Core::new(Scheduler::new(session), core_options, Arc::clone(&clock), Arc::clone(&figures))
             .with_drafters(computing.drafters.clone());

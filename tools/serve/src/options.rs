@@ -31,6 +31,8 @@ pub struct Options {
     pub max_held_bytes: usize,
     /// Bytes that the states of all sequences may have together, where that is bounded: [`crate::Memory`] says what they need.
     pub max_state_bytes: Option<usize>,
+    /// Bytes of the encoder's vectors of clips that are kept for when the same clip comes again.
+    pub audio_cache_bytes: usize,
     /// Seconds of a clip.
     pub max_audio_s: u32,
     /// Connections at once.
@@ -66,6 +68,7 @@ impl Default for Options {
             max_upload_bytes: 200 * MIB,
             max_held_bytes: 1024 * MIB,
             max_state_bytes: None,
+            audio_cache_bytes: 64 * MIB,
             max_audio_s: 3 * 3600,
             max_connections: 256,
             threads_http: 2,

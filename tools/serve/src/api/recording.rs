@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use engine::parallel::Serial;
-use models::audio::{Audio, Features, Loss};
+use models::audio::{Audio, Loss};
 use models::transcribe::{RATE_HZ, Request};
 
 use super::error::ApiError;
@@ -16,7 +16,7 @@ use crate::http::events::died;
 use crate::http::log::{Record, rounded};
 use crate::mailbox::Reader;
 use crate::model::Served;
-use crate::work::{Answer, Reply, SpeechAnswer, SpeechWork, Work};
+use crate::work::{Answer, Clip, Reply, SpeechAnswer, SpeechWork, Work};
 
 /// What a client's recording is called in messages.
 const NAME: &str = "file";
@@ -166,12 +166,12 @@ fn prepare(app: &App, wanted: &Wanted, holding: &SharedHolding) -> Result<Prepar
         ..Request::default()
     };
     let transcription = listener.begin(samples, &request)?;
-    let mut features = VecDeque::new();
+    let mut clips = VecDeque::new();
     let mut n_most = 0;
     for (samples, max_tokens) in transcription.segments() {
-        let segment: Features = listener.features(samples, &Serial)?;
-        hold(size_of_val(&segment.values[..]))?;
-        let n_prompt = transcription.n_prompt((encoder.tokens)(segment.n_frames));
+        let features = listener.features(samples, &Serial)?;
+        hold(size_of_val(&features.values[..]))?;
+        let n_prompt = transcription.n_prompt((encoder.tokens)(features.n_frames));
         if n_prompt + max_tokens > app.model.n_ctx {
             let message = format!(
                 "a segment needs {n_prompt} tokens and up to {max_tokens} for its answer; a slot holds {}",
@@ -180,9 +180,9 @@ fn prepare(app: &App, wanted: &Wanted, holding: &SharedHolding) -> Result<Prepar
             return Err(ApiError::context(n_prompt, app.model.n_ctx, message));
         }
         n_most = n_most.max(n_prompt + max_tokens);
-        features.push_back(segment);
+        clips.push_back(Clip::new(features));
     }
-    let work = SpeechWork::new(transcription, features, n_most)
+    let work = SpeechWork::new(transcription, clips, n_most)
         .streamed(wanted.is_streamed)
         .in_slices(encoder.window_frames)
         .with_confidence(wanted.wants_confidence);

@@ -12,7 +12,7 @@ use models::draft::{Drafters, Statistics};
 use models::scheduler::{Scheduler, SequenceId};
 
 use super::text::chosen;
-use super::{Answer, Clock, Job, Reply, SpeechWork, TextWork, Work};
+use super::{Answer, AudioCache, Clock, Job, Reply, SpeechWork, TextWork, Work};
 use crate::api::error::ApiError;
 use crate::figures::{Figures, SlotView};
 use crate::mailbox::Mailbox;
@@ -36,6 +36,8 @@ pub(crate) struct CoreOptions {
     pub timeout: Duration,
     /// Bytes that the states of all sequences may have together, where that is bounded.
     pub state_bytes: Option<usize>,
+    /// Bytes of the vectors of clips that are kept.
+    pub audio_cache_bytes: usize,
 }
 
 /// A job that was taken.
@@ -72,6 +74,7 @@ pub(crate) struct Core {
     scheduler: Scheduler,
     waiting: VecDeque<Task>,
     running: Vec<Task>,
+    audio_cache: AudioCache,
     options: CoreOptions,
     clock: Clock,
     figures: Arc<Figures>,
@@ -92,6 +95,7 @@ impl Core {
             scheduler,
             waiting: VecDeque::new(),
             running: Vec::new(),
+            audio_cache: AudioCache::new(options.audio_cache_bytes),
             options,
             clock,
             figures,
@@ -223,12 +227,13 @@ impl Core {
 
     /// Encodes a slice of the first clip that needs it; the others come before it is their turn again.
     fn encode(&mut self) {
-        let Self { scheduler, running, clock, figures, drafters, .. } = self;
+        let Self { scheduler, running, audio_cache, clock, figures, drafters, .. } = self;
         let Some(i) = running.iter().position(Task::needs_encoder) else { return };
         let task = &mut running[i];
         let Work::Speech(work) = &mut task.work else { return };
         let start = clock();
-        let result = work.encode(scheduler.session_mut(), start);
+        let n_hits = audio_cache.figures().hits;
+        let result = work.encode(scheduler.session_mut(), audio_cache, start);
         let now = clock();
         match result {
             Ok(Some(decoding)) => {
@@ -240,8 +245,11 @@ impl Core {
         }
         running[i..].rotate_left(1);
         let mut numbers = figures.lock();
-        numbers.n_encode += 1;
-        numbers.encode_seconds += (now - start).as_secs_f64();
+        numbers.audio_cache = audio_cache.figures();
+        if numbers.audio_cache.hits == n_hits {
+            numbers.n_encode += 1;
+            numbers.encode_seconds += (now - start).as_secs_f64();
+        }
     }
 
     /// Makes a call of the decoder, and tells everybody what came of it.

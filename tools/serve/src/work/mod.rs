@@ -1,6 +1,7 @@
 //! The engine thread and what it works on. [`Core`] decides what is computed next, without sockets and by a clock that it is
-//! given; `thread` runs it; `speech` and `text` are the two kinds of work.
+//! given; `thread` runs it; `speech` and `text` are the two kinds of work, `cache` keeps what was heard.
 
+mod cache;
 mod core;
 mod inbox;
 mod speech;
@@ -13,9 +14,10 @@ use std::time::Duration;
 use crate::api::error::ApiError;
 use crate::mailbox::{Mailbox, Merge};
 
+pub(crate) use cache::{AudioCache, CacheFigures, ClipKey};
 pub(crate) use core::{Core, CoreOptions};
 pub(crate) use inbox::{Inbox, Refusal};
-pub(crate) use speech::{SpeechAnswer, SpeechWork};
+pub(crate) use speech::{Clip, SpeechAnswer, SpeechWork};
 pub(crate) use text::{TextAnswer, TextWork, TokenView};
 pub(crate) use thread::EngineThread;
 

@@ -112,12 +112,13 @@ fn ten_thousand_random_requests_end_once_each_and_in_order() {
     // Two long sequences fit, or some short ones.
     let mut probe = Core::new(
         scheduler(&model),
-        CoreOptions { n_slots: N_SLOTS, stall: STALL, timeout: TIMEOUT, state_bytes: None },
+        CoreOptions { n_slots: N_SLOTS, stall: STALL, timeout: TIMEOUT, state_bytes: None, audio_cache_bytes: 0 },
         Arc::clone(&clock),
         Arc::default(),
     );
     let most = probe.state_bytes(80);
-    let options = CoreOptions { n_slots: N_SLOTS, stall: STALL, timeout: TIMEOUT, state_bytes: Some(most) };
+    let options =
+        CoreOptions { n_slots: N_SLOTS, stall: STALL, timeout: TIMEOUT, state_bytes: Some(most), audio_cache_bytes: 0 };
     let figures = Arc::new(Figures::default());
     let mut core = Core::new(scheduler(&model), options, Arc::clone(&clock), figures);
 

@@ -13,13 +13,13 @@ use models::transcribe::{Observer, Partial, Transcript};
 use models::transcription::{Stage, Transcription};
 
 use super::text::{chosen, log_probability};
-use super::{Answer, Piece};
+use super::{Answer, AudioCache, ClipKey, Piece};
 
 /// What the HTTP side made of a request.
 pub(crate) struct SpeechWork {
     transcription: Transcription<'static>,
-    /// Of the segments that are not encoded, in their order.
-    features: VecDeque<Features>,
+    /// The segments that are not encoded, in their order.
+    clips: VecDeque<Clip>,
     /// Most tokens of a segment's sequence.
     n_most: usize,
     /// Audio vectors of the segment at hand, as far as they are there.
@@ -36,6 +36,20 @@ pub(crate) struct SpeechWork {
     confidence: Vec<(f64, usize)>,
     /// When the stage at hand began.
     since: Duration,
+}
+
+/// What the encoder hears of a segment.
+pub(crate) struct Clip {
+    features: Features,
+    key: ClipKey,
+}
+
+impl Clip {
+    /// One with these features.
+    pub(crate) fn new(features: Features) -> Self {
+        let key = ClipKey::of(&features);
+        Self { features, key }
+    }
 }
 
 /// What a client was sent.
@@ -61,12 +75,11 @@ pub(crate) struct SpeechAnswer {
 }
 
 impl SpeechWork {
-    /// Work on a transcription with the features of all of its segments, of which the longest makes a sequence of `n_most`
-    /// tokens.
-    pub(crate) fn new(transcription: Transcription<'static>, features: VecDeque<Features>, n_most: usize) -> Self {
+    /// Work on a transcription with all of its segments, of which the longest makes a sequence of `n_most` tokens.
+    pub(crate) fn new(transcription: Transcription<'static>, clips: VecDeque<Clip>, n_most: usize) -> Self {
         Self {
             transcription,
-            features,
+            clips,
             n_most,
             embeddings: Vec::new(),
             n_encoded: 0,
@@ -98,16 +111,26 @@ impl SpeechWork {
 
     /// Whether the encoder is next.
     pub(crate) fn needs_encoder(&self) -> bool {
-        !self.features.is_empty()
+        !self.clips.is_empty()
     }
 
-    /// Encodes the next slice. The segment's sequence, once all of it is encoded.
+    /// Encodes the next slice, or takes the whole segment's vectors from the cache, which keeps those that are new. The segment's
+    /// sequence, once all of it is encoded.
     ///
     /// Errors: those of the session.
-    pub(crate) fn encode(&mut self, session: &mut Session, now: Duration) -> models::Result<Option<Decoding>> {
-        let Some(features) = self.features.front() else { return Ok(None) };
+    pub(crate) fn encode(
+        &mut self,
+        session: &mut Session,
+        cache: &mut AudioCache,
+        now: Duration,
+    ) -> models::Result<Option<Decoding>> {
+        let Some(Clip { features, key }) = self.clips.front() else { return Ok(None) };
         if self.n_encoded == 0 {
             self.since = now;
+            if let Some(vectors) = cache.get(key) {
+                self.embeddings.extend_from_slice(vectors);
+                return Ok(Some(self.begin()));
+            }
         }
         let left = features.n_frames - self.n_encoded;
         let n = self.slice_frames.map_or(left, |slice| slice.min(left));
@@ -118,13 +141,19 @@ impl SpeechWork {
         if self.n_encoded < features.n_frames {
             return Ok(None);
         }
-        self.features.pop_front();
+        cache.put(*key, &self.embeddings);
+        Ok(Some(self.begin()))
+    }
+
+    /// The sequence of the first segment, whose vectors are there.
+    fn begin(&mut self) -> Decoding {
+        self.clips.pop_front();
         self.n_encoded = 0;
         self.confidence.push((0.0, 0));
         if let Some(sent) = &mut self.stream {
             sent.segment.clear();
         }
-        Ok(Some(self.transcription.ask(std::mem::take(&mut self.embeddings))))
+        self.transcription.ask(std::mem::take(&mut self.embeddings))
     }
 
     /// The segment's sequence was given a slot.

@@ -114,6 +114,10 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "MIB", default_value = "1024", value_parser = clap::value_parser!(u64).range(1..=1_048_576))]
     max_held_mb: u64,
 
+    /// What the encoder made of recordings, kept for when one comes again, in MiB; 0 keeps nothing
+    #[arg(long, value_name = "MIB", default_value = "64", value_parser = clap::value_parser!(u64).range(0..=1_048_576))]
+    audio_cache_mb: u64,
+
     /// Longest recording, in seconds
     #[arg(long, value_name = "SECONDS", default_value = "10800", value_parser = clap::value_parser!(u32).range(1..=33_554))]
     max_audio_seconds: u32,
@@ -302,6 +306,7 @@ fn options(args: &ServeArgs, model: &Model, keys: Vec<String>) -> Outcome<Option
         has_slots: !args.no_slots,
         max_upload_bytes: number(args.max_upload_mb * MIB),
         max_held_bytes: number(args.max_held_mb * MIB),
+        audio_cache_bytes: number(args.audio_cache_mb * MIB),
         max_audio_s: args.max_audio_seconds,
         max_connections: number(args.max_connections),
         threads_http: number(args.threads_http),
@@ -323,18 +328,19 @@ fn report(
 ) -> Outcome<()> {
     let memory = Memory::of(&model.loaded, computing, options).map_err(Failure::model)?;
     let shown = |bytes: usize| size(bytes as u64);
-    let Memory { weights, draft_weights, states, rings, spare, held } = memory;
+    let Memory { weights, draft_weights, states, rings, spare, held, audio_cache } = memory;
     let draft_model = if draft_weights > 0 { format!(" and {}", shown(draft_weights)) } else { String::new() };
     let of_drafts = if rings > 0 { format!(", {} of it to take drafts back", shown(rings)) } else { String::new() };
     let text = format!(
         "memory: weights {}{draft_model}, states of a sequence of {} tokens {}{of_drafts} ({} slots), kept between requests \
-         up to {}, uploads and audio up to {}",
+         up to {}, uploads and audio up to {}, vectors of recordings up to {}",
         shown(weights),
         options.n_ctx,
         shown(states),
         options.n_slots,
         shown(spare),
         shown(held),
+        shown(audio_cache),
     );
     say.note(&text);
     let Some(budget) = args.memory_budget else { return Ok(()) };
