@@ -58,6 +58,7 @@ impl Tolerance {
             Self::Nmse(allowed) => [nmse(got, want), allowed],
             Self::Product { dtype, m, k, factor, precision } => {
                 let format = dtype.format().expect("every weight has a format");
+                let m = if precision == Precision::Alone { 1 } else { m };
                 let quantized = match kernels.operand(format, m) {
                     Operand::Rows | Operand::Panels => 0.0,
                     Operand::Q8 | Operand::Q8K if precision == Precision::Kept && m > FEW => 0.0,
@@ -367,6 +368,17 @@ impl OpCase {
             *precision = Precision::Kept;
         }
         self.name.push_str(", precise");
+        self
+    }
+
+    /// Makes rows of products what they are alone.
+    #[must_use]
+    pub fn alone(mut self) -> Self {
+        self.precision = Precision::Alone;
+        if let Tolerance::Product { precision, .. } = &mut self.tolerance {
+            *precision = Precision::Alone;
+        }
+        self.name.push_str(", alone");
         self
     }
 

@@ -367,6 +367,7 @@ fn build(case: &OpCase, weights: Vec<Weight>, copied: bool) -> Result<Graph> {
     match case.precision {
         Precision::Fast => {}
         Precision::Kept => g.precise_products(),
+        Precision::Alone => g.rows_alone(),
     }
     let (starts, total) = layout(case);
     let mut x = Vec::new();

@@ -23,6 +23,7 @@ impl Machine {
         match (self.kernels.operand(format, m), precision) {
             (Operand::Q8 | Operand::Q8K, Precision::Kept) if m > FEW => Operand::Panels,
             (operand, Precision::Fast | Precision::Kept) => operand,
+            (_, Precision::Alone) => self.kernels.operand(format, 1),
         }
     }
 }

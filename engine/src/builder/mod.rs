@@ -95,6 +95,11 @@ impl<'a> GraphBuilder<'a> {
         self.precision.set(Precision::Kept);
     }
 
+    /// From here on rows of products do not depend on how many there are: see [`Precision::Alone`].
+    pub fn rows_alone(&self) {
+        self.precision.set(Precision::Alone);
+    }
+
     /// From here on nodes belong to this layer, or to none: a session can be told which backend has which layer.
     pub fn layer(&self, layer: impl Into<Option<usize>>) {
         self.layer.set(layer.into().map(|i| u32::try_from(i).expect("models have far fewer layers")));

@@ -153,7 +153,7 @@ impl DeltaRule {
 }
 
 /// How exact the products of an op are: what a model asks for with
-/// [`crate::builder::GraphBuilder::precise_products`].
+/// [`crate::builder::GraphBuilder::precise_products`], and a session with [`crate::builder::GraphBuilder::rows_alone`].
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Debug)]
 pub enum Precision {
     /// Activations may be rounded to what multiplies fastest with these weights.
@@ -163,6 +163,8 @@ pub enum Precision {
     /// lost for every word. With a few rows a backend may round as always, if the time is that of reading the weights anyway
     /// and its rule is the same for every call; each backend says where its few end.
     Kept,
+    /// Every row is, bit for bit, what it is with [`Precision::Fast`] in a call of that row alone.
+    Alone,
 }
 
 /// Every operation. The variant documents its arguments in order; shapes are outermost first.

@@ -79,6 +79,11 @@ impl Session {
     fn plan(&self, key: &GraphKey) -> Result<(Planned, Vec<Prepared>)> {
         self.check_key(key)?;
         let builder = GraphBuilder::new(self.memory.layout());
+        // Where every row gives logits, tokens are chosen from each: they are what they would be one by one, whether they belong
+        // to many sequences or are drafts of one.
+        if key.stage != Stage::Encode && key.n_outputs == key.n_tokens {
+            builder.rows_alone();
+        }
         self.model.build(&builder, key);
         let homes = Homes { layers: &self.options.placement, states: self.memory.homes() };
         let (planned, prepared) =

@@ -62,9 +62,8 @@ pub fn floats(cases: &mut Vec<OpCase>) {
     }
 }
 
-/// Products and convolutions that keep the precision of their activations, alone and fused, around the number of rows from
-/// which on backends must.
-pub fn precise(cases: &mut Vec<OpCase>) {
+/// Products by themselves and fused, and convolutions, around the number of rows from which on precision makes a difference.
+fn around_few() -> Vec<OpCase> {
     let mut all = Vec::new();
     for dtype in formats_of_weights() {
         for m in [1, 8, 9, 40] {
@@ -73,7 +72,17 @@ pub fn precise(cases: &mut Vec<OpCase>) {
         }
     }
     super::conv::conv2d(&mut all);
-    cases.extend(all.into_iter().map(OpCase::precise));
+    all
+}
+
+/// Products and convolutions that keep the precision of their activations.
+pub fn precise(cases: &mut Vec<OpCase>) {
+    cases.extend(around_few().into_iter().map(OpCase::precise));
+}
+
+/// The same whose rows are what they are alone.
+pub fn alone(cases: &mut Vec<OpCase>) {
+    cases.extend(around_few().into_iter().map(OpCase::alone));
 }
 
 /// Operands of every rank, strided rows, results of more than one chunk.

@@ -37,6 +37,7 @@ macro_rules! families {
             linear_layouts: linear::layouts;
             linear_fused: linear::fused;
             precise: linear::precise;
+            alone: linear::alone;
             rope: rope::rope;
             cached_attention: attention::cached;
             attention: attention::windowed;

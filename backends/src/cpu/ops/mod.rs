@@ -77,7 +77,7 @@ pub(super) fn prepare(machine: Machine, op: &Op, args: &[&TensorDesc]) -> Option
         Op::GatedDelta { heads, rule } => Some(delta::gated_delta(machine, args, heads, rule)),
         Op::JoinPending { n, .. } => Some(pending::join(args, usize::from(n))),
         // In f32 whatever the precision.
-        Op::Conv2d { stride, pad, act, precision: Precision::Fast | Precision::Kept } => {
+        Op::Conv2d { stride, pad, act, precision: Precision::Fast | Precision::Kept | Precision::Alone } => {
             conv::conv2d(machine, args, usize::from(stride), usize::from(pad), act)
         }
         Op::DepthwiseConv2d { stride, pad } => depthwise::conv2d(args, usize::from(stride), usize::from(pad)),
