@@ -130,3 +130,41 @@ fn a_server_drafts_and_keeps_what_it_learnt() {
         assert!(std::fs::metadata(&counts).unwrap().len() > 1000);
     }
 }
+
+/// Drafts are measured beside the same text without them; those of an oracle give as many tokens a step as was asked for.
+#[test]
+fn drafts_are_measured() {
+    let model = fixtures().join("golden/granitemoehybrid");
+    let bench =
+        |args: &[&str]| tympan([&["bench", "-m", model.to_str().unwrap(), "-t", "2", "-r", "1"], args].concat());
+    let drafts = ["--spec-oracle", "4,4", "--spec-oracle", "2,1", "--spec-type", "suffix", "--spec-adapt", "off"];
+    let rows = bench(&[&drafts[..], &["-n", "61", "-d", "5", "--spec-rows", "1,5", "-o", "jsonl"]].concat()).expect(0);
+    let rows = rows.json_lines();
+    let steps: Vec<_> = rows.iter().filter(|row| row["test"] == "rows").collect();
+    assert_eq!(steps.iter().map(|row| row["n_rows"].as_u64().unwrap()).collect::<Vec<_>>(), [1, 5]);
+    let [of_one, at_most] = ["steps_of_one_row", "factor_at_most"].map(|name| steps[1][name].as_f64().unwrap());
+    assert!((of_one * at_most - 5.0).abs() < 1e-9 && steps[0]["factor_at_most"] == 1.0);
+    let texts: Vec<_> = rows.iter().filter(|row| row["test"] == "drafts").collect();
+    let names: Vec<_> = texts.iter().map(|row| row["drafts_of"].as_str().unwrap()).collect();
+    assert_eq!(names, ["oracle 4,4", "oracle 2,1", "suffix"]);
+    assert!(texts.iter().all(|row| row["same_text"] == true && row["n_gen"] == 61 && row["n_depth"] == 5), "{texts:?}");
+    // 60 tokens behind the first one.
+    let [right, wrong] = [0, 1].map(|i| ["steps", "verified", "accepted"].map(|name| texts[i][name].as_u64().unwrap()));
+    assert_eq!((right[0], texts[0]["emitted_per_step"].as_f64()), (15, Some(4.0)));
+    assert!(right[2] == 45 && right[1] > 45, "{right:?}");
+    // The last token leaves no room for drafts behind it.
+    assert_eq!((wrong[0], wrong[2]), (60, 0));
+    let table = bench(&[&drafts[..], &["-n", "9"]].concat()).expect(0).out;
+    assert!(table.contains("| oracle 4,4") && table.contains("| same"), "{table}");
+    for (args, want) in [
+        (&["--spec-oracle", "4,6"][..], "MEAN from 1 to K + 1"),
+        (&["--spec-oracle", "0,1"], "K from 1 to 255"),
+        (&["--spec-rows", "0"], "want 1 to 256"),
+        (&["--spec-rows", "2", "-o", "csv"], "accepted: md, json, jsonl"),
+        (&["--spec-rows", "2", "-p", "8"], "-p does not go with drafts"),
+        (&["--temp", "1"], "--temp goes with"),
+    ] {
+        let run = bench(args).expect(2);
+        assert!(run.err.contains(want), "{args:?}: {}", run.err);
+    }
+}

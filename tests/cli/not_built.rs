@@ -5,7 +5,7 @@ use crate::run::{Run, clip, command, tympan};
 const SAYS: &str = "not in this version";
 
 /// Flags and values, and the subcommand that will have them. Formats of subtitles and their flags are elsewhere.
-const FLAGS: [(&str, &[&str]); 46] = [
+const FLAGS: [(&str, &[&str]); 44] = [
     ("transcribe", &["--timestamps", "word"]),
     ("transcribe", &["--aligner", "a.gguf"]),
     ("transcribe", &["--raw-words"]),
@@ -33,11 +33,9 @@ const FLAGS: [(&str, &[&str]); 46] = [
     ("generate", &["--ctx-checkpoints", "16"]),
     ("generate", &["--spec-draft-hf", "a/b"]),
     ("generate", &["--spec-synth-len", "3"]),
-    ("bench", &["--spec-type", "ngram-mod"]),
     ("bench", &["--spec-rollback", "row"]),
-    ("bench", &["--draft-max", "48"]),
-    ("bench", &["--draft-min", "1"]),
-    ("bench", &["--draft-model", "a.gguf"]),
+    ("bench", &["--spec-draft-hf", "a/b"]),
+    ("bench", &["--spec-synth-len", "3"]),
     ("bench", &["--ctx-checkpoints", "16"]),
     ("bench", &["--device", "cuda"]),
     ("bench", &["--gpu-layers", "all"]),
@@ -85,12 +83,10 @@ fn what_is_not_built_is_refused_by_name() {
     for args in SUBCOMMANDS {
         check(tympan(args), args[0]);
     }
-    for short in ["-md", "-hfd", "-ngld", "-devd", "-ctkd", "-ctvd", "-td", "-lcs", "-lcd"] {
+    for short in ["-hfd", "-ngld", "-devd", "-ctkd", "-ctvd", "-td"] {
         check(tympan(["bench", short, "1"]), short);
-        // Where drafts are, their model and their files are too.
-        if !matches!(short, "-md" | "-lcs" | "-lcd") {
-            check(tympan(["generate", "-p", "one", short, "1"]), short);
-        }
+        check(tympan(["serve", short, "1"]), short);
+        check(tympan(["generate", "-p", "one", short, "1"]), short);
     }
     for subcommand in ["transcribe", "generate", "bench", "inspect"] {
         let args = [vec![subcommand.to_owned()], needs(subcommand)].concat();
@@ -103,7 +99,7 @@ fn what_is_not_built_is_refused_by_name() {
 #[test]
 fn what_is_not_built_is_not_what_somebody_meant() {
     for args in
-        [["transcribe", "--aligne", "x"], ["generate", "--draft-maxx", "0.1"], ["bench", "--memory-budge", "1G"]]
+        [["transcribe", "--aligne", "x"], ["generate", "--spec-synth-le", "0.1"], ["bench", "--memory-budge", "1G"]]
     {
         let run = tympan(args).expect(2);
         assert!(run.err.contains(args[1]) && !run.err.contains("similar"), "{}", run.err);
@@ -117,7 +113,7 @@ fn what_is_not_built_is_offered_nowhere() {
         let pages = [tympan([subcommand, "--help"]).expect(0).out, tympan(["man", subcommand]).expect(0).out];
         let name = flag.iter().find(|word| word.starts_with("--") && **word != "--devices").unwrap();
         // Those that have other values.
-        let has_values = *name == "--spec-rollback" && subcommand != "bench";
+        let has_values = *name == "--spec-rollback";
         if matches!(*name, "--timestamps" | "--device") || has_values {
             let value = flag[flag.len() - 1];
             let offers = |page: &String| page.contains(value) && !has_values || page.contains(&format!("{value}|"));

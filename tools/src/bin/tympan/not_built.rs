@@ -24,13 +24,11 @@ const VALUED: [(&str, &[&str]); 8] = [
     ("generate", &["gpu-layers", "memory-budget"]),
     ("generate", OF_DRAFTS),
     ("bench", &["gpu-layers", "memory-budget"]),
-    ("bench", SPECULATION),
+    ("bench", OF_DRAFTS),
     ("inspect", &["gpu-layers", "memory-budget"]),
     ("serve", &["gpu-layers", "cache-ram", "cache-reuse", "slot-save-path", "ctx-checkpoints-mem"]),
     ("serve", OF_DRAFTS),
 ];
-const SPECULATION: &[&str] =
-    &["spec-type", "spec-rollback", "draft-max", "draft-min", "draft-model", "ctx-checkpoints"];
 
 /// Of drafts, what is not built yet, and where a draft model would lie.
 const OF_DRAFTS: &[&str] = &[
@@ -46,11 +44,9 @@ const OF_DRAFTS: &[&str] = &[
     "spec-synth-rates",
 ];
 
-/// Subcommands of which every flag that begins so is one, and flags of one dash and several letters.
-const SPECULATIVE: (&str, [&str; 1]) = ("--spec-", ["bench"]);
 /// Subcommands that would have the flags of [`SHORT`].
 const HAVE_SHORT: [&str; 3] = ["generate", "bench", "serve"];
-const SHORT: [&str; 9] = ["-md", "-hfd", "-ngld", "-devd", "-ctkd", "-ctvd", "-td", "-lcs", "-lcd"];
+const SHORT: [&str; 6] = ["-hfd", "-ngld", "-devd", "-ctkd", "-ctvd", "-td"];
 
 fn flags_of<'l>(lists: &'l [(&str, &'static [&'static str])], command: &'l str) -> impl Iterator<Item = &'static str> {
     lists.iter().filter(move |(name, _)| *name == command).flat_map(|(_, flags)| flags.iter().copied())
@@ -77,11 +73,8 @@ pub(crate) fn refuse_words(args: &[OsString]) -> Outcome<()> {
     if COMMANDS.contains(&command) {
         return Err(Failure::not_in_this_version(format!("tympan {command}")));
     }
-    let (prefix, commands) = SPECULATIVE;
     let mut words = args[2..].iter().filter_map(|word| word.to_str()).take_while(|word| *word != "--");
-    let is_refused = |word: &&str| {
-        word.starts_with(prefix) && commands.contains(&command) || SHORT.contains(word) && HAVE_SHORT.contains(&command)
-    };
+    let is_refused = |word: &&str| SHORT.contains(word) && HAVE_SHORT.contains(&command);
     match words.find(is_refused) {
         Some(flag) => Err(Failure::not_in_this_version(flag)),
         None => Ok(()),

@@ -266,7 +266,7 @@ fn drafters(
     }
     let tokenizer = Tokenizer::from_gguf(&model.loaded.files[0]).map_err(Failure::model)?;
     let n_slots = usize::try_from(args.parallel).unwrap_or(usize::MAX);
-    let drafters = args.speculation.open(&tokenizer, device, args.kv_type, n_slots, (loading, say))?;
+    let drafters = args.speculation.open(&tokenizer, &device.backend, args.kv_type, n_slots, (loading, say))?;
     let is_shared = args.speculation.lookup_cache_dynamic.is_some();
     Ok(drafters.map(|drafters| if is_shared { drafters } else { drafters.apart() }))
 }

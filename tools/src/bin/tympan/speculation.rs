@@ -6,12 +6,13 @@ use std::sync::{Arc, Mutex};
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
+use engine::backend::Backend;
 use models::LoadOptions;
 use models::draft::model::DraftModel;
 use models::draft::{Drafters, Kind, Limits, NgramCounts, NgramSizes, Parameters, Shared};
 use models::tokenizer::Tokenizer;
 
-use crate::args::{Device, KvType, ModelArgs, Switch};
+use crate::args::{KvType, ModelArgs, Switch};
 use crate::exit::{Failure, Outcome};
 use crate::model::{Loading, files_of};
 use crate::output::Destination;
@@ -306,9 +307,14 @@ impl SpeculationArgs {
             },
             model_p_min: self.spec_draft_p_min.unwrap_or(default.model_p_min),
             min: first([self.draft_min], default.min),
-            adapts: self.spec_adapt != Some(Switch::Off),
+            adapts: self.adapts(),
             kinds,
         }
+    }
+
+    /// Whether lengths of guesses follow success and cost.
+    pub(crate) fn adapts(&self) -> bool {
+        self.spec_adapt != Some(Switch::Off)
     }
 
     /// Files that are read: none of them may be an output.
@@ -323,7 +329,7 @@ impl SpeculationArgs {
     pub(crate) fn open(
         &self,
         target: &Tokenizer,
-        device: &Device,
+        backend: &Arc<dyn Backend>,
         kv_type: KvType,
         n_sequences: usize,
         (loading, say): (Loading, Verbosity),
@@ -351,7 +357,7 @@ impl SpeculationArgs {
         if parameters.kinds.contains(&Kind::DraftModel) {
             let args = ModelArgs { model: self.spec_draft_model.clone(), mmproj: None };
             let model = args.load(LoadOptions { text_only: true, ..LoadOptions::default() }, loading, say)?;
-            let backends = std::slice::from_ref(&device.backend);
+            let backends = std::slice::from_ref(backend);
             let opened = DraftModel::open(&model.loaded, target, backends, kv_type.into(), n_sequences);
             let opened = opened.with_context(|| format!("--spec-draft-model {}", model.name));
             shared.model = Some(Arc::new(opened.map_err(Failure::model)?));

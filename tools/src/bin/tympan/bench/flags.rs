@@ -48,7 +48,7 @@ const SHORT_OF_DRAFTS: [(&str, &str); 3] =
 pub(crate) fn spelt_out(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     let mut args: Vec<OsString> = args.into_iter().collect();
     let known: Vec<_> = match args.get(1).and_then(|name| name.to_str()) {
-        Some("bench") => SHORT.iter().collect::<Vec<_>>(),
+        Some("bench") => SHORT.iter().chain(&SHORT_OF_DRAFTS).collect::<Vec<_>>(),
         Some("generate" | "serve") => SHORT_OF_DRAFTS.iter().collect(),
         _ => Vec::new(),
     };

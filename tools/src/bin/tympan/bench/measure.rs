@@ -217,7 +217,7 @@ fn nanoseconds(start: Instant) -> u64 {
 }
 
 /// Token ids that look like nothing.
-struct RandomTokens {
+pub(super) struct RandomTokens {
     n_vocab: usize,
     /// What a prompt begins with, where the model wants something.
     bos: Option<u32>,
@@ -225,7 +225,7 @@ struct RandomTokens {
 }
 
 impl RandomTokens {
-    fn new(file: &Gguf, n_vocab: usize) -> Self {
+    pub(super) fn new(file: &Gguf, n_vocab: usize) -> Self {
         let adds = file.get_bool("tokenizer.ggml.add_bos_token").unwrap_or(false);
         let bos = file.get_u32("tokenizer.ggml.bos_token_id").ok().filter(|&id| adds && (id as usize) < n_vocab);
         Self { n_vocab, bos, state: SEED }
@@ -241,7 +241,7 @@ impl RandomTokens {
         u32::try_from(id).expect("vocabularies have far fewer rows")
     }
 
-    fn prompt(&mut self, n: usize) -> Vec<u32> {
+    pub(super) fn prompt(&mut self, n: usize) -> Vec<u32> {
         let mut ids: Vec<u32> = (0..n).map(|_| self.next()).collect();
         if let (Some(first), Some(bos)) = (ids.first_mut(), self.bos) {
             *first = bos;

@@ -3,6 +3,7 @@
 mod alternation;
 mod asr;
 mod baseline;
+mod drafts;
 mod flags;
 mod foreign;
 mod json;
@@ -36,6 +37,7 @@ use tympan::Model;
 use self::alternation::{Comparison, Other};
 use self::asr::AsrRow;
 use self::baseline::Baseline;
+use self::drafts::DraftArgs;
 use self::foreign::ForeignArgs;
 use self::lists::{Combination, Lists};
 use self::measure::{Bench, Setup};
@@ -77,6 +79,10 @@ compiled graphs, and a table of the gain follows.
 With --audio the speech model is measured instead, from file to text, stage by stage: the figures are those of the run with \
 the median total. -n then decodes exactly N tokens, whatever they are.
 
+With --spec-type, --spec-oracle or --spec-rows drafts are measured instead: a text of -n tokens that the model writes behind -d \
+random ones, without drafts and with them in turns, and steps of several rows. --spec-oracle 4,4 has drafts of 4 tokens of which \
+as many are right that a step gives 4 tokens in the mean; with --spec-adapt off all of them are verified whole.
+
 --profile adds where the time goes, op by op.
 
 With --baseline-program every test is run by this program and by the other one in turns, each time in processes of their own, \
@@ -98,6 +104,7 @@ Examples:
   tympan bench -m MODEL.gguf -p 0 -n 32 -d 0,64,512
   tympan bench -m MODEL.gguf -p 0 -n 32 -gr on,off
   tympan bench -m MODEL.gguf -p 64 -n 16 --profile
+  tympan bench -m MODEL.gguf -n 128 --spec-oracle 4,4 --spec-adapt off --spec-rows 1,2,5,9,17
   tympan bench -m MODEL.gguf --baseline-program ./tympan-before --max-regress 5 --plot change.svg
   tympan bench -m MODEL.gguf -o jsonl > before.jsonl
   tympan bench -m MODEL.gguf --baseline before.jsonl
@@ -238,6 +245,9 @@ pub(crate) struct BenchArgs {
     verbose: bool,
 
     #[command(flatten)]
+    drafts: DraftArgs,
+
+    #[command(flatten)]
     foreign: ForeignArgs,
 }
 
@@ -279,6 +289,7 @@ pub(crate) fn run(args: &BenchArgs) -> Outcome<Exit> {
     let say = Verbosity::new(args.quiet, args.verbose);
     args.foreign.check()?;
     args.check_clips()?;
+    let wants_drafts = args.drafts.are_wanted()?;
     DeviceArgs { device: args.device.clone(), ..DeviceArgs::default() }.name()?;
     let formats = [Some(args.output), args.output_err];
     if args.profile
@@ -291,12 +302,15 @@ pub(crate) fn run(args: &BenchArgs) -> Outcome<Exit> {
     let of_models = args.model.iter().flat_map(|model| files_of(model));
     let others = args.audio.iter().chain(&args.reference).chain(&args.mmproj);
     let others = others.chain(&args.baseline).chain(&args.baseline_program).cloned();
-    let inputs: Vec<PathBuf> = of_models.chain(others).collect();
+    let inputs: Vec<PathBuf> = of_models.chain(others).chain(args.drafts.speculation().inputs()).collect();
     refuse_collisions(plot.as_slice(), inputs.iter().map(PathBuf::as_path))?;
     let lists = Lists::read(args)?;
     note_threads(most_threads(&lists), say);
     let baseline = args.baseline.as_deref().map(|path| Baseline::open(path, args.max_regress)).transpose()?;
     let other = args.baseline_program.as_deref().map(|p| Other::open(p, args.max_regress)).transpose()?;
+    if wants_drafts {
+        return drafts::run(args, &lists, say);
+    }
     if !args.audio.is_empty() {
         return run_audio(args, &lists, baseline, other.as_ref(), say);
     }

@@ -244,7 +244,8 @@ pub(crate) fn run(args: &GenerateArgs) -> Outcome<Exit> {
     let generator = Generator::open_with(&model.loaded, backends, args.kv_type.into(), n_drafts);
     let mut generator = generator.with_context(|| format!("loading {}", model.name)).map_err(Failure::model)?;
     generator.set_reuse(reuse);
-    let drafters = args.speculation.open(generator.writer().tokenizer(), &device, args.kv_type, 1, (loading, say))?;
+    let drafters =
+        args.speculation.open(generator.writer().tokenizer(), &device.backend, args.kv_type, 1, (loading, say))?;
     if let Some(drafters) = &drafters {
         generator.set_drafters(drafters.clone()).with_context(|| model.name.clone()).map_err(Failure::refused)?;
     }
