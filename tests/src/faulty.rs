@@ -27,28 +27,44 @@ pub enum Fault {
 pub struct Faulty {
     inner: Arc<dyn Backend>,
     refuses: fn(&Op) -> bool,
-    next: Arc<AtomicU8>,
-    /// Commits that succeed before one fails.
-    skip: AtomicUsize,
+    next: Arc<Next>,
     /// Names of the ops that were compiled for this backend.
     compiled: Mutex<Vec<&'static str>>,
+}
+
+/// The next fault.
+#[derive(Default)]
+struct Next {
+    fault: AtomicU8,
+    /// Runs or commits that succeed before.
+    skip: AtomicUsize,
+}
+
+impl Next {
+    /// Whether this fault is due, which is then over.
+    fn takes(&self, fault: Fault) -> bool {
+        let skips = |n: usize| n.checked_sub(1);
+        self.fault.load(Ordering::SeqCst) == fault as u8
+            && self.skip.fetch_update(Ordering::SeqCst, Ordering::SeqCst, skips).is_err()
+            && self.fault.compare_exchange(fault as u8, 0, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+    }
 }
 
 impl Faulty {
     /// `inner` without the ops that `refuses` names.
     pub fn new(inner: Arc<dyn Backend>, refuses: fn(&Op) -> bool) -> Arc<Self> {
-        Arc::new(Self { inner, refuses, next: Arc::default(), skip: AtomicUsize::new(0), compiled: Mutex::default() })
+        Arc::new(Self { inner, refuses, next: Arc::default(), compiled: Mutex::default() })
     }
 
     /// Lets the next run go wrong.
     pub fn fail(&self, fault: Fault) {
-        self.next.store(fault as u8, Ordering::Relaxed);
+        self.fail_later(fault, 0);
     }
 
-    /// Lets a commit go wrong, after so many that do not.
-    pub fn fail_commit(&self, n_before: usize) {
-        self.skip.store(n_before, Ordering::Relaxed);
-        self.fail(Fault::Commit);
+    /// Lets a run or a commit go wrong, after so many that do not.
+    pub fn fail_later(&self, fault: Fault, n_before: usize) {
+        self.next.skip.store(n_before, Ordering::SeqCst);
+        self.next.fault.store(fault as u8, Ordering::SeqCst);
     }
 
     /// Whether it refuses this op.
@@ -60,11 +76,6 @@ impl Faulty {
     pub fn compiled(&self) -> Vec<&'static str> {
         self.compiled.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
-}
-
-/// Whether the next fault is this one, which is then over.
-fn takes(next: &AtomicU8, fault: Fault) -> bool {
-    next.compare_exchange(fault as u8, 0, Ordering::Relaxed, Ordering::Relaxed).is_ok()
 }
 
 fn error() -> Error {
@@ -93,11 +104,7 @@ impl Backend for Faulty {
     }
 
     fn commit(&self, buf: &Buffer, range: Range<usize>) -> Result<()> {
-        let is_told = self.next.load(Ordering::Relaxed) == Fault::Commit as u8;
-        let skips = |n: usize| n.checked_sub(1).filter(|_| is_told);
-        if self.skip.fetch_update(Ordering::Relaxed, Ordering::Relaxed, skips).is_err()
-            && takes(&self.next, Fault::Commit)
-        {
+        if self.next.takes(Fault::Commit) {
             return Err(error());
         }
         self.inner.commit(buf, range)
@@ -145,17 +152,17 @@ impl Backend for Faulty {
 
 struct FaultyRun {
     inner: Box<dyn Executable>,
-    next: Arc<AtomicU8>,
+    next: Arc<Next>,
 }
 
 impl Executable for FaultyRun {
     fn run(&mut self, inputs: &[u8]) -> Result<()> {
-        if takes(&self.next, Fault::BeforeRun) {
+        if self.next.takes(Fault::BeforeRun) {
             return Err(error());
         }
         self.inner.run(inputs)?;
-        assert!(!takes(&self.next, Fault::Panic), "told to fail");
-        if takes(&self.next, Fault::AfterRun) { Err(error()) } else { Ok(()) }
+        assert!(!self.next.takes(Fault::Panic), "told to fail");
+        if self.next.takes(Fault::AfterRun) { Err(error()) } else { Ok(()) }
     }
 
     fn results(&mut self, bytes: Range<usize>) -> Result<&[u8]> {

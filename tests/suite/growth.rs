@@ -7,7 +7,7 @@ use engine::backend::Backend;
 use engine::memory::Slot;
 use engine::session::{Reuse, Session, SessionOptions};
 use engine::stats::BuildReason;
-use tests::faulty::Faulty;
+use tests::faulty::{Fault, Faulty};
 use tests::private::Private;
 use tests::sessions::session_options;
 
@@ -168,12 +168,12 @@ fn a_failed_growth_ends_one_sequence_and_leaves_the_others() {
         let (bytes, states) = (s.stats().state_bytes, hybrid::states(&s, a));
         // The second state of the slot fails, so that the first has to give back what it got.
         for n_before in [0, 1] {
-            backend.fail_commit(n_before);
+            backend.fail_later(Fault::Commit, n_before);
             assert!(matches!(s.memory_mut().grow(b, 20), Err(Error::Device { .. })));
             assert_eq!((s.memory().n_past(b).unwrap(), s.stats().state_bytes), (15, bytes));
         }
         // In a batch nobody advances, and nothing is torn.
-        backend.fail_commit(0);
+        backend.fail_later(Fault::Commit, 0);
         assert!(hybrid::try_step(&mut s, &[(a, &[4]), (b, &tokens(2, 9))]).is_err());
         assert_eq!((s.memory().n_past(a).unwrap(), s.memory().n_past(b).unwrap()), (3, 15));
         assert_eq!(hybrid::states(&s, a), states);
@@ -245,7 +245,7 @@ fn spare_memory_is_taken_over_and_given_up_where_it_is_needed() {
         }
         // Another slot gets no memory until the spare one is given back.
         let other = s.memory_mut().acquire_at(slot.index() + 1).unwrap();
-        backend.fail_commit(0);
+        backend.fail_later(Fault::Commit, 0);
         s.memory_mut().grow(other, 5).unwrap();
         let grown = s.stats().state_bytes;
         assert!(grown < bytes, "{grown} of {bytes}");

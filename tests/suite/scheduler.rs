@@ -11,7 +11,7 @@ use engine::session::{Session, SessionOptions};
 use models::decoding::{Decoding, Finish, Prompt, Rules};
 use models::sample::Sampling;
 use models::scheduler::{Scheduler, SequenceId};
-use tests::faulty::Faulty;
+use tests::faulty::{Fault, Faulty};
 use tests::rng::Rng;
 
 use crate::hybrid::{self, N_EMBD, N_VOCAB};
@@ -218,7 +218,7 @@ fn a_sequence_without_memory_to_grow_ends_alone() {
         let errors = run_all(&mut scheduler, &mut ids, |_, i_step| {
             // From here on the first memory that is asked for is that of the second sequence, whose prompt is longer.
             if i_step == 2 {
-                backend.fail_commit(n_before);
+                backend.fail_later(Fault::Commit, n_before);
             }
         });
         assert_eq!(errors.keys().collect::<Vec<_>>(), [&order[1]]);
