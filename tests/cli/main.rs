@@ -26,6 +26,7 @@ mod resume;
 mod rules;
 mod run;
 #[cfg(unix)]
+mod serve;
 mod signals;
 #[cfg(unix)]
 mod streams;

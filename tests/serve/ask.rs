@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock};
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Body;
@@ -129,6 +130,29 @@ pub fn form(fields: &[(&str, &str)], file: Option<&[u8]>) -> (String, Vec<u8>) {
 pub fn request(method: Method, path: &str, content_type: &str, body: impl Into<Body>) -> Request<Body> {
     let request = Request::builder().method(method).uri(path).header(header::HOST, "localhost:8080");
     request.header(header::CONTENT_TYPE, content_type).body(body.into()).unwrap()
+}
+
+/// A number of `/metrics`.
+pub fn metric(asked: &Asked, name: &str) -> usize {
+    let metrics = asked.get("/metrics").expect(200);
+    let line =
+        metrics.text().lines().find_map(|line| line.strip_prefix(&format!("tympan:{name} "))).unwrap().to_owned();
+    line.parse().unwrap()
+}
+
+/// Slots that have a request.
+pub fn n_busy(asked: &Asked) -> usize {
+    let slots = asked.get("/slots").expect(200).json();
+    slots.as_array().unwrap().iter().filter(|slot| slot["is_processing"] == true).count()
+}
+
+/// Waits for what will come soon.
+pub fn wait_for(mut is_there: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !is_there() {
+        assert!(start.elapsed() < Duration::from_secs(60), "it never came");
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 impl Asked {

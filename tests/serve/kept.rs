@@ -2,17 +2,9 @@
 
 use serde_json::{Value, json};
 
-use crate::ask::{Asked, clip, encoded, options, speech};
+use crate::ask::{Asked, clip, encoded, metric, options, speech};
 
 const CLIPS: [&str; 5] = ["yes.wav", "digits_short.wav", "open_door.wav", "light_off.wav", "digits_eight.wav"];
-
-/// A number of `/metrics`.
-fn metric(asked: &Asked, name: &str) -> usize {
-    let metrics = asked.get("/metrics").expect(200);
-    let line =
-        metrics.text().lines().find_map(|line| line.strip_prefix(&format!("tympan:{name} "))).unwrap().to_owned();
-    line.parse().unwrap()
-}
 
 /// Clips that were found, that were not, and calls of the encoder.
 fn counts(asked: &Asked) -> (usize, usize, usize) {

@@ -1,14 +1,14 @@
 //! What is bounded, and what becomes of requests that are one too many, slow, or broken off.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::http::{Method, header};
 use serde_json::{Value, json};
 use tower::ServiceExt;
 
-use crate::ask::{Asked, clip, form, options, request, speech};
+use crate::ask::{Asked, clip, encoded, form, n_busy, options, request, speech, wait_for};
 
 /// A body that never ends and never comes.
 struct Never;
@@ -28,19 +28,6 @@ impl http_body::Body for Never {
 /// A request that takes a while: many tokens, and nobody wants the end.
 fn long() -> Value {
     json!({"prompt": "one two three", "n_predict": 1500, "ignore_eos": true, "temperature": 0})
-}
-
-fn wait_for(mut is_there: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !is_there() {
-        assert!(start.elapsed() < Duration::from_secs(60), "it never came");
-        std::thread::sleep(Duration::from_millis(1));
-    }
-}
-
-fn n_busy(asked: &Asked) -> usize {
-    let slots = asked.get("/slots").expect(200).json();
-    slots.as_array().unwrap().iter().filter(|slot| slot["is_processing"] == true).count()
 }
 
 #[test]
@@ -157,4 +144,81 @@ fn an_engine_that_ends_answers_nobody_else() {
     let ask = |request| runtime.block_on(crate::ask::answer(router.clone(), request));
     ask(request(Method::POST, "/v1/audio/transcriptions", &content_type, body)).expect(503);
     ask(request(Method::POST, "/completion", "application/json", long().to_string())).expect(503);
+}
+
+/// Silence at 16 kHz as a FLAC file of so many frames of 65,535 samples each, of which every one says that all of its samples are
+/// 0. Source: RFC 9639.
+fn flac_of_silence(n_frames: u32) -> Vec<u8> {
+    const BLOCK: u16 = 65_535;
+    let rate_channels_bits: u64 = 16_000 << 44 | 15 << 36;
+    let mut file = b"fLaC\x80\0\0\x22".to_vec();
+    file.extend_from_slice(&[BLOCK.to_be_bytes(), BLOCK.to_be_bytes()].concat());
+    file.extend_from_slice(&[0; 6]);
+    file.extend_from_slice(&rate_channels_bits.to_be_bytes());
+    file.extend_from_slice(&[0; 16]);
+    let crc = |bytes: &[u8], polynomial: u32, n_bits: u32| {
+        bytes.iter().fold(0u32, |crc, &byte| {
+            (0..8).fold(crc ^ u32::from(byte) << (n_bits - 8), |crc, _| {
+                let top = crc >> (n_bits - 1) & 1;
+                ((crc << 1) ^ (top * polynomial)) & ((1 << n_bits) - 1)
+            })
+        })
+    };
+    for i in 0..n_frames {
+        // Length in 16 bits at the end of the header, rate as above, one channel, 16 bits.
+        let mut frame = vec![0xff, 0xf8, 0x70, 0x08];
+        let number = char::from_u32(i).expect("few enough for what characters can be");
+        frame.extend_from_slice(number.encode_utf8(&mut [0; 4]).as_bytes());
+        frame.extend_from_slice(&(BLOCK - 1).to_be_bytes());
+        frame.push(crc(&frame, 0x07, 8) as u8);
+        // A constant.
+        frame.extend_from_slice(&[0, 0, 0]);
+        let check = crc(&frame, 0x8005, 16) as u16;
+        frame.extend_from_slice(&check.to_be_bytes());
+        file.extend_from_slice(&frame);
+    }
+    file
+}
+
+#[test]
+fn small_files_of_many_hours_are_too_long() {
+    let asked = Asked::open(speech(), serve::Options { max_audio_s: 600, ..options() });
+    let short = flac_of_silence(2);
+    let answer = asked.transcribe(&[], Some(&short)).expect(200);
+    assert!(answer.json()["usage"]["input_token_details"]["audio_tokens"].as_u64().unwrap() > 90, "{}", answer.text());
+    let long = flac_of_silence(8790);
+    assert!(long.len() < 1 << 20 && 8790 * 65_535 / 16_000 > 10 * 3600);
+    let error = asked.transcribe(&[], Some(&long)).expect(413).error();
+    assert_eq!(error.0, "invalid_request_error");
+    let part = json!({"type": "input_audio", "input_audio": {"data": encoded(&long), "format": "flac"}});
+    let body = json!({"messages": [{"role": "user", "content": [part]}]});
+    assert_eq!(asked.post("/v1/chat/completions", &body).expect(413).error(), error);
+    // Nothing of it is held any more.
+    let small = Asked::open(speech(), serve::Options { max_audio_s: 600, max_held_bytes: 1 << 20, ..options() });
+    for _ in 0..3 {
+        small.transcribe(&[], Some(&long)).expect(413);
+        small.transcribe(&[], Some(&clip("yes.wav"))).expect(200);
+    }
+}
+
+#[test]
+fn prompts_of_a_megabyte_are_read_and_refused() {
+    let asked = Asked::speech();
+    let text = "a".repeat(1 << 20);
+    let tokens = asked.post("/tokenize", &json!({"content": text})).expect(200).json()["tokens"].take();
+    let n = tokens.as_array().unwrap().len();
+    assert!(n > 2048, "{n}");
+    let messages = json!([{"role": "user", "content": text}]);
+    for (path, body) in [
+        ("/completion", json!({"prompt": text})),
+        ("/v1/completions", json!({"prompt": tokens})),
+        ("/v1/chat/completions", json!({"messages": messages})),
+    ] {
+        let answer = asked.post(path, &body).expect(400);
+        assert_eq!(answer.error().0, "exceed_context_size_error");
+        assert!(answer.json()["error"]["n_prompt_tokens"].as_u64().unwrap() >= n as u64, "{path}");
+    }
+    let fields = [("prompt", &*"a".repeat(1 << 19))];
+    let answer = asked.transcribe(&fields, Some(&clip("yes.wav"))).expect(400);
+    assert_eq!(answer.error().0, "exceed_context_size_error");
 }

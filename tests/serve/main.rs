@@ -1,16 +1,21 @@
 //! The server as clients see it, most of it without a network.
 
 mod ask;
+mod browser;
 mod completions;
 mod drafts;
+mod faults;
 mod kept;
 mod limits;
+mod mutated;
 mod network;
 mod page;
+mod page_script;
 mod replay;
 mod security;
 mod soak;
 mod spoken;
+mod streams;
 mod transcriptions;
 
 /// What the README says of endpoints is what the router has.

@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use serde_json::json;
@@ -12,13 +12,13 @@ use serve::{Options, Server, Stopped};
 use crate::ask::{computing, options, speech};
 
 /// A server that listens, until it is told to stop.
-struct Listening {
-    address: SocketAddr,
+pub struct Listening {
+    pub address: SocketAddr,
     is_stopped: Arc<AtomicBool>,
-    thread: std::thread::JoinHandle<Stopped>,
+    pub thread: std::thread::JoinHandle<Stopped>,
 }
 
-fn listen(options: Options) -> Listening {
+pub fn listen(options: Options) -> Listening {
     let server = Server::open(speech(), &computing(), options, Arc::new(|_| ())).unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -29,7 +29,7 @@ fn listen(options: Options) -> Listening {
 }
 
 impl Listening {
-    fn stop(&self) {
+    pub fn stop(&self) {
         self.is_stopped.store(true, Ordering::SeqCst);
     }
 
@@ -115,5 +115,65 @@ fn connections_and_heads_are_bounded() {
     assert!(["431", ""].contains(&&*status(&mut large)));
     assert_eq!(status(&mut server.get("/health")), "200");
     server.stop();
+    assert_eq!(server.thread.join().unwrap(), Stopped::Asked);
+}
+
+/// Status and body of an answer that ends with its connection; nothing where none came.
+fn whole(stream: &mut TcpStream) -> Option<(u16, String)> {
+    let mut text = String::new();
+    // A connection that the server never took is reset.
+    stream.read_to_string(&mut text).ok()?;
+    let (head, body) = text.split_once("\r\n\r\n")?;
+    Some((head.split(' ').nth(1)?.parse().ok()?, body.to_owned()))
+}
+
+#[test]
+fn whoever_asked_before_the_end_has_the_whole_reply() {
+    const N_CLIENTS: usize = 32;
+    let server = listen(Options { max_queue: 8, ..options() });
+    let body = |i: usize| {
+        json!({"prompt": format!("count {i}"), "n_predict": 20 + i, "temperature": 0, "ignore_eos": true}).to_string()
+    };
+    let ask = |i: usize| -> Option<(u16, String)> {
+        // Nobody listens any more once all is over.
+        let mut stream = TcpStream::connect(server.address).ok()?;
+        let (address, body) = (server.address, body(i));
+        let n = body.len();
+        write!(
+            stream,
+            "POST /completion HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\nContent-Length: {n}\r\n\r\n{body}"
+        )
+        .ok()?;
+        whole(&mut stream)
+    };
+    let content = |body: &str| serde_json::from_str::<serde_json::Value>(body).unwrap()["content"].clone();
+    let want: Vec<_> = (0..8).map(|i| content(&ask(i).unwrap().1)).collect();
+    let n_done = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for client in 0..N_CLIENTS {
+            let (ask, want, n_done, server, content) = (&ask, &want, &n_done, &server, &content);
+            scope.spawn(move || {
+                for i in 0.. {
+                    let i = (client + i) % want.len();
+                    let was_stopped = server.is_stopped.load(Ordering::SeqCst);
+                    match ask(i) {
+                        Some((200, body)) => {
+                            assert_eq!(content(&body), want[i]);
+                            n_done.fetch_add(1, Ordering::SeqCst);
+                        }
+                        Some((429, _)) => {}
+                        Some((503, _)) => break,
+                        // Asked for when it was about to end, and never taken.
+                        None if was_stopped || server.is_stopped.load(Ordering::SeqCst) => break,
+                        other => panic!("{other:?}"),
+                    }
+                }
+            });
+        }
+        while n_done.load(Ordering::SeqCst) < 100 {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        server.stop();
+    });
     assert_eq!(server.thread.join().unwrap(), Stopped::Asked);
 }

@@ -1,4 +1,4 @@
-//! The page's files. What a browser makes of them is looked at with `tests/fixtures/serve/browser.py`.
+//! The page's files. What a browser makes of them is in `browser.rs`.
 
 use axum::http::header;
 

@@ -4,7 +4,7 @@ use axum::body::Body;
 use axum::http::{Request, header};
 use serde_json::Value;
 
-use crate::ask::{Asked, fixtures, loaded, options};
+use crate::ask::{Answer, Asked, fixtures, loaded, options};
 
 /// Bytes in base64. Source: RFC 4648, section 4.
 pub fn decoded(text: &str) -> Vec<u8> {
@@ -20,6 +20,47 @@ pub fn decoded(text: &str) -> Vec<u8> {
             word.to_be_bytes()[1..chunk.len()].to_vec()
         })
         .collect()
+}
+
+/// What an event is beside its text and what differs from run to run.
+fn shape(event: &Value) -> Value {
+    match event {
+        Value::Object(map) => map
+            .iter()
+            .map(|(name, value)| {
+                let differs = ["id", "created", "timings", "cached_tokens"].contains(&&**name);
+                let is_text = ["delta", "text", "content"].contains(&&**name) && value.is_string();
+                (name.clone(), if differs || is_text { Value::Null } else { shape(value) })
+            })
+            .collect(),
+        Value::Array(list) => list.iter().map(shape).collect(),
+        value => value.clone(),
+    }
+}
+
+/// The text of a stream.
+fn said(events: &[Value]) -> String {
+    let text = |event: &Value| {
+        let choice = &event["choices"][0];
+        let texts = [&event["delta"], &choice["text"], &choice["delta"]["content"]];
+        texts.into_iter().filter_map(Value::as_str).collect::<String>()
+    };
+    events.iter().map(text).collect()
+}
+
+/// A stream is the one that was recorded, in pieces of any size.
+fn check_stream(got: &Answer, recorded: &str, name: &str) {
+    let recorded = Answer { status: 200, headers: got.headers.clone(), body: recorded.as_bytes().to_vec() };
+    let (got_events, want_events) = (got.events(), recorded.events());
+    assert_eq!(said(&got_events), said(&want_events), "{name}");
+    let shapes = |events: &[Value]| {
+        let mut shapes: Vec<Value> = events.iter().map(shape).collect();
+        shapes.dedup();
+        shapes
+    };
+    assert_eq!(shapes(&got_events), shapes(&want_events), "{name}");
+    let is_done = |answer: &Answer| answer.text().ends_with("data: [DONE]\n\n");
+    assert_eq!(is_done(got), is_done(&recorded), "{name}");
 }
 
 #[test]
@@ -43,6 +84,9 @@ fn requests_of_the_official_client_have_the_answers_that_it_accepted() {
         let name = text("name");
         assert_eq!(u64::from(answer.status), record["status"].as_u64().unwrap(), "{name}: {}", answer.text());
         n += 1;
+        if let Some(recorded) = record["answer"].as_str() {
+            check_stream(&answer, recorded, name);
+        }
         if answer.status >= 400 {
             answer.error();
             continue;
@@ -69,7 +113,8 @@ fn requests_of_the_official_client_have_the_answers_that_it_accepted() {
                 let n_tokens = choice["logprobs"]["content"].as_array().unwrap().len();
                 assert!(choice["message"]["content"].is_string() && n_tokens <= 8, "{choice}");
             }
-            "chat stream" | "completion stream" => {
+            "spoken chat" => assert_eq!(answer.json()["choices"][0]["message"]["content"], "five"),
+            "chat stream" | "spoken chat stream" | "completion stream" => {
                 assert!(answer.text().ends_with("data: [DONE]\n\n"));
                 let is_end = |event: &Value| event["choices"][0]["finish_reason"].is_string();
                 assert_eq!(answer.events().iter().filter(|event| is_end(event)).count(), 1);
@@ -81,5 +126,5 @@ fn requests_of_the_official_client_have_the_answers_that_it_accepted() {
             _ => panic!("{name}: nothing is known of it"),
         }
     }
-    assert_eq!(n, 18);
+    assert_eq!(n, 21);
 }

@@ -4,19 +4,26 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use axum::Router;
 use axum::body::Body;
-use axum::http::{HeaderValue, Method, Request, header};
+use axum::http::{Method, Request, header};
+use http_body_util::BodyExt;
 use serde_json::{Value, json};
+use tests::rng::Rng;
+use tower::ServiceExt;
 
-use crate::ask::{Asked, answer, clip, fixtures, form, options, request, speech};
+use crate::ask::{Asked, answer, clip, encoded, form, metric, options, request, speech};
 
 /// Set to anything: all of it, by hand. Otherwise a fiftieth.
 const WHOLE: &str = "TYMPAN_SOAK";
 const N_CLIENTS: usize = 32;
+/// Time in which a client reads something.
+const STALL: Duration = Duration::from_millis(50);
 const CLIPS: [&str; 4] = ["yes.wav", "digits_short.wav", "open_door.wav", "long_9s.wav"];
 
-fn n_rounds(whole: usize) -> usize {
-    if std::env::var_os(WHOLE).is_some() { whole } else { whole.div_ceil(50) }
+/// All of so many rounds, or a share of them.
+pub fn n_rounds(whole: usize, share: usize) -> usize {
+    if std::env::var_os(WHOLE).is_some() { whole } else { whole.div_ceil(share) }
 }
 
 /// Resident memory in bytes, where the system tells.
@@ -26,71 +33,139 @@ fn resident() -> Option<usize> {
     line.trim().strip_suffix(" kB")?.trim().parse::<usize>().ok().map(|kilobytes| kilobytes << 10)
 }
 
-/// Numbers that look random.
-struct Rng(u64);
-
-impl Rng {
-    fn below(&mut self, n: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 % n as u64) as usize
+/// A clip of which two samples differ a little, so that it is another one that says the same.
+fn changed(name: &str, i: usize) -> Vec<u8> {
+    const HEADER: usize = 44;
+    let mut bytes = clip(name);
+    let n_samples = (bytes.len() - HEADER) / 2;
+    for at in [i % n_samples, (i * 7919 + 1) % n_samples] {
+        bytes[HEADER + 2 * at] ^= 1;
     }
+    bytes
 }
 
-fn transcription(name: &str) -> Request<Body> {
-    let (content_type, body) = form(&[], Some(&clip(name)));
+fn transcription(bytes: &[u8]) -> Request<Body> {
+    let (content_type, body) = form(&[], Some(bytes));
     request(Method::POST, "/v1/audio/transcriptions", &content_type, body)
 }
 
-fn completion(i: usize) -> Request<Body> {
-    let body = json!({"prompt": format!("count {i}"), "n_predict": 4 + i, "temperature": 0, "ignore_eos": true});
-    request(Method::POST, "/completion", "application/json", body.to_string())
+fn post(path: &str, body: &Value) -> Request<Body> {
+    request(Method::POST, path, "application/json", body.to_string())
+}
+
+fn conversation(bytes: &[u8]) -> Request<Body> {
+    let part = json!({"type": "input_audio", "input_audio": {"data": encoded(bytes), "format": "wav"}});
+    post("/v1/chat/completions", &json!({"messages": [{"role": "user", "content": [part]}]}))
+}
+
+fn completion(i: usize, is_streamed: bool) -> Request<Body> {
+    let prompt = format!("count {i}");
+    let n = 4 + i;
+    post(
+        "/completion",
+        &json!({"prompt": prompt, "n_predict": n, "temperature": 0, "ignore_eos": true, "stream": is_streamed}),
+    )
+}
+
+/// What clients know before they ask.
+struct Known {
+    router: Router,
+    texts: Vec<Value>,
+    continued: Vec<Value>,
+    n_full: AtomicUsize,
+}
+
+impl Known {
+    /// The answer, unless there was no room for it.
+    async fn ask(&self, request: Request<Body>) -> Option<Value> {
+        let answer = answer(self.router.clone(), request).await;
+        if answer.status == 429 {
+            assert_eq!(answer.headers[header::RETRY_AFTER], "1");
+            self.n_full.fetch_add(1, Ordering::SeqCst);
+            return None;
+        }
+        Some(answer.expect(200).json())
+    }
+
+    /// A request of one of twelve kinds, of which four are no good.
+    async fn one(&self, rng: &mut Rng, number: usize) {
+        let i = rng.below(8);
+        let i_clip = i % CLIPS.len();
+        // Every other clip was not heard before.
+        let bytes = || if i < 4 { clip(CLIPS[i_clip]) } else { changed(CLIPS[i_clip], number) };
+        match rng.below(12) {
+            0..=2 => {
+                let got = self.ask(transcription(&bytes())).await;
+                assert!(got.as_ref().is_none_or(|got| got["text"] == self.texts[i_clip]), "{got:?}");
+            }
+            3..=5 => {
+                let got = self.ask(completion(i, false)).await;
+                assert!(got.as_ref().is_none_or(|got| got["content"] == self.continued[i]), "{got:?}");
+            }
+            6 | 7 => {
+                let got = self.ask(conversation(&bytes())).await;
+                let text = |got: &Value| got["choices"][0]["message"]["content"] == self.texts[i_clip];
+                assert!(got.as_ref().is_none_or(text), "{got:?}");
+            }
+            8 => {
+                // Goes before there is an answer.
+                let pending = answer(self.router.clone(), completion(i, i < 4));
+                let _ = tokio::time::timeout(Duration::from_micros(300 * i as u64), pending).await;
+            }
+            9 => {
+                let broken = request(Method::POST, "/completion", "application/json", "{\"prompt\":");
+                let status = answer(self.router.clone(), broken).await.status;
+                assert!([400, 429].contains(&status), "{status}");
+            }
+            10 => {
+                let large = request(Method::POST, "/completion", "application/json", "x".repeat(2 << 20));
+                let status = answer(self.router.clone(), large).await.status;
+                assert!([413, 429].contains(&status), "{status}");
+            }
+            _ => {
+                // Reads nothing for longer than it may.
+                let Ok(response) = self.router.clone().oneshot(completion(i, true)).await;
+                tokio::time::sleep(2 * STALL).await;
+                let body = response.into_body().collect().await.unwrap().to_bytes();
+                let text = String::from_utf8(body.to_vec()).unwrap();
+                assert!(text.contains("\"stop\":true") || text.contains("\"error\""), "{text}");
+            }
+        }
+    }
 }
 
 #[test]
 fn every_reply_belongs_to_its_request() {
-    let asked = Asked::open(speech(), serve::Options { max_queue: 64, max_upload_bytes: 1 << 20, ..options() });
-    let texts: Vec<Value> =
-        CLIPS.iter().map(|name| asked.ask(transcription(name)).expect(200).json()["text"].clone()).collect();
-    let continued: Vec<Value> =
-        (0..8).map(|i| asked.ask(completion(i)).expect(200).json()["content"].clone()).collect();
-    let n = n_rounds(1000);
+    let is_whole = std::env::var_os(WHOLE).is_some();
+    let audio_cache_bytes = if is_whole { 16 << 20 } else { 1 << 20 };
+    let limits =
+        serve::Options { max_queue: 24, max_upload_bytes: 1 << 20, stall: STALL, audio_cache_bytes, ..options() };
+    let asked = Asked::open(speech(), limits);
+    let texts = CLIPS.iter().map(|name| asked.ask(transcription(&clip(name))).expect(200).json()["text"].clone());
+    let continued = (0..8).map(|i| asked.ask(completion(i, false)).expect(200).json()["content"].clone());
+    let known = Arc::new(Known {
+        texts: texts.collect(),
+        continued: continued.collect(),
+        router: asked.router.clone(),
+        n_full: AtomicUsize::new(0),
+    });
+    let n = n_rounds(1000, 50);
+    // What is kept is as much as may be, from the beginning on.
+    for i in 0.. {
+        if metric(&asked, "audio_cache_bytes") > audio_cache_bytes * 9 / 10 {
+            break;
+        }
+        asked.ask(transcription(&changed("long_9s.wav", N_CLIENTS * n + i))).expect(200);
+    }
     let n_answers = Arc::new(AtomicUsize::new(0));
     let early = Arc::new(AtomicUsize::new(0));
     asked.runtime.block_on(async {
         let clients = (0..N_CLIENTS).map(|i_client| {
-            let (router, texts, continued) = (asked.router.clone(), texts.clone(), continued.clone());
-            let (n_answers, early) = (Arc::clone(&n_answers), Arc::clone(&early));
+            let (known, n_answers, early) = (Arc::clone(&known), Arc::clone(&n_answers), Arc::clone(&early));
             tokio::spawn(async move {
-                let mut rng = Rng(0x5eed + i_client as u64);
-                for _ in 0..n {
-                    let i = rng.below(8);
-                    match rng.below(9) {
-                        0..=2 => {
-                            let i = i % CLIPS.len();
-                            let got = answer(router.clone(), transcription(CLIPS[i])).await;
-                            assert!(got.status == 429 || got.json()["text"] == texts[i], "{got:?}");
-                        }
-                        3..=5 => {
-                            let got = answer(router.clone(), completion(i)).await;
-                            assert!(got.status == 429 || got.json()["content"] == continued[i], "{got:?}");
-                        }
-                        6 => {
-                            // Goes before there is an answer.
-                            let pending = answer(router.clone(), completion(i));
-                            let _ = tokio::time::timeout(Duration::from_micros(300 * i as u64), pending).await;
-                        }
-                        7 => {
-                            let broken = request(Method::POST, "/completion", "application/json", "{\"prompt\":");
-                            answer(router.clone(), broken).await.expect(400);
-                        }
-                        _ => {
-                            let large = "x".repeat(2 << 20);
-                            let large = request(Method::POST, "/completion", "application/json", large);
-                            answer(router.clone(), large).await.expect(413);
-                        }
-                    }
+                let mut rng = Rng::named(&format!("client {i_client}"));
+                for i in 0..n {
+                    known.one(&mut rng, i_client * n + i).await;
                     if n_answers.fetch_add(1, Ordering::SeqCst) + 1 == 1000 {
                         early.store(resident().unwrap_or_default(), Ordering::SeqCst);
                     }
@@ -102,72 +177,14 @@ fn every_reply_belongs_to_its_request() {
         }
     });
     assert_eq!(n_answers.load(Ordering::SeqCst), N_CLIENTS * n);
+    let kept = metric(&asked, "audio_cache_bytes");
+    assert!(kept <= audio_cache_bytes && kept > audio_cache_bytes * 9 / 10, "{kept} bytes are kept");
+    assert!(metric(&asked, "audio_cache_hits_total") > 0);
+    let n_full = known.n_full.load(Ordering::SeqCst);
+    assert!(n_full > 0, "the queue was never full");
     let (early, late) = (early.load(Ordering::SeqCst), resident().unwrap_or_default());
     if early > 0 {
-        println!("resident after 1,000 requests: {early}, at the end: {late}");
+        println!("resident after 1,000 requests: {early}, at the end: {late}; {n_full} found the queue full");
         assert!(late <= early + early / 20, "{early} bytes after 1,000 requests, {late} at the end");
     }
-}
-
-#[test]
-fn mutated_requests_are_answered() {
-    let asked = Asked::open(speech(), serve::Options { keys: Vec::new(), max_upload_bytes: 1 << 20, ..options() });
-    let records = std::fs::read_to_string(fixtures().join("serve/openai.jsonl")).unwrap();
-    let mut seeds: Vec<(String, String, Vec<u8>)> = Vec::new();
-    for line in records.lines() {
-        let record: Value = serde_json::from_str(line).unwrap();
-        let text = |name: &str| record[name].as_str().unwrap().to_owned();
-        seeds.push((text("path"), text("content_type"), crate::replay::decoded(&text("body"))));
-    }
-    let bodies = [
-        (
-            "/completion",
-            json!({"prompt": [1, "a", 2], "n_predict": 2, "stop": ["x"], "logit_bias": [[5, -1]], "n_probs": 2}),
-        ),
-        ("/tokenize", json!({"content": "one two", "add_special": true, "with_pieces": true})),
-        ("/detokenize", json!({"tokens": [1, 2, 3]})),
-        (
-            "/apply-template",
-            json!({"messages": [{"role": "user", "content": "hi"}], "chat_template_kwargs": {"a": [1]}}),
-        ),
-    ];
-    seeds.extend(
-        bodies.map(|(path, body)| (path.to_owned(), "application/json".to_owned(), body.to_string().into_bytes())),
-    );
-    // Answers that take long say nothing about parsing.
-    seeds.retain(|(_, _, body)| body.len() < 20_000);
-    let mut rng = Rng(99);
-    let n = n_rounds(100_000);
-    for i in 0..n {
-        let (path, content_type, mut body) = seeds[rng.below(seeds.len())].clone();
-        for _ in 0..=rng.below(4) {
-            let at = rng.below(body.len().max(1)).min(body.len());
-            match rng.below(5) {
-                0 if at < body.len() => body[at] = rng.below(256) as u8,
-                1 => body.insert(at, b"\"{}[]:,0-e\\\r\n\xff"[rng.below(14)]),
-                2 => body.truncate(at),
-                3 => {
-                    let end = (at + rng.below(20)).min(body.len());
-                    body.drain(at..end);
-                }
-                _ => {
-                    let piece = body[at..(at + rng.below(30)).min(body.len())].to_vec();
-                    body.splice(at..at, piece);
-                }
-            }
-        }
-        let mut one = request(Method::POST, "/", &content_type, body.clone());
-        // Tokens cost more than parsing does.
-        *one.uri_mut() = path.parse().unwrap();
-        if rng.below(20) == 0 {
-            let value: Vec<u8> = (0..rng.below(40)).map(|_| b' ' + rng.below(95) as u8).collect();
-            one.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_bytes(&value).unwrap());
-        }
-        let got = asked.ask(one);
-        assert!(got.status != 500 && got.status != 0, "{i}: {path}: {} for {}", got.text(), body.escape_ascii());
-        if got.status >= 400 {
-            got.error();
-        }
-    }
-    asked.get("/health").expect(200);
 }

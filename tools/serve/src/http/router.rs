@@ -137,6 +137,11 @@ pub(crate) fn router(app: &Arc<App>) -> Router {
         };
         router = router.route(path, on(filter, handler));
     }
+    layered(app, router)
+}
+
+/// What holds for all endpoints, around these.
+fn layered(app: &Arc<App>, router: Router<Arc<App>>) -> Router {
     let missing = |request: Request| async move {
         let error = ApiError::not_found(format!("no such endpoint: {}", request.uri().path()));
         refusal(&error, &record_of(&request))
@@ -289,5 +294,46 @@ impl<T> Future for CatchPanic<T> {
             Ok(Poll::Ready(value)) => Poll::Ready(Ok(value)),
             Err(panic) => Poll::Ready(Err(panic)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::routing::get;
+    use engine::DType;
+    use engine::session::Reuse;
+    use tower::ServiceExt;
+
+    use super::*;
+    use crate::{Computing, Options, Server};
+
+    #[test]
+    fn a_handler_that_panics_is_an_answer() {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/golden/qwen3");
+        let file = convert::to_memory(&*path).unwrap();
+        let loaded = models::load(vec![file], models::LoadOptions::default()).unwrap();
+        let backends = vec![backends::open("cpu", &backends::Options::default()).unwrap()];
+        let computing = Computing { backends, kv_dtype: DType::F16, reuse: Reuse::On, drafters: None };
+        let options = Options { n_ctx: 256, ..Options::default() };
+        let server = Server::open(&loaded, &computing, options, Arc::new(|_| ())).unwrap();
+        async fn panics() -> Response<Body> {
+            panic!("told to panic")
+        }
+        async fn goes_well() -> &'static str {
+            "well"
+        }
+        let routes = Router::new().route("/panics", get(panics)).route("/well", get(goes_well));
+        let router = layered(&server.app, routes);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        for (path, status) in [("/panics", 500), ("/well", 200), ("/panics", 500), ("/other", 404)] {
+            let request = Request::builder().uri(path).header(header::HOST, "localhost").body(Body::empty()).unwrap();
+            let response = runtime.block_on(router.clone().oneshot(request)).unwrap();
+            assert_eq!(response.status(), status, "{path}");
+            let is_json = response.headers()[header::CONTENT_TYPE] == "application/json";
+            assert!(response.headers().contains_key(REQUEST_ID) && is_json == (status != 200));
+        }
+        // Each was counted as over.
+        assert_eq!(server.app.open_requests.load(Ordering::SeqCst), 0);
+        assert!(server.close());
     }
 }

@@ -7,16 +7,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use engine::parallel::Serial;
 use engine::session::{Session, SessionOptions};
 use models::generate::{Request, Writer};
 use models::sample::Sampling;
 use models::scheduler::Scheduler;
-use models::{LoadOptions, Loaded};
+use models::transcription::Listener;
+use models::{LoadOptions, Loaded, transcribe};
 
 use super::{Core, CoreOptions};
 use crate::figures::Figures;
 use crate::mailbox::{Reader, mailbox};
-use crate::work::{Answer, Clock, Job, Reply, TextWork, Work};
+use crate::work::{Answer, Clip, Clock, Job, Reply, SpeechWork, TextWork, Work};
 
 const N_JOBS: usize = 10_000;
 const N_SLOTS: usize = 4;
@@ -128,6 +130,7 @@ fn ten_thousand_random_requests_end_once_each_and_in_order() {
     let (mut n_came, mut n_ended, mut n_steps) = (0, 0, 0);
     let (mut n_done, mut n_late, mut n_left, mut n_deaf) = (0, 0, 0, 0);
     let mut last_admitted = None;
+    let mut gone: Vec<u64> = Vec::new();
     while n_ended < N_JOBS {
         while n_came < N_JOBS && clients.len() < 40 && rng.below(3) > 0 {
             let now = clock();
@@ -150,6 +153,9 @@ fn ten_thousand_random_requests_end_once_each_and_in_order() {
         n_steps += 1;
         let ended = core.take_ended();
         n_ended += ended;
+        // Who went before the step has nothing in it any more.
+        let is_there = |id: &u64| core.running.iter().chain(&core.waiting).any(|task| task.id == *id);
+        assert!(!gone.drain(..).any(|id| is_there(&id)), "a request outlives its client");
 
         // What is promised fits, and slots are given in the order in which requests came.
         let promised: usize = core.running.iter().map(|task| task.promised).sum();
@@ -166,6 +172,7 @@ fn ten_thousand_random_requests_end_once_each_and_in_order() {
             let client = clients.get_mut(&id).unwrap();
             if client.wish.leaves_after.is_some_and(|n| n_steps >= client.came + n) {
                 clients.remove(&id);
+                gone.push(id);
                 n_left += 1;
                 continue;
             }
@@ -207,4 +214,33 @@ fn ten_thousand_random_requests_end_once_each_and_in_order() {
         while probe.step() {}
         assert_eq!(read(&mut reader), Some(Some(Seen::Done(want))), "{prompt}, {n}");
     }
+}
+
+#[test]
+fn a_clip_whose_client_went_is_encoded_no_further() {
+    let model = model();
+    let listener = Arc::new(Listener::open(&model).unwrap());
+    let encoder = model.model.encoder().unwrap();
+    let figures = Arc::new(Figures::default());
+    let options =
+        CoreOptions { n_slots: N_SLOTS, stall: STALL, timeout: TIMEOUT, state_bytes: None, audio_cache_bytes: 1 << 20 };
+    let clock: Clock = Arc::new(|| Duration::ZERO);
+    let mut core = Core::new(scheduler(&model), options, clock, Arc::clone(&figures));
+    // 16 s in one segment, of two slices.
+    let samples = vec![0.1; 16 * 16_000];
+    let request = transcribe::Request { segment_s: Some(0.0), ..transcribe::Request::default() };
+    let transcription = listener.begin(samples, &request).unwrap();
+    let features = listener.features(transcription.segment().unwrap(), &Serial).unwrap();
+    assert_eq!(features.n_frames, 2 * encoder.window_frames.unwrap());
+    let work = SpeechWork::new(transcription, [Clip::new(features)].into(), 240).in_slices(encoder.window_frames);
+    let (reply, reader) = mailbox();
+    let work = Work::Speech(Box::new(work));
+    core.take(Job { id: 0, work, reply, arrived: Duration::ZERO, deadline: Duration::MAX });
+    assert!(core.step() && figures.lock().n_encode == 1);
+    drop(reader);
+    assert!(!core.step() && core.is_idle());
+    // Nothing of it is kept, and nothing of it runs.
+    let numbers = figures.lock();
+    assert_eq!((numbers.n_encode, numbers.audio_cache.bytes), (1, 0));
+    assert_eq!(core.scheduler.session().memory().n_free(), N_SLOTS);
 }

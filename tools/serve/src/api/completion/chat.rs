@@ -70,7 +70,7 @@ fn messages(fields: &Fields, template: &Template) -> Result<Vec<Message>, ApiErr
 }
 
 /// The texts of parts, one after the other.
-pub(super) fn text_of(parts: &[Json]) -> Result<String, ApiError> {
+pub(super) fn text_of<'p>(parts: impl IntoIterator<Item = &'p Json>) -> Result<String, ApiError> {
     let mut all = String::new();
     for part in parts {
         match part.get("type").and_then(Json::as_str) {

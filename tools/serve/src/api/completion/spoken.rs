@@ -129,8 +129,8 @@ fn wanted(app: &App, fields: &Fields, asking: &Asking, holding: &SharedHolding) 
     if last.get("role").and_then(Value::as_str) != Some("user") {
         return Err(wrong("a clip stands in the turn of the user, which is the last one"));
     }
-    let (clips, texts): (Vec<Value>, Vec<Value>) = parts_of(last).iter().cloned().partition(is_clip);
-    let beside = text_of(&texts)?;
+    let (clips, texts): (Vec<&Value>, Vec<&Value>) = parts_of(last).iter().partition(|part| is_clip(part));
+    let beside = text_of(texts)?;
     let clip = match &clips[..] {
         [clip] => clip,
         [] => return Err(wrong("a clip stands in the turn of the user, which is the last one")),
