@@ -57,7 +57,7 @@ pub mod profile;
 pub mod program;
 pub mod session;
 pub mod shape;
-mod snapshot;
+pub mod snapshot;
 pub mod state;
 pub mod stats;
 pub mod tensor;

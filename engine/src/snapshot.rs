@@ -186,7 +186,7 @@ impl Fnv {
 }
 
 /// CRC-32C (Castagnoli) of the concatenated parts, reflected, polynomial 0x1EDC6F41. Source: RFC 3720, section 12.1.
-fn crc32c(parts: &[&[u8]]) -> u32 {
+pub fn crc32c(parts: &[&[u8]]) -> u32 {
     let step = |crc: u32, byte: &u8| (crc >> 8) ^ CRC_TABLE[usize::from(crc as u8 ^ byte)];
     !parts.iter().fold(!0, |crc, part| part.iter().fold(crc, step))
 }

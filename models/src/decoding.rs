@@ -113,6 +113,23 @@ impl Decoding {
         self.prompt.ids.len() - self.n_fed
     }
 
+    /// The prompt's tokens, below 0 where a vector is fed.
+    pub fn prompt_ids(&self) -> &[i32] {
+        &self.prompt.ids
+    }
+
+    /// Whether the prompt's tokens get logits, so that all of them have to be fed.
+    pub fn wants_prompt_logits(&self) -> bool {
+        self.rules.prompt_logits
+    }
+
+    /// The first `n` tokens of the prompt are in memory: they are not fed. The last one always is.
+    pub(crate) fn skip(&mut self, n: usize) {
+        debug_assert!(self.n_fed == 0 && n < self.prompt.ids.len());
+        self.n_vectors = n_vectors(&self.prompt.ids[..n]);
+        self.n_fed = n;
+    }
+
     /// Tokens that wait to be fed.
     pub(crate) fn n_waiting(&self) -> usize {
         if self.prompt_left() > 0 { self.prompt_left() } else { self.next.len() }

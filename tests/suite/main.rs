@@ -5,6 +5,7 @@ mod audio;
 mod boundaries;
 mod checkpoint;
 mod clips;
+mod conversations;
 mod convert;
 mod convert_lfm2;
 mod convert_llama;

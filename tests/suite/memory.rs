@@ -181,6 +181,34 @@ fn a_call_that_fails_half_way_tears_recurrent_slots() {
 }
 
 #[test]
+fn checkpoints_are_a_way_back_from_a_failed_call() {
+    for fault in [Fault::BeforeRun, Fault::AfterRun] {
+        for inner in backends() {
+            let backend = Faulty::new(inner, |_| false);
+            let dyn_backend: Arc<dyn Backend> = Arc::clone(&backend) as _;
+            let mut s = open(&dyn_backend);
+            let [a, b] = [(); 2].map(|()| s.memory_mut().acquire().unwrap());
+            step(&mut s, &[(a, &tokens(1, 5)), (b, &tokens(1, 5))]);
+            assert_eq!(s.memory().checkpoint_bytes(), 0);
+            s.memory_mut().checkpoint(a).unwrap();
+            assert_eq!(s.memory().checkpoint_bytes(), s.memory().bytes_of_checkpoint());
+            step(&mut s, &[(a, &tokens(2, 3))]);
+            backend.fail(fault);
+            assert!(advance(&mut s, &[a]).is_err());
+            assert_eq!([4, 5, 7, 8].map(|at| s.memory().reachable(a, at).unwrap()), [0, 5, 5, 5]);
+            assert!(matches!(s.memory_mut().rewind(a, 7), Err(Error::TornSlot { .. })));
+            s.memory_mut().rewind(a, 5).unwrap();
+            let [got, want] = [a, b].map(|slot| continuation(&mut s, slot, 2));
+            assert_eq!(got, want, "{fault:?} on {}", dyn_backend.name());
+            // Nothing of it is left for the place's next owner.
+            s.memory_mut().release(a);
+            let a = s.memory_mut().acquire_at(a.index()).unwrap();
+            assert_eq!((s.memory().checkpoints(a).unwrap().len(), s.memory().checkpoint_bytes()), (0, 0));
+        }
+    }
+}
+
+#[test]
 fn attention_alone_rewinds_anywhere_and_survives_failed_calls() {
     for inner in backends() {
         let backend = Faulty::new(inner, |_| false);

@@ -31,7 +31,7 @@ const N_TOKENS: usize = 64;
 const N_VERIFIED: u64 = 20;
 
 /// Every architecture of language models: attention alone, then with recurrent states.
-const MODELS: [&str; 13] = [
+pub const MODELS: [&str; 13] = [
     "golden/llama",
     "golden/llama3",
     "golden/qwen3",

@@ -9,13 +9,16 @@
 //!
 //! **Taking back.** A session may be opened so that the last tokens of a call can be taken back from recurrent states too: their
 //! inputs are kept, and folded by the next call as far as they are still there ([`crate::op::Op::JoinPending`]). Until then
-//! they are *pending*. They are part of the sequence: copies and snapshots have them.
+//! they are *pending*. They are part of the sequence: copies and snapshots have them. Positions further back are reached by
+//! [`Memory::checkpoint`].
 //!
 //! **Growth.** Every slot has addresses for the largest context from the beginning, and memory for what its sequence needs:
 //! it is committed as the sequence grows and given back when the slot is released, but for what [`Memory::keep_spare`] allows.
 //! Nothing moves, so graphs stay bound.
 //! Where the system reserves no addresses without memory, buffers are as large as the context that was asked for, and
 //! are replaced by larger ones, with a copy, when a larger one is; [`Stats`](crate::session::Stats) counts that.
+
+mod checkpoint;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -24,6 +27,7 @@ use crate::backend::{Backend, Buffer};
 use crate::error::{Error, Result, refuse};
 use crate::snapshot;
 use crate::state::{StateLayout, StateOptions, StateSpec, States};
+use checkpoint::Checkpoint;
 
 /// Positions for which memory is committed at once: few enough that it is little more than what sequences need, enough that
 /// most steps need not ask for any.
@@ -127,6 +131,8 @@ pub struct Memory {
     homes: Homes,
     states: Buffers,
     places: Vec<Place>,
+    /// Of every place, in the order of their positions.
+    checkpoints: Vec<Vec<Checkpoint>>,
     /// Positions that a sequence may have.
     n_ctx: usize,
     /// Sizes of the buffers: positions that a slot has addresses for.
@@ -159,6 +165,7 @@ impl Memory {
             homes,
             states: buffers,
             places: vec![Place::default(); options.n_slots],
+            checkpoints: (0..options.n_slots).map(|_| Vec::new()).collect(),
             n_ctx: options.n_ctx,
             reserved,
             committed_bytes: 0,
@@ -269,6 +276,7 @@ impl Memory {
         let Ok(&Held { committed, .. }) = self.held(slot) else { return };
         let Place { generation, held, spare } = &mut self.places[slot.index()];
         (*generation, *held, *spare) = (generation.wrapping_add(1), None, committed);
+        self.checkpoints[slot.index()].clear();
         let spare_bytes: usize = self.places.iter().map(|place| self.used_bytes(place.spare)).sum();
         if spare_bytes > self.max_spare_bytes {
             self.give_back(slot.index());
@@ -414,6 +422,7 @@ impl Memory {
             return Ok(());
         }
         self.commit_to(to, n_past)?;
+        self.cut_checkpoints(to, 0);
         let n_pending = self.n_pending(from);
         let held = Held { n_past, n_pending, ..*self.held(to)? };
         self.set(to, Held { torn: true, ..held });
@@ -427,20 +436,23 @@ impl Memory {
     }
 
     /// Drops the tokens from position `n_past` on: exact, or [`Error::NotRewindable`] where a recurrent state folds some of them
-    /// ([`Self::rewindable`]).
+    /// and is not kept in a checkpoint there ([`Self::reachable`] tells).
+    ///
+    /// Errors: `Batch` for a slot that was released, or a position behind its sequence's end; `NotRewindable`; `TornSlot` where
+    /// nothing of a torn slot is left there; those of the backend, which leave the slot torn.
     pub fn rewind(&mut self, slot: Slot, n_past: usize) -> Result<()> {
-        // Position 0 is exact for every state, torn ones too: the first step reads zeros.
-        if n_past > 0 {
-            let now = self.n_past(slot)?;
-            if n_past > now {
-                return refuse(format_args!("cannot rewind from {now} forward to {n_past}"));
-            }
-            if n_past < self.rewindable(slot)? {
-                return Err(Error::NotRewindable);
-            }
-        }
         let held = *self.held(slot)?;
-        let n_pending = held.n_pending.saturating_sub(held.n_past - n_past);
+        let now = held.n_past;
+        if n_past > now {
+            return refuse(format_args!("cannot rewind from {now} forward to {n_past}"));
+        }
+        // Position 0 is exact for every state, torn ones too: the first step reads zeros.
+        let is_here = n_past == 0 || (!held.torn && n_past >= self.rewindable(slot)?);
+        if !is_here && !self.resume(slot, n_past)? {
+            return Err(if held.torn { Error::TornSlot { slot: slot.index() } } else { Error::NotRewindable });
+        }
+        self.cut_checkpoints(slot, n_past);
+        let n_pending = held.n_pending.saturating_sub(now - n_past);
         self.set(slot, Held { n_past, n_pending, torn: false, ..held });
         Ok(())
     }
@@ -495,6 +507,7 @@ impl Memory {
         }
         let sections = snapshot.sections(self.sections(n_pending).iter().map(|s| s.held_bytes(n_past, n_pending)))?;
         self.commit_to(slot, n_past)?;
+        self.cut_checkpoints(slot, 0);
         let held = Held { n_past, n_pending, ..*self.held(slot)? };
         self.set(slot, Held { torn: true, ..held });
         for ((spec, buffer, backend), section) in self.states.iter(&self.homes).zip(sections) {

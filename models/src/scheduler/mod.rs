@@ -1,6 +1,12 @@
 //! [`Scheduler`]: many sequences on one session. It owns the slots, makes one batch after the other from what the sequences
 //! want to be fed with, and hands every sequence the logits that are its own. What fails, fails for its sequence alone.
+//!
+//! A sequence that is over may leave its tokens in memory, for a prompt that begins as it did ([`Seat`]).
 
+mod places;
+mod saved;
+
+use std::collections::VecDeque;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
@@ -10,8 +16,11 @@ use engine::memory::Slot;
 use engine::session::{MAX_CONTEXT, Session};
 
 use crate::decoding::{Decoding, Event, Finish};
-use crate::draft::{Costs, Speculation, Statistics, Step};
+use crate::draft::{Costs, NO_TOKEN, Speculation, Statistics, Step};
 use crate::error::{Error, Result};
+use places::{Kept, Places};
+
+pub use places::{CheckpointCounts, CheckpointLimits, Seat, Shared};
 
 /// Slots grow in steps of this many positions, so that sequences of similar length share compiled graphs.
 const CONTEXT_STEP: usize = 256;
@@ -37,12 +46,27 @@ pub struct Progress<'a> {
     pub statistics: Option<&'a Statistics>,
 }
 
+/// A sequence that was given a slot.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Seated {
+    /// The sequence.
+    pub id: SequenceId,
+    /// Where it is.
+    pub place: usize,
+    /// What it takes over.
+    pub shared: Shared,
+}
+
 /// A sequence that has a slot.
 struct Running {
     id: SequenceId,
     slot: Slot,
     decoding: Decoding,
     speculation: Option<Box<Speculation>>,
+    /// All tokens so far, where the slot keeps them.
+    history: Option<Vec<u32>>,
+    /// Where its prompt is cut, for checkpoints.
+    cuts: VecDeque<usize>,
     /// Rows of the call that is being made beside those of its own drafts.
     n_others: usize,
     /// Tokens of the call that is being made; 0 where it has no part in it.
@@ -59,6 +83,7 @@ struct Running {
 pub struct Scheduler {
     session: Session,
     running: Vec<Running>,
+    places: Places,
     n_submitted: u64,
     /// What calls without prompts take.
     costs: Costs,
@@ -69,7 +94,9 @@ pub struct Scheduler {
 impl Scheduler {
     /// A scheduler without sequences. The session's slots are its own from now on.
     pub fn new(session: Session) -> Self {
-        Self { session, running: Vec::new(), n_submitted: 0, costs: Costs::default(), prompt_piece: usize::MAX }
+        let places = Places::new(session.memory().n_slots());
+        let (running, costs) = (Vec::new(), Costs::default());
+        Self { session, running, places, n_submitted: 0, costs, prompt_piece: usize::MAX }
     }
 
     /// Bounds how long sequences that decode wait for the prompts of others: so many tokens of these at most, at least one, go
@@ -103,6 +130,18 @@ impl Scheduler {
     /// As [`Self::submit`], with drafters for the sequence. They change nothing but how many calls it takes. Where states cannot
     /// be taken back, they are not asked.
     pub fn submit_with(&mut self, decoding: Decoding, speculation: Option<Speculation>) -> Result<SequenceId> {
+        self.submit_in(&Seat::default(), decoding, speculation).map(|seated| seated.id)
+    }
+
+    /// As [`Self::submit_with`], in a place of choice, with what that has in memory of the prompt.
+    ///
+    /// Errors: as [`Self::submit`], where the place that is wanted is not free too.
+    pub fn submit_in(
+        &mut self,
+        seat: &Seat,
+        mut decoding: Decoding,
+        speculation: Option<Speculation>,
+    ) -> Result<Seated> {
         self.sweep();
         let model = self.session.model();
         if let Some(what) = decoding.unfit(model.n_vocab(), model.n_embd()) {
@@ -111,7 +150,12 @@ impl Scheduler {
         let n_most = decoding.n_most();
         let stepped = n_most.min(MAX_CONTEXT).next_multiple_of(CONTEXT_STEP).min(MAX_CONTEXT);
         self.session.reserve_context(n_most.max(stepped))?;
-        let slot = self.session.memory_mut().acquire()?;
+        let (slot, shared) = self.occupy(seat, &decoding)?;
+        decoding.skip(shared.n_reused);
+        let ids = decoding.prompt_ids();
+        let cuts = self.places.cuts(self.session.memory_mut(), slot, seat, ids.len()).into();
+        let token = |id: &i32| u32::try_from(*id).unwrap_or(NO_TOKEN);
+        let history = seat.keeps.then(|| ids.iter().map(token).collect());
         let id = SequenceId(self.n_submitted);
         self.n_submitted += 1;
         self.running.push(Running {
@@ -119,14 +163,88 @@ impl Scheduler {
             slot,
             decoding,
             speculation: speculation.map(Box::new),
+            history,
+            cuts,
             n_others: 0,
             n_feeding: 0,
             i_seq: None,
-            n_past: 0,
+            n_past: shared.n_reused,
             error: None,
             is_over: false,
         });
-        Ok(id)
+        Ok(Seated { id, place: slot.index(), shared })
+    }
+
+    /// Takes a place, with as much of the prompt as it has.
+    fn occupy(&mut self, seat: &Seat, decoding: &Decoding) -> Result<(Slot, Shared)> {
+        let Self { session, places, .. } = self;
+        let memory = session.memory_mut();
+        let place = match seat.place {
+            None if memory.n_free() == 0 => places.oldest(|_| true),
+            place => place,
+        };
+        if let Some(Kept { slot, .. }) = place.and_then(|place| places.kept(place)) {
+            let slot = *slot;
+            let ids = decoding.prompt_ids();
+            let is_wanted = seat.reuses && !decoding.wants_prompt_logits();
+            let shared = if is_wanted { places.shared(memory, slot.index(), ids) } else { Shared::default() };
+            places.take(slot.index());
+            if shared.n_reused > 0 && memory.rewind(slot, shared.n_reused).is_ok() {
+                places.counts.restored += u64::from(shared.by_checkpoint);
+                return Ok((slot, shared));
+            }
+            // Nothing of it is of use: its memory is the next one's.
+            memory.release(slot);
+            return Ok((memory.acquire_at(slot.index())?, Shared { n_reused: 0, ..shared }));
+        }
+        let slot = match place {
+            Some(place) => memory.acquire_at(place)?,
+            None => memory.acquire()?,
+        };
+        Ok((slot, Shared::default()))
+    }
+
+    /// Whether a place has no sequence that is not at its end.
+    pub fn is_free(&self, place: usize) -> bool {
+        !self.running.iter().any(|r| !r.is_over && r.slot.index() == place)
+    }
+
+    /// What a place that keeps a sequence has of a prompt, whose ids below 0 stand for vectors.
+    pub fn shared(&self, place: usize, prompt: &[i32]) -> Shared {
+        self.places.shared(self.session.memory(), place, prompt)
+    }
+
+    /// Tokens of the sequence that a place keeps.
+    pub fn kept(&self, place: usize) -> Option<&[u32]> {
+        self.places.kept(place).map(|kept| &*kept.tokens)
+    }
+
+    /// Positions of the checkpoints of the sequence that a place keeps.
+    pub fn checkpoints(&self, place: usize) -> Vec<usize> {
+        let made = self.places.kept(place).and_then(|kept| self.session.memory().checkpoints(kept.slot).ok());
+        made.map(Iterator::collect).unwrap_or_default()
+    }
+
+    /// The place that keeps the sequence which has been over for longest, among some places.
+    pub fn oldest_kept(&self, among: impl FnMut(usize) -> bool) -> Option<usize> {
+        self.places.oldest(among)
+    }
+
+    /// Gives back the memory of the sequence that a place keeps. Returns its number of tokens.
+    pub fn forget(&mut self, place: usize) -> usize {
+        let Some(kept) = self.places.take(place) else { return 0 };
+        self.session.memory_mut().release(kept.slot);
+        kept.tokens.len()
+    }
+
+    /// Bounds checkpoints.
+    pub fn set_checkpoint_limits(&mut self, limits: CheckpointLimits) {
+        self.places.limits = limits;
+    }
+
+    /// What became of checkpoints so far.
+    pub fn checkpoint_counts(&self) -> CheckpointCounts {
+        self.places.counts
     }
 
     /// Ends a sequence and frees its slot. Nothing happens where it is at its end already.
@@ -149,13 +267,8 @@ impl Scheduler {
     pub fn step(&mut self, observer: &mut dyn FnMut(Progress<'_>)) -> Result<()> {
         self.sweep();
         self.plan();
+        self.grow();
         let Self { session, running, costs, .. } = self;
-        for r in running.iter_mut().filter(|r| r.n_feeding > 0) {
-            // Here, because the call would fail for all of them.
-            if let Err(error) = session.memory_mut().grow(r.slot, r.n_feeding) {
-                r.fail(error.into());
-            }
-        }
         tell_failed(running, observer);
         let feeding = |r: &&Running| r.n_feeding > 0;
         let seqs: Vec<Sequence<'_>> = running.iter().filter(feeding).map(Running::feed).collect();
@@ -231,19 +344,51 @@ impl Scheduler {
         outcome.unwrap_or(Ok(())).map(|()| statistics)
     }
 
-    /// Frees the slots of sequences that are over, and takes back from memory what was a wrong guess.
-    fn sweep(&mut self) {
-        let memory = self.session.memory_mut();
-        for r in &mut self.running {
-            (r.n_feeding, r.i_seq) = (0, None);
-            if !r.is_over && memory.n_past(r.slot).is_ok_and(|n| n > r.n_past) {
-                r.is_over = memory.rewind(r.slot, r.n_past).is_err();
+    /// Memory for what sequences feed, here because a call would fail for all of them. What ended sequences left makes room.
+    fn grow(&mut self) {
+        let Self { session, running, places, .. } = self;
+        let memory = session.memory_mut();
+        for r in running.iter_mut().filter(|r| r.n_feeding > 0) {
+            let mut result = memory.grow(r.slot, r.n_feeding);
+            while let Err(engine::Error::OutOfMemory { .. }) = result
+                && let Some(kept) = places.oldest(|_| true).and_then(|place| places.take(place))
+            {
+                memory.release(kept.slot);
+                result = memory.grow(r.slot, r.n_feeding);
             }
-            if r.is_over {
-                memory.release(r.slot);
+            if let Err(error) = result {
+                r.fail(error.into());
             }
         }
-        self.running.retain(|r| !r.is_over);
+    }
+
+    /// Frees the slots of sequences that are over, takes back from memory what was a wrong guess, and makes the checkpoints
+    /// whose positions were reached.
+    fn sweep(&mut self) {
+        let Self { session, running, places, .. } = self;
+        let memory = session.memory_mut();
+        for r in running.iter_mut() {
+            (r.n_feeding, r.i_seq) = (0, None);
+            let is_whole = match memory.n_past(r.slot) {
+                Ok(n) if n > r.n_past => memory.rewind(r.slot, r.n_past).is_ok(),
+                Ok(n) => n == r.n_past,
+                Err(_) => false,
+            };
+            r.is_over |= !is_whole;
+            if is_whole && r.cuts.pop_front_if(|at| *at == r.n_past).is_some() {
+                places.checkpoint(memory, r.slot);
+            }
+            if r.is_over {
+                match r.history.take().filter(|_| is_whole && r.n_past > 0) {
+                    Some(mut tokens) => {
+                        tokens.truncate(r.n_past);
+                        places.keep(r.slot, tokens);
+                    }
+                    None => memory.release(r.slot),
+                }
+            }
+        }
+        running.retain(|r| !r.is_over);
     }
 
     /// Decides how many tokens every sequence feeds in the next call: all that decode their next ones, and behind them
@@ -267,7 +412,7 @@ impl Scheduler {
         let most = if n_tokens > 0 { self.prompt_piece } else { usize::MAX };
         let mut room = piece(buckets, n_tokens, left.min(max - n_tokens).min(most));
         for r in self.running.iter_mut().filter(|r| r.decoding.prompt_left() > 0) {
-            r.n_feeding = r.decoding.prompt_left().min(room);
+            r.n_feeding = r.decoding.prompt_left().min(room).min(r.until_cut());
             room -= r.n_feeding;
         }
     }
@@ -292,6 +437,11 @@ impl Scheduler {
 }
 
 impl Running {
+    /// Tokens up to where its prompt is cut next.
+    fn until_cut(&self) -> usize {
+        self.cuts.front().map_or(usize::MAX, |at| at - self.n_past)
+    }
+
     fn feed(&self) -> Sequence<'_> {
         let (tokens, rows) = self.decoding.next(self.n_feeding);
         Sequence { slot: self.slot, tokens, rows }
@@ -305,6 +455,7 @@ impl Running {
             Ok(event) => {
                 self.i_seq = Some(i_seq);
                 self.n_past += event.accepted;
+                self.history.iter_mut().for_each(|history| history.extend_from_slice(&event.tokens));
                 self.is_over = event.finish.is_some();
                 if let Some((speculation, (time, costs))) = self.speculation.as_mut().zip(timed) {
                     let stop = match event.finish {
@@ -329,6 +480,8 @@ impl Running {
     /// Ends the sequence. Whoever watches is still to be told.
     fn fail(&mut self, error: Error) {
         self.error = Some(error);
+        // What is in memory may be the reason.
+        self.history = None;
         self.n_feeding = 0;
         self.is_over = true;
     }
