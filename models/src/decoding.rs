@@ -113,11 +113,6 @@ impl Decoding {
         self.prompt.ids.len() - self.n_fed
     }
 
-    /// The prompt's tokens, below 0 where a vector is fed.
-    pub fn prompt_ids(&self) -> &[i32] {
-        &self.prompt.ids
-    }
-
     /// Whether the prompt's tokens get logits, so that all of them have to be fed.
     pub fn wants_prompt_logits(&self) -> bool {
         self.rules.prompt_logits

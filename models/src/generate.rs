@@ -153,6 +153,31 @@ impl Writer {
         self.tokenizer.encode(text, Special::Parse)
     }
 
+    /// Numbers of tokens that make these beginnings of the text that the tokens were made of, given by their bytes in ascending
+    /// order. What ends inside a token has none.
+    pub fn positions(&self, ids: &[u32], text: &str, bytes: &[usize]) -> Vec<usize> {
+        let text = text.as_bytes();
+        let mut wanted = bytes.iter().copied().peekable();
+        let mut positions = Vec::new();
+        let mut at = 0;
+        for (i, &id) in ids.iter().enumerate() {
+            let mut token = self.tokenizer.token_bytes(id);
+            if i == 0 && token.first() == Some(&b' ') && text.first() != Some(&b' ') {
+                // Some vocabularies begin with a space of their own.
+                token = &token[1..];
+            }
+            if !text[at..].starts_with(token) {
+                break;
+            }
+            at += token.len();
+            while wanted.next_if(|&byte| byte < at).is_some() {}
+            if wanted.next_if_eq(&at).is_some() {
+                positions.push(i + 1);
+            }
+        }
+        positions
+    }
+
     /// Whether a request can be carried out.
     ///
     /// Errors: `Argument` for an empty prompt or one with ids outside the vocabulary, for no new tokens, for logits that no

@@ -45,9 +45,7 @@ const FLAGS: [(&str, &[&str]); 44] = [
     ("inspect", &["--devices", "--memory-budget", "1G"]),
     ("serve", &["--spec-rollback", "row"]),
     ("serve", &["--spec-draft-hf", "a/b"]),
-    ("serve", &["--ctx-checkpoints", "16"]),
     ("serve", &["--cache-ram", "16"]),
-    ("serve", &["--slot-save-path", "/tmp"]),
     ("serve", &["--device", "cuda"]),
     ("serve", &["--gpu-layers", "7"]),
 ];

@@ -13,6 +13,7 @@ mod page;
 mod page_script;
 mod replay;
 mod security;
+mod slots;
 mod soak;
 mod spoken;
 mod streams;

@@ -484,7 +484,7 @@ fn what_is_pending_is_folded_as_if_it_had_come_alone() {
                 let more = run_schedule(&mut rng, &mut s, &mut alone);
                 counts.iter_mut().zip(more).for_each(|(n, more)| *n += more);
             }
-            assert!(counts.iter().all(|&n| n >= n_schedules / 25), "{kind:?}: {counts:?}");
+            assert!(counts.iter().all(|&n| n > n_schedules / 20 || n_schedules < N_SCHEDULES), "{kind:?}: {counts:?}");
             let stats = s.stats();
             assert!(stats.hit_rate() > 0.9, "{kind:?}: {stats:?}");
         }

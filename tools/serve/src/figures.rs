@@ -8,6 +8,7 @@ use std::time::Duration;
 use engine::session::Stats;
 use engine::stats::BuildReason;
 use models::draft::Statistics;
+use models::scheduler::{CheckpointCounts, Shared};
 use serde_json::{Value, json};
 
 use crate::work::CacheFigures;
@@ -15,9 +16,22 @@ use crate::work::CacheFigures;
 /// Bounds of the classes of [`Figures::host_seconds`], in seconds.
 const HOST_BOUNDS_S: [f64; 5] = [1e-5, 1e-4, 1e-3, 1e-2, 1e-1];
 
-/// What a slot does.
-#[derive(Clone, Copy, PartialEq, Debug)]
+/// What a slot does and has.
+#[derive(Clone, PartialEq, Default, Debug)]
 pub(crate) struct SlotView {
+    /// The request that is worked on.
+    pub work: Option<WorkView>,
+    /// How its prompt began, or that of the one before, where it was a text.
+    pub begun: Option<Begun>,
+    /// Tokens of the sequence that it keeps, while nothing is worked on.
+    pub n_kept: usize,
+    /// To where prompts that begin as that did can be taken up, beside its end.
+    pub checkpoints: Vec<usize>,
+}
+
+/// A request that is worked on.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub(crate) struct WorkView {
     /// The request's number.
     pub job: u64,
     /// Whether audio is encoded, a prompt read, or an answer decoded.
@@ -28,6 +42,34 @@ pub(crate) struct SlotView {
     pub n_generated: usize,
     /// When the request came.
     pub since: Duration,
+}
+
+/// How a prompt began.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Begun {
+    /// Its tokens.
+    pub n_prompt: usize,
+    /// What its slot had of it.
+    pub shared: Shared,
+    /// Whether that was to be used.
+    pub reuses: bool,
+}
+
+impl Begun {
+    /// Why as many tokens were used again as were.
+    fn why(&self) -> String {
+        let Shared { n_common, n_reused, by_checkpoint } = self.shared;
+        match (self.reuses, n_common, n_reused) {
+            (false, ..) => "cache_prompt is off".into(),
+            (true, 0, _) => "the slot had nothing of it".into(),
+            (true, _, 0) => format!("the prompt parts from the slot's at token {n_common}, and no checkpoint lies before that"),
+            _ if by_checkpoint && n_reused < n_common => {
+                format!("the prompt parts from the slot's at token {n_common}; the checkpoint before that was used")
+            }
+            _ if by_checkpoint => "it goes on at a checkpoint".into(),
+            _ => "it goes on where the slot's sequence is the same".into(),
+        }
+    }
 }
 
 /// Sums and states.
@@ -53,8 +95,12 @@ pub(crate) struct Numbers {
     pub host: [u64; HOST_BOUNDS_S.len() + 1],
     pub host_seconds: f64,
     pub stats: Stats,
+    /// Tokens of prompts that were in memory already.
+    pub reused_tokens: u64,
+    pub checkpoints: CheckpointCounts,
+    pub checkpoint_bytes: usize,
     /// One per slot.
-    pub slots: Vec<Option<SlotView>>,
+    pub slots: Vec<SlotView>,
     /// Requests by endpoint and status.
     pub requests: BTreeMap<(&'static str, u16), u64>,
 }
@@ -93,6 +139,10 @@ impl Numbers {
             ("tokens_predicted_seconds_total", "Seconds in which tokens were generated", self.predicted_seconds),
             ("n_decode_total", "Calls of the decoder", self.n_decode as f64),
             ("n_busy_slots_total", "Sequences in all calls of the decoder together", self.n_busy as f64),
+            ("prompt_tokens_reused_total", "Tokens of prompts that were in memory already", self.reused_tokens as f64),
+            ("ckpt_created_total", "Checkpoints of prompts that were made", self.checkpoints.made as f64),
+            ("ckpt_restored_total", "Checkpoints of prompts that were used", self.checkpoints.restored as f64),
+            ("ckpt_evicted_total", "Checkpoints of prompts that made room for others", self.checkpoints.evicted as f64),
             ("spec_decode_num_drafts_total", "Drafts that were verified", self.drafts.drafts as f64),
             ("spec_decode_num_draft_tokens_total", "Tokens of drafts that were verified", self.drafts.verified as f64),
             ("spec_decode_num_accepted_tokens_total", "Tokens of drafts that were right", self.drafts.accepted as f64),
@@ -108,6 +158,7 @@ impl Numbers {
         for (name, help, value) in [
             ("n_tokens_max", "Longest sequence so far", self.n_tokens_max as f64),
             ("requests_processing", "Requests that have a slot", self.processing as f64),
+            ("ckpt_bytes", "Bytes of checkpoints of prompts", self.checkpoint_bytes as f64),
             ("requests_deferred", "Requests that wait for a slot", self.deferred as f64),
             ("audio_cache_bytes", "Bytes of the vectors of clips that are kept", self.audio_cache.bytes as f64),
             ("state_bytes", "Bytes of memory that sequences have", self.stats.state_bytes as f64),
@@ -146,15 +197,27 @@ impl Numbers {
         out
     }
 
-    /// What the slots do, without anything that was said.
+    /// What the slots do and keep, without anything that was said.
     pub(crate) fn slots(&self, now: Duration, n_ctx: usize) -> Value {
-        let slots = self.slots.iter().enumerate().map(|(id, slot)| match slot {
-            None => json!({"id": id, "n_ctx": n_ctx, "is_processing": false}),
-            Some(slot) => json!({
-                "id": id, "n_ctx": n_ctx, "is_processing": true, "id_task": slot.job, "state": slot.state,
-                "n_prompt_tokens": slot.n_prompt, "n_decoded": slot.n_generated,
-                "t_ms": (now.saturating_sub(slot.since)).as_millis() as u64,
-            }),
+        let slots = self.slots.iter().enumerate().map(|(id, slot)| {
+            let SlotView { work, begun, n_kept, checkpoints } = slot;
+            let mut shown = json!({
+                "id": id, "n_ctx": n_ctx, "is_processing": work.is_some(), "n_kept": n_kept, "checkpoints": checkpoints,
+            });
+            if let Some(begun) = begun {
+                let Shared { n_common, n_reused, .. } = begun.shared;
+                shown["prompt"] = json!({
+                    "n_tokens": begun.n_prompt, "n_common": n_common, "n_reused": n_reused, "why": begun.why(),
+                });
+            }
+            if let Some(work) = work {
+                shown["id_task"] = json!(work.job);
+                shown["state"] = json!(work.state);
+                shown["n_prompt_tokens"] = json!(work.n_prompt);
+                shown["n_decoded"] = json!(work.n_generated);
+                shown["t_ms"] = json!(now.saturating_sub(work.since).as_millis() as u64);
+            }
+            shown
         });
         slots.collect()
     }

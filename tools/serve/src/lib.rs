@@ -22,7 +22,7 @@ use axum::Router;
 use engine::DType;
 use engine::backend::Backend;
 use engine::session::{MAX_PENDING, Reuse, Session, SessionOptions};
-use engine::state::{Role, StateOptions};
+use engine::state::{Role, StateOptions, StateSpec};
 use models::Loaded;
 use models::draft::Drafters;
 use models::scheduler::Scheduler;
@@ -58,6 +58,8 @@ pub(crate) struct App {
     /// Requests whose answer has not gone.
     open_requests: AtomicUsize,
     n_ids: AtomicU64,
+    /// States of a sequence as long as the context.
+    state_bytes: usize,
 }
 
 impl App {
@@ -142,6 +144,8 @@ pub struct Memory {
     pub rings: usize,
     /// States that free slots keep.
     pub spare: usize,
+    /// Checkpoints of prompts.
+    pub checkpoints: usize,
     /// Bodies and decoded audio of all requests together.
     pub held: usize,
     /// The encoder's vectors of clips that came before; none of a model that does not hear.
@@ -158,12 +162,16 @@ impl Memory {
         let specs = || layout.specs().iter();
         let drafters = computing.drafters.as_ref();
         let of_drafts = drafters.map_or(0, |drafters| drafters.state_bytes(n_ctx));
+        let is_folded = |spec: &&StateSpec| spec.role.is_recurrent() && spec.role != Role::Pending;
+        let folded: usize = specs().filter(is_folded).map(StateSpec::bytes).sum();
+        let n_checkpoints = if options.keeps_prompts { options.checkpoints.n.saturating_mul(options.n_slots) } else { 0 };
         Ok(Self {
             weights: loaded.files.iter().map(engine::gguf::Gguf::file_bytes).sum(),
             draft_weights: drafters.map_or(0, Drafters::weights_bytes),
             states: specs().map(|spec| spec.used_bytes(n_ctx)).sum::<usize>().saturating_add(of_drafts),
             rings: specs().filter(|spec| spec.role == Role::Pending).map(|spec| spec.used_bytes(n_ctx)).sum(),
             spare: SPARE_BYTES,
+            checkpoints: folded.saturating_mul(n_checkpoints).min(options.checkpoints.bytes),
             held: options.max_held_bytes,
             audio_cache: loaded.model.encoder().map_or(0, |_| options.audio_cache_bytes),
         })
@@ -171,7 +179,8 @@ impl Memory {
 
     /// All of it, without states.
     pub fn fixed(&self) -> usize {
-        let all = [self.weights, self.draft_weights, self.spare, self.held, self.audio_cache];
+        let all =
+            [self.weights, self.draft_weights, self.spare, self.checkpoints, self.held, self.audio_cache];
         all.into_iter().fold(0, usize::saturating_add)
     }
 }
@@ -200,6 +209,7 @@ impl Server {
             ..SessionOptions::default()
         };
         let session = Session::open(Arc::clone(&loaded.model), &loaded.weights, &computing.backends, session_options)?;
+        let state_bytes = session.memory().specs().iter().map(|spec| spec.used_bytes(options.n_ctx)).sum();
         let start = Instant::now();
         let clock: Clock = Arc::new(move || start.elapsed());
         let figures = Arc::new(Figures::default());
@@ -209,6 +219,8 @@ impl Server {
             timeout: options.timeout,
             state_bytes: options.max_state_bytes,
             audio_cache_bytes: options.audio_cache_bytes,
+            checkpoints: options.checkpoints,
+            similarity: options.slot_similarity,
         };
         let core = Core::new(Scheduler::new(session), core_options, Arc::clone(&clock), Arc::clone(&figures))
             .with_drafters(computing.drafters.clone());
@@ -228,6 +240,7 @@ impl Server {
             is_draining: AtomicBool::new(false),
             open_requests: AtomicUsize::new(0),
             n_ids: AtomicU64::new(0),
+            state_bytes,
             options,
         });
         Ok(Self { app, engine })

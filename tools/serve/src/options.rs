@@ -1,6 +1,9 @@
 //! [`Options`]: what a server is told.
 
+use std::path::PathBuf;
 use std::time::Duration;
+
+use models::scheduler::CheckpointLimits;
 
 /// How a server behaves, and what bounds it.
 #[derive(Clone, Debug)]
@@ -33,6 +36,14 @@ pub struct Options {
     pub max_state_bytes: Option<usize>,
     /// Bytes of the encoder's vectors of clips that are kept for when the same clip comes again.
     pub audio_cache_bytes: usize,
+    /// Whether slots keep the sequence of their last request, for prompts that begin as it did.
+    pub keeps_prompts: bool,
+    /// Bounds of the checkpoints by which models with recurrent states come back to where prompts part.
+    pub checkpoints: CheckpointLimits,
+    /// The part of a prompt that a slot must have for it to go there, and not where the slot was used least recently.
+    pub slot_similarity: f32,
+    /// Where what slots keep may be saved, and read from.
+    pub slot_save_path: Option<PathBuf>,
     /// Seconds of a clip.
     pub max_audio_s: u32,
     /// Connections at once.
@@ -69,6 +80,10 @@ impl Default for Options {
             max_held_bytes: 1024 * MIB,
             max_state_bytes: None,
             audio_cache_bytes: 64 * MIB,
+            keeps_prompts: true,
+            checkpoints: CheckpointLimits::default(),
+            slot_similarity: 0.1,
+            slot_save_path: None,
             max_audio_s: 3 * 3600,
             max_connections: 256,
             threads_http: 2,

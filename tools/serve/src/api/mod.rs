@@ -7,5 +7,6 @@ pub(crate) mod error;
 mod fields;
 mod recording;
 pub(crate) mod server;
+pub(crate) mod slots;
 pub(crate) mod tokens;
 pub(crate) mod transcription;

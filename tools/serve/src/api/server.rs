@@ -1,7 +1,6 @@
 //! Endpoints about the server itself.
 
 use axum::body::Body;
-use axum::extract::Request;
 use axum::http::Response;
 use serde_json::json;
 
@@ -51,20 +50,4 @@ pub(crate) fn props(app: &App) -> Response<Body> {
         "modalities": {"vision": false, "audio": hears},
         "build_info": concat!("tympan ", env!("CARGO_PKG_VERSION")),
     }))
-}
-
-/// What the slots do.
-///
-/// Errors: 501 where they are not shown; 503 with `fail_on_no_slot=1` and no free one.
-pub(crate) fn slots(app: &App, request: &Request) -> Result<Response<Body>, ApiError> {
-    if !app.options.has_slots {
-        return Err(ApiError::cannot("slots are not shown (--no-slots)"));
-    }
-    let numbers = app.figures.lock();
-    let wants_free =
-        request.uri().query().is_some_and(|query| query.split('&').any(|part| part == "fail_on_no_slot=1"));
-    if wants_free && numbers.slots.iter().all(Option::is_some) {
-        return Err(ApiError::unavailable("no slot is free"));
-    }
-    Ok(json(&numbers.slots((app.clock)(), app.model.n_ctx)))
 }

@@ -9,12 +9,12 @@ use std::time::Duration;
 
 use models::decoding::{Decoding, Event};
 use models::draft::{Drafters, Statistics};
-use models::scheduler::{Scheduler, SequenceId};
+use models::scheduler::{CheckpointLimits, Scheduler, Seat, SequenceId};
 
 use super::text::chosen;
 use super::{Answer, AudioCache, Clock, Job, Reply, SpeechWork, TextWork, Work};
 use crate::api::error::ApiError;
-use crate::figures::{Figures, SlotView};
+use crate::figures::{Begun, Figures, SlotView, WorkView};
 use crate::mailbox::Mailbox;
 
 /// A call in which sequences decode takes about so long at most, whatever prompts are fed beside them.
@@ -38,48 +38,54 @@ pub(crate) struct CoreOptions {
     pub state_bytes: Option<usize>,
     /// Bytes of the vectors of clips that are kept.
     pub audio_cache_bytes: usize,
+    /// Bounds of checkpoints of prompts.
+    pub checkpoints: CheckpointLimits,
+    /// The part of a prompt that a slot must have for it to go there, and not where the slot was used least recently.
+    pub similarity: f32,
 }
 
 /// A job that was taken.
-struct Task {
+pub(super) struct Task {
     id: u64,
-    reply: Mailbox<Reply>,
+    pub(super) reply: Mailbox<Reply>,
     arrived: Duration,
     deadline: Duration,
-    work: Work,
+    pub(super) work: Work,
     /// Its sequence, while there is one.
     sequence: Option<SequenceId>,
-    /// The slot it is shown in.
-    i_slot: usize,
+    /// The slot that is its own while it runs.
+    pub(super) i_slot: usize,
     /// Tokens of its sequence's prompt that are not in memory.
     prompt_left: usize,
     /// Bytes of states that are promised to it.
-    promised: usize,
+    pub(super) promised: usize,
     /// What came of its drafts, where it had any, and of those of the sequence at hand.
     drafts: Option<Statistics>,
     of_sequence: Statistics,
-    end: Option<End>,
+    pub(super) end: Option<End>,
 }
 
 /// How a job ended.
-enum End {
+pub(super) enum End {
     Done,
     Failed(ApiError),
-    /// Nobody waits for it.
+    /// Nobody waits for an answer, or it has been given.
     Gone,
 }
 
 /// The jobs, and the session that computes them.
 pub(crate) struct Core {
-    scheduler: Scheduler,
-    waiting: VecDeque<Task>,
-    running: Vec<Task>,
+    pub(super) scheduler: Scheduler,
+    pub(super) waiting: VecDeque<Task>,
+    pub(super) running: Vec<Task>,
     audio_cache: AudioCache,
-    options: CoreOptions,
+    pub(super) options: CoreOptions,
     clock: Clock,
-    figures: Arc<Figures>,
+    pub(super) figures: Arc<Figures>,
     /// What guesses the next tokens of every sequence.
-    drafters: Option<Drafters>,
+    pub(super) drafters: Option<Drafters>,
+    /// How the last prompt of every slot began, where it was one of text.
+    begun: Vec<Option<Begun>>,
     /// Whether the encoder is next where both have something to do.
     encoder_is_next: bool,
     /// Jobs that ended since this was asked for.
@@ -90,7 +96,8 @@ impl Core {
     /// Without jobs. All slots of the scheduler's session are its own.
     pub(crate) fn new(mut scheduler: Scheduler, options: CoreOptions, clock: Clock, figures: Arc<Figures>) -> Self {
         scheduler.set_prompt_piece(FIRST_PIECE);
-        figures.lock().slots = vec![None; options.n_slots];
+        scheduler.set_checkpoint_limits(options.checkpoints);
+        figures.lock().slots = vec![SlotView::default(); options.n_slots];
         Self {
             scheduler,
             waiting: VecDeque::new(),
@@ -100,6 +107,7 @@ impl Core {
             clock,
             figures,
             drafters: None,
+            begun: vec![None; options.n_slots],
             encoder_is_next: true,
             n_ended: 0,
         }
@@ -152,7 +160,6 @@ impl Core {
         self.look_at_clients(now);
         self.sweep(now);
         self.admit(now);
-        // Before anybody is told anything by those that are new.
         self.publish();
         let encodes = self.running.iter().any(|task| task.needs_encoder());
         let decodes = self.scheduler.n_running() > 0;
@@ -182,44 +189,8 @@ impl Core {
         }
     }
 
-    /// Gives slots to jobs that wait, in the order in which they came. One whose states do not fit beside those that are
-    /// promised to others waits, and those behind it with it: none waits for ever.
-    fn admit(&mut self, now: Duration) {
-        while self.running.len() < self.options.n_slots
-            && let Some(task) = self.waiting.front()
-        {
-            let wanted = self.state_bytes(task.n_most());
-            let promised: usize = self.running.iter().map(|task| task.promised).sum();
-            let fits = |most: usize| promised + wanted <= most;
-            let is_alone = self.running.is_empty();
-            if !self.options.state_bytes.is_none_or(fits) && !is_alone {
-                return;
-            }
-            let Some(mut task) = self.waiting.pop_front() else { return };
-            if !self.options.state_bytes.is_none_or(fits) {
-                let most = self.options.state_bytes.unwrap_or_default();
-                let message =
-                    format!("prompt and answer need {wanted} bytes of states; all requests together have {most}");
-                task.end = Some(End::Failed(ApiError::too_large(message)));
-                // It is answered with those that run.
-                self.running.push(task);
-                self.sweep(now);
-                continue;
-            }
-            task.promised = wanted;
-            let taken: Vec<usize> = self.running.iter().map(|other| other.i_slot).collect();
-            task.i_slot = (0..self.options.n_slots).find(|i| !taken.contains(i)).unwrap_or(0);
-            if let Work::Text(work) = &mut task.work
-                && let Some(decoding) = work.begin(now)
-            {
-                task.submit(&mut self.scheduler, decoding, self.drafters.as_ref());
-            }
-            self.running.push(task);
-        }
-    }
-
     /// Bytes of states of a sequence of so many tokens.
-    fn state_bytes(&self, n_tokens: usize) -> usize {
+    pub(super) fn state_bytes(&self, n_tokens: usize) -> usize {
         let specs = self.scheduler.session().memory().specs().iter();
         let of_drafts = self.drafters.as_ref().map_or(0, |drafters| drafters.state_bytes(n_tokens));
         specs.map(|spec| spec.used_bytes(n_tokens)).sum::<usize>() + of_drafts
@@ -238,7 +209,8 @@ impl Core {
         match result {
             Ok(Some(decoding)) => {
                 work.submitted(now);
-                task.submit(scheduler, decoding, drafters.as_ref());
+                let seat = Seat { place: Some(task.i_slot), ..Seat::default() };
+                task.submit(scheduler, &seat, decoding, drafters.as_ref());
             }
             Ok(None) => {}
             Err(error) => task.end = Some(End::Failed(error.into())),
@@ -316,9 +288,9 @@ impl Core {
         numbers.drafts.add(&drafts);
     }
 
-    /// Answers the jobs that ended, and frees their slots.
-    fn sweep(&mut self, now: Duration) {
-        let Self { scheduler, waiting, running, figures, n_ended, .. } = self;
+    /// Answers the jobs that ended, whose slots are free by then.
+    pub(super) fn sweep(&mut self, now: Duration) {
+        let Self { waiting, running, .. } = self;
         let mut ended = Vec::new();
         let mut i = 0;
         while i < waiting.len() {
@@ -329,26 +301,38 @@ impl Core {
             }
         }
         ended.extend(running.extract_if(.., |task| task.end.is_some()));
-        for mut task in ended {
-            if let Some(id) = task.sequence.take() {
-                scheduler.cancel(id);
-            }
-            *n_ended += 1;
-            task.answer(figures, now);
+        if ended.is_empty() {
+            return;
         }
+        ended.iter_mut().filter_map(|task| task.sequence.take()).for_each(|id| self.scheduler.cancel(id));
+        // Before anybody is told: who then looks sees what is left.
+        self.publish();
+        self.n_ended += ended.len();
+        ended.into_iter().for_each(|task| task.answer(&self.figures, now));
     }
 
-    /// Shows what the slots do.
-    fn publish(&self) {
-        let mut numbers = self.figures.lock();
-        numbers.processing = self.running.len();
-        numbers.deferred = self.waiting.len();
-        numbers.slots.fill(None);
-        for task in &self.running {
-            let (n_prompt, n_generated) = task.n_tokens();
-            numbers.n_tokens_max = numbers.n_tokens_max.max((n_prompt + n_generated) as u64);
-            numbers.slots[task.i_slot] =
-                Some(SlotView { job: task.id, state: task.state(), n_prompt, n_generated, since: task.arrived });
+    /// Shows what the slots do and keep.
+    fn publish(&mut self) {
+        let Self { scheduler, running, waiting, figures, begun, .. } = self;
+        let mut numbers = figures.lock();
+        numbers.processing = running.len();
+        numbers.deferred = waiting.len();
+        numbers.checkpoints = scheduler.checkpoint_counts();
+        numbers.checkpoint_bytes = scheduler.session().memory().checkpoint_bytes();
+        for (place, begun) in begun.iter_mut().enumerate() {
+            let task = running.iter().find(|task| task.i_slot == place);
+            if let Some(task) = task {
+                let (n_prompt, n_generated) = task.n_tokens();
+                numbers.n_tokens_max = numbers.n_tokens_max.max((n_prompt + n_generated) as u64);
+                *begun = task.begun();
+            }
+            let work = task.map(|task| {
+                let (n_prompt, n_generated) = task.n_tokens();
+                WorkView { job: task.id, state: task.state(), n_prompt, n_generated, since: task.arrived }
+            });
+            let n_kept = scheduler.kept(place).map_or(0, <[u32]>::len);
+            let checkpoints = scheduler.checkpoints(place);
+            numbers.slots[place] = SlotView { work, begun: *begun, n_kept, checkpoints };
         }
     }
 }
@@ -357,24 +341,37 @@ impl Task {
     fn needs_encoder(&self) -> bool {
         match &self.work {
             Work::Speech(work) => self.end.is_none() && self.sequence.is_none() && work.needs_encoder(),
-            Work::Text(_) => false,
+            Work::Text(_) | Work::Slot(_) => false,
         }
     }
 
-    /// Most tokens that a sequence of it will have.
-    fn n_most(&self) -> usize {
+    /// How its prompt began.
+    pub(super) fn begun(&self) -> Option<Begun> {
         match &self.work {
-            Work::Speech(work) => work.n_most(),
-            Work::Text(work) => work.n_most(),
+            Work::Text(work) => Some(work.begun()),
+            Work::Speech(_) | Work::Slot(_) => None,
         }
     }
 
-    fn submit(&mut self, scheduler: &mut Scheduler, decoding: Decoding, drafters: Option<&Drafters>) {
-        self.prompt_left = decoding.prompt_left();
+    /// Gives its sequence to the scheduler.
+    pub(super) fn submit(
+        &mut self,
+        scheduler: &mut Scheduler,
+        seat: &Seat,
+        decoding: Decoding,
+        drafters: Option<&Drafters>,
+    ) {
         self.of_sequence = Statistics::default();
         let speculation = drafters.map(|drafters| drafters.speculation(decoding.prompt_ids())).transpose();
-        match speculation.and_then(|speculation| scheduler.submit_with(decoding, speculation)) {
-            Ok(id) => self.sequence = Some(id),
+        let n_prompt = decoding.prompt_left();
+        match speculation.and_then(|speculation| scheduler.submit_in(seat, decoding, speculation)) {
+            Ok(seated) => {
+                self.sequence = Some(seated.id);
+                self.prompt_left = n_prompt - seated.shared.n_reused;
+                if let Work::Text(work) = &mut self.work {
+                    work.submitted(seated);
+                }
+            }
             Err(error) => self.end = Some(End::Failed(error.into())),
         }
     }
@@ -398,6 +395,7 @@ impl Task {
                 let (piece, flow) = work.advance(event, logits, n_vocab, now);
                 (piece, flow, event.finish.is_some() || flow.is_break())
             }
+            Work::Slot(_) => return ControlFlow::Break(()),
         };
         if let Some(piece) = piece {
             self.reply.put(Reply::Piece(piece), now);
@@ -415,6 +413,7 @@ impl Task {
         match &self.work {
             Work::Speech(work) => work.n_tokens(),
             Work::Text(work) => work.n_tokens(),
+            Work::Slot(_) => (0, 0),
         }
     }
 
@@ -422,7 +421,7 @@ impl Task {
         match &self.work {
             _ if self.needs_encoder() => "encoding",
             Work::Text(work) if work.n_tokens().1 == 0 => "prompt",
-            Work::Speech(_) | Work::Text(_) => "generating",
+            Work::Speech(_) | Work::Text(_) | Work::Slot(_) => "generating",
         }
     }
 
@@ -434,6 +433,7 @@ impl Task {
                 let answer = match work {
                     Work::Speech(work) => Some(SpeechWork::into_answer(*work, drafts)),
                     Work::Text(work) => TextWork::into_answer(*work, drafts),
+                    Work::Slot(_) => None,
                 };
                 if let Some(Answer::Speech(answer)) = &answer {
                     figures.lock().audio_seconds += answer.transcript.duration_s;

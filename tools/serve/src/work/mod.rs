@@ -1,9 +1,12 @@
 //! The engine thread and what it works on. [`Core`] decides what is computed next, without sockets and by a clock that it is
-//! given; `thread` runs it; `speech` and `text` are the two kinds of work, `cache` keeps what was heard.
+//! given, and `admission` which job gets which slot; `thread` runs it; `speech`, `text` and `slot` are the kinds of work,
+//! `cache` keeps what was heard.
 
+mod admission;
 mod cache;
 mod core;
 mod inbox;
+mod slot;
 mod speech;
 mod text;
 mod thread;
@@ -17,6 +20,7 @@ use crate::mailbox::{Mailbox, Merge};
 pub(crate) use cache::{AudioCache, CacheFigures, ClipKey};
 pub(crate) use core::{Core, CoreOptions};
 pub(crate) use inbox::{Inbox, Refusal};
+pub(crate) use slot::{SlotAnswer, SlotWork};
 pub(crate) use speech::{Clip, SpeechAnswer, SpeechWork};
 pub(crate) use text::{TextAnswer, TextWork, TokenView};
 pub(crate) use thread::EngineThread;
@@ -44,6 +48,8 @@ pub(crate) enum Work {
     Speech(Box<SpeechWork>),
     /// Text to text.
     Text(Box<TextWork>),
+    /// What is done with a slot itself.
+    Slot(SlotWork),
 }
 
 /// What a client is told. The last one is `Done` or `Failed`; where neither comes, the engine thread has died.
@@ -75,6 +81,8 @@ pub(crate) enum Answer {
     Speech(SpeechAnswer),
     /// Of a prompt.
     Text(TextAnswer),
+    /// Of something that was done with a slot.
+    Slot(SlotAnswer),
 }
 
 impl Merge for Reply {

@@ -7,8 +7,10 @@ use std::time::Duration;
 use models::decoding::{Decoding, Event, Finish};
 use models::draft::Statistics;
 use models::generate::{Continuation, Generated};
+use models::scheduler::{Seat, Seated, Shared};
 
 use super::{Answer, Piece};
+use crate::figures::Begun;
 
 /// What the HTTP side made of a request.
 pub(crate) struct TextWork {
@@ -18,6 +20,11 @@ pub(crate) struct TextWork {
     /// Most tokens of prompt and answer together.
     n_most: usize,
     prompt_left: usize,
+    /// The slot that it wants, and what of that it may use.
+    seat: Seat,
+    /// Where it is, and what it shares with what was there.
+    place: usize,
+    shared: Shared,
     /// Whether the text is wanted as it grows.
     is_streamed: bool,
     /// Alternatives that are told of every token; none where not even its own probability is wanted.
@@ -55,6 +62,10 @@ pub(crate) struct TextAnswer {
     pub generated: Generated,
     /// Tokens of the prompt.
     pub n_prompt: usize,
+    /// Those of them that were in memory already.
+    pub n_cached: usize,
+    /// The slot.
+    pub place: usize,
     /// What of the text was not sent yet.
     pub rest: String,
     /// The tokens with their probabilities, where they were asked for.
@@ -76,6 +87,9 @@ impl TextWork {
             n_prompt,
             n_most,
             prompt_left: n_prompt,
+            seat: Seat::default(),
+            place: 0,
+            shared: Shared::default(),
             is_streamed: false,
             n_probs: None,
             most: None,
@@ -87,6 +101,33 @@ impl TextWork {
             prompt_time: Duration::ZERO,
             decode_time: Duration::ZERO,
         }
+    }
+
+    /// It wants this slot, and uses and leaves what this says.
+    pub(crate) fn seated(mut self, seat: Seat) -> Self {
+        self.seat = seat;
+        self
+    }
+
+    /// The slot that it wants, and what of that it may use.
+    pub(crate) fn seat(&self) -> &Seat {
+        &self.seat
+    }
+
+    /// The prompt, until it has begun.
+    pub(crate) fn prompt_ids(&self) -> &[i32] {
+        self.decoding.as_ref().map_or(&[], Decoding::prompt_ids)
+    }
+
+    /// It has a slot, and takes over what that has of the prompt.
+    pub(crate) fn submitted(&mut self, seated: Seated) {
+        (self.place, self.shared) = (seated.place, seated.shared);
+        self.prompt_left = self.n_prompt - self.shared.n_reused;
+    }
+
+    /// How the prompt began.
+    pub(crate) fn begun(&self) -> Begun {
+        Begun { n_prompt: self.n_prompt, shared: self.shared, reuses: self.seat.reuses }
     }
 
     /// The text is sent as it grows.
@@ -174,6 +215,8 @@ impl TextWork {
         let rest = generated.text.get(self.n_sent..).unwrap_or_default().to_owned();
         Some(Answer::Text(TextAnswer {
             n_prompt: self.n_prompt,
+            n_cached: self.shared.n_reused,
+            place: self.place,
             rest,
             tokens: self.shown,
             prompt_time: self.prompt_time,

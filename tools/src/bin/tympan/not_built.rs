@@ -21,18 +21,17 @@ const SWITCHES: [(&str, &[&str]); 1] = [("transcribe", &["raw-words", "drop-susp
 /// Flags of a subcommand that have a value.
 const VALUED: [(&str, &[&str]); 8] = [
     ("transcribe", &["vad", "loop-retry", "track", "from", "to", "aligner", "gpu-layers", "memory-budget"]),
-    ("generate", &["gpu-layers", "memory-budget"]),
+    ("generate", &["gpu-layers", "memory-budget", "ctx-checkpoints"]),
     ("generate", OF_DRAFTS),
     ("bench", &["gpu-layers", "memory-budget"]),
     ("bench", OF_DRAFTS),
     ("inspect", &["gpu-layers", "memory-budget"]),
-    ("serve", &["gpu-layers", "cache-ram", "cache-reuse", "slot-save-path", "ctx-checkpoints-mem"]),
+    ("serve", &["gpu-layers", "cache-ram", "cache-reuse"]),
     ("serve", OF_DRAFTS),
 ];
 
 /// Of drafts, what is not built yet, and where a draft model would lie.
 const OF_DRAFTS: &[&str] = &[
-    "ctx-checkpoints",
     "spec-draft-hf",
     "spec-draft-ngl",
     "spec-draft-device",

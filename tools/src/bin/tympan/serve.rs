@@ -10,6 +10,7 @@ use anyhow::Context;
 use clap::{Arg, Args, Command};
 use engine::session::MAX_CONTEXT;
 use models::LoadOptions;
+use models::scheduler::CheckpointLimits;
 use models::draft::Drafters;
 use models::tokenizer::Tokenizer;
 use serve::{Computing, Log, Memory, Options, Server, Stopped};
@@ -20,13 +21,14 @@ use crate::exit::{Exit, Failure, Outcome};
 use crate::interrupt::{self, Interrupt};
 use crate::model::Loading;
 use crate::report::{Verbosity, size};
-use crate::speculation::SpeculationArgs;
+use crate::speculation::{SpeculationArgs, probability};
 use crate::streams;
 
 /// Most slots.
 const MAX_SLOTS: u64 = 256;
 /// Flags of several letters, as users of llama.cpp know them.
-const SHORT: [(&str, &str); 1] = [("-np", "--parallel")];
+const SHORT: [(&str, &str); 3] =
+    [("-np", "--parallel"), ("-ctxcp", "--ctx-checkpoints"), ("-sps", "--slot-prompt-similarity")];
 /// Flags that another part of the program looks for in the environment.
 const OWN_VARIABLES: [&str; 1] = ["graph-reuse"];
 
@@ -141,6 +143,27 @@ pub(crate) struct ServeArgs {
     /// Memory that the server may use: a number of bytes, or one followed by K, M or G
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     memory_budget: Option<u64>,
+
+    /// Feed every prompt whole: slots do not keep the sequence of their last request for prompts that begin as it did
+    #[arg(long)]
+    no_cache_prompt: bool,
+
+    /// Most checkpoints of a slot's sequence, by which models with recurrent states go on where a prompt parts from the one
+    /// before; 0 for none (-ctxcp)
+    #[arg(long, value_name = "N", default_value = "32", value_parser = clap::value_parser!(u64).range(0..=1024))]
+    ctx_checkpoints: u64,
+
+    /// Bytes of all checkpoints together, in MiB
+    #[arg(long, value_name = "MIB", default_value = "1024", value_parser = clap::value_parser!(u64).range(0..=1_048_576))]
+    ctx_checkpoints_mem: u64,
+
+    /// The part of a prompt that a slot must have for it to go there, and not where the slot was used least recently: 0 to 1 (-sps)
+    #[arg(long, value_name = "PART", default_value = "0.1", value_parser = probability)]
+    slot_prompt_similarity: f32,
+
+    /// Directory where POST /slots/ID?action=save writes what a slot keeps, and restore reads it [default: none]
+    #[arg(long, value_name = "DIR")]
+    slot_save_path: Option<PathBuf>,
 
     /// Type of the attention cache: f16 or f32
     #[arg(long, value_name = "TYPE", default_value = "f16", hide_possible_values = true)]
@@ -293,6 +316,9 @@ fn options(args: &ServeArgs, model: &Model, keys: Vec<String>) -> Outcome<Option
     if n_ctx > own {
         return Err(Failure::usage(format!("--ctx-size {n_ctx}: the context of this model holds {own} tokens")));
     }
+    if let Some(folder) = args.slot_save_path.as_ref().filter(|folder| !folder.is_dir()) {
+        return Err(Failure::usage(format!("--slot-save-path {}: no such directory", folder.display())));
+    }
     Ok(Options {
         n_slots: number(args.parallel),
         n_ctx,
@@ -307,6 +333,13 @@ fn options(args: &ServeArgs, model: &Model, keys: Vec<String>) -> Outcome<Option
         max_upload_bytes: number(args.max_upload_mb * MIB),
         max_held_bytes: number(args.max_held_mb * MIB),
         audio_cache_bytes: number(args.audio_cache_mb * MIB),
+        keeps_prompts: !args.no_cache_prompt,
+        checkpoints: CheckpointLimits {
+            n: number(args.ctx_checkpoints),
+            bytes: number(args.ctx_checkpoints_mem * MIB),
+        },
+        slot_similarity: args.slot_prompt_similarity,
+        slot_save_path: args.slot_save_path.clone(),
         max_audio_s: args.max_audio_seconds,
         max_connections: number(args.max_connections),
         threads_http: number(args.threads_http),
@@ -328,16 +361,19 @@ fn report(
 ) -> Outcome<()> {
     let memory = Memory::of(&model.loaded, computing, options).map_err(Failure::model)?;
     let shown = |bytes: usize| size(bytes as u64);
-    let Memory { weights, draft_weights, states, rings, spare, held, audio_cache } = memory;
+    let Memory { weights, draft_weights, states, rings, spare, checkpoints, held, audio_cache } = memory;
     let draft_model = if draft_weights > 0 { format!(" and {}", shown(draft_weights)) } else { String::new() };
     let of_drafts = if rings > 0 { format!(", {} of it to take drafts back", shown(rings)) } else { String::new() };
+    let of_prompts =
+        if checkpoints > 0 { format!(", checkpoints of prompts up to {}", shown(checkpoints)) } else { String::new() };
     let text = format!(
-        "memory: weights {}{draft_model}, states of a sequence of {} tokens {}{of_drafts} ({} slots), kept between requests \
-         up to {}, uploads and audio up to {}, vectors of recordings up to {}",
+        "memory: weights {}{draft_model}, states of a sequence of {} tokens {}{of_drafts} ({} slots, which keep {}), spare \
+         states up to {}{of_prompts}, uploads and audio up to {}, vectors of recordings up to {}",
         shown(weights),
         options.n_ctx,
         shown(states),
         options.n_slots,
+        if options.keeps_prompts { "their last one" } else { "nothing between requests" },
         shown(spare),
         shown(held),
         shown(audio_cache),

@@ -218,7 +218,7 @@ fn ngram_length() -> clap::builder::RangedI64ValueParser<u32> {
     clap::value_parser!(u32).range(1..=i64::from(MAX_NGRAM))
 }
 
-fn probability(text: &str) -> Result<f32, String> {
+pub(crate) fn probability(text: &str) -> Result<f32, String> {
     text.parse::<f32>().ok().filter(|p| (0.0..=1.0).contains(p)).ok_or_else(|| "want 0 to 1".into())
 }
 

@@ -20,15 +20,22 @@ const MAX_MESSAGES: usize = 4096;
 pub(crate) async fn apply_template(asked: Asked) -> Result<Response<Body>, ApiError> {
     let Asked { app, request, .. } = asked;
     let fields = fields(&app, request).await?;
-    let prompt = tokio::task::spawn_blocking(move || written(&app, &fields)).await;
-    let prompt = prompt.unwrap_or_else(|_| Err(ApiError::server("the template stumbled")))?;
-    Ok(json(&json!({"prompt": prompt})))
+    let written = tokio::task::spawn_blocking(move || written(&app, &fields)).await;
+    let written = written.unwrap_or_else(|_| Err(ApiError::server("the template stumbled")))?;
+    Ok(json(&json!({"prompt": written.text})))
+}
+
+/// A conversation as the model reads it.
+pub(super) struct Written {
+    pub text: String,
+    /// Where messages end in it, in bytes: of the last ones, and of those before at doubling distances.
+    pub ends: Vec<usize>,
 }
 
 /// The text of a request's conversation.
 ///
 /// Errors: 501 for a model without a template, 400 for messages that make no sense to it.
-pub(super) fn written(app: &App, fields: &Fields) -> Result<String, ApiError> {
+pub(super) fn written(app: &App, fields: &Fields) -> Result<Written, ApiError> {
     let template = match &app.model.template {
         Ok(template) => template,
         Err(why) => return Err(ApiError::cannot(format!("chat: {why}"))),
@@ -43,7 +50,24 @@ pub(super) fn written(app: &App, fields: &Fields) -> Result<String, ApiError> {
     let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let now = DateTime::from_unix(i64::try_from(seconds).unwrap_or(i64::MAX));
     let add_generation_prompt = fields.flag("add_generation_prompt")?.unwrap_or(true);
-    Ok(template.render(&messages, &Rendering { add_generation_prompt, now, variables: &variables })?)
+    let text = template.render(&messages, &Rendering { add_generation_prompt, now, variables: &variables })?;
+    let rendering = Rendering { add_generation_prompt: false, now, variables: &variables };
+    // Templates may write earlier messages another way once others follow: such ends are none.
+    let end = |n: usize| template.render(&messages[..n], &rendering).ok().filter(|start| text.starts_with(&**start));
+    let mut ends: Vec<usize> = of_interest(messages.len()).filter_map(end).map(|start| start.len()).collect();
+    ends.sort_unstable();
+    ends.dedup();
+    Ok(Written { text, ends })
+}
+
+/// Numbers of messages whose end may be where the next conversation parts from this one: near its own end each, and further
+/// back fewer and fewer.
+fn of_interest(n_messages: usize) -> impl Iterator<Item = usize> {
+    const N_LAST: usize = 4;
+    let doubling = std::iter::successors(Some(N_LAST), |back| back.checked_mul(2));
+    let back = (0..N_LAST).chain(doubling.take_while(move |&back| back < n_messages));
+    // The first one is what many conversations begin with.
+    back.filter_map(move |back| n_messages.checked_sub(back).filter(|&n| n > 1)).chain([1])
 }
 
 fn messages(fields: &Fields, template: &Template) -> Result<Vec<Message>, ApiError> {

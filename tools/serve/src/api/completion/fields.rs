@@ -42,6 +42,10 @@ pub(crate) struct Asking {
     pub wants_tokens: bool,
     /// Longest time from the first token on.
     pub most: Option<Duration>,
+    /// The slot, where one is asked for.
+    pub id_slot: Option<usize>,
+    /// Whether what the slot has of the prompt is used, and the slot keeps what it has then.
+    pub caches_prompt: bool,
 }
 
 impl Asking {
@@ -64,9 +68,10 @@ impl Asking {
             return Err(ApiError::unsupported_field("best_of"));
         }
         let slots = i64::try_from(app.options.n_slots).unwrap_or(i64::MAX);
-        // Any slot is as good as another, as long as none keeps its prompt.
-        fields.whole("id_slot", -1, slots - 1)?;
-        fields.flag("cache_prompt")?;
+        let id_slot = fields.whole("id_slot", -1, slots - 1)?.and_then(|id| usize::try_from(id).ok());
+        if id_slot.is_some() && n > 1 {
+            return Err(ApiError::field("id_slot", "id_slot: one slot has one answer; n wants several"));
+        }
         let mut max_tokens = None;
         for name in ["max_completion_tokens", "max_tokens", "n_predict"] {
             let most = i64::try_from(engine::session::MAX_CONTEXT).unwrap_or(i64::MAX);
@@ -98,6 +103,8 @@ impl Asking {
                 .number("t_max_predict_ms", 0.0, 1e9)?
                 .filter(|&ms| ms > 0.0)
                 .map(|ms| Duration::from_secs_f64(ms / 1000.0)),
+            id_slot,
+            caches_prompt: fields.flag("cache_prompt")?.unwrap_or(true) && app.options.keeps_prompts,
         })
     }
 }

@@ -12,6 +12,7 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::http::Response;
 use models::generate::Request;
+use models::scheduler::Seat;
 use serde_json::{Value, json};
 
 use self::fields::Asking;
@@ -95,7 +96,7 @@ async fn all(readers: Vec<Reader<Reply>>) -> Result<Vec<TextAnswer>, ApiError> {
                         answers.push(answer);
                         break;
                     }
-                    Answer::Speech(_) => return Err(ApiError::server("the answer is of another request")),
+                    Answer::Speech(_) | Answer::Slot(_) => return Err(ApiError::server("the answer is of another request")),
                 },
                 Some(Reply::Failed(error)) => return Err(error),
                 None => return Err(died()),
@@ -132,15 +133,25 @@ struct Prepared {
     starts_in_thought: bool,
 }
 
+/// Where a prompt without messages may be taken up: before its last token, for when the same is asked again. What is read in an
+/// instant is not worth a call of its own.
+fn own_boundary(n_tokens: usize) -> Vec<usize> {
+    const LONG: usize = 64;
+    if n_tokens >= LONG { vec![n_tokens - 1] } else { Vec::new() }
+}
+
 fn prepare(app: &App, fields: &Fields, kind: Kind) -> Result<Prepared, ApiError> {
     let model = &app.model;
     let asking = Asking::of(fields, kind, app)?;
+    let mut boundaries = Vec::new();
     let (prompts, starts_in_thought) = match kind {
         Kind::Native | Kind::Completion => (fields::prompts(fields, &model.writer)?, false),
         Kind::Chat => {
-            let text = chat::written(app, fields)?;
+            let chat::Written { text, ends } = chat::written(app, fields)?;
             let starts_in_thought = reasoning::ends_in_thought(&text);
-            (vec![(model.writer.chat_prompt(&text), json!(text))], starts_in_thought)
+            let ids = model.writer.chat_prompt(&text);
+            boundaries = model.writer.positions(&ids, &text, &ends);
+            (vec![(ids, json!(text))], starts_in_thought)
         }
     };
     let n_answers = prompts.len() * asking.n;
@@ -161,6 +172,12 @@ fn prepare(app: &App, fields: &Fields, kind: Kind) -> Result<Prepared, ApiError>
             ApiError::context(ids.len(), model.n_ctx, message)
         })?;
         let max_tokens = asking.max_tokens.unwrap_or(room).min(room);
+        let seat = Seat {
+            place: asking.id_slot,
+            reuses: asking.caches_prompt,
+            keeps: asking.caches_prompt,
+            boundaries: if boundaries.is_empty() { own_boundary(ids.len()) } else { boundaries.clone() },
+        };
         for i in 0..asking.n {
             let mut sampling = asking.sampling;
             sampling.seed = sampling.seed.wrapping_add(i as u64);
@@ -175,6 +192,7 @@ fn prepare(app: &App, fields: &Fields, kind: Kind) -> Result<Prepared, ApiError>
             let (continuation, decoding) = model.writer.begin(&request)?;
             let decoding = decoding.with_bias(&asking.bias);
             let work = TextWork::new(continuation, decoding, ids.len(), ids.len() + max_tokens)
+                .seated(seat.clone())
                 .streamed(asking.is_streamed)
                 .with_probabilities(asking.n_probs)
                 .within(asking.most);

@@ -117,7 +117,7 @@ impl Shaped<'_> {
         };
         let tokens = if self.asking.wants_tokens { json!(generated.ids) } else { json!([]) };
         let mut reply = json!({
-            "index": i, "content": generated.text, "tokens": tokens, "id_slot": -1, "stop": true,
+            "index": i, "content": generated.text, "tokens": tokens, "id_slot": answer.place, "stop": true,
             "model": self.app.model.alias,
             "tokens_predicted": generated.n_chosen, "tokens_evaluated": answer.n_prompt,
             "generation_settings": settings(self.asking, self.app), "prompt": self.prompts.get(i),
@@ -207,20 +207,23 @@ fn finish_reason(answer: &TextAnswer) -> &'static str {
 fn usage(answers: &[TextAnswer]) -> Value {
     let n_prompt: usize = answers.iter().map(|answer| answer.n_prompt).sum();
     let n_chosen: usize = answers.iter().map(|answer| answer.generated.n_chosen).sum();
+    let n_cached: usize = answers.iter().map(|answer| answer.n_cached).sum();
     json!({
         "prompt_tokens": n_prompt, "completion_tokens": n_chosen, "total_tokens": n_prompt + n_chosen,
-        "prompt_tokens_details": {"cached_tokens": 0},
+        "prompt_tokens_details": {"cached_tokens": n_cached},
     })
 }
 
 fn timings_of(answer: &TextAnswer) -> Value {
     // The first token comes with the prompt.
-    let mut timings = timings((answer.n_prompt, answer.prompt_time), (answer.generated.n_chosen, answer.decode_time));
+    let n_fed = answer.n_prompt - answer.n_cached;
+    let mut timings = timings((n_fed, answer.prompt_time), (answer.generated.n_chosen, answer.decode_time));
+    timings["cache_n"] = json!(answer.n_cached);
     tell_drafts(&mut timings, answer.drafts.as_ref());
     timings
 }
 
-/// Numbers of tokens and times of a prompt and of its answer.
+/// Numbers of tokens and times of a prompt, of which nothing was in memory, and of its answer.
 pub(super) fn timings(prompt: (usize, Duration), predicted: (usize, Duration)) -> Value {
     let part = |(n, time): (usize, Duration)| {
         let ms = time.as_secs_f64() * 1000.0;
