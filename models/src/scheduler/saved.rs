@@ -6,7 +6,7 @@
 //!
 //! Integers are little endian; the checksum is CRC-32C.
 
-use engine::snapshot::crc32c;
+use engine::crc32c;
 
 use super::{Scheduler, places::Kept};
 use crate::error::{Error, Result};

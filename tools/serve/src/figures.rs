@@ -62,7 +62,9 @@ impl Begun {
         match (self.reuses, n_common, n_reused) {
             (false, ..) => "cache_prompt is off".into(),
             (true, 0, _) => "the slot had nothing of it".into(),
-            (true, _, 0) => format!("the prompt parts from the slot's at token {n_common}, and no checkpoint lies before that"),
+            (true, _, 0) => {
+                format!("the prompt parts from the slot's at token {n_common}, and no checkpoint lies before that")
+            }
             _ if by_checkpoint && n_reused < n_common => {
                 format!("the prompt parts from the slot's at token {n_common}; the checkpoint before that was used")
             }

@@ -164,7 +164,8 @@ impl Memory {
         let of_drafts = drafters.map_or(0, |drafters| drafters.state_bytes(n_ctx));
         let is_folded = |spec: &&StateSpec| spec.role.is_recurrent() && spec.role != Role::Pending;
         let folded: usize = specs().filter(is_folded).map(StateSpec::bytes).sum();
-        let n_checkpoints = if options.keeps_prompts { options.checkpoints.n.saturating_mul(options.n_slots) } else { 0 };
+        let n_checkpoints =
+            if options.keeps_prompts { options.checkpoints.n.saturating_mul(options.n_slots) } else { 0 };
         Ok(Self {
             weights: loaded.files.iter().map(engine::gguf::Gguf::file_bytes).sum(),
             draft_weights: drafters.map_or(0, Drafters::weights_bytes),
@@ -179,8 +180,7 @@ impl Memory {
 
     /// All of it, without states.
     pub fn fixed(&self) -> usize {
-        let all =
-            [self.weights, self.draft_weights, self.spare, self.checkpoints, self.held, self.audio_cache];
+        let all = [self.weights, self.draft_weights, self.spare, self.checkpoints, self.held, self.audio_cache];
         all.into_iter().fold(0, usize::saturating_add)
     }
 }

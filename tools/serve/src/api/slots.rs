@@ -113,7 +113,8 @@ async fn carried_out(app: &App, work: SlotWork, arrived: std::time::Duration) ->
 fn file_in(folder: &Path, name: &str) -> Result<PathBuf, ApiError> {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
     if name.is_empty() || name.len() > MAX_NAME || name.starts_with('.') || !name.bytes().all(is_plain) {
-        let want = format!("want up to {MAX_NAME} letters, digits, dots, dashes and underscores, no dot at the beginning");
+        let want =
+            format!("want up to {MAX_NAME} letters, digits, dots, dashes and underscores, no dot at the beginning");
         return Err(ApiError::field("filename", format!("filename: {want}")));
     }
     Ok(folder.join(name))

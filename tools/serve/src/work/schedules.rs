@@ -138,12 +138,7 @@ fn random_requests(name: &str, n_jobs: usize) {
         checkpoints: CheckpointLimits { n: 3, bytes: 1 << 16 },
         similarity: 0.1,
     };
-    let mut probe = Core::new(
-        scheduler(&model),
-        options,
-        Arc::clone(&clock),
-        Arc::default(),
-    );
+    let mut probe = Core::new(scheduler(&model), options, Arc::clone(&clock), Arc::default());
     let most = probe.state_bytes(80);
     let options = CoreOptions { state_bytes: Some(most), ..options };
     let figures = Arc::new(Figures::default());
@@ -241,7 +236,10 @@ fn random_requests(name: &str, n_jobs: usize) {
     });
     let memory = core.scheduler.session().memory();
     assert_eq!((memory.n_free(), memory.checkpoint_bytes()), (N_SLOTS, 0));
-    assert!(n_done > n_jobs / 2 && n_late > n_jobs / 200 && n_left > n_jobs / 20, "{n_done} done, {n_late} late, {n_left} left, {n_deaf} deaf");
+    assert!(
+        n_done > n_jobs / 2 && n_late > n_jobs / 200 && n_left > n_jobs / 20,
+        "{n_done} done, {n_late} late, {n_left} left, {n_deaf} deaf"
+    );
     // By themselves they are answered the same.
     for ((prompt, n), want) in answers {
         let (reply, mut reader) = mailbox();

@@ -96,7 +96,9 @@ async fn all(readers: Vec<Reader<Reply>>) -> Result<Vec<TextAnswer>, ApiError> {
                         answers.push(answer);
                         break;
                     }
-                    Answer::Speech(_) | Answer::Slot(_) => return Err(ApiError::server("the answer is of another request")),
+                    Answer::Speech(_) | Answer::Slot(_) => {
+                        return Err(ApiError::server("the answer is of another request"));
+                    }
                 },
                 Some(Reply::Failed(error)) => return Err(error),
                 None => return Err(died()),
