@@ -5,7 +5,7 @@ use crate::run::{Run, clip, command, tympan};
 const SAYS: &str = "not in this version";
 
 /// Flags and values, and the subcommand that will have them. Formats of subtitles and their flags are elsewhere.
-const FLAGS: [(&str, &[&str]); 44] = [
+const FLAGS: [(&str, &[&str]); 42] = [
     ("transcribe", &["--timestamps", "word"]),
     ("transcribe", &["--aligner", "a.gguf"]),
     ("transcribe", &["--raw-words"]),
