@@ -81,6 +81,18 @@ fn work(writer: &Writer, wish: Wish) -> Work {
     Work::Text(Box::new(work.streamed(wish.is_deaf).seated(seat)))
 }
 
+fn core_options() -> CoreOptions {
+    CoreOptions {
+        n_slots: N_SLOTS,
+        stall: STALL,
+        timeout: TIMEOUT,
+        state_bytes: None,
+        audio_cache_bytes: 0,
+        checkpoints: CheckpointLimits { n: 3, bytes: 1 << 16 },
+        similarity: 0.1,
+    }
+}
+
 /// Whether a task takes any slot.
 fn is_flexible(task: &Task) -> bool {
     matches!(&task.work, Work::Text(work) if work.seat().place.is_none())
@@ -129,15 +141,7 @@ fn random_requests(name: &str, n_jobs: usize) {
         Arc::new(move || Duration::from_micros(micros.load(Ordering::SeqCst)))
     };
     // Two long sequences fit, or some short ones.
-    let options = CoreOptions {
-        n_slots: N_SLOTS,
-        stall: STALL,
-        timeout: TIMEOUT,
-        state_bytes: None,
-        audio_cache_bytes: 0,
-        checkpoints: CheckpointLimits { n: 3, bytes: 1 << 16 },
-        similarity: 0.1,
-    };
+    let options = core_options();
     let mut probe = Core::new(scheduler(&model), options, Arc::clone(&clock), Arc::default());
     let most = probe.state_bytes(80);
     let options = CoreOptions { state_bytes: Some(most), ..options };
@@ -253,12 +257,11 @@ fn random_requests(name: &str, n_jobs: usize) {
 
 #[test]
 fn a_clip_whose_client_went_is_encoded_no_further() {
-    let model = model();
+    let model = model("tiny-qwen3-asr");
     let listener = Arc::new(Listener::open(&model).unwrap());
     let encoder = model.model.encoder().unwrap();
     let figures = Arc::new(Figures::default());
-    let options =
-        CoreOptions { n_slots: N_SLOTS, stall: STALL, timeout: TIMEOUT, state_bytes: None, audio_cache_bytes: 1 << 20 };
+    let options = CoreOptions { audio_cache_bytes: 1 << 20, ..core_options() };
     let clock: Clock = Arc::new(|| Duration::ZERO);
     let mut core = Core::new(scheduler(&model), options, clock, Arc::clone(&figures));
     // 16 s in one segment, of two slices.
