@@ -58,6 +58,15 @@ pub struct Event {
     pub finish: Option<Finish>,
 }
 
+/// What a sequence has chosen so far, to come back to.
+#[derive(Clone, Debug)]
+pub(crate) struct Choices {
+    sampler: Sampler,
+    /// The token that was generated last.
+    last: Option<u32>,
+    n_generated: usize,
+}
+
 /// One sequence between two calls.
 #[derive(Clone, Debug)]
 pub struct Decoding {
@@ -158,6 +167,20 @@ impl Decoding {
             self.next.truncate(1);
             self.next.extend(usable);
         }
+    }
+
+    /// What it has chosen so far. Its prompt is in memory.
+    pub(crate) fn choices(&self) -> Choices {
+        let Self { sampler, next, n_generated, .. } = self;
+        Choices { sampler: sampler.clone(), last: next.first().copied(), n_generated: *n_generated }
+    }
+
+    /// Comes back to earlier choices of its own.
+    pub(crate) fn come_back(&mut self, choices: &Choices) {
+        self.sampler.clone_from(&choices.sampler);
+        self.next.clear();
+        self.next.extend(choices.last);
+        self.n_generated = choices.n_generated;
     }
 
     /// Drops all drafts but the first `n`.

@@ -17,7 +17,7 @@ use crate::draft::{Drafters, Statistics};
 use crate::error::{Error, Result};
 use crate::hparams::context_length;
 use crate::sample::Sampling;
-use crate::scheduler::{SPARE_BYTES, Scheduler};
+use crate::scheduler::{Rollback, SPARE_BYTES, Scheduler};
 use crate::stop::StopTexts;
 use crate::tokenizer::{Special, TokenKind, Tokenizer, Unfinished};
 
@@ -299,13 +299,19 @@ impl Generator {
         Self::open_with(loaded, backends, kv_dtype, 0)
     }
 
-    /// As [`Generator::open`], for drafts of at most `n_drafts` tokens: models with recurrent states keep so many inputs.
-    pub fn open_with(loaded: &Loaded, backends: &[Arc<dyn Backend>], kv_dtype: DType, n_drafts: usize) -> Result<Self> {
+    /// As [`Generator::open`], for drafts of which `n_pending` tokens can be taken back at most from recurrent states, whose inputs
+    /// are kept for it; none where they are copied ([`Rollback::n_pending`]).
+    pub fn open_with(
+        loaded: &Loaded,
+        backends: &[Arc<dyn Backend>],
+        kv_dtype: DType,
+        n_pending: usize,
+    ) -> Result<Self> {
         let writer = Writer::open(loaded)?;
         let options = SessionOptions {
             n_ctx: FIRST_CONTEXT.min(writer.n_ctx),
             kv_dtype,
-            n_pending: n_drafts.min(MAX_PENDING),
+            n_pending: n_pending.min(MAX_PENDING),
             spare_bytes: SPARE_BYTES,
             ..SessionOptions::default()
         };
@@ -318,11 +324,16 @@ impl Generator {
         self.scheduler.session_mut().set_reuse(reuse);
     }
 
+    /// How wrong guesses of drafters are taken back from recurrent states.
+    pub fn set_rollback(&mut self, rollback: Rollback) {
+        self.scheduler.set_rollback(rollback);
+    }
+
     /// Gives every text that follows these drafters, which change how long it takes and nothing else.
     ///
     /// Errors: `Argument` where recurrent states cannot be taken back: the generator was not opened for drafts.
     pub fn set_drafters(&mut self, drafters: Drafters) -> Result<()> {
-        if self.scheduler.session().memory().revocable() == 0 {
+        if self.scheduler.revocable() == 0 {
             let what = "the session keeps no inputs of the model's recurrent states, which drafts need".into();
             return Err(Error::Argument { name: "drafters", what });
         }

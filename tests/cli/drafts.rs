@@ -93,6 +93,9 @@ fn drafts_change_no_text_of_recurrent_models() {
         let got = generate_with(model, &flags).expect(0);
         assert_eq!(got.out, want, "{model}");
         assert!(got.err.contains("drafts: ") && !got.err.contains(" 0 verified"), "{model}: {}", got.err);
+        let copying = ["--spec-rollback", "checkpoint", "--spec-ckpt-num-tries", "1"];
+        let got = generate_with(model, &[&["--temp", "0.5", "--top-k", "2"], &copying[..], &drafts].concat()).expect(0);
+        assert!(got.out == want && got.err.contains("ms to save states"), "{model}: {}", got.err);
     }
     let tries = ["--spec-type", "suffix", "--spec-ckpt-num-tries", "2", "-v"];
     assert!(generate(&tries).expect(0).err.contains("--spec-ckpt-num-tries 2: not used"));
@@ -154,6 +157,13 @@ fn drafts_are_measured() {
     assert!(right[2] == 45 && right[1] > 45, "{right:?}");
     // The last token leaves no room for drafts behind it.
     assert_eq!((wrong[0], wrong[2]), (60, 0));
+    let copied =
+        bench(&[&drafts[..], &["-n", "31", "--spec-rollback", "checkpoint", "-o", "jsonl"]].concat()).expect(0);
+    for row in copied.json_lines().into_iter().take(2) {
+        let ms = |what: &str| row[format!("{what}_ms_per_draft")].as_f64().unwrap();
+        assert!(row["rollback"] == "checkpoint" && row["same_text"] == true, "{row}");
+        assert!(ms("save") > 0.0 && ms("restore") > 0.0 && ms("replay") > 0.0, "{row}");
+    }
     let table = bench(&[&drafts[..], &["-n", "9"]].concat()).expect(0).out;
     assert!(table.contains("| oracle 4,4") && table.contains("| same"), "{table}");
     for (args, want) in [

@@ -5,7 +5,7 @@ use crate::run::{Run, clip, command, tympan};
 const SAYS: &str = "not in this version";
 
 /// Flags and values, and the subcommand that will have them. Formats of subtitles and their flags are elsewhere.
-const FLAGS: [(&str, &[&str]); 42] = [
+const FLAGS: [(&str, &[&str]); 41] = [
     ("transcribe", &["--timestamps", "word"]),
     ("transcribe", &["--aligner", "a.gguf"]),
     ("transcribe", &["--raw-words"]),
@@ -29,7 +29,6 @@ const FLAGS: [(&str, &[&str]); 42] = [
     ("generate", &["--gpu-layers", "7"]),
     ("generate", &["--memory-budget", "1G"]),
     ("generate", &["--spec-rollback", "row"]),
-    ("generate", &["--spec-rollback", "checkpoint"]),
     ("generate", &["--ctx-checkpoints", "16"]),
     ("generate", &["--spec-draft-hf", "a/b"]),
     ("generate", &["--spec-synth-len", "3"]),

@@ -11,6 +11,7 @@ use convert::to_memory;
 use engine::DType;
 use engine::session::Reuse;
 use http_body_util::BodyExt;
+use models::scheduler::Rollback;
 use models::{LoadOptions, Loaded};
 use serde_json::Value;
 use serve::{Computing, Log, Options, Server};
@@ -53,7 +54,13 @@ pub fn speech() -> &'static Loaded {
 pub fn computing() -> Computing {
     let options = backends::Options { threads: std::num::NonZeroUsize::new(2) };
     let backend = backends::open("cpu", &options).unwrap();
-    Computing { backends: vec![backend], kv_dtype: DType::F16, reuse: Reuse::Verified, drafters: None }
+    Computing {
+        backends: vec![backend],
+        kv_dtype: DType::F16,
+        reuse: Reuse::Verified,
+        drafters: None,
+        rollback: Rollback::Ring,
+    }
 }
 
 pub fn options() -> Options {

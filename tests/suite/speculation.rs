@@ -17,7 +17,7 @@ use models::draft::model::DraftModel;
 use models::draft::{Drafter, Drafters, Kind, Limits, NgramSizes, Oracle, Outcome, Parameters, Shared, Speculation};
 use models::generate::{End, Generator, Request};
 use models::sample::Sampling;
-use models::scheduler::{Scheduler, SequenceId};
+use models::scheduler::{Rollback, Scheduler, SequenceId};
 use models::tokenizer::Tokenizer;
 use tests::draft::Draft;
 use tests::rng::Rng;
@@ -264,6 +264,53 @@ fn adversaries_change_no_text() {
             assert_eq!(run_all(&mut scheduler, &order), want[..n_seqs], "{name}, {i}: {:?}, {sampling:?}", all[i]);
         }
     }
+}
+
+/// States that are copied before a verification, and back behind a wrong one, give the same texts, for one and several sequences.
+#[test]
+fn copied_states_change_no_text() {
+    let mut n_replays = 0;
+    for (name, sampling) in MODELS[3..].iter().flat_map(|name| [(name, greedy()), (name, drawn())]) {
+        let loaded = models::load(vec![file(name)], LoadOptions::default()).unwrap();
+        let options = SessionOptions { n_slots: 4, n_ctx: 256, kv_dtype: DType::F32, ..session_options() };
+        let session = Session::open(loaded.model, &loaded.weights, &[backend("cpu")], options).unwrap();
+        let n_vocab = u32::try_from(session.model().n_vocab()).unwrap();
+        let mut scheduler = Scheduler::new(session);
+        scheduler.set_rollback(Rollback::Checkpoint { n_tries: 2 });
+        let prompts: Vec<Vec<u32>> = (1..=4).map(|seed| prompt(seed, 6)).collect();
+        let want: Vec<Vec<u32>> = prompts.iter().map(|p| run(&mut scheduler, p, sampling, None).0).collect();
+        let faults = [Fault::Never, Fault::From(0), Fault::From(1), Fault::Alternating, Fault::From(5), Fault::TooLong];
+        for (i, n_seqs) in [1, 2, 4].into_iter().enumerate() {
+            let mut order = Vec::new();
+            for j in 0..n_seqs {
+                let (k, fault) = ([7, 2, 1, 48][j], faults[(3 * i + 2 * j) % faults.len()]);
+                let text = [&prompts[j][..], &want[j]].concat();
+                let adversary = Adversary { text, k, fault, n_guesses: 0, n_vocab };
+                let speculation = Speculation::with(Box::new(adversary), k, false, &ids_of(&prompts[j]));
+                let decoding = decoding(scheduler.session(), &prompts[j], sampling, N_TOKENS);
+                order.push(scheduler.submit_with(decoding, Some(speculation)).unwrap());
+            }
+            let mut ids: BTreeMap<SequenceId, Vec<u32>> = BTreeMap::new();
+            let mut last = BTreeMap::new();
+            while scheduler.n_running() > 0 {
+                let step = scheduler.step(&mut |progress| {
+                    ids.entry(progress.id).or_default().extend(&progress.result.unwrap().tokens);
+                    last.insert(progress.id, *progress.statistics.unwrap());
+                });
+                step.unwrap();
+            }
+            let got: Vec<Vec<u32>> = order.iter().map(|id| ids.remove(id).unwrap()).collect();
+            assert_eq!(got, want[..n_seqs], "{name}, {n_seqs} sequences, {sampling:?}");
+            for statistics in last.values() {
+                let undone = &statistics.undone;
+                assert!(!undone.save.is_zero() && statistics.verified > 0, "{name}: {statistics}");
+                assert_eq!(undone.replays > 0, !undone.replay.is_zero());
+                n_replays += undone.replays;
+            }
+            assert_eq!(scheduler.session().memory().checkpoint_bytes(), 0, "copies go with their sequences");
+        }
+    }
+    assert!(n_replays > 500, "{n_replays}");
 }
 
 /// The last token takes the last position, and guesses do not reach behind it.

@@ -30,7 +30,7 @@ pub use parameters::{Kind, Limits, NgramSizes, Parameters};
 pub use simple::Simple;
 pub(crate) use speculation::Step;
 pub use speculation::{Drafters, Shared, Speculation};
-pub use statistics::Statistics;
+pub use statistics::{Statistics, Undone};
 
 /// Stands in a history where a vector was fed, and equals no token.
 pub const NO_TOKEN: u32 = u32::MAX;

@@ -8,7 +8,7 @@ use super::length::Length;
 use super::model::{DraftModel, ModelDrafter};
 use super::{
     Automaton, Costs, Drafter, Kind, MapK, MapK4v, Modular, NO_TOKEN, NgramCache, NgramCounts, Outcome, Parameters,
-    Simple, Statistics, common,
+    Simple, Statistics, Undone, common,
 };
 use crate::error::{Error, Result};
 
@@ -213,6 +213,12 @@ impl Speculation {
             entries[by].length.judged(outcome, n_others, costs);
         }
         guess.clear();
+    }
+
+    /// Takes note of what it took to come back from guesses that were wrong.
+    pub(crate) fn undone(&mut self, undone: &Undone) {
+        self.statistics.undone.add(undone);
+        self.statistics.steps += undone.replays;
     }
 
     /// Takes note of the tokens that a prompt gave.

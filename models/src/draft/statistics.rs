@@ -2,6 +2,38 @@
 
 use std::time::Duration;
 
+/// What it took to come back from guesses that were wrong, where recurrent states are copied for it.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Undone {
+    /// Steps in which what was right of a guess was fed again.
+    pub replays: u64,
+    /// Time of copying states away.
+    pub save: Duration,
+    /// Time of copying them back.
+    pub restore: Duration,
+    /// Time of replays.
+    pub replay: Duration,
+}
+
+impl Undone {
+    /// Adds those of another sequence.
+    pub fn add(&mut self, other: &Self) {
+        self.replays += other.replays;
+        self.save += other.save;
+        self.restore += other.restore;
+        self.replay += other.replay;
+    }
+
+    fn since(&self, earlier: &Self) -> Self {
+        Self {
+            replays: self.replays - earlier.replays,
+            save: self.save - earlier.save,
+            restore: self.restore - earlier.restore,
+            replay: self.replay - earlier.replay,
+        }
+    }
+}
+
 /// Counts of a sequence, or of several.
 #[derive(Clone, Copy, PartialEq, Default, Debug)]
 pub struct Statistics {
@@ -17,7 +49,7 @@ pub struct Statistics {
     pub cut: u64,
     /// Guesses that were verified.
     pub drafts: u64,
-    /// Steps that gave tokens, the prompt's last one not among them.
+    /// Steps that gave tokens, the prompt's last one not among them, and steps that were replayed.
     pub steps: u64,
     /// Time of these steps.
     pub stepped: Duration,
@@ -25,6 +57,8 @@ pub struct Statistics {
     pub drafted: Duration,
     /// Time that as many tokens would have taken one by one, as far as the time of one is known.
     pub plain: Duration,
+    /// What wrong guesses took besides their steps.
+    pub undone: Undone,
 }
 
 impl Statistics {
@@ -40,7 +74,7 @@ impl Statistics {
 
     /// How many times faster the text came than token by token; below 1 guessing lost. Nothing where there is too little to say.
     pub fn net_factor(&self) -> Option<f64> {
-        let took = self.stepped + self.drafted;
+        let took = self.stepped + self.drafted + self.undone.save + self.undone.restore;
         (!self.plain.is_zero() && !took.is_zero()).then(|| self.plain.as_secs_f64() / took.as_secs_f64())
     }
 
@@ -56,6 +90,7 @@ impl Statistics {
         self.stepped += other.stepped;
         self.drafted += other.drafted;
         self.plain += other.plain;
+        self.undone.add(&other.undone);
     }
 
     /// What came after these `earlier` ones of the same sequence.
@@ -71,6 +106,7 @@ impl Statistics {
             stepped: self.stepped - earlier.stepped,
             drafted: self.drafted - earlier.drafted,
             plain: self.plain - earlier.plain,
+            undone: self.undone.since(&earlier.undone),
         }
     }
 }
@@ -84,6 +120,12 @@ impl std::fmt::Display for Statistics {
         let Self { proposed, verified, accepted, emitted, cut, drafts, steps, .. } = self;
         write!(f, "{proposed} tokens proposed, {verified} verified in {drafts} drafts, {accepted} accepted")?;
         write!(f, " ({:.2} of a draft), {cut} cut, {emitted} emitted in {steps} steps", self.mean_accepted())?;
+        let Undone { replays, save, restore, replay } = self.undone;
+        if !save.is_zero() {
+            let ms = |time: Duration| time.as_secs_f64() * 1e3 / (*drafts).max(1) as f64;
+            write!(f, ", {replays} replays, of a draft {:.2} ms to save states", ms(save))?;
+            write!(f, ", {:.2} to restore them, {:.2} to replay", ms(restore), ms(replay))?;
+        }
         match self.net_factor() {
             Some(factor) => write!(f, ", net factor {factor:.2}"),
             None => Ok(()),

@@ -4,6 +4,7 @@
 //! A sequence that is over may leave its tokens in memory, for a prompt that begins as it did ([`Seat`]).
 
 mod places;
+mod rollback;
 mod saved;
 
 use std::collections::VecDeque;
@@ -19,8 +20,10 @@ use crate::decoding::{Decoding, Event, Finish};
 use crate::draft::{Costs, NO_TOKEN, Speculation, Statistics, Step};
 use crate::error::{Error, Result};
 use places::{Kept, Places};
+use rollback::{Undo, Verdict};
 
 pub use places::{CheckpointCounts, CheckpointLimits, Seat, Shared};
+pub use rollback::Rollback;
 
 /// Slots grow in steps of this many positions, so that sequences of similar length share compiled graphs.
 const CONTEXT_STEP: usize = 256;
@@ -63,6 +66,7 @@ struct Running {
     slot: Slot,
     decoding: Decoding,
     speculation: Option<Box<Speculation>>,
+    undo: Undo,
     /// All tokens so far, where the slot keeps them.
     history: Option<Vec<u32>>,
     /// Where its prompt is cut, for checkpoints.
@@ -89,6 +93,7 @@ pub struct Scheduler {
     costs: Costs,
     /// Most tokens of prompts in a call in which sequences decode.
     prompt_piece: usize,
+    rollback: Rollback,
 }
 
 impl Scheduler {
@@ -96,7 +101,23 @@ impl Scheduler {
     pub fn new(session: Session) -> Self {
         let places = Places::new(session.memory().n_slots());
         let (running, costs) = (Vec::new(), Costs::default());
-        Self { session, running, places, n_submitted: 0, costs, prompt_piece: usize::MAX }
+        let rollback = Rollback::Ring;
+        Self { session, running, places, n_submitted: 0, costs, prompt_piece: usize::MAX, rollback }
+    }
+
+    /// How wrong guesses of drafters are taken back from recurrent states, from now on.
+    pub fn set_rollback(&mut self, rollback: Rollback) {
+        self.rollback = rollback;
+    }
+
+    /// Bytes that are copied of a sequence before a guess is verified.
+    pub fn copied_bytes(&self) -> usize {
+        self.rollback.copied_bytes(self.session.memory())
+    }
+
+    /// Most tokens of a guess that can be taken back.
+    pub fn revocable(&self) -> usize {
+        self.rollback.revocable(self.session.memory())
     }
 
     /// Bounds how long sequences that decode wait for the prompts of others: so many tokens of these at most, at least one, go
@@ -163,6 +184,7 @@ impl Scheduler {
             slot,
             decoding,
             speculation: speculation.map(Box::new),
+            undo: Undo::default(),
             history,
             cuts,
             n_others: 0,
@@ -268,6 +290,7 @@ impl Scheduler {
         self.sweep();
         self.plan();
         self.grow();
+        self.save_states();
         let Self { session, running, costs, .. } = self;
         tell_failed(running, observer);
         let feeding = |r: &&Running| r.n_feeding > 0;
@@ -362,6 +385,18 @@ impl Scheduler {
         }
     }
 
+    /// Copies what has to come back where guesses turn out wrong.
+    fn save_states(&mut self) {
+        let Self { session, running, rollback, .. } = self;
+        let verifies = |r: &&mut Running| r.n_feeding > 1 && r.decoding.prompt_left() == 0 && r.speculation.is_some();
+        for r in running.iter_mut().filter(verifies) {
+            let guess = (&r.decoding, r.n_feeding - 1);
+            if let Err(error) = r.undo.save(*rollback, session.memory_mut(), r.slot, guess) {
+                r.fail(error);
+            }
+        }
+    }
+
     /// Frees the slots of sequences that are over, takes back from memory what was a wrong guess, and makes the checkpoints
     /// whose positions were reached.
     fn sweep(&mut self) {
@@ -370,10 +405,14 @@ impl Scheduler {
         for r in running.iter_mut() {
             (r.n_feeding, r.i_seq) = (0, None);
             let is_whole = match memory.n_past(r.slot) {
-                Ok(n) if n > r.n_past => memory.rewind(r.slot, r.n_past).is_ok(),
+                Ok(n) if n > r.n_past => r.undo.settle(memory, r.slot, r.n_past).is_ok(),
                 Ok(n) => n == r.n_past,
                 Err(_) => false,
             };
+            r.undo.drop_stale(memory, r.slot);
+            if let Some(speculation) = &mut r.speculation {
+                speculation.undone(&r.undo.take_undone());
+            }
             r.is_over |= !is_whole;
             if is_whole && r.cuts.pop_front_if(|at| *at == r.n_past).is_some() {
                 places.checkpoint(memory, r.slot);
@@ -420,14 +459,17 @@ impl Scheduler {
     /// Adds the drafts of sequences that have drafters to a call that has `n_tokens` rows and may have `max`. Returns how many
     /// rows it added.
     fn speculate(&mut self, n_tokens: usize, max: usize) -> usize {
-        let Self { session, running, costs, .. } = self;
-        let revocable = session.memory().revocable();
+        let revocable = self.revocable();
+        let Self { running, costs, .. } = self;
         let mut n_added = 0;
         for r in running.iter_mut().filter(|r| r.n_feeding == 1 && r.decoding.prompt_left() == 0) {
             let Some(speculation) = &mut r.speculation else { continue };
             r.n_others = n_tokens + n_added;
             let room = r.decoding.draft_room().min(max - r.n_others).min(revocable);
-            r.decoding.draft(speculation.propose(room, r.n_others, costs));
+            match r.undo.guess() {
+                Some(guess) => r.decoding.draft(&guess[..guess.len().min(room)]),
+                None => r.decoding.draft(speculation.propose(room, r.n_others, costs)),
+            }
             let n_drafts = r.decoding.n_waiting() - 1;
             r.n_feeding += n_drafts;
             n_added += n_drafts;
@@ -444,33 +486,49 @@ impl Running {
 
     fn feed(&self) -> Sequence<'_> {
         let (tokens, rows) = self.decoding.next(self.n_feeding);
-        Sequence { slot: self.slot, tokens, rows }
+        Sequence { slot: self.slot, tokens, rows: self.undo.rows(rows) }
     }
 
     /// Takes the logits of its part of a call, in which it was sequence `i_seq`. `timed`: what the call took, and calls do.
     fn advance(&mut self, i_seq: usize, logits: &[f32], n_vocab: usize, timed: Option<(Duration, &Costs)>) {
         let step = self.decoding.n_generated();
         let was_prompt = self.decoding.prompt_left() > 0;
-        match self.decoding.advance(self.n_feeding, logits, n_vocab) {
-            Ok(event) => {
-                self.i_seq = Some(i_seq);
-                self.n_past += event.accepted;
-                self.history.iter_mut().for_each(|history| history.extend_from_slice(&event.tokens));
-                self.is_over = event.finish.is_some();
-                if let Some((speculation, (time, costs))) = self.speculation.as_mut().zip(timed) {
-                    let stop = match event.finish {
-                        Some(Finish::Stop(id)) => Some(id),
-                        Some(Finish::Limit) | None => None,
-                    };
-                    let step = Step { n_others: self.n_others, time, costs };
-                    match was_prompt {
-                        true => speculation.began(&event.tokens),
-                        false => speculation.judged(self.n_feeding - 1, &event.tokens, stop, step),
-                    }
-                }
-            }
-            Err(source) => self.fail(Error::NotFinite { sequence: self.id.0, step, source }),
+        if let Err(source) = self.decoding.advance(self.n_feeding, logits, n_vocab) {
+            return self.fail(Error::NotFinite { sequence: self.id.0, step, source });
         }
+        let Some((time, costs)) = timed else { return self.stay(i_seq) };
+        let n_others = self.n_others;
+        if was_prompt {
+            self.stay(i_seq);
+            self.speculation.iter_mut().for_each(|speculation| speculation.began(&self.decoding.event().tokens));
+            return;
+        }
+        let verdict = self.undo.judge(&mut self.decoding, self.n_feeding, time);
+        let event = self.decoding.event();
+        let (tokens, n_drafts, time) = match verdict {
+            Verdict::Again => return,
+            Verdict::GivenUp { n_drafts, time } => (&[][..], n_drafts, time),
+            Verdict::Stays { n_drafts, time } => (&event.tokens[..], n_drafts, time),
+        };
+        if let Some(speculation) = &mut self.speculation {
+            let stop = match event.finish {
+                Some(Finish::Stop(id)) => Some(id),
+                Some(Finish::Limit) | None => None,
+            };
+            speculation.judged(n_drafts, tokens, stop, Step { n_others, time, costs });
+        }
+        if matches!(verdict, Verdict::Stays { .. }) {
+            self.stay(i_seq);
+        }
+    }
+
+    /// What came of a call stays.
+    fn stay(&mut self, i_seq: usize) {
+        let event = self.decoding.event();
+        self.i_seq = Some(i_seq);
+        self.n_past += event.accepted;
+        self.history.iter_mut().for_each(|history| history.extend_from_slice(&event.tokens));
+        self.is_over = event.finish.is_some();
     }
 
     fn statistics(&self) -> Option<&Statistics> {

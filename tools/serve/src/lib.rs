@@ -25,7 +25,7 @@ use engine::session::{MAX_PENDING, Reuse, Session, SessionOptions};
 use engine::state::{Role, StateOptions, StateSpec};
 use models::Loaded;
 use models::draft::Drafters;
-use models::scheduler::Scheduler;
+use models::scheduler::{Rollback, Scheduler};
 use tokio::sync::Semaphore;
 
 use api::error::ApiError;
@@ -122,12 +122,20 @@ pub struct Computing {
     pub reuse: Reuse,
     /// What guesses the next tokens of every answer, where there are to be drafts.
     pub drafters: Option<Drafters>,
+    /// How wrong guesses are taken back from recurrent states.
+    pub rollback: Rollback,
 }
 
 impl Computing {
-    /// Tokens that are taken back from recurrent states at most: those of the longest guess.
+    /// Tokens that are taken back from recurrent states at most.
     fn n_pending(&self) -> usize {
-        self.drafters.as_ref().map_or(0, |drafters| drafters.parameters().largest().min(MAX_PENDING))
+        let largest = self.drafters.as_ref().map_or(0, |drafters| drafters.parameters().largest().min(MAX_PENDING));
+        self.rollback.n_pending(largest)
+    }
+
+    /// Whether states are copied before a guess is verified.
+    fn copies_states(&self) -> bool {
+        self.drafters.is_some() && self.rollback != Rollback::Ring
     }
 }
 
@@ -166,11 +174,14 @@ impl Memory {
         let folded: usize = specs().filter(is_folded).map(StateSpec::bytes).sum();
         let n_checkpoints =
             if options.keeps_prompts { options.checkpoints.n.saturating_mul(options.n_slots) } else { 0 };
+        let rings: usize = specs().filter(|spec| spec.role == Role::Pending).map(|spec| spec.used_bytes(n_ctx)).sum();
+        let copies = if computing.copies_states() { folded } else { 0 };
+        let states: usize = specs().map(|spec| spec.used_bytes(n_ctx)).sum();
         Ok(Self {
             weights: loaded.files.iter().map(engine::gguf::Gguf::file_bytes).sum(),
             draft_weights: drafters.map_or(0, Drafters::weights_bytes),
-            states: specs().map(|spec| spec.used_bytes(n_ctx)).sum::<usize>().saturating_add(of_drafts),
-            rings: specs().filter(|spec| spec.role == Role::Pending).map(|spec| spec.used_bytes(n_ctx)).sum(),
+            states: states.saturating_add(copies).saturating_add(of_drafts),
+            rings: rings + copies,
             spare: SPARE_BYTES,
             checkpoints: folded.saturating_mul(n_checkpoints).min(options.checkpoints.bytes),
             held: options.max_held_bytes,
@@ -222,7 +233,9 @@ impl Server {
             checkpoints: options.checkpoints,
             similarity: options.slot_similarity,
         };
-        let core = Core::new(Scheduler::new(session), core_options, Arc::clone(&clock), Arc::clone(&figures))
+        let mut scheduler = Scheduler::new(session);
+        scheduler.set_rollback(computing.rollback);
+        let core = Core::new(scheduler, core_options, Arc::clone(&clock), Arc::clone(&figures))
             .with_drafters(computing.drafters.clone());
         let inbox = Arc::new(Inbox::new(options.n_slots + options.max_queue));
         let engine = EngineThread::start(core, Arc::clone(&inbox)).map_err(|source| {

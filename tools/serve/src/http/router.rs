@@ -320,7 +320,8 @@ mod tests {
         let file = convert::to_memory(&*path).unwrap();
         let loaded = models::load(vec![file], models::LoadOptions::default()).unwrap();
         let backends = vec![backends::open("cpu", &backends::Options::default()).unwrap()];
-        let computing = Computing { backends, kv_dtype: DType::F16, reuse: Reuse::On, drafters: None };
+        let rollback = models::scheduler::Rollback::Ring;
+        let computing = Computing { backends, kv_dtype: DType::F16, reuse: Reuse::On, drafters: None, rollback };
         let options = Options { n_ctx: 256, ..Options::default() };
         let server = Server::open(&loaded, &computing, options, Arc::new(|_| ())).unwrap();
         async fn panics() -> Response<Body> {

@@ -192,7 +192,8 @@ impl Core {
     /// Bytes of states of a sequence of so many tokens.
     pub(super) fn state_bytes(&self, n_tokens: usize) -> usize {
         let specs = self.scheduler.session().memory().specs().iter();
-        let of_drafts = self.drafters.as_ref().map_or(0, |drafters| drafters.state_bytes(n_tokens));
+        let of_drafters = |drafters: &Drafters| drafters.state_bytes(n_tokens) + self.scheduler.copied_bytes();
+        let of_drafts = self.drafters.as_ref().map_or(0, of_drafters);
         specs.map(|spec| spec.used_bytes(n_tokens)).sum::<usize>() + of_drafts
     }
 

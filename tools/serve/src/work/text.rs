@@ -75,7 +75,7 @@ pub(crate) struct TextAnswer {
     /// From there to the end.
     pub decode_time: Duration,
     /// What came of drafts, where there were drafters.
-    pub drafts: Option<Statistics>,
+    pub drafts: Option<Box<Statistics>>,
 }
 
 impl TextWork {
@@ -221,7 +221,7 @@ impl TextWork {
             tokens: self.shown,
             prompt_time: self.prompt_time,
             decode_time: self.decode_time,
-            drafts,
+            drafts: drafts.map(Box::new),
             generated,
         }))
     }

@@ -23,7 +23,7 @@ const VALUED: [(&str, &[&str]); 8] = [
     ("transcribe", &["vad", "loop-retry", "track", "from", "to", "aligner", "gpu-layers", "memory-budget"]),
     ("generate", &["gpu-layers", "memory-budget", "ctx-checkpoints"]),
     ("generate", OF_DRAFTS),
-    ("bench", &["gpu-layers", "memory-budget"]),
+    ("bench", &["gpu-layers", "memory-budget", "ctx-checkpoints"]),
     ("bench", OF_DRAFTS),
     ("inspect", &["gpu-layers", "memory-budget"]),
     ("serve", &["gpu-layers", "cache-ram", "cache-reuse"]),

@@ -244,7 +244,8 @@ pub(crate) fn run(args: &ServeArgs) -> Outcome<Exit> {
     let mut options = options(args, &model, keys)?;
     let drafters = drafters(args, &model, &device, (loading, say))?;
     let backends = vec![Arc::clone(&device.backend)];
-    let computing = Computing { backends, kv_dtype: args.kv_type.into(), reuse, drafters };
+    let rollback = args.speculation.rollback();
+    let computing = Computing { backends, kv_dtype: args.kv_type.into(), reuse, drafters, rollback };
     report(args, &model, &computing, &mut options, say)?;
     let log: Log = if args.quiet { Arc::new(|_| ()) } else { Arc::new(|line| streams::say(line)) };
     // Before the address is taken: whoever can connect is answered.

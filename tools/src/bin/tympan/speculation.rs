@@ -10,6 +10,7 @@ use engine::backend::Backend;
 use models::LoadOptions;
 use models::draft::model::DraftModel;
 use models::draft::{Drafters, Kind, Limits, NgramCounts, NgramSizes, Parameters, Shared};
+use models::scheduler::Rollback;
 use models::tokenizer::Tokenizer;
 
 use crate::args::{KvType, ModelArgs, Switch};
@@ -22,6 +23,8 @@ use crate::report::Verbosity;
 const MAX_DRAFT: u32 = 255;
 /// Most tokens that are looked for.
 const MAX_NGRAM: u32 = 1024;
+/// Replays of a guess. Source: llama.cpp, pull request 19493.
+const DEFAULT_TRIES: u32 = 2;
 /// Fewer tokens than this find too much that has nothing to do with the text, where nothing is compared.
 const FEW_MOD: usize = 16;
 
@@ -183,26 +186,25 @@ pub(crate) struct SpeculationArgs {
     #[arg(long, value_name = "on|off", hide_possible_values = true)]
     pub spec_adapt: Option<Switch>,
 
-    /// How recurrent states are taken back where guesses were wrong: ring, their inputs are kept until it is sure that they stay
-    /// [default: ring]
-    #[arg(long, value_name = "ring", hide_possible_values = true)]
-    pub spec_rollback: Option<Rollback>,
+    /// How recurrent states are taken back where guesses were wrong: ring, their inputs are kept until it is sure that they stay, or
+    /// checkpoint, they are copied before and copied back, and what was right is computed again [default: ring]
+    #[arg(long, value_name = "ring|checkpoint", hide_possible_values = true)]
+    pub spec_rollback: Option<RollbackArg>,
 
-    /// Accepted as llama.cpp does, and without effect: nothing is tried again where inputs are kept [default: 2]
+    /// With --spec-rollback checkpoint how often what was right is computed again, should it turn out otherwise [default: 2]
     #[arg(long, value_name = "N", value_parser = draft_min())]
     pub spec_ckpt_num_tries: Option<u32>,
 }
 
 /// `--spec-rollback`.
 #[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Rollback {
+pub(crate) enum RollbackArg {
     /// Inputs of recurrent states are kept until it is sure that they stay.
     Ring,
     /// Two rows of every state.
     #[value(hide = true)]
     Row,
     /// Copies of all states.
-    #[value(hide = true)]
     Checkpoint,
 }
 
@@ -232,9 +234,8 @@ impl SpeculationArgs {
     ///
     /// Errors: flags that do not go together.
     pub(crate) fn parameters(&self) -> Outcome<Option<Parameters>> {
-        if let Some(rollback) = self.spec_rollback.filter(|&rollback| rollback != Rollback::Ring) {
-            let name = rollback.to_possible_value().map_or(String::new(), |value| value.get_name().to_owned());
-            return Err(Failure::not_in_this_version(format!("--spec-rollback {name}")));
+        if self.spec_rollback == Some(RollbackArg::Row) {
+            return Err(Failure::not_in_this_version("--spec-rollback row"));
         }
         let mut kinds: Vec<Kind> = self.spec_type.iter().filter_map(|t| t.kind()).collect();
         if self.spec_type.contains(&SpecType::None) && !kinds.is_empty() {
@@ -312,6 +313,16 @@ impl SpeculationArgs {
         }
     }
 
+    /// How wrong guesses are taken back.
+    pub(crate) fn rollback(&self) -> Rollback {
+        match self.spec_rollback {
+            None | Some(RollbackArg::Ring | RollbackArg::Row) => Rollback::Ring,
+            Some(RollbackArg::Checkpoint) => {
+                Rollback::Checkpoint { n_tries: self.spec_ckpt_num_tries.unwrap_or(DEFAULT_TRIES) }
+            }
+        }
+    }
+
     /// Whether lengths of guesses follow success and cost.
     pub(crate) fn adapts(&self) -> bool {
         self.spec_adapt != Some(Switch::Off)
@@ -335,7 +346,7 @@ impl SpeculationArgs {
         (loading, say): (Loading, Verbosity),
     ) -> Outcome<Option<Drafters>> {
         let Some(parameters) = self.parameters()? else { return Ok(None) };
-        if let Some(n) = self.spec_ckpt_num_tries {
+        if let Some(n) = self.spec_ckpt_num_tries.filter(|_| self.rollback() == Rollback::Ring) {
             say.detail(format_args!("--spec-ckpt-num-tries {n}: not used, since nothing is tried again"));
         }
         if parameters.kinds.contains(&Kind::NgramMod) && parameters.mod_n < FEW_MOD {

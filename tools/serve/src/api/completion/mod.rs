@@ -118,7 +118,7 @@ fn count(record: &Record, answers: &[TextAnswer]) {
     record.set("generated_tokens", sum(&|answer| answer.generated.n_chosen));
     record.set("prefill_ms", ms(&|answer| answer.prompt_time));
     record.set("decode_ms", ms(&|answer| answer.decode_time));
-    let all = answers.iter().filter_map(|answer| answer.drafts).reduce(|mut sum, drafts| {
+    let all = answers.iter().filter_map(|answer| answer.drafts.as_deref().copied()).reduce(|mut sum, drafts| {
         sum.add(&drafts);
         sum
     });

@@ -219,7 +219,7 @@ fn timings_of(answer: &TextAnswer) -> Value {
     let n_fed = answer.n_prompt - answer.n_cached;
     let mut timings = timings((n_fed, answer.prompt_time), (answer.generated.n_chosen, answer.decode_time));
     timings["cache_n"] = json!(answer.n_cached);
-    tell_drafts(&mut timings, answer.drafts.as_ref());
+    tell_drafts(&mut timings, answer.drafts.as_deref());
     timings
 }
 

@@ -105,12 +105,11 @@ impl DraftArgs {
         }
     }
 
-    /// Rows of the largest step that takes drafts back.
-    fn largest(&self, rows: &[usize]) -> Outcome<usize> {
+    /// Tokens of the longest draft.
+    fn largest(&self) -> Outcome<usize> {
         let of_types = self.speculation.parameters()?.map_or(0, |parameters| parameters.largest());
         let of_oracles = self.spec_oracle.iter().map(|oracle| oracle.k).max().unwrap_or(0);
-        let of_steps = rows.iter().max().map_or(0, |n| n - 1);
-        Ok(of_types.max(of_oracles).max(of_steps).min(MAX_PENDING))
+        Ok(of_types.max(of_oracles).min(MAX_PENDING))
     }
 }
 
@@ -243,7 +242,8 @@ impl Measured<'_> {
         let mut tokens = RandomTokens::new(&self.model.loaded.files[0], self.model.loaded.model.n_vocab());
         let prompt = tokens.prompt(facts.n_depth.max(1));
         if !rows.is_empty() {
-            let session = self.open(Steps::n_ctx(prompt.len(), rows, repetitions))?;
+            let n_pending = rows.iter().max().map_or(0, |n| n - 1);
+            let session = self.open(Steps::n_ctx(prompt.len(), rows, repetitions), n_pending)?;
             let steps = Steps::measure(session, &prompt, rows, repetitions);
             let steps = steps.with_context(of_model).map_err(Failure::model)?;
             report.tables.push(facts.head("steps of several rows") + &steps.table());
@@ -258,7 +258,10 @@ impl Measured<'_> {
             return Ok(());
         }
         for &n_gen in lists.n_gen.iter().filter(|&&n| n > 0) {
-            let mut scheduler = Scheduler::new(self.open(prompt.len() + n_gen)?);
+            let rollback = speculation.rollback();
+            let n_pending = rollback.n_pending(args.drafts.largest()?);
+            let mut scheduler = Scheduler::new(self.open(prompt.len() + n_gen, n_pending)?);
+            scheduler.set_rollback(rollback);
             let text = Text {
                 prompt: &prompt,
                 n_gen,
@@ -267,9 +270,9 @@ impl Measured<'_> {
             };
             let rows = text.measure(&mut scheduler, &guesses, repetitions);
             let rows = rows.with_context(of_model).map_err(Failure::model)?;
-            let head = facts.head(&format!("tg{n_gen} with drafts"));
+            let head = facts.head(&format!("tg{n_gen} with drafts, {}", texts::name(rollback)));
             report.tables.push(head + &texts::table(&rows));
-            report.objects.extend(rows.iter().map(|row| row.object(facts, args.drafts.temp)));
+            report.objects.extend(rows.iter().map(|row| row.object(facts, args.drafts.temp, rollback)));
         }
         if let Some(drafters) = &drafters {
             speculation.close(drafters, say)?;
@@ -277,13 +280,13 @@ impl Measured<'_> {
         Ok(())
     }
 
-    fn open(&self, n_ctx: usize) -> Outcome<Session> {
+    fn open(&self, n_ctx: usize, n_pending: usize) -> Outcome<Session> {
         let loaded = &self.model.loaded;
         let options = SessionOptions {
             n_slots: 1,
             n_ctx,
             kv_dtype: self.facts.kv_type.into(),
-            n_pending: self.args.drafts.largest(self.rows)?,
+            n_pending,
             reuse: self.lists.reuse[0],
             spare_bytes: usize::MAX,
             ..SessionOptions::default()

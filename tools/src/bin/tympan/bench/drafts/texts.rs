@@ -1,13 +1,13 @@
 //! [`Text`]: a text of the model's own, with drafts and without, in turns.
 
 use std::ops::ControlFlow;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use models::Result;
 use models::decoding::{Decoding, Prompt, Rules};
-use models::draft::{self, Drafters, Speculation, Statistics};
+use models::draft::{self, Drafters, Speculation, Statistics, Undone};
 use models::sample::Sampling;
-use models::scheduler::Scheduler;
+use models::scheduler::{Rollback, Scheduler};
 use serde_json::Value;
 
 use super::super::json::object;
@@ -157,9 +157,17 @@ impl Row {
         emitted.saturating_sub(1) as f64 / steps.max(1) as f64
     }
 
+    /// Milliseconds of a draft to save states, to restore them, and to compute again what was right.
+    fn undone_ms(&self) -> [f64; 3] {
+        let Undone { save, restore, replay, .. } = self.statistics.undone;
+        let n_drafts = self.statistics.drafts.max(1) as f64;
+        [save, restore, replay].map(|time: Duration| time.as_secs_f64() * 1e3 / n_drafts)
+    }
+
     /// Everything, for json.
-    pub(super) fn object(&self, facts: &Facts, temperature: f32) -> Value {
+    pub(super) fn object(&self, facts: &Facts, temperature: f32, rollback: Rollback) -> Value {
         let Statistics { proposed, verified, accepted, emitted, drafts, steps, .. } = self.statistics;
+        let [save, restore, replay] = self.undone_ms();
         let mut fields = facts.fields("drafts");
         fields.extend(object([
             ("n_gen", Value::from(self.n_gen)),
@@ -175,6 +183,10 @@ impl Row {
             ("emitted", emitted.into()),
             ("drafts", drafts.into()),
             ("steps", steps.into()),
+            ("rollback", name(rollback).into()),
+            ("save_ms_per_draft", save.into()),
+            ("restore_ms_per_draft", restore.into()),
+            ("replay_ms_per_draft", replay.into()),
             ("same_text", self.is_same.into()),
             ("samples_s", self.seconds.clone().into()),
             ("plain_samples_s", self.plain.clone().into()),
@@ -183,9 +195,17 @@ impl Row {
     }
 }
 
-/// A markdown table.
+/// `--spec-rollback`.
+pub(super) fn name(rollback: Rollback) -> &'static str {
+    match rollback {
+        Rollback::Ring => "ring",
+        Rollback::Checkpoint { .. } => "checkpoint",
+    }
+}
+
+/// A markdown table. The last but one column has milliseconds of a draft, where states are copied for it.
 pub(super) fn table(rows: &[Row]) -> String {
-    const COLUMNS: [(&str, i32); 9] = [
+    const COLUMNS: [(&str, i32); 10] = [
         ("drafts", -14),
         ("t/s", 8),
         ("t/s without", 11),
@@ -194,6 +214,7 @@ pub(super) fn table(rows: &[Row]) -> String {
         ("proposed", 8),
         ("verified", 8),
         ("accepted", 8),
+        ("save, restore, replay ms", 24),
         ("text", -5),
     ];
     let cells = |row: &Row| {
@@ -207,6 +228,7 @@ pub(super) fn table(rows: &[Row]) -> String {
             proposed.to_string(),
             verified.to_string(),
             accepted.to_string(),
+            row.undone_ms().map(|ms| format!("{ms:.2}")).join(", "),
             if row.is_same { "same" } else { "other" }.to_owned(),
         ]
     };
