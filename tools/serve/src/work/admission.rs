@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use models::scheduler::{Seat, Shared};
 
-use super::core::{Core, End, Task};
+use super::core::Core;
 use super::slot::SlotWork;
+use super::task::{End, Task};
 use super::{Answer, Reply, Work};
 use crate::api::error::ApiError;
 

@@ -8,6 +8,7 @@ mod core;
 mod inbox;
 mod slot;
 mod speech;
+mod task;
 mod text;
 mod thread;
 

@@ -15,9 +15,10 @@ use models::scheduler::{CheckpointLimits, Scheduler, Seat};
 use models::transcription::Listener;
 use models::{LoadOptions, Loaded, transcribe};
 
-use super::{Core, CoreOptions, Task};
+use super::{Core, CoreOptions};
 use crate::figures::Figures;
 use crate::mailbox::{Reader, mailbox};
+use crate::work::task::Task;
 use crate::work::{Answer, Clip, Clock, Job, Reply, SpeechWork, TextWork, Work};
 
 const N_SLOTS: usize = 4;
