@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 use axum::Router;
 use axum::body::Body;
 use axum::http::{HeaderMap, Method, Request, header};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use convert::to_memory;
 use engine::DType;
 use engine::session::Reuse;
@@ -28,15 +30,9 @@ pub fn clip(name: &str) -> Vec<u8> {
     std::fs::read(fixtures().join("audio").join(name)).unwrap()
 }
 
-/// Bytes in base64. Source: RFC 4648, section 4.
+/// Bytes in base64.
 pub fn encoded(bytes: &[u8]) -> String {
-    const LETTERS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let group = |chunk: &[u8]| {
-        let word = (0..3).fold(0, |word, i| word << 8 | usize::from(chunk.get(i).copied().unwrap_or(0)));
-        let letter = |i: usize| if i <= chunk.len() { LETTERS[word >> (18 - 6 * i) & 63].into() } else { '=' };
-        [0, 1, 2, 3].map(letter)
-    };
-    bytes.chunks(3).flat_map(group).collect()
+    STANDARD.encode(bytes)
 }
 
 /// A checkpoint of the fixtures, loaded.

@@ -1,6 +1,5 @@
 //! What endpoints take and answer: one module for each family, and [`error`] for all of them.
 
-mod base64;
 pub(crate) mod completion;
 mod drafts;
 pub(crate) mod error;

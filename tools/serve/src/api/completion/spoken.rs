@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::Response;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+use base64::{Engine, alphabet, decoded_len_estimate};
 use models::Error;
 use serde_json::{Value, json};
 
@@ -17,7 +19,6 @@ use super::chat::text_of;
 use super::fields::Asking;
 use super::reply::{END, Kind, Naming, timings};
 use crate::App;
-use crate::api::base64;
 use crate::api::drafts::tell_drafts;
 use crate::api::error::ApiError;
 use crate::api::fields::Fields;
@@ -172,8 +173,11 @@ fn bytes(part: &Value, holding: &SharedHolding) -> Result<Vec<u8>, ApiError> {
     }
     let data = audio.get("data").and_then(Value::as_str).filter(|data| !data.is_empty());
     let data = data.ok_or_else(|| wrong("input_audio: data: want a recording in base64"))?;
-    holding.lock().unwrap_or_else(PoisonError::into_inner).grow(base64::most_bytes(data.len()))?;
-    base64::decode(data).map_err(|at| wrong(&format!("input_audio: data: not base64 at byte {at} of {}", data.len())))
+    holding.lock().unwrap_or_else(PoisonError::into_inner).grow(decoded_len_estimate(data.len()))?;
+    // Some clients leave the padding out.
+    let config = GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
+    let engine = GeneralPurpose::new(&alphabet::STANDARD, config);
+    engine.decode(data).map_err(|error| wrong(&format!("input_audio: data: not base64: {error}")))
 }
 
 fn finish_reason(heard: &Heard) -> &'static str {
