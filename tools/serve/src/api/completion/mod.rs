@@ -115,6 +115,7 @@ fn count(record: &Record, answers: &[TextAnswer]) {
         rounded(answers.iter().map(time).map(|time| time.as_secs_f64() * 1000.0).sum())
     };
     record.set("prompt_tokens", sum(&|answer| answer.n_prompt));
+    record.set("cached_tokens", sum(&|answer| answer.n_cached));
     record.set("generated_tokens", sum(&|answer| answer.generated.n_chosen));
     record.set("prefill_ms", ms(&|answer| answer.prompt_time));
     record.set("decode_ms", ms(&|answer| answer.decode_time));
