@@ -53,6 +53,8 @@ pub(crate) struct App {
     held: Arc<Held>,
     /// So many recordings are decoded at once.
     decoding: Semaphore,
+    /// A sequence as bytes may be as large as all states of a slot: one at a time is saved or restored.
+    saving: Semaphore,
     /// New requests are refused: the server is about to end.
     is_draining: AtomicBool,
     /// Requests whose answer has not gone.
@@ -250,6 +252,7 @@ impl Server {
             log,
             held: Held::new(options.max_held_bytes),
             decoding: Semaphore::new(options.threads_http),
+            saving: Semaphore::new(1),
             is_draining: AtomicBool::new(false),
             open_requests: AtomicUsize::new(0),
             n_ids: AtomicU64::new(0),

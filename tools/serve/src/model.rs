@@ -25,6 +25,8 @@ pub(crate) struct Served {
     pub n_ctx: usize,
     /// Rows of the head.
     pub n_vocab: usize,
+    /// Whether it remembers in states that fold the past, which cannot be cut at any token.
+    pub is_recurrent: bool,
     /// What `/v1/models` tells.
     pub meta: Value,
     /// When it was loaded, in seconds since 1970.
@@ -51,6 +53,7 @@ impl Served {
         };
         let file_bytes: usize = loaded.files.iter().map(engine::gguf::Gguf::file_bytes).sum();
         let n_vocab = loaded.model.n_vocab();
+        let is_recurrent = loaded.model.states().declarations().iter().any(|state| state.role.is_recurrent());
         let meta = json!({
             "arch": loaded.arch.name, "n_vocab": n_vocab, "n_embd": loaded.model.n_embd(),
             "n_ctx_train": writer.n_ctx(), "n_ctx": n_ctx, "size": file_bytes, "audio": speech.is_some(),
@@ -63,6 +66,7 @@ impl Served {
             template,
             n_ctx,
             n_vocab,
+            is_recurrent,
             meta,
             created,
         })

@@ -68,6 +68,7 @@ pub(crate) async fn act(asked: Asked) -> Result<Response<Body>, ApiError> {
     let fields = fields(&app, request).await?;
     let name = fields.text("filename")?.unwrap_or_default().to_owned();
     let path = file_in(&folder, &name)?;
+    let _permit = app.saving.acquire().await;
     let start = Instant::now();
     let ms = |start: Instant| rounded(start.elapsed().as_secs_f64() * 1000.0);
     if action == "save" {

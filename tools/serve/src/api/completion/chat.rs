@@ -20,44 +20,64 @@ const MAX_MESSAGES: usize = 4096;
 pub(crate) async fn apply_template(asked: Asked) -> Result<Response<Body>, ApiError> {
     let Asked { app, request, .. } = asked;
     let fields = fields(&app, request).await?;
-    let written = tokio::task::spawn_blocking(move || written(&app, &fields)).await;
-    let written = written.unwrap_or_else(|_| Err(ApiError::server("the template stumbled")))?;
-    Ok(json(&json!({"prompt": written.text})))
+    let text = tokio::task::spawn_blocking(move || Conversation::read(&app, &fields)?.text()).await;
+    let text = text.unwrap_or_else(|_| Err(ApiError::server("the template stumbled")))?;
+    Ok(json(&json!({"prompt": text})))
 }
 
-/// A conversation as the model reads it.
-pub(super) struct Written {
-    pub text: String,
-    /// Where messages end in it, in bytes: of the last ones, and of those before at doubling distances.
-    pub ends: Vec<usize>,
+/// A request's conversation, and all that its template is told.
+pub(super) struct Conversation<'a> {
+    template: &'a Template,
+    messages: Vec<Message>,
+    variables: Vec<(String, Value)>,
+    now: DateTime,
+    add_generation_prompt: bool,
 }
 
-/// The text of a request's conversation.
-///
-/// Errors: 501 for a model without a template, 400 for messages that make no sense to it.
-pub(super) fn written(app: &App, fields: &Fields) -> Result<Written, ApiError> {
-    let template = match &app.model.template {
-        Ok(template) => template,
-        Err(why) => return Err(ApiError::cannot(format!("chat: {why}"))),
-    };
-    let messages = messages(fields, template)?;
-    let mut variables = Vec::new();
-    match fields.get("chat_template_kwargs") {
-        None => {}
-        Some(Json::Object(map)) => variables.extend(map.iter().map(|(name, x)| (name.clone(), value(x)))),
-        Some(_) => return Err(ApiError::field("chat_template_kwargs", "chat_template_kwargs: want an object")),
+impl<'a> Conversation<'a> {
+    /// That of a request.
+    ///
+    /// Errors: 501 for a model without a template, 400 for what are no messages.
+    pub(super) fn read(app: &'a App, fields: &Fields) -> Result<Self, ApiError> {
+        let template = match &app.model.template {
+            Ok(template) => template,
+            Err(why) => return Err(ApiError::cannot(format!("chat: {why}"))),
+        };
+        let messages = messages(fields, template)?;
+        let mut variables = Vec::new();
+        match fields.get("chat_template_kwargs") {
+            None => {}
+            Some(Json::Object(map)) => variables.extend(map.iter().map(|(name, x)| (name.clone(), value(x)))),
+            Some(_) => return Err(ApiError::field("chat_template_kwargs", "chat_template_kwargs: want an object")),
+        }
+        let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let now = DateTime::from_unix(i64::try_from(seconds).unwrap_or(i64::MAX));
+        let add_generation_prompt = fields.flag("add_generation_prompt")?.unwrap_or(true);
+        Ok(Self { template, messages, variables, now, add_generation_prompt })
     }
-    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    let now = DateTime::from_unix(i64::try_from(seconds).unwrap_or(i64::MAX));
-    let add_generation_prompt = fields.flag("add_generation_prompt")?.unwrap_or(true);
-    let text = template.render(&messages, &Rendering { add_generation_prompt, now, variables: &variables })?;
-    let rendering = Rendering { add_generation_prompt: false, now, variables: &variables };
-    // Templates may write earlier messages another way once others follow: such ends are none.
-    let end = |n: usize| template.render(&messages[..n], &rendering).ok().filter(|start| text.starts_with(&**start));
-    let mut ends: Vec<usize> = of_interest(messages.len()).filter_map(end).map(|start| start.len()).collect();
-    ends.sort_unstable();
-    ends.dedup();
-    Ok(Written { text, ends })
+
+    /// As the model reads it.
+    ///
+    /// Errors: 400 for messages that make no sense to the template.
+    pub(super) fn text(&self) -> Result<String, ApiError> {
+        Ok(self.written(self.messages.len(), self.add_generation_prompt)?)
+    }
+
+    /// Where messages end in its text, in bytes and ascending: the last ones, and those before at doubling distances.
+    pub(super) fn ends(&self, text: &str) -> Vec<usize> {
+        // Templates may write earlier messages another way once others follow: such ends are none.
+        let end = |n: usize| self.written(n, false).ok().filter(|start| text.starts_with(&**start));
+        let mut ends: Vec<usize> = of_interest(self.messages.len()).filter_map(end).map(|start| start.len()).collect();
+        ends.sort_unstable();
+        ends.dedup();
+        ends
+    }
+
+    /// The text of its first `n` messages.
+    fn written(&self, n: usize, add_generation_prompt: bool) -> models::Result<String> {
+        let rendering = Rendering { add_generation_prompt, now: self.now, variables: &self.variables };
+        self.template.render(&self.messages[..n], &rendering)
+    }
 }
 
 /// Numbers of messages whose end may be where the next conversation parts from this one: near its own end each, and further

@@ -150,10 +150,14 @@ fn prepare(app: &App, fields: &Fields, kind: Kind) -> Result<Prepared, ApiError>
     let (prompts, starts_in_thought) = match kind {
         Kind::Native | Kind::Completion => (fields::prompts(fields, &model.writer)?, false),
         Kind::Chat => {
-            let chat::Written { text, ends } = chat::written(app, fields)?;
+            let conversation = chat::Conversation::read(app, fields)?;
+            let text = conversation.text()?;
             let starts_in_thought = reasoning::ends_in_thought(&text);
             let ids = model.writer.chat_prompt(&text);
-            boundaries = model.writer.positions(&ids, &text, &ends);
+            // Attention is taken up anywhere.
+            if model.is_recurrent && asking.caches_prompt {
+                boundaries = model.writer.positions(&ids, &text, &conversation.ends(&text));
+            }
             (vec![(ids, json!(text))], starts_in_thought)
         }
     };
