@@ -13,7 +13,8 @@ flash_attn,devices,tensor_split,tensor_buft_overrides,load_mode,lazy_mode,embedd
 fit_min_ctx,n_prompt,n_gen,n_depth,test_time,avg_ns,stddev_ns,avg_ts,stddev_ts";
 
 /// Our own fields, behind llama-bench's.
-const OWN: &str = "graph_reuse,graph_builds,graph_hits,host_us_per_step,state_bytes_per_step,peak_rss,p50_ns,p95_ns";
+const OWN: &str =
+    "n_parallel,graph_reuse,graph_builds,graph_hits,host_us_per_step,state_bytes_per_step,peak_rss,p50_ns,p95_ns";
 
 fn model() -> String {
     fixtures().join("golden/lfm2").display().to_string()
@@ -47,8 +48,8 @@ fn rows_have_the_fields_and_types_of_llama_bench_and_ours_behind_them() {
             "samples_ns" | "samples_ts" => value.is_array(),
             "build_number" | "model_size" | "model_n_params" | "n_batch" | "n_ubatch" | "n_threads" | "poll"
             | "n_gpu_layers" | "n_cpu_moe" | "main_gpu" | "flash_attn" | "no_op_offload" | "fit_target"
-            | "fit_min_ctx" | "n_prompt" | "n_gen" | "n_depth" | "avg_ns" | "stddev_ns" | "graph_builds"
-            | "graph_hits" | "peak_rss" | "p50_ns" | "p95_ns" => value.is_i64() || value.is_u64(),
+            | "fit_min_ctx" | "n_prompt" | "n_gen" | "n_depth" | "n_parallel" | "avg_ns" | "stddev_ns"
+            | "graph_builds" | "graph_hits" | "peak_rss" | "p50_ns" | "p95_ns" => value.is_i64() || value.is_u64(),
             _ => value.is_string(),
         };
         assert!(fits, "{key}: {value}");
@@ -131,6 +132,42 @@ fn every_format_holds_the_same_rows() {
     let head = "| model                          |       size |     params | backend    | threads |            test |                  t/s |";
     assert_eq!(md.lines().next(), Some(head));
     assert!(md.contains("|             pp4 |") && md.contains("|             tg2 |"), "{md}");
+}
+
+/// Every sequence has the test's prompt, continuation and context; speeds are those of all of them.
+#[test]
+fn several_sequences_are_measured_together() {
+    let sizes = ["-t", "1", "-p", "5", "-n", "4", "-pg", "5,2", "-d", "0,3", "-np", "1,3", "-b", "8", "-ub", "4"];
+    let number = |row: &Value, key: &str| row[key].as_u64().unwrap();
+    let measured = rows(&sizes);
+    let tests = measured.iter().map(|row| ["n_prompt", "n_gen", "n_depth", "n_parallel"].map(|key| number(row, key)));
+    let each = [[5, 0], [0, 4], [5, 2]];
+    let want = [[0, 1], [0, 3], [3, 1], [3, 3]].map(|[d, np]| each.map(|[p, n]| [p, n, d, np])).concat();
+    assert_eq!(tests.collect::<Vec<_>>(), want);
+    for (row, [p, n, _, np]) in measured.iter().zip(want) {
+        let tokens = row["avg_ts"].as_f64().unwrap() * row["avg_ns"].as_f64().unwrap() / 1e9;
+        assert!((tokens - (np * (p + n)) as f64).abs() < 1e-3, "{row}");
+        // Prompts lie behind each other in batches of 8, which are fed in pieces of 4; tokens of all sequences are one call.
+        assert_eq!(number(row, "graph_builds") + number(row, "graph_hits"), (np * p).div_ceil(4) + n, "{row}");
+    }
+    let few = ["-t", "1", "-p", "0", "-n", "2", "-np", "3"];
+    let with = |format: &str| bench(&[&few[..], &["-o", format]].concat());
+    assert!(with("md").contains("| threads |  np |            test |"), "{}", with("md"));
+    let csv = with("csv");
+    assert!(csv.starts_with(&format!("{FIELDS},n_parallel\n")) && csv.ends_with(",\"3\"\n"), "{csv}");
+    let reuse = bench(&[&few[..], &["-gr", "on,off"]].concat());
+    assert!(reuse.contains("tg2, 3 sequences"), "{reuse}");
+    let model = model();
+    for (args, want) in [
+        (&["-np", "0"][..], "-np: want at least 1"),
+        (&["-np", "257"], "-np: want at most 256"),
+        (&["-np", "5", "-ub", "4"], "do not fit a call of 4"),
+        (&["-np", "2", "--audio", "x.wav"], "--parallel"),
+        (&["-np", "4", "--spec-rows", "200"], "at most 512 rows together"),
+    ] {
+        let run = tympan([&["bench", "-m", &model], args].concat()).expect(2);
+        assert!(run.err.contains(want), "{args:?}: {}", run.err);
+    }
 }
 
 #[test]

@@ -164,6 +164,15 @@ fn drafts_are_measured() {
         assert!(row["rollback"] == "checkpoint" && row["same_text"] == true, "{row}");
         assert!(ms("save") > 0.0 && ms("restore") > 0.0 && ms("replay") > 0.0, "{row}");
     }
+    // Three texts at once: each has steps of its own, and speeds are those of all of them.
+    let three = bench(
+        &[&drafts[..2], &["-n", "61", "-np", "3", "--spec-rows", "5", "--spec-adapt", "off", "-o", "jsonl"]].concat(),
+    );
+    let three = three.expect(0).json_lines();
+    assert!(three.iter().all(|row| row["n_parallel"] == 3), "{three:?}");
+    assert!(three[0]["n_rows"] == 5 && three[1]["same_text"] == true, "{three:?}");
+    assert_eq!(["steps", "accepted", "emitted"].map(|name| three[1][name].as_u64().unwrap()), [45, 135, 183]);
+    assert_eq!(three[1]["emitted_per_step"].as_f64(), Some(4.0));
     let table = bench(&[&drafts[..], &["-n", "9"]].concat()).expect(0).out;
     assert!(table.contains("| oracle 4,4") && table.contains("| same"), "{table}");
     for (args, want) in [

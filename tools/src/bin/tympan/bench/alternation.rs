@@ -134,6 +134,10 @@ pub(super) fn text_flags(args: &BenchArgs, model: Option<&Path>, c: &Combination
     add("-d", t.n_depth.to_string());
     add("-b", c.n_batch.to_string());
     add("-ub", c.n_ubatch.to_string());
+    // llama-bench has no such flag.
+    if t.n_parallel > 1 {
+        add("-np", t.n_parallel.to_string());
+    }
     if !args.graph_reuse.is_empty() {
         add("-gr", switch(c.reuse).to_owned());
     }

@@ -228,6 +228,10 @@ mod tests {
         let mut without = row("a.gguf", 64, &BEFORE);
         without["graph_reuse"] = "off".into();
         assert!(known.partner(&timed(&without)).is_none());
+        let mut several = row("a.gguf", 64, &BEFORE);
+        several["n_parallel"] = 2.into();
+        several["avg_ts"] = (2.0 * several["avg_ts"].as_f64().unwrap()).into();
+        assert!(known.partner(&timed(&several)).is_none());
     }
 
     #[test]

@@ -9,9 +9,10 @@ const MAX_LIST: usize = 1000;
 const MAX_NUMBER: usize = 1 << 24;
 
 /// Flags of one dash and several letters, and the long flags that they stand for.
-const SHORT: [(&str, &str); 28] = [
+const SHORT: [(&str, &str); 29] = [
     ("-pg", "--pg"),
     ("-ub", "--ubatch-size"),
+    ("-np", "--parallel"),
     ("-ctk", "--cache-type-k"),
     ("-ctv", "--cache-type-v"),
     ("-ngl", "--n-gpu-layers"),

@@ -16,6 +16,8 @@ use crate::exit::{Failure, Outcome};
 const DEFAULT_PROMPT: usize = 512;
 /// Tokens after it where `-n` says nothing.
 const DEFAULT_GENERATED: usize = 128;
+/// Most sequences at once, as `serve` has them.
+const MAX_PARALLEL: usize = 256;
 
 /// The lists of all parameters.
 pub(super) struct Lists {
@@ -26,6 +28,7 @@ pub(super) struct Lists {
     pub flash_attn: Vec<i64>,
     pub threads: Vec<NonZeroUsize>,
     pub n_depth: Vec<usize>,
+    pub n_parallel: Vec<usize>,
     pub n_prompt: Vec<usize>,
     pub n_gen: Vec<usize>,
     pub pg: Vec<[usize; 2]>,
@@ -62,6 +65,10 @@ impl Lists {
             let parse = |n: &usize| parse_threads(&n.to_string()).map_err(|e| Failure::usage(format!("-t {n}: {e}")));
             numbers("-t", &args.threads)?.iter().map(parse).collect::<Outcome<_>>()?
         };
+        let n_parallel = positive("-np", &args.parallel)?;
+        if let Some(n) = n_parallel.iter().find(|&&n| n > MAX_PARALLEL) {
+            return Err(Failure::usage(format!("-np: want at most {MAX_PARALLEL}, got {n}")));
+        }
         let pairs = args.pg.iter().map(|text| flags::pair(text));
         let default_reuse = DeviceArgs::default().reuse()?;
         let reuse = |switch: &Switch| match switch {
@@ -77,6 +84,7 @@ impl Lists {
             flash_attn: args.foreign.flash_attention(),
             threads,
             n_depth: numbers("-d", &args.n_depth)?,
+            n_parallel,
             n_prompt: or_default(numbers("-p", &args.n_prompt)?, DEFAULT_PROMPT),
             n_gen: or_default(numbers("-n", &args.n_gen)?, DEFAULT_GENERATED),
             pg: pairs.collect::<Result<_, _>>().map_err(|e| Failure::usage(format!("-pg: {e}")))?,
@@ -120,10 +128,11 @@ impl Lists {
 
     fn tests(&self) -> Vec<(Test, Reuse)> {
         let mut tests = Vec::new();
-        for &n_depth in &self.n_depth {
-            tests.extend(self.n_prompt.iter().map(|&n_prompt| Test { n_prompt, n_gen: 0, n_depth }));
-            tests.extend(self.n_gen.iter().map(|&n_gen| Test { n_prompt: 0, n_gen, n_depth }));
-            tests.extend(self.pg.iter().map(|&[n_prompt, n_gen]| Test { n_prompt, n_gen, n_depth }));
+        for (n_depth, n_parallel) in pairs(&self.n_depth, &self.n_parallel) {
+            let mut add = |n_prompt, n_gen| tests.push(Test { n_prompt, n_gen, n_depth, n_parallel });
+            self.n_prompt.iter().for_each(|&n_prompt| add(n_prompt, 0));
+            self.n_gen.iter().for_each(|&n_gen| add(0, n_gen));
+            self.pg.iter().for_each(|&[n_prompt, n_gen]| add(n_prompt, n_gen));
         }
         tests.retain(|t| t.n_tokens() > 0);
         tests.into_iter().flat_map(|test| self.reuse.iter().map(move |&reuse| (test, reuse))).collect()
@@ -138,6 +147,7 @@ impl Lists {
         add(self.n_ubatch != [512], Column::Ubatch);
         add(self.cache_types != [[KvType::F16; 2]], Column::TypeK);
         add(self.cache_types.iter().any(|&[_, v]| v != KvType::F16), Column::TypeV);
+        add(self.n_parallel != [1], Column::Parallel);
         let usual = Recorded::default();
         add(recorded.split_mode != usual.split_mode, Column::SplitMode);
         add(self.flash_attn != [-1], Column::FlashAttn);
@@ -154,6 +164,11 @@ impl Lists {
         }
         columns
     }
+}
+
+/// All pairs of two lists, in the order of the first one.
+pub(super) fn pairs<'a>(first: &'a [usize], second: &'a [usize]) -> impl Iterator<Item = (usize, usize)> + 'a {
+    first.iter().flat_map(|&a| second.iter().map(move |&b| (a, b)))
 }
 
 fn or_default(list: Vec<usize>, default: usize) -> Vec<usize> {

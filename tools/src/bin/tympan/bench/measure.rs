@@ -25,6 +25,8 @@ pub(super) struct Test {
     pub n_gen: usize,
     /// Tokens that the context holds before.
     pub n_depth: usize,
+    /// Sequences of these sizes at once.
+    pub n_parallel: usize,
 }
 
 impl Test {
@@ -41,14 +43,22 @@ impl Test {
         name
     }
 
-    /// Tokens that the context has to hold.
-    pub(super) fn n_ctx(&self) -> usize {
-        self.n_tokens() + self.n_depth
+    /// The same, with the number of sequences where there are several: what says it where no column does.
+    pub(super) fn full_name(&self) -> String {
+        match self.n_parallel {
+            1 => self.name(),
+            n => format!("{}, {n} sequences", self.name()),
+        }
     }
 
-    /// Tokens that are timed.
+    /// Tokens that the context of a sequence has to hold.
+    pub(super) fn n_ctx(&self) -> usize {
+        self.n_prompt + self.n_gen + self.n_depth
+    }
+
+    /// Tokens that are timed, those of all sequences together.
     pub(super) fn n_tokens(&self) -> usize {
-        self.n_prompt + self.n_gen
+        self.n_parallel * (self.n_prompt + self.n_gen)
     }
 }
 
@@ -94,8 +104,8 @@ impl Bench {
     /// Errors: a context that is too long, too little memory.
     pub(super) fn open(loaded: &Loaded, backend: &Arc<dyn Backend>, setup: Setup, test: Test) -> Result<Self> {
         let options = SessionOptions {
-            // One sequence holds the filled context, the other one is timed.
-            n_slots: if test.n_depth > 0 { 2 } else { 1 },
+            // One sequence holds the filled context, the others are timed.
+            n_slots: test.n_parallel + usize::from(test.n_depth > 0),
             n_ctx: test.n_ctx().max(1),
             kv_dtype: setup.kv_dtype,
             max_tokens: setup.n_ubatch.min(setup.n_batch).max(1),
@@ -117,10 +127,9 @@ impl Bench {
     pub(super) fn warm_up(&mut self) -> Result<()> {
         let n_prompt = self.test.n_prompt;
         let steps = usize::from(self.test.n_gen > 0);
-        let slot = self.session.memory_mut().acquire()?;
-        let mut timed = Vec::new();
-        let result = self.run(slot, n_prompt, steps, &mut timed);
-        self.session.memory_mut().release(slot);
+        let slots = self.acquire()?;
+        let result = self.run(&slots, n_prompt, steps, &mut Vec::new());
+        self.release(slots);
         result
     }
 
@@ -137,14 +146,14 @@ impl Bench {
         let mut measured = Measured::default();
         let before = self.session.stats();
         for _ in 0..repetitions {
-            let slot = self.session.memory_mut().acquire()?;
+            let slots = self.acquire()?;
             if let Some(filled) = filled {
-                self.session.memory_mut().copy(filled, slot)?;
+                slots.iter().try_for_each(|&slot| self.session.memory_mut().copy(filled, slot))?;
             }
             let start = Instant::now();
-            let result = self.run(slot, self.test.n_prompt, self.test.n_gen, &mut measured.steps_ns);
+            let result = self.run(&slots, self.test.n_prompt, self.test.n_gen, &mut measured.steps_ns);
             measured.samples_ns.push(nanoseconds(start));
-            self.session.memory_mut().release(slot);
+            self.release(slots);
             result?;
         }
         if let Some(filled) = filled {
@@ -180,34 +189,53 @@ impl Bench {
     /// A sequence of as many tokens as the test wants before it begins.
     fn fill(&mut self) -> Result<Slot> {
         let slot = self.session.memory_mut().acquire()?;
-        let mut timed = Vec::new();
         let n_depth = self.test.n_depth;
-        self.run(slot, n_depth, 0, &mut timed)?;
+        self.run(&[slot], n_depth, 0, &mut Vec::new())?;
         Ok(slot)
     }
 
-    /// Feeds `n_prompt` random tokens in batches, then `n_gen` one by one.
-    fn run(&mut self, slot: Slot, n_prompt: usize, n_gen: usize, steps_ns: &mut Vec<u64>) -> Result<()> {
+    /// The slots of the sequences that are timed.
+    fn acquire(&mut self) -> Result<Vec<Slot>> {
+        let memory = self.session.memory_mut();
+        (0..self.test.n_parallel).map(|_| memory.acquire()).collect()
+    }
+
+    fn release(&mut self, slots: Vec<Slot>) {
+        slots.into_iter().for_each(|slot| self.session.memory_mut().release(slot));
+    }
+
+    /// Feeds every sequence with `n_prompt` random tokens, all prompts behind each other in batches, then with `n_gen` tokens one
+    /// by one, those of all sequences in one call.
+    fn run(&mut self, slots: &[Slot], n_prompt: usize, n_gen: usize, steps_ns: &mut Vec<u64>) -> Result<()> {
         let Self { session, tokens, setup, .. } = self;
-        let ids = tokens.prompt(n_prompt);
-        for batch in ids.chunks(setup.n_batch) {
-            let pieces = batch.chunks(setup.n_ubatch);
-            let last = pieces.len() - 1;
-            for (i, piece) in pieces.enumerate() {
-                let rows = if i == last { Rows::Last } else { Rows::None };
-                step(session, slot, piece, rows, steps_ns)?;
-            }
+        let ids: Vec<u32> = slots.iter().flat_map(|_| tokens.prompt(n_prompt)).collect();
+        let mut at = 0;
+        while at < ids.len() {
+            let batch_end = (at / setup.n_batch + 1) * setup.n_batch;
+            let end = (at + setup.n_ubatch).min(batch_end).min(ids.len());
+            let part = |i: usize| {
+                let (first, last) = (at.max(i * n_prompt), end.min((i + 1) * n_prompt));
+                let has_logits = last == (i + 1) * n_prompt || last == batch_end;
+                let rows = if has_logits { Rows::Last } else { Rows::None };
+                Sequence { slot: slots[i], tokens: Tokens::Ids(&ids[first..last]), rows }
+            };
+            let seqs: Vec<_> = (at / n_prompt..=(end - 1) / n_prompt).map(part).collect();
+            step(session, &seqs, steps_ns)?;
+            at = end;
         }
         for _ in 0..n_gen {
-            step(session, slot, &[tokens.next()], Rows::Last, steps_ns)?;
+            let ids: Vec<u32> = slots.iter().map(|_| tokens.next()).collect();
+            let next = |(&slot, id)| Sequence { slot, tokens: Tokens::Ids(std::slice::from_ref(id)), rows: Rows::Last };
+            let seqs: Vec<_> = slots.iter().zip(&ids).map(next).collect();
+            step(session, &seqs, steps_ns)?;
         }
         Ok(())
     }
 }
 
-fn step(session: &mut Session, slot: Slot, ids: &[u32], rows: Rows, steps_ns: &mut Vec<u64>) -> Result<()> {
+fn step(session: &mut Session, seqs: &[Sequence<'_>], steps_ns: &mut Vec<u64>) -> Result<()> {
     let start = Instant::now();
-    session.step(&Batch { seqs: &[Sequence { slot, tokens: Tokens::Ids(ids), rows }] })?;
+    session.step(&Batch { seqs })?;
     steps_ns.push(nanoseconds(start));
     Ok(())
 }

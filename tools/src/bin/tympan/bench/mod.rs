@@ -73,7 +73,8 @@ separated by commas or repeated, and ranges: first-last, first-last+step, first-
   pp512          a prompt of 512 tokens          tg128         128 tokens one by one
   pp512+tg128    both in one timing              @ d4096       behind a context of 4096 tokens
 
-Every tg step computes the logits of the whole vocabulary. With -gr on,off every test is run with and without the reuse of \
+Every tg step computes the logits of the whole vocabulary. With -np 8 eight sequences at once have the test's prompt, context and \
+continuation, and tokens per second are those of all of them. With -gr on,off every test is run with and without the reuse of \
 compiled graphs, and a table of the gain follows.
 
 With --audio the speech model is measured instead, from file to text, stage by stage: the figures are those of the run with \
@@ -103,6 +104,7 @@ Examples:
   tympan bench -m A.gguf -m B.gguf -p 64,128 -n 0 -t 1,2 -o jsonl
   tympan bench -m MODEL.gguf -p 0 -n 32 -d 0,64,512
   tympan bench -m MODEL.gguf -p 0 -n 32 -gr on,off
+  tympan bench -m MODEL.gguf -p 0 -n 32 -np 1,8
   tympan bench -m MODEL.gguf -p 64 -n 16 --profile
   tympan bench -m MODEL.gguf -n 128 --spec-oracle 4,4 --spec-adapt off --spec-rows 1,2,5,9,17
   tympan bench -m MODEL.gguf --baseline-program ./tympan-before --max-regress 5 --plot change.svg
@@ -126,7 +128,7 @@ pub(crate) struct BenchArgs {
     n_gen: Vec<String>,
 
     /// Measure speech recognition of this clip, in place of prompts and continuations; repeatable
-    #[arg(long, value_name = "CLIP", conflicts_with_all = ["n_prompt", "pg", "n_depth", "batch_size", "ubatch_size"])]
+    #[arg(long, value_name = "CLIP", conflicts_with_all = ["n_prompt", "pg", "n_depth", "batch_size", "ubatch_size", "parallel"])]
     audio: Vec<PathBuf>,
 
     /// What is said in the clips, for the word error rate: lines of a file name, a tab and a text
@@ -158,6 +160,10 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_name = "N", default_value = "512")]
     ubatch_size: Vec<String>,
 
+    /// Sequences at once, each with the prompt, the continuation and the context of the test; speeds are those of all together (-np)
+    #[arg(long, value_name = "N", default_value = "1")]
+    parallel: Vec<String>,
+
     /// Format of cached keys: f16 or f32 (-ctk)
     #[arg(long, visible_alias = "kv-type", value_name = "TYPE", value_delimiter = ',', default_value = "f16")]
     cache_type_k: Vec<String>,
@@ -187,8 +193,8 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_name = "FORMAT", hide_possible_values = true)]
     output_err: Option<Format>,
 
-    /// Write graph_reuse, graph_builds, graph_hits, host_us_per_step, state_bytes_per_step, peak_rss, p50_ns and p95_ns to md, csv
-    /// and sql too; json and jsonl always have them
+    /// Write n_parallel, graph_reuse, graph_builds, graph_hits, host_us_per_step, state_bytes_per_step, peak_rss, p50_ns and p95_ns
+    /// to md, csv and sql too; json and jsonl always have them
     #[arg(long)]
     extra: bool,
 
@@ -319,9 +325,15 @@ pub(crate) fn run(args: &BenchArgs) -> Outcome<Exit> {
         return Err(Failure::usage("nothing to measure: -p, -n and -pg are all 0"));
     }
     if let Some(c) = combinations.iter().find(|c| c.test.n_ctx() > MAX_CONTEXT) {
-        let (test, n_ctx) = (c.test.name(), c.test.n_ctx());
+        let (test, n_ctx) = (c.test.full_name(), c.test.n_ctx());
         let message = format!("{test}: want a context of at most {MAX_CONTEXT} tokens, got {n_ctx} (-p, -n, -pg, -d)");
         return Err(Failure::usage(message));
+    }
+    if let Some(c) = combinations.iter().find(|c| c.test.n_gen > 0 && c.test.n_parallel > c.n_ubatch.min(c.n_batch)) {
+        let (n, most) = (c.test.n_parallel, c.n_ubatch.min(c.n_batch));
+        return Err(Failure::usage(format!(
+            "-np {n}: the tokens of all sequences do not fit a call of {most} (-b, -ub)"
+        )));
     }
     if !args.foreign.n_gpu_layers.is_empty() {
         say.note("-ngl: there is no GPU backend in this version; the value is recorded, everything runs on the CPU");
@@ -343,7 +355,7 @@ pub(crate) fn run(args: &BenchArgs) -> Outcome<Exit> {
         let facts = model::facts(&model.loaded, &filename);
         for c in &combinations {
             if args.progress {
-                let (i, test) = (rows.len() + 1, c.test.name());
+                let (i, test) = (rows.len() + 1, c.test.full_name());
                 streams::say(format_args!("tympan bench: {i}/{n_tests}: {test} of {filename}"));
             }
             if !rows.is_empty() && args.delay > 0 {
@@ -351,7 +363,7 @@ pub(crate) fn run(args: &BenchArgs) -> Outcome<Exit> {
             }
             let backend = devices.get(c.threads)?;
             let measure = || measure_one(args, &model, &facts, c, &backend);
-            let row = compared(baseline.as_ref(), Row::timed, |row: &Row| row.settings.test.name(), measure, say)?;
+            let row = compared(baseline.as_ref(), Row::timed, |row: &Row| row.settings.test.full_name(), measure, say)?;
             check_unchanged(&model)?;
             printed = streams::printed(out.row(&row));
             if let Some(err) = &mut err {
@@ -599,7 +611,7 @@ fn measure_one(
         Ok::<_, engine::Error>((measured, profile))
     })();
     let (measured, profile) =
-        measured.with_context(|| format!("{} of {}", c.test.name(), facts.filename)).map_err(Failure::model)?;
+        measured.with_context(|| format!("{} of {}", c.test.full_name(), facts.filename)).map_err(Failure::model)?;
     Ok(Row {
         settings: Settings {
             model: facts.clone(),

@@ -47,6 +47,8 @@ pub(super) enum Column {
     TypeK,
     /// Format of values.
     TypeV,
+    /// Sequences at once.
+    Parallel,
     /// How layers lie on several GPUs.
     SplitMode,
     /// Fused attention.
@@ -92,6 +94,7 @@ impl Column {
             Self::Ubatch => ("n_ubatch", 8),
             Self::TypeK => ("type_k", 6),
             Self::TypeV => ("type_v", 6),
+            Self::Parallel => ("np", 3),
             Self::SplitMode => ("sm", 6),
             Self::FlashAttn => ("fa", 3),
             Self::Devices => ("dev", -12),
@@ -124,6 +127,7 @@ impl Column {
             Self::Ubatch => s.n_ubatch.to_string(),
             Self::TypeK => s.cache_types[0].into(),
             Self::TypeV => s.cache_types[1].into(),
+            Self::Parallel => s.test.n_parallel.to_string(),
             Self::SplitMode => s.recorded.split_mode.clone(),
             Self::FlashAttn => s.flash_attn.to_string(),
             Self::Devices => s.recorded.devices.clone(),
@@ -228,6 +232,8 @@ impl<'a> Printer<'a> {
         let mut fields = row.common();
         if self.extra {
             fields.extend(row.own());
+        } else if self.columns.contains(&Column::Parallel) {
+            fields.insert("n_parallel".into(), row.settings.test.n_parallel.into());
         }
         fields
     }

@@ -16,7 +16,7 @@ pub(super) fn table(rows: &[Row]) -> String {
         Some([
             with.settings.model.kind.clone(),
             with.settings.n_threads.to_string(),
-            with.settings.test.name(),
+            with.settings.test.full_name(),
             format!("{:.2}", rate(without)),
             format!("{:.2}", rate(with)),
             format!("{:+.1} %", (rate(with) / rate(without) - 1.0) * 100.0),

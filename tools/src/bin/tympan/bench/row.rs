@@ -168,6 +168,7 @@ impl Row {
     pub(super) fn own(&self) -> Map<String, Value> {
         let steps: Vec<f64> = self.steps_ns.iter().map(|&ns| ns as f64).collect();
         object([
+            ("n_parallel", Value::from(self.settings.test.n_parallel)),
             ("graph_reuse", Value::from(if self.settings.graph_reuse { "on" } else { "off" })),
             ("graph_builds", Value::from(self.graphs[0])),
             ("graph_hits", Value::from(self.graphs[1])),
@@ -181,7 +182,7 @@ impl Row {
 
     /// The row as comparisons see it.
     pub(super) fn timed(&self) -> Outcome<Timed> {
-        Timed::read(&self.fields()).map_err(|e| Failure::output(anyhow!("{}: {e}", self.settings.test.name())))
+        Timed::read(&self.fields()).map_err(|e| Failure::output(anyhow!("{}: {e}", self.settings.test.full_name())))
     }
 
     /// Where the time goes, for json: nothing where it was not asked for.
@@ -196,7 +197,8 @@ impl Row {
         let total: u64 = self.steps_ns.iter().sum();
         let unclocked_ms = total as f64 / 1e6 / self.steps_ns.len().max(1) as f64;
         let reuse = if s.graph_reuse { "" } else { ", without graph reuse" };
-        let head = format!("{} on {}, {} threads{reuse}: {}", s.model.kind, s.backends, s.n_threads, s.test.name());
+        let head =
+            format!("{} on {}, {} threads{reuse}: {}", s.model.kind, s.backends, s.n_threads, s.test.full_name());
         Some(format!("\n{head}: {}", profile.table(unclocked_ms)))
     }
 

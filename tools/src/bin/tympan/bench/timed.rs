@@ -9,7 +9,7 @@ use super::measure::Test;
 use super::statistics::{mean, percentile};
 
 /// Fields in which rows of language models have to agree, besides the name of the model's file.
-const TEXT_FIELDS: [&str; 11] = [
+const TEXT_FIELDS: [&str; 12] = [
     "model_type",
     "backends",
     "n_threads",
@@ -21,12 +21,13 @@ const TEXT_FIELDS: [&str; 11] = [
     "n_prompt",
     "n_gen",
     "n_depth",
+    "n_parallel",
 ];
 /// Those of clips. Another number of tokens is another amount of work.
 const CLIP_FIELDS: [&str; 8] =
     ["model_type", "backends", "n_threads", "type_k", "type_v", "graph_reuse", "audio_file", "generated_tokens"];
-/// What a row says that does not say it: llama-bench has no such field and always reuses graphs.
-const DEFAULTS: [(&str, &str); 1] = [("graph_reuse", "on")];
+/// What a row says that does not say it: llama-bench has no such fields, always reuses graphs, and measures one sequence.
+const DEFAULTS: [(&str, &str); 2] = [("graph_reuse", "on"), ("n_parallel", "1")];
 /// How far a mean may be from that of its samples: figures are rounded when they are written.
 const MAX_DISAGREEMENT: f64 = 0.005;
 
@@ -57,7 +58,8 @@ impl Timed {
             let seconds = samples(row, "samples_ms")?.iter().map(|ms| ms / 1e3).collect();
             return Ok(Self { identity, n_tokens: None, seconds });
         }
-        let n_tokens = number(row, "n_prompt")? + number(row, "n_gen")?;
+        let n_parallel = if row.contains_key("n_parallel") { number(row, "n_parallel")? } else { 1.0 };
+        let n_tokens = n_parallel * (number(row, "n_prompt")? + number(row, "n_gen")?);
         let ns = samples(row, "samples_ns")?;
         agree(row, "avg_ns", mean(&ns), "samples_ns")?;
         let rates: Vec<f64> = ns.iter().map(|ns| 1e9 * n_tokens / ns).collect();
@@ -132,7 +134,10 @@ impl Timed {
     pub(super) fn test(&self) -> String {
         let n = |field| self.field(field).parse::<f64>().map_or(0, |n| n as usize);
         let mut name = match self.n_tokens {
-            Some(_) => Test { n_prompt: n("n_prompt"), n_gen: n("n_gen"), n_depth: n("n_depth") }.name(),
+            Some(_) => {
+                let [n_prompt, n_gen, n_depth, n_parallel] = ["n_prompt", "n_gen", "n_depth", "n_parallel"].map(n);
+                Test { n_prompt, n_gen, n_depth, n_parallel }.full_name()
+            }
             None => format!("{}, {} tokens", self.field("audio_file"), self.field("generated_tokens")),
         };
         let usual = [("n_batch", "2048"), ("n_ubatch", "512"), ("type_k", "f16"), ("type_v", "f16")];

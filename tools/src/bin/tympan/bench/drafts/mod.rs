@@ -19,7 +19,7 @@ use tympan::Model;
 use self::steps::Steps;
 use self::texts::{Guesses, Text};
 use super::json::object;
-use super::lists::Lists;
+use super::lists::{Lists, pairs};
 use super::measure::RandomTokens;
 use super::print::Format;
 use super::row::ModelFacts;
@@ -121,6 +121,7 @@ struct Facts {
     n_threads: usize,
     kv_type: KvType,
     n_depth: usize,
+    n_parallel: usize,
 }
 
 impl Facts {
@@ -134,12 +135,15 @@ impl Facts {
             ("type_k", self.kv_type.name().into()),
             ("type_v", self.kv_type.name().into()),
             ("n_depth", self.n_depth.into()),
+            ("n_parallel", self.n_parallel.into()),
         ])
     }
 
     fn head(&self, what: &str) -> String {
         let behind = if self.n_depth > 0 { format!(" @ d{}", self.n_depth) } else { String::new() };
-        format!("{} on {}, {} threads: {what}{behind}\n\n", self.model.kind, self.backends, self.n_threads)
+        let at_once = if self.n_parallel > 1 { format!(", {} sequences", self.n_parallel) } else { String::new() };
+        let Self { model, backends, n_threads, .. } = self;
+        format!("{} on {backends}, {n_threads} threads: {what}{behind}{at_once}\n\n", model.kind)
     }
 }
 
@@ -193,6 +197,12 @@ fn check(args: &BenchArgs, lists: &Lists) -> Outcome<()> {
 pub(super) fn run(args: &BenchArgs, lists: &Lists, say: Verbosity) -> Outcome<Exit> {
     check(args, lists)?;
     let rows = args.drafts.rows()?;
+    let most = SessionOptions::default().max_tokens;
+    if let Some((n, np)) = pairs(&rows, &lists.n_parallel).find(|(n, np)| n * np > most) {
+        return Err(Failure::usage(format!(
+            "--spec-rows {n} of {np} sequences (-np): want at most {most} rows together"
+        )));
+    }
     let models = args.models();
     let threads = most_threads(lists);
     prepare(&models, threads, say)?;
@@ -207,9 +217,9 @@ pub(super) fn run(args: &BenchArgs, lists: &Lists, say: Verbosity) -> Outcome<Ex
         for &[kv_type, _] in &lists.cache_types {
             for &threads in &lists.threads {
                 let backend = devices.get(threads)?;
-                for &n_depth in &lists.n_depth {
-                    let backends = backend.name().to_uppercase();
-                    let facts = Facts { model: facts.clone(), backends, n_threads: threads.get(), kv_type, n_depth };
+                for (n_depth, n_parallel) in pairs(&lists.n_depth, &lists.n_parallel) {
+                    let (backends, n_threads) = (backend.name().to_uppercase(), threads.get());
+                    let facts = Facts { model: facts.clone(), backends, n_threads, kv_type, n_depth, n_parallel };
                     let measured = Measured { args, lists, rows: &rows, facts, model: &model, backend: &backend };
                     measured.run(&mut report, (loading, say))?;
                     check_unchanged(&model)?;
@@ -240,18 +250,20 @@ impl Measured<'_> {
         let of_model = || facts.model.filename.clone();
         let repetitions = usize::try_from(args.repetitions).unwrap_or(usize::MAX);
         let mut tokens = RandomTokens::new(&self.model.loaded.files[0], self.model.loaded.model.n_vocab());
-        let prompt = tokens.prompt(facts.n_depth.max(1));
+        let n_prompt = facts.n_depth.max(1);
+        let prompts: Vec<_> = (0..facts.n_parallel).map(|_| tokens.prompt(n_prompt)).collect();
         if !rows.is_empty() {
             let n_pending = rows.iter().max().map_or(0, |n| n - 1);
-            let session = self.open(Steps::n_ctx(prompt.len(), rows, repetitions), n_pending)?;
-            let steps = Steps::measure(session, &prompt, rows, repetitions);
+            let session = self.open(Steps::n_ctx(n_prompt, rows, repetitions), n_pending)?;
+            let steps = Steps::measure(session, &prompts, rows, repetitions);
             let steps = steps.with_context(of_model).map_err(Failure::model)?;
             report.tables.push(facts.head("steps of several rows") + &steps.table());
             report.objects.extend(steps.objects(facts));
         }
         let writer = Writer::open(&self.model.loaded).map_err(Failure::model)?;
         let speculation = args.drafts.speculation();
-        let drafters = speculation.open(writer.tokenizer(), self.backend, facts.kv_type, 1, (loading, say))?;
+        let drafters =
+            speculation.open(writer.tokenizer(), self.backend, facts.kv_type, facts.n_parallel, (loading, say))?;
         let oracles = args.drafts.spec_oracle.iter().copied().map(Guesses::Oracle);
         let guesses: Vec<Guesses> = oracles.chain(drafters.clone().map(Guesses::Drafters)).collect();
         if guesses.is_empty() {
@@ -260,10 +272,10 @@ impl Measured<'_> {
         for &n_gen in lists.n_gen.iter().filter(|&&n| n > 0) {
             let rollback = speculation.rollback();
             let n_pending = rollback.n_pending(args.drafts.largest()?);
-            let mut scheduler = Scheduler::new(self.open(prompt.len() + n_gen, n_pending)?);
+            let mut scheduler = Scheduler::new(self.open(n_prompt + n_gen, n_pending)?);
             scheduler.set_rollback(rollback);
             let text = Text {
-                prompt: &prompt,
+                prompts: &prompts,
                 n_gen,
                 sampling: Sampling { temperature: args.drafts.temp, seed: SEED, ..Sampling::default() },
                 adapts: speculation.adapts(),
@@ -283,7 +295,7 @@ impl Measured<'_> {
     fn open(&self, n_ctx: usize, n_pending: usize) -> Outcome<Session> {
         let loaded = &self.model.loaded;
         let options = SessionOptions {
-            n_slots: 1,
+            n_slots: self.facts.n_parallel,
             n_ctx,
             kv_dtype: self.facts.kv_type.into(),
             n_pending,

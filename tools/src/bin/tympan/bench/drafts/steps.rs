@@ -1,4 +1,4 @@
-//! [`Steps`]: how long a step takes by its number of rows, where every row gives logits.
+//! [`Steps`]: how long a step takes by the number of rows of every sequence, where every row gives logits.
 
 use std::time::Instant;
 
@@ -16,7 +16,7 @@ use super::Facts;
 /// all right. The last two are nothing where steps of one row were not measured.
 type Figures = (usize, f64, Option<[f64; 2]>);
 
-/// Milliseconds of every step, by number of rows.
+/// Milliseconds of every step, by number of rows of every sequence.
 pub(super) struct Steps(Vec<(usize, Vec<f64>)>);
 
 impl Steps {
@@ -28,16 +28,28 @@ impl Steps {
     /// Times steps of all sizes in turns, behind an untimed one of each. All drafts are taken as right: the next step folds them.
     ///
     /// Errors: those of the session.
-    pub(super) fn measure(mut session: Session, prompt: &[u32], rows: &[usize], repetitions: usize) -> Result<Self> {
-        let slot = session.memory_mut().acquire()?;
-        session.feed(slot, Tokens::Ids(prompt))?;
+    pub(super) fn measure(
+        mut session: Session,
+        prompts: &[Vec<u32>],
+        rows: &[usize],
+        repetitions: usize,
+    ) -> Result<Self> {
+        let mut slots = Vec::new();
+        for prompt in prompts {
+            let slot = session.memory_mut().acquire()?;
+            session.feed(slot, Tokens::Ids(prompt))?;
+            slots.push(slot);
+        }
         let mut steps: Vec<(usize, Vec<f64>)> = rows.iter().map(|&n| (n, Vec::new())).collect();
         for i in 0..=repetitions {
             for (n, times) in &mut steps {
-                let ids: Vec<u32> = prompt.iter().copied().cycle().take(*n).collect();
+                let rows = Rows::Drafts(*n - 1);
+                let ids = prompts.iter().map(|prompt| prompt.iter().copied().cycle().take(*n).collect());
+                let ids: Vec<Vec<u32>> = ids.collect();
+                let seqs = slots.iter().zip(&ids).map(|(&slot, ids)| Sequence { slot, tokens: Tokens::Ids(ids), rows });
+                let seqs: Vec<_> = seqs.collect();
                 let start = Instant::now();
-                let seq = Sequence { slot, tokens: Tokens::Ids(&ids), rows: Rows::Drafts(*n - 1) };
-                session.step(&Batch { seqs: &[seq] })?;
+                session.step(&Batch { seqs: &seqs })?;
                 let ms = start.elapsed().as_secs_f64() * 1e3;
                 if i > 0 {
                     times.push(ms);

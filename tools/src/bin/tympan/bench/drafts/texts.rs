@@ -1,6 +1,7 @@
-//! [`Text`]: a text of the model's own, with drafts and without, in turns.
+//! [`Text`]: texts of the model's own, with drafts and without, in turns.
 
-use std::ops::ControlFlow;
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use models::Result;
@@ -34,38 +35,53 @@ impl Guesses {
     }
 }
 
-/// A text that is written again and again.
+/// Texts that are written again and again, all at once.
 pub(super) struct Text<'a> {
-    pub prompt: &'a [u32],
-    /// Tokens behind it.
+    pub prompts: &'a [Vec<u32>],
+    /// Tokens behind each.
     pub n_gen: usize,
     pub sampling: Sampling,
     /// Whether lengths of drafts follow success and cost.
     pub adapts: bool,
 }
 
-/// What drafts of one kind made of it.
+/// What drafts of one kind made of them.
 pub(super) struct Row {
     guesses: String,
     n_gen: usize,
-    /// Seconds behind the first token, with drafts and without, by repetition.
-    seconds: Vec<f64>,
-    plain: Vec<f64>,
-    /// Of the last repetition.
+    n_parallel: usize,
+    /// With drafts and without, by repetition.
+    with: Vec<Timing>,
+    plain: Vec<Timing>,
+    /// Of the last repetition, all texts together.
     statistics: Statistics,
     /// Whether all texts were those without drafts.
     is_same: bool,
 }
 
+/// From the step that gave the last text its first token to the last token of all.
+#[derive(Clone, Copy, Default)]
+struct Timing {
+    seconds: f64,
+    /// Tokens of all texts in this time.
+    n_tokens: usize,
+}
+
+impl Timing {
+    fn rate(&self) -> f64 {
+        self.n_tokens as f64 / self.seconds.max(f64::MIN_POSITIVE)
+    }
+}
+
 /// One time.
 struct Run {
-    ids: Vec<u32>,
-    seconds: f64,
-    statistics: Option<Statistics>,
+    ids: Vec<Vec<u32>>,
+    timing: Timing,
+    statistics: Statistics,
 }
 
 impl Text<'_> {
-    /// Writes the text without drafts and with each kind of them, in turns, once more than is timed.
+    /// Writes the texts without drafts and with each kind of them, in turns, once more than is timed.
     ///
     /// Errors: those of the scheduler, and of a draft model.
     pub(super) fn measure(
@@ -75,11 +91,11 @@ impl Text<'_> {
         repetitions: usize,
     ) -> Result<Vec<Row>> {
         let want = self.write(scheduler, None)?.ids;
-        let whole: Vec<u32> = [self.prompt, &want].concat();
         let row = |guesses: &Guesses| Row {
             guesses: guesses.name(),
             n_gen: self.n_gen,
-            seconds: Vec::new(),
+            n_parallel: self.prompts.len(),
+            with: Vec::new(),
             plain: Vec::new(),
             statistics: Statistics::default(),
             is_same: true,
@@ -88,73 +104,96 @@ impl Text<'_> {
         for i in 0..=repetitions {
             for (guesses, row) in guesses.iter().zip(&mut rows) {
                 let plain = self.write(scheduler, None)?;
-                let speculation = self.speculation(guesses, &whole, scheduler)?;
-                let run = self.write(scheduler, Some(speculation))?;
+                let run = self.write(scheduler, Some((guesses, &want)))?;
                 row.is_same &= run.ids == want && plain.ids == want;
-                row.statistics = run.statistics.unwrap_or_default();
+                row.statistics = run.statistics;
                 if i > 0 {
-                    row.seconds.push(run.seconds);
-                    row.plain.push(plain.seconds);
+                    row.with.push(run.timing);
+                    row.plain.push(plain.timing);
                 }
             }
         }
         Ok(rows)
     }
 
-    fn speculation(&self, guesses: &Guesses, whole: &[u32], scheduler: &Scheduler) -> Result<Speculation> {
-        let prompt: Vec<i32> = self.prompt.iter().map(|id| id.cast_signed()).collect();
+    /// The drafters of one text, which oracles know.
+    fn speculation(&self, guesses: &Guesses, prompt: &[u32], text: &[u32], n_vocab: usize) -> Result<Speculation> {
+        let ids: Vec<i32> = prompt.iter().map(|id| id.cast_signed()).collect();
         match guesses {
-            Guesses::Drafters(drafters) => drafters.speculation(&prompt),
+            Guesses::Drafters(drafters) => drafters.speculation(&ids),
             Guesses::Oracle(Oracle { k, mean }) => {
-                let n_vocab = u32::try_from(scheduler.session().model().n_vocab()).unwrap_or(u32::MAX);
-                let oracle = draft::Oracle::new(whole.to_vec(), *k, *mean, n_vocab);
-                Ok(Speculation::with(Box::new(oracle), *k, self.adapts, &prompt))
+                let n_vocab = u32::try_from(n_vocab).unwrap_or(u32::MAX);
+                let oracle = draft::Oracle::new([prompt, text].concat(), *k, *mean, n_vocab);
+                Ok(Speculation::with(Box::new(oracle), *k, self.adapts, &ids))
             }
         }
     }
 
-    fn write(&self, scheduler: &mut Scheduler, speculation: Option<Speculation>) -> Result<Run> {
-        let model = scheduler.session().model();
-        let rules = Rules {
-            sampling: self.sampling,
-            stop: Vec::new(),
-            ignore_stop: true,
-            max_tokens: self.n_gen,
-            n_usable: model.n_vocab(),
-            prompt_logits: false,
-        };
-        let decoding = Decoding::new(Prompt::of_ids(self.prompt), model.n_embd(), rules);
-        let mut ids = Vec::new();
+    /// Writes all texts, with drafts where there are some, of which oracles know the texts.
+    fn write(&self, scheduler: &mut Scheduler, drafts: Option<(&Guesses, &[Vec<u32>])>) -> Result<Run> {
+        let model = Arc::clone(scheduler.session().model());
+        let mut places = BTreeMap::new();
+        for (i, prompt) in self.prompts.iter().enumerate() {
+            let rules = Rules {
+                sampling: self.sampling,
+                stop: Vec::new(),
+                ignore_stop: true,
+                max_tokens: self.n_gen,
+                n_usable: model.n_vocab(),
+                prompt_logits: false,
+            };
+            let decoding = Decoding::new(Prompt::of_ids(prompt), model.n_embd(), rules);
+            let of_text = |(guesses, texts): (&Guesses, &[Vec<u32>])| {
+                self.speculation(guesses, prompt, &texts[i], model.n_vocab())
+            };
+            places.insert(scheduler.submit_with(decoding, drafts.map(of_text).transpose()?)?, i);
+        }
+        let mut ids = vec![Vec::new(); self.prompts.len()];
+        let mut statistics = vec![Statistics::default(); self.prompts.len()];
         let mut first = None;
-        let statistics = scheduler.run_with(decoding, speculation, &mut |event, _| {
-            ids.extend(&event.tokens);
-            if !ids.is_empty() {
-                first.get_or_insert_with(Instant::now);
+        while scheduler.n_running() > 0 {
+            let mut failed = None;
+            scheduler.step(&mut |progress| {
+                let i = places[&progress.id];
+                statistics[i] = progress.statistics.copied().unwrap_or_default();
+                match progress.result {
+                    Ok(event) => ids[i].extend(&event.tokens),
+                    Err(error) => failed = Some(error),
+                }
+            })?;
+            if let Some(error) = failed {
+                return Err(error);
             }
-            ControlFlow::Continue(())
-        })?;
-        let seconds = first.map_or(0.0, |first| first.elapsed().as_secs_f64());
-        Ok(Run { ids, seconds, statistics })
+            if first.is_none() && ids.iter().all(|ids| !ids.is_empty()) {
+                first = Some((Instant::now(), ids.iter().map(Vec::len).sum::<usize>()));
+            }
+        }
+        let timing = first.map_or(Timing::default(), |(start, n_before)| Timing {
+            seconds: start.elapsed().as_secs_f64(),
+            n_tokens: ids.iter().map(Vec::len).sum::<usize>() - n_before,
+        });
+        let mut all = Statistics::default();
+        statistics.iter().for_each(|one| all.add(one));
+        Ok(Run { ids, timing, statistics: all })
     }
 }
 
-impl Row {
-    /// Tokens a second behind the first one.
-    fn rate(&self, seconds: &[f64]) -> f64 {
-        self.n_gen.saturating_sub(1) as f64 / percentile(seconds, 0.5).max(f64::MIN_POSITIVE)
-    }
+/// The median of tokens per second.
+fn rate(timings: &[Timing]) -> f64 {
+    percentile(&timings.iter().map(Timing::rate).collect::<Vec<_>>(), 0.5)
+}
 
+impl Row {
     /// How many times faster the text came than without drafts: the median of the rounds.
     fn factor(&self) -> f64 {
-        let ratios: Vec<f64> =
-            self.plain.iter().zip(&self.seconds).map(|(plain, with)| plain / with.max(f64::MIN_POSITIVE)).collect();
-        percentile(&ratios, 0.5)
+        let ratio = |(with, plain): (&Timing, &Timing)| with.rate() / plain.rate().max(f64::MIN_POSITIVE);
+        percentile(&self.with.iter().zip(&self.plain).map(ratio).collect::<Vec<_>>(), 0.5)
     }
 
-    /// Tokens of a step, the model's own among them. The first token of all came with the prompt.
+    /// Tokens that a step gives a text, the model's own among them. Its first token came with the prompt.
     fn per_step(&self) -> f64 {
         let Statistics { emitted, steps, .. } = self.statistics;
-        emitted.saturating_sub(1) as f64 / steps.max(1) as f64
+        emitted.saturating_sub(self.n_parallel as u64) as f64 / steps.max(1) as f64
     }
 
     /// Milliseconds of a draft to save states, to restore them, and to compute again what was right.
@@ -173,8 +212,8 @@ impl Row {
             ("n_gen", Value::from(self.n_gen)),
             ("temperature", f64::from(temperature).into()),
             ("drafts_of", self.guesses.clone().into()),
-            ("avg_ts", self.rate(&self.seconds).into()),
-            ("plain_ts", self.rate(&self.plain).into()),
+            ("avg_ts", rate(&self.with).into()),
+            ("plain_ts", rate(&self.plain).into()),
             ("net_factor", self.factor().into()),
             ("emitted_per_step", self.per_step().into()),
             ("proposed", proposed.into()),
@@ -188,8 +227,8 @@ impl Row {
             ("restore_ms_per_draft", restore.into()),
             ("replay_ms_per_draft", replay.into()),
             ("same_text", self.is_same.into()),
-            ("samples_s", self.seconds.clone().into()),
-            ("plain_samples_s", self.plain.clone().into()),
+            ("samples_ts", self.with.iter().map(Timing::rate).collect::<Vec<_>>().into()),
+            ("plain_samples_ts", self.plain.iter().map(Timing::rate).collect::<Vec<_>>().into()),
         ]));
         Value::Object(fields)
     }
@@ -221,8 +260,8 @@ pub(super) fn table(rows: &[Row]) -> String {
         let Statistics { proposed, verified, accepted, .. } = row.statistics;
         [
             row.guesses.clone(),
-            format!("{:.2}", row.rate(&row.seconds)),
-            format!("{:.2}", row.rate(&row.plain)),
+            format!("{:.2}", rate(&row.with)),
+            format!("{:.2}", rate(&row.plain)),
             format!("{:.3}", row.factor()),
             format!("{:.2}", row.per_step()),
             proposed.to_string(),
