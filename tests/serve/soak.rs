@@ -137,8 +137,8 @@ impl Known {
 
 #[test]
 fn every_reply_belongs_to_its_request() {
-    let is_whole = std::env::var_os(WHOLE).is_some();
-    let audio_cache_bytes = if is_whole { 16 << 20 } else { 1 << 20 };
+    serve::keep_large_blocks_apart();
+    let audio_cache_bytes = 16 << 20;
     let limits =
         serve::Options { max_queue: 24, max_upload_bytes: 1 << 20, stall: STALL, audio_cache_bytes, ..options() };
     let asked = Asked::open(speech(), limits);

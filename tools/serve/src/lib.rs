@@ -5,6 +5,7 @@
 
 #![warn(unreachable_pub)]
 
+mod allocator;
 mod api;
 mod figures;
 mod http;
@@ -35,6 +36,7 @@ use mailbox::{Reader, mailbox};
 use model::Served;
 use work::{Clock, Core, CoreOptions, EngineThread, Inbox, Job, Refusal, Reply, Work};
 
+pub use allocator::keep_large_blocks_apart;
 pub use http::listen::Stopped;
 pub use http::log::Log;
 pub use options::Options;

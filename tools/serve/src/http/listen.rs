@@ -1,6 +1,7 @@
 //! [`serve`]: connections, from the first to the last.
 
 use std::convert::Infallible;
+use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -17,6 +18,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tower::ServiceExt;
 
 use super::guard::LocalAddress;
+use super::linger::linger;
 use super::router::router;
 use crate::App;
 use crate::work::EngineThread;
@@ -29,6 +31,9 @@ const LAST: Duration = Duration::from_secs(2);
 const MAX_HEAD_BYTES: usize = 64 << 10;
 /// Headers of a request.
 const MAX_HEADERS: usize = 64;
+/// Connections that are at their end at once: whose clients may still read the last answer, which for those that are too many
+/// says so. Beyond these they are closed at once.
+const MAX_ENDING: usize = 64;
 /// The answer to a connection that is one too many.
 const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\ncontent-length: 99\r\n\
 connection: close\r\n\r\n{\"error\":{\"code\":503,\"message\":\"too many connections\",\"type\":\"unavailable_error\",\"param\":null   }}";
@@ -77,6 +82,7 @@ async fn accept(
     is_stopped: &(dyn Fn() -> bool + Send + Sync),
 ) -> Stopped {
     let connections = Arc::new(Semaphore::new(app.options.max_connections));
+    let ending = Arc::new(Semaphore::new(MAX_ENDING));
     let (last, is_last) = watch::channel(false);
     let mut interval = tokio::time::interval(INTERVAL);
     let mut asked_at: Option<Instant> = None;
@@ -86,9 +92,11 @@ async fn accept(
             accepted = listener.accept() => {
                 // Errors are those of a connection that has gone, or of a system that is short of files for a while.
                 let Ok((stream, _)) = accepted else { continue };
-                match Arc::clone(&connections).try_acquire_owned() {
-                    Ok(permit) => drop(tokio::spawn(connection(Arc::clone(app), stream, permit, is_last.clone()))),
-                    Err(_) => drop(tokio::spawn(refuse(stream))),
+                if let Ok(permit) = Arc::clone(&connections).try_acquire_owned() {
+                    let ending = Arc::clone(&ending);
+                    drop(tokio::spawn(connection(Arc::clone(app), stream, (permit, ending), is_last.clone())));
+                } else if let Ok(permit) = Arc::clone(&ending).try_acquire_owned() {
+                    drop(tokio::spawn(refuse(stream, permit)));
                 }
             }
             _ = interval.tick() => {
@@ -131,7 +139,7 @@ async fn accept(
 async fn connection(
     app: Arc<App>,
     stream: TcpStream,
-    permit: OwnedSemaphorePermit,
+    (permit, ending): (OwnedSemaphorePermit, Arc<Semaphore>),
     mut is_last: watch::Receiver<bool>,
 ) {
     let local = stream.local_addr().ok().map(|address: SocketAddr| LocalAddress(address.ip().to_canonical()));
@@ -143,27 +151,38 @@ async fn connection(
             request.extensions_mut().insert(local);
         }
         let router = router.clone();
-        async move { Ok::<_, Infallible>(router.oneshot(request).await.unwrap_or_else(|never| match never {})) }
+        Box::pin(
+            async move { Ok::<_, Infallible>(router.oneshot(request).await.unwrap_or_else(|never| match never {})) },
+        )
     });
-    let connection = http1::Builder::new()
+    let mut connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(app.options.header_time)
         .max_buf_size(MAX_HEAD_BYTES)
         .max_headers(MAX_HEADERS)
         .serve_connection(TokioIo::new(stream), service);
-    let mut connection = std::pin::pin!(connection);
     // It changes once, when no more requests are to come.
-    tokio::select! {
-        _ = connection.as_mut() => {}
-        _ = is_last.changed() => {
-            connection.as_mut().graceful_shutdown();
-            let _ = connection.await;
+    let is_over = tokio::select! {
+        _ = poll_fn(|cx| connection.poll_without_shutdown(cx)) => true,
+        _ = is_last.changed() => false,
+    };
+    if is_over {
+        // Whoever sees the end may connect again.
+        drop(permit);
+        if let Ok(_permit) = ending.try_acquire() {
+            linger(connection.into_parts().io.into_inner()).await;
         }
+    } else {
+        let mut connection = std::pin::pin!(connection);
+        connection.as_mut().graceful_shutdown();
+        let _ = connection.await;
     }
-    drop(permit);
 }
 
 /// Says that there are too many connections.
-async fn refuse(mut stream: TcpStream) {
-    let _ = tokio::time::timeout(Duration::from_secs(1), stream.write_all(FULL)).await;
+async fn refuse(mut stream: TcpStream, permit: OwnedSemaphorePermit) {
+    if tokio::time::timeout(Duration::from_secs(1), stream.write_all(FULL)).await.is_ok_and(|written| written.is_ok()) {
+        linger(stream).await;
+    }
+    drop(permit);
 }

@@ -5,6 +5,7 @@ pub(crate) mod body;
 pub(crate) mod events;
 pub(crate) mod form;
 mod guard;
+mod linger;
 pub(crate) mod listen;
 pub(crate) mod log;
 pub(crate) mod router;

@@ -238,6 +238,7 @@ pub(crate) fn run(args: &ServeArgs) -> Outcome<Exit> {
     let keys = keys(args)?;
     args.speculation.parameters()?;
     args.model.prepare(args.device.threads, say)?;
+    serve::keep_large_blocks_apart();
     let load = Instant::now();
     let loading = args.device.loading(args.device.threads, true);
     let model = args.model.load(LoadOptions::default(), loading, say)?;
