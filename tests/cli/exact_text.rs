@@ -30,7 +30,8 @@ fn reference(checkpoint: &str, implementation: &str) -> BTreeMap<String, Value> 
 /// The clip as the official loader resamples it, where it is not 16 kHz mono already.
 fn at_16k(name: &str) -> PathBuf {
     let path = Path::new(name);
-    let resampled = clip(&path.parent().unwrap().join("at16k").join(path.file_name().unwrap()).display().to_string());
+    let resampled = path.with_file_name("at16k").join(path.file_name().unwrap()).with_extension("flac");
+    let resampled = clip(&resampled.display().to_string());
     if resampled.is_file() { resampled } else { clip(name) }
 }
 
