@@ -8,6 +8,7 @@ use convert::{Conversion, FileType, Options};
 use engine::DType;
 use engine::gguf::Gguf;
 use models::draft::{Drafters, Kind, NgramSizes, Parameters, Shared};
+use models::scheduler::Rollback;
 use models::{LoadOptions, Loaded};
 use serde_json::{Value, json};
 use serve::{Computing, Memory};
@@ -52,6 +53,19 @@ fn counter(asked: &Asked, name: &str) -> u64 {
     let text = asked.get("/metrics").expect(200).text().to_owned();
     let line = text.lines().find_map(|line| line.strip_prefix(&format!("tympan:{name} ")));
     line.unwrap_or_else(|| panic!("{name}: {text}")).parse().unwrap()
+}
+
+/// Tokens of drafts that were right, by their place in the draft.
+fn accepted_at(asked: &Asked) -> Vec<u64> {
+    let text = asked.get("/metrics").expect(200).text().to_owned();
+    let prefix = "tympan:spec_decode_num_accepted_tokens_per_pos_total{position=\"";
+    let lines = text.lines().filter_map(|line| line.strip_prefix(prefix));
+    let numbers = lines.enumerate().map(|(i, line)| {
+        let (position, n) = line.split_once("\"} ").unwrap();
+        assert_eq!(position, i.to_string());
+        n.parse().unwrap()
+    });
+    numbers.collect()
 }
 
 /// Tokens and rejected drafts of some answers.
@@ -99,6 +113,9 @@ fn answers_are_those_without_drafts() {
         let verified = counter(&drafting, "spec_decode_num_draft_tokens_total");
         let drafts = counter(&drafting, "spec_decode_num_drafts_total");
         assert!(accepted < verified && (1..=verified).contains(&drafts), "{accepted} of {verified} in {drafts}");
+        let at = accepted_at(&drafting);
+        assert!(at.len() <= 3 && at.is_sorted_by(|a, b| a >= b) && at.iter().sum::<u64>() == accepted, "{at:?}");
+        assert!(at.iter().all(|&n| n <= drafts), "{at:?} of {drafts}");
         n_accepted += accepted;
         let lines = drafting.lines.lock().unwrap();
         let of_lines: Vec<Value> = lines.iter().map(|line| serde_json::from_str(line).unwrap()).collect();
@@ -107,6 +124,26 @@ fn answers_are_those_without_drafts() {
         assert_eq!(counter(&plain, "spec_decode_num_drafts_total"), 0);
     }
     assert!(n_accepted > 0);
+}
+
+/// Where wrong guesses are followed by pauses, what drafters knew meanwhile is told and counted.
+#[test]
+fn what_drafts_would_have_had_right_is_told() {
+    let loaded = quantized("golden/granitemoehybrid");
+    let rollback = Rollback::Checkpoint { n_tries: 0 };
+    let asked = Asked::with(&loaded, &Computing { rollback, ..drafting(Kind::NgramCache) }, options());
+    let mut sums = [0; 2];
+    // The same text again and again: what follows is known, but for where it is ambiguous.
+    for _ in 0..6 {
+        let timings = asked.ask(completion(1, &json!({"temperature": 0}))).expect(200).json()["timings"].clone();
+        for (sum, name) in sums.iter_mut().zip(["draft_n_accepted", "draft_n_missed"]) {
+            *sum += timings[name].as_u64().unwrap_or_default();
+        }
+    }
+    let [accepted, missed] = sums;
+    assert!(accepted > 0 && missed > 0, "{sums:?}");
+    assert_eq!(counter(&asked, "spec_decode_num_missed_tokens_total"), missed);
+    assert_eq!(accepted_at(&asked).iter().sum::<u64>(), accepted);
 }
 
 /// Audio is followed by text like any other.

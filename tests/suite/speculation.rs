@@ -14,7 +14,9 @@ use engine::session::{Session, SessionOptions};
 use models::LoadOptions;
 use models::decoding::{Decoding, Prompt, Rules};
 use models::draft::model::DraftModel;
-use models::draft::{Drafter, Drafters, Kind, Limits, NgramSizes, Oracle, Outcome, Parameters, Shared, Speculation};
+use models::draft::{
+    Drafter, Drafters, Kind, Limits, NgramSizes, Oracle, Outcome, Parameters, Shared, Speculation, Statistics,
+};
 use models::generate::{End, Generator, Request};
 use models::sample::Sampling;
 use models::scheduler::{Rollback, Scheduler, SequenceId};
@@ -97,7 +99,7 @@ fn run(
     prompt: &[u32],
     sampling: Sampling,
     speculation: Option<Speculation>,
-) -> (Vec<u32>, Option<models::draft::Statistics>) {
+) -> (Vec<u32>, Option<Statistics>) {
     let mut ids = Vec::new();
     let decoding = decoding(s.session(), prompt, sampling, N_TOKENS);
     let statistics = s.run_with(decoding, speculation, &mut |event, _| {
@@ -311,6 +313,38 @@ fn copied_states_change_no_text() {
         }
     }
     assert!(n_replays > 500, "{n_replays}");
+}
+
+/// Tokens that a drafter had ready, and that the model had to give one by one: two of eight can be taken back, or guesses that
+/// were wrong are given up and followed by pauses.
+#[test]
+fn tokens_that_were_known_and_not_proposed_are_counted() {
+    let loaded = models::load(vec![file("golden/mamba")], LoadOptions::default()).unwrap();
+    let prompt = prompt(1, 6);
+    let mut want = Vec::new();
+    for (rollback, k, fault, counts) in [
+        // One token comes with the prompt, then 21 steps of three: all but the last have one more that was known.
+        (Rollback::Ring, 8, Fault::Never, [21, 42, 42, 20]),
+        // Pauses of 2, 4, 8, 16 and 32 steps whose tokens were known, a verification before each, and the text's last token.
+        (Rollback::Checkpoint { n_tries: 0 }, 3, Fault::From(1), [68, 15, 0, 62]),
+    ] {
+        let options =
+            SessionOptions { n_slots: 1, n_ctx: 256, kv_dtype: DType::F32, n_pending: 2, ..session_options() };
+        let session = Session::open(Arc::clone(&loaded.model), &loaded.weights, &[backend("cpu")], options).unwrap();
+        let n_vocab = u32::try_from(session.model().n_vocab()).unwrap();
+        let mut scheduler = Scheduler::new(session);
+        scheduler.set_rollback(rollback);
+        if want.is_empty() {
+            want = run(&mut scheduler, &prompt, greedy(), None).0;
+        }
+        let adversary = Adversary { text: [&prompt[..], &want].concat(), k, fault, n_guesses: 0, n_vocab };
+        let speculation = Speculation::with(Box::new(adversary), k, false, &ids_of(&prompt));
+        let (got, statistics) = run(&mut scheduler, &prompt, greedy(), Some(speculation));
+        let statistics = statistics.unwrap();
+        assert_eq!(got, want, "{rollback:?}");
+        let Statistics { steps, verified, accepted, missed, .. } = statistics;
+        assert_eq!([steps, verified, accepted, missed], counts, "{rollback:?}: {statistics}");
+    }
 }
 
 /// The last token takes the last position, and guesses do not reach behind it.

@@ -28,8 +28,8 @@ pub use modular::Modular;
 pub use oracle::Oracle;
 pub use parameters::{Kind, Limits, NgramSizes, Parameters};
 pub use simple::Simple;
-pub(crate) use speculation::Step;
 pub use speculation::{Drafters, Shared, Speculation};
+pub(crate) use speculation::{Room, Step};
 pub use statistics::{Statistics, Undone};
 
 /// Stands in a history where a vector was fed, and equals no token.
@@ -52,6 +52,11 @@ pub trait Drafter: Send {
     /// Appends to `guess` what may follow `history`, whose last token was generated last: at most `max` tokens, or more where
     /// that costs nothing, of which no more than `max` are used. Since the last call `history` has only grown.
     fn draft(&mut self, history: &[u32], max: usize, guess: &mut Vec<u32>);
+
+    /// Whether a guess takes so little that it is made even where none of it will be verified, to know what that costs.
+    fn is_cheap(&self) -> bool {
+        true
+    }
 
     /// What became of the last guess that was not empty. It is not called for guesses that another drafter's was preferred to.
     fn judged(&mut self, outcome: Outcome) {

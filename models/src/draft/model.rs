@@ -194,6 +194,10 @@ fn choice(logits: &[f32], p_min: f32) -> Option<u32> {
 impl Drafter for ModelDrafter {
     fn begin(&mut self, _: &[u32]) {}
 
+    fn is_cheap(&self) -> bool {
+        false
+    }
+
     fn draft(&mut self, history: &[u32], max: usize, guess: &mut Vec<u32>) {
         if self.is_broken || history.is_empty() {
             return;

@@ -106,11 +106,20 @@ struct Entry {
     length: Length,
     /// Seconds that it takes for a token.
     token_s: f64,
+    /// Its last guess, behind the tokens that came since, as long as these are right.
+    known: Vec<u32>,
 }
 
 impl Entry {
     fn new(drafter: Box<dyn Drafter>, min: usize, max: usize) -> Self {
-        Self { drafter, min, max, length: Length::new(), token_s: 0.0 }
+        Self { drafter, min, max, length: Length::new(), token_s: 0.0, known: Vec::new() }
+    }
+
+    /// Takes note of what came. Returns how many tokens of it were known.
+    fn follow(&mut self, tokens: &[u32]) -> usize {
+        let n = common(&self.known, tokens);
+        self.known.drain(..if n == tokens.len() { n } else { self.known.len() });
+        n
     }
 }
 
@@ -154,25 +163,29 @@ impl Speculation {
         &self.statistics
     }
 
-    /// Guesses at most `room` tokens for a step in which `n_others` rows are fed anyway, that of the last token among them.
-    pub(crate) fn propose(&mut self, room: usize, n_others: usize, costs: &Costs) -> &[u32] {
+    /// Guesses tokens for a step in which `n_others` rows are fed anyway, that of the last token among them.
+    pub(crate) fn propose(&mut self, room: Room, n_others: usize, costs: &Costs) -> &[u32] {
         let Self { history, entries, adapts, guess, by: by_whom, statistics } = self;
         guess.clear();
         *by_whom = None;
         for (by, entry) in entries.iter_mut().enumerate() {
-            let most = room.min(entry.max);
+            let most = room.of_step.min(entry.max);
             let wanted = if *adapts { entry.length.ask(most, n_others, entry.token_s, costs) } else { most };
-            if wanted == 0 || wanted < entry.min {
+            let wanted = if wanted < entry.min { 0 } else { wanted };
+            let is_cheap = entry.drafter.is_cheap();
+            if wanted == 0 && !is_cheap {
                 continue;
             }
             let start = Instant::now();
-            entry.drafter.draft(history, wanted, guess);
+            entry.drafter.draft(history, if is_cheap { entry.max } else { wanted }, guess);
             let took = start.elapsed();
-            statistics.proposed += guess.len() as u64;
+            statistics.proposed += guess.len().min(wanted) as u64;
             if guess.len() < entry.min {
                 guess.clear();
             }
             if !guess.is_empty() {
+                entry.known.clear();
+                entry.known.extend(guess.iter().take(room.of_text.min(entry.max)));
                 entry.token_s = MEMORY * entry.token_s + (1.0 - MEMORY) * took.as_secs_f64() / guess.len() as f64;
                 let n = guess.len().min(wanted);
                 // It is made already.
@@ -197,6 +210,8 @@ impl Speculation {
         statistics.steps += 1;
         statistics.emitted += tokens.len() as u64;
         statistics.accepted += accepted as u64;
+        let known = entries.iter_mut().map(|entry| entry.follow(tokens)).max().unwrap_or(0);
+        statistics.missed += known.saturating_sub(accepted) as u64;
         statistics.verified += fed.len() as u64;
         statistics.drafts += u64::from(!fed.is_empty());
         let Step { n_others, time, costs } = step;
@@ -228,6 +243,15 @@ impl Speculation {
     }
 }
 
+/// How many tokens of a guess have room.
+#[derive(Clone, Copy)]
+pub(crate) struct Room {
+    /// Before the text's last token.
+    pub of_text: usize,
+    /// In the step at hand: no more than before the text's last token.
+    pub of_step: usize,
+}
+
 /// A step as a sequence sees it.
 #[derive(Clone, Copy)]
 pub(crate) struct Step<'a> {
@@ -237,4 +261,79 @@ pub(crate) struct Step<'a> {
     pub time: Duration,
     /// What steps take.
     pub costs: &'a Costs,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Knows a text.
+    struct Script(Vec<u32>);
+
+    impl Drafter for Script {
+        fn begin(&mut self, _: &[u32]) {}
+
+        fn draft(&mut self, history: &[u32], max: usize, guess: &mut Vec<u32>) {
+            guess.extend(self.0[history.len()..].iter().take(max));
+        }
+    }
+
+    fn judge(speculation: &mut Speculation, n_fed: usize, tokens: &[u32]) {
+        let (time, costs) = (Duration::ZERO, &Costs::default());
+        speculation.judged(n_fed, tokens, None, Step { n_others: 1, time, costs });
+    }
+
+    fn propose(speculation: &mut Speculation, of_text: usize, of_step: usize) -> Vec<u32> {
+        speculation.propose(Room { of_text, of_step }, 1, &Costs::default()).to_vec()
+    }
+
+    fn missed(speculation: &Speculation) -> u64 {
+        speculation.statistics().missed
+    }
+
+    #[test]
+    fn what_was_known_and_not_verified_is_counted_once() {
+        let text: Vec<u32> = (0..12).collect();
+        let open = |adapts| Speculation::with(Box::new(Script(text.clone())), 4, adapts, &[0]);
+        let mut speculation = open(false);
+        // Two of four have room, and the third comes from the model.
+        assert_eq!(propose(&mut speculation, 10, 2), [1, 2]);
+        judge(&mut speculation, 2, &[1, 2, 3]);
+        assert_eq!((missed(&speculation), speculation.statistics().proposed), (1, 2));
+        // All of them are verified.
+        assert_eq!(propose(&mut speculation, 7, 7), [4, 5, 6, 7]);
+        judge(&mut speculation, 4, &[4, 5, 6, 7, 8]);
+        assert_eq!(missed(&speculation), 1);
+        // Wrong from the second on: the model's own token was not known.
+        assert_eq!(propose(&mut speculation, 2, 1), [9]);
+        judge(&mut speculation, 1, &[9, 77]);
+        assert_eq!(missed(&speculation), 1);
+        // The last token has nothing behind it.
+        let mut speculation = open(false);
+        assert_eq!(propose(&mut speculation, 1, 0), [0u32; 0]);
+        judge(&mut speculation, 0, &[1]);
+        assert_eq!(propose(&mut speculation, 0, 0), [0u32; 0]);
+        judge(&mut speculation, 0, &[2]);
+        assert_eq!(missed(&speculation), 1);
+        // As long as no step was measured, nothing is proposed.
+        let mut speculation = open(true);
+        for (i, token) in (1..=5).enumerate() {
+            assert_eq!(propose(&mut speculation, 10 - i, 10 - i), [0u32; 0]);
+            judge(&mut speculation, 0, &[token]);
+        }
+        let Statistics { missed, proposed, accepted, .. } = *speculation.statistics();
+        assert_eq!((missed, proposed, accepted), (5, 0, 0));
+    }
+
+    #[test]
+    fn another_drafters_wrong_guess_hides_nothing() {
+        let text: Vec<u32> = (0..12).collect();
+        let wrong: Vec<u32> = (0..12).map(|i| 50 + i).collect();
+        let entry = |script: &[u32], min| Entry::new(Box::new(Script(script.to_vec())), min, 4);
+        // The first one's guesses are too short for what has room.
+        let mut speculation = Speculation::of(vec![entry(&text, 3), entry(&wrong, 0)], false, &[0]);
+        assert_eq!(propose(&mut speculation, 9, 2), [51, 52]);
+        judge(&mut speculation, 2, &[1]);
+        assert_eq!(missed(&speculation), 1);
+    }
 }

@@ -37,12 +37,17 @@ impl Undone {
 /// Counts of a sequence, or of several.
 #[derive(Clone, Copy, PartialEq, Default, Debug)]
 pub struct Statistics {
-    /// Tokens that drafters proposed.
+    /// Tokens that drafters proposed, of those that were wanted of them.
     pub proposed: u64,
     /// Those of them that were fed, to be verified.
     pub verified: u64,
     /// Those of them that were right.
     pub accepted: u64,
+    /// Tokens that would have been accepted had they been proposed: the model itself had to give them, though they stood in the last
+    /// guess of a drafter behind tokens that were all right. They were not verified because lengths followed success and cost, because
+    /// of a pause, or because a call or what can be taken back had no room for them. Drafters that guess for next to nothing are asked
+    /// in full for this count, a draft model is not. A text's last token is none of them: guessing it saves no step.
+    pub missed: u64,
     /// Tokens that came out, guessed or not.
     pub emitted: u64,
     /// Tokens that were fed, or came out, behind what ended the text.
@@ -83,6 +88,7 @@ impl Statistics {
         self.proposed += other.proposed;
         self.verified += other.verified;
         self.accepted += other.accepted;
+        self.missed += other.missed;
         self.emitted += other.emitted;
         self.cut += other.cut;
         self.drafts += other.drafts;
@@ -99,6 +105,7 @@ impl Statistics {
             proposed: self.proposed - earlier.proposed,
             verified: self.verified - earlier.verified,
             accepted: self.accepted - earlier.accepted,
+            missed: self.missed - earlier.missed,
             emitted: self.emitted - earlier.emitted,
             cut: self.cut - earlier.cut,
             drafts: self.drafts - earlier.drafts,
@@ -117,9 +124,14 @@ fn ratio(a: f64, b: f64) -> f64 {
 
 impl std::fmt::Display for Statistics {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { proposed, verified, accepted, emitted, cut, drafts, steps, .. } = self;
+        let Self { proposed, verified, accepted, missed, emitted, cut, drafts, steps, .. } = self;
         write!(f, "{proposed} tokens proposed, {verified} verified in {drafts} drafts, {accepted} accepted")?;
-        write!(f, " ({:.2} of a draft), {cut} cut, {emitted} emitted in {steps} steps", self.mean_accepted())?;
+        write!(
+            f,
+            " ({:.2} of a draft), {missed} would have been accepted had they been proposed",
+            self.mean_accepted()
+        )?;
+        write!(f, ", {cut} cut, {emitted} emitted in {steps} steps")?;
         let Undone { replays, save, restore, replay } = self.undone;
         if !save.is_zero() {
             let ms = |time: Duration| time.as_secs_f64() * 1e3 / (*drafts).max(1) as f64;

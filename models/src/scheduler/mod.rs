@@ -17,7 +17,7 @@ use engine::memory::Slot;
 use engine::session::{MAX_CONTEXT, Session};
 
 use crate::decoding::{Decoding, Event, Finish};
-use crate::draft::{Costs, NO_TOKEN, Speculation, Statistics, Step};
+use crate::draft::{Costs, NO_TOKEN, Room, Speculation, Statistics, Step};
 use crate::error::{Error, Result};
 use places::{Kept, Places};
 use rollback::{Undo, Verdict};
@@ -465,10 +465,14 @@ impl Scheduler {
         for r in running.iter_mut().filter(|r| r.n_feeding == 1 && r.decoding.prompt_left() == 0) {
             let Some(speculation) = &mut r.speculation else { continue };
             r.n_others = n_tokens + n_added;
-            let room = r.decoding.draft_room().min(max - r.n_others).min(revocable);
+            let of_text = r.decoding.draft_room();
+            let of_step = of_text.min(max - r.n_others).min(revocable);
             match r.undo.guess() {
-                Some(guess) => r.decoding.draft(&guess[..guess.len().min(room)]),
-                None => r.decoding.draft(speculation.propose(room, r.n_others, costs)),
+                Some(replay) if !replay.is_empty() => r.decoding.draft(&replay[..replay.len().min(of_step)]),
+                pause => {
+                    let of_step = if pause.is_some() { 0 } else { of_step };
+                    r.decoding.draft(speculation.propose(Room { of_text, of_step }, r.n_others, costs));
+                }
             }
             let n_drafts = r.decoding.n_waiting() - 1;
             r.n_feeding += n_drafts;

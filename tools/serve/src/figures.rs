@@ -88,6 +88,8 @@ pub(crate) struct Numbers {
     pub n_tokens_max: u64,
     /// What came of all drafts.
     pub drafts: Statistics,
+    /// Tokens of drafts that were right, by their place in the draft.
+    pub accepted_at: Vec<u64>,
     pub audio_seconds: f64,
     pub encode_seconds: f64,
     pub audio_cache: CacheFigures,
@@ -126,6 +128,14 @@ impl Numbers {
         self.host_seconds += seconds;
     }
 
+    /// Counts a draft of which the first `n_accepted` tokens were right.
+    pub(crate) fn count_accepted(&mut self, n_accepted: usize) {
+        if n_accepted > self.accepted_at.len() {
+            self.accepted_at.resize(n_accepted, 0);
+        }
+        self.accepted_at[..n_accepted].iter_mut().for_each(|n| *n += 1);
+    }
+
     /// Text for Prometheus. Source: Prometheus, "Exposition formats", text format 0.0.4; names as those of llama.cpp's server,
     /// under a prefix of ours.
     pub(crate) fn metrics(&self) -> String {
@@ -148,6 +158,11 @@ impl Numbers {
             ("spec_decode_num_drafts_total", "Drafts that were verified", self.drafts.drafts as f64),
             ("spec_decode_num_draft_tokens_total", "Tokens of drafts that were verified", self.drafts.verified as f64),
             ("spec_decode_num_accepted_tokens_total", "Tokens of drafts that were right", self.drafts.accepted as f64),
+            (
+                "spec_decode_num_missed_tokens_total",
+                "Tokens that would have been accepted had drafts proposed them",
+                self.drafts.missed as f64,
+            ),
             ("n_encode_total", "Calls of the audio encoder", self.n_encode as f64),
             ("audio_seconds_total", "Seconds of audio that were transcribed", self.audio_seconds),
             ("encode_seconds_total", "Seconds in which audio was encoded", self.encode_seconds),
@@ -179,6 +194,10 @@ impl Numbers {
             .map(|reason| (format!("{{reason=\"{}\"}}", reason.name()), self.stats.builds_for(reason) as f64))
             .collect();
         family("counter", "graph_plan_misses_total", "Graphs that were built", &misses);
+        let accepted_at = self.accepted_at.iter().enumerate();
+        let accepted_at: Vec<_> = accepted_at.map(|(i, n)| (format!("{{position=\"{i}\"}}"), *n as f64)).collect();
+        let name = "spec_decode_num_accepted_tokens_per_pos_total";
+        family("counter", name, "Tokens of drafts that were right, by their place in the draft", &accepted_at);
         let requests: Vec<_> = self
             .requests
             .iter()

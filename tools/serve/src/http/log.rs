@@ -50,6 +50,7 @@ impl Record {
         if let Some(drafts) = drafts {
             self.set("draft_tokens", drafts.verified);
             self.set("accepted_tokens", drafts.accepted);
+            self.set("missed_tokens", drafts.missed);
         }
     }
 

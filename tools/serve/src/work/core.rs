@@ -188,12 +188,15 @@ impl Core {
         let run_ns = scheduler.session().stats().run_ns;
         let mut cancelled = Vec::new();
         let (mut n_busy, mut n_prompt, mut n_predicted) = (0, 0, 0);
-        let mut drafts = Statistics::default();
+        let (mut drafts, mut accepted) = (Statistics::default(), Vec::new());
         let result = scheduler.step(&mut |progress| {
             let Some(task) = running.iter_mut().find(|task| task.sequence == Some(progress.id)) else { return };
             n_busy += 1;
             if let Some(so_far) = progress.statistics {
-                drafts.add(&task.drafted(so_far));
+                let last = task.drafted(so_far);
+                // A call tells of one draft; those that were given up before it have no right tokens.
+                accepted.push(usize::try_from(last.accepted).unwrap_or_default());
+                drafts.add(&last);
             }
             match progress.result {
                 Ok(event) => {
@@ -242,6 +245,7 @@ impl Core {
         numbers.prompt_tokens += n_prompt as u64;
         numbers.predicted_tokens += n_predicted as u64;
         numbers.drafts.add(&drafts);
+        accepted.into_iter().for_each(|n| numbers.count_accepted(n));
     }
 
     /// Answers the jobs that ended, whose slots are free by then.

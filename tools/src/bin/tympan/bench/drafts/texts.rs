@@ -205,7 +205,7 @@ impl Row {
 
     /// Everything, for json.
     pub(super) fn object(&self, facts: &Facts, temperature: f32, rollback: Rollback) -> Value {
-        let Statistics { proposed, verified, accepted, emitted, drafts, steps, .. } = self.statistics;
+        let Statistics { proposed, verified, accepted, missed, emitted, drafts, steps, .. } = self.statistics;
         let [save, restore, replay] = self.undone_ms();
         let mut fields = facts.fields("drafts");
         fields.extend(object([
@@ -219,6 +219,7 @@ impl Row {
             ("proposed", proposed.into()),
             ("verified", verified.into()),
             ("accepted", accepted.into()),
+            ("missed", missed.into()),
             ("emitted", emitted.into()),
             ("drafts", drafts.into()),
             ("steps", steps.into()),
@@ -244,7 +245,7 @@ pub(super) fn name(rollback: Rollback) -> &'static str {
 
 /// A markdown table. The last but one column has milliseconds of a draft, where states are copied for it.
 pub(super) fn table(rows: &[Row]) -> String {
-    const COLUMNS: [(&str, i32); 10] = [
+    const COLUMNS: [(&str, i32); 11] = [
         ("drafts", -14),
         ("t/s", 8),
         ("t/s without", 11),
@@ -253,11 +254,12 @@ pub(super) fn table(rows: &[Row]) -> String {
         ("proposed", 8),
         ("verified", 8),
         ("accepted", 8),
+        ("missed", 6),
         ("save, restore, replay ms", 24),
         ("text", -5),
     ];
     let cells = |row: &Row| {
-        let Statistics { proposed, verified, accepted, .. } = row.statistics;
+        let Statistics { proposed, verified, accepted, missed, .. } = row.statistics;
         [
             row.guesses.clone(),
             format!("{:.2}", rate(&row.with)),
@@ -267,6 +269,7 @@ pub(super) fn table(rows: &[Row]) -> String {
             proposed.to_string(),
             verified.to_string(),
             accepted.to_string(),
+            missed.to_string(),
             row.undone_ms().map(|ms| format!("{ms:.2}")).join(", "),
             if row.is_same { "same" } else { "other" }.to_owned(),
         ]
