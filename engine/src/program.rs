@@ -268,6 +268,7 @@ fn inputs(compiled: &Compiled, words: &mut [u32]) -> Result<Vec<Own>> {
             | Input::Tokens
             | Input::Slots
             | Input::Reads
+            | Input::Writes
             | Input::Kept
             | Input::Joined
             | Input::NewRows

@@ -45,6 +45,14 @@ impl Role {
             Self::Conv | Self::Ssm | Self::Pending => true,
         }
     }
+
+    /// Whether it folds what came before, and is no input that waits to be folded.
+    pub const fn is_folded(self) -> bool {
+        match self {
+            Self::Key | Self::Value | Self::Pending => false,
+            Self::Conv | Self::Ssm => true,
+        }
+    }
 }
 
 /// How much of a state there is. `Declaration::in_slot` and [`StateSpec::used_bytes`] are all that look at it: a window
@@ -212,6 +220,9 @@ pub struct StateOptions {
     pub kv_dtype: DType,
     /// Tokens that can be taken back from states that fold what came before; 0: none, and nothing is kept for it.
     pub n_pending: usize,
+    /// Whether these states have two rows in every slot, which calls write in turns: a sequence can go back to where it was before
+    /// its last call.
+    pub two_rows: bool,
 }
 
 impl Declaration {
@@ -222,10 +233,12 @@ impl Declaration {
             Extent::Fixed(dims) => (dims.clone(), DType::F32),
             Extent::Pending(width) => (vec![options.n_pending, *width], DType::F32),
         };
-        match Shape::new(&dims).filter(|shape| shape.stacked(options.n_slots).is_some()) {
-            Some(shape) => Ok(StateSpec { layer: self.layer, role: self.role, shape, dtype }),
+        let n_rows = if options.two_rows && self.role.is_folded() { 2 } else { 1 };
+        let n_stacked = options.n_slots * n_rows;
+        match Shape::new(&dims).filter(|shape| shape.stacked(n_stacked).is_some()) {
+            Some(shape) => Ok(StateSpec { layer: self.layer, role: self.role, shape, dtype, n_rows }),
             None => {
-                let elements = dims.iter().fold(options.n_slots, |n, d| n.saturating_mul(*d));
+                let elements = dims.iter().fold(n_stacked, |n, d| n.saturating_mul(*d));
                 let wanted = elements.saturating_mul(dtype.row_bytes(dtype.block().len));
                 let what = format!("{:?} state of layer {}", self.role, self.layer);
                 Err(Error::OutOfMemory { what, wanted, free: None })
@@ -285,10 +298,12 @@ pub struct StateSpec {
     pub shape: Shape,
     /// Element format.
     pub dtype: DType,
+    /// Rows of this shape that a slot has, of which a sequence is in one: 1, or 2 for states that fold what came before.
+    pub n_rows: usize,
 }
 
 impl StateSpec {
-    /// Bytes of one slot.
+    /// Bytes of one row, which is all that a slot has unless [`Self::n_rows`] says otherwise.
     pub fn bytes(&self) -> usize {
         self.shape.rows() * self.dtype.row_bytes(self.shape.last())
     }
@@ -322,7 +337,7 @@ mod tests {
         let conv = states.conv(0, 3, 8);
         let cache = states.kv(1, 2, 16);
         assert_eq!([conv, cache.k, cache.v].map(|s| s.id), [0, 1, 2].map(StateId));
-        let options = StateOptions { n_slots: 5, n_ctx: 40, kv_dtype: DType::F16, n_pending: 0 };
+        let options = StateOptions { n_slots: 5, n_ctx: 40, kv_dtype: DType::F16, n_pending: 0, two_rows: false };
         let layout = states.layout(&options).unwrap();
         let shapes: Vec<_> = layout.specs().iter().map(|s| (s.layer, s.role, s.shape, s.dtype)).collect();
         let row = Shape::from([40, 2, 16]);
@@ -337,15 +352,24 @@ mod tests {
         let mut states = States::new();
         states.kv(0, 1 << 12, 1 << 12);
         let refused = |n_slots, n_ctx| {
-            states.layout(&StateOptions { n_slots, n_ctx, kv_dtype: DType::F16, n_pending: 0 }).unwrap_err()
+            states
+                .layout(&StateOptions { n_slots, n_ctx, kv_dtype: DType::F16, n_pending: 0, two_rows: false })
+                .unwrap_err()
         };
         assert!(matches!(refused(0, 1), Error::Batch { .. }));
         assert!(matches!(refused(MAX_SLOTS + 1, 1), Error::Batch { .. }));
         assert!(matches!(refused(1, 1 << 10), Error::OutOfMemory { .. }));
         let most = states.largest_context();
         assert_eq!(most, (1 << 8) - 1);
-        let layout =
-            |n_ctx| states.layout(&StateOptions { n_slots: MAX_SLOTS, n_ctx, kv_dtype: DType::F16, n_pending: 0 });
+        let layout = |n_ctx| {
+            states.layout(&StateOptions {
+                n_slots: MAX_SLOTS,
+                n_ctx,
+                kv_dtype: DType::F16,
+                n_pending: 0,
+                two_rows: false,
+            })
+        };
         assert_eq!(layout(most).unwrap().specs()[0].bytes(), most << 25);
         assert!(matches!(layout(most + 1), Err(Error::OutOfMemory { .. })));
         assert_eq!(States::new().largest_context(), MAX_CONTEXT);

@@ -63,6 +63,9 @@ pub enum Input {
     Slots,
     /// Row of its states of fixed extent that every sequence continues from, i32 `[n_seqs]`; -1: from zeros.
     Reads,
+    /// Row of its states of fixed extent that every sequence's are stored in, i32 `[n_seqs]`: where slots have two rows in turns,
+    /// the one that it does not continue from.
+    Writes,
     /// After how many of its rows every sequence's states of fixed extent are stored, i32 `[n_seqs]`: of pending and new ones
     /// together.
     Kept,
@@ -88,12 +91,13 @@ pub enum Input {
 
 impl Input {
     /// Every input that a call of a model has, in the order of the input block.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Tokens,
         Self::Positions,
         Self::Sequences,
         Self::Slots,
         Self::Reads,
+        Self::Writes,
         Self::Kept,
         Self::Ranges,
         Self::Joined,
@@ -113,6 +117,7 @@ impl Input {
             | Self::Sequences
             | Self::Slots
             | Self::Reads
+            | Self::Writes
             | Self::Kept
             | Self::Ranges
             | Self::Joined
@@ -131,14 +136,15 @@ impl Input {
             Self::Sequences => 2,
             Self::Slots => 3,
             Self::Reads => 4,
-            Self::Kept => 5,
-            Self::Ranges => 6,
-            Self::Joined => 7,
-            Self::NewRows => 8,
-            Self::OutRows => 9,
-            Self::Frames => 10,
-            Self::Embeddings => 11,
-            Self::Features => 12,
+            Self::Writes => 5,
+            Self::Kept => 6,
+            Self::Ranges => 7,
+            Self::Joined => 8,
+            Self::NewRows => 9,
+            Self::OutRows => 10,
+            Self::Frames => 11,
+            Self::Embeddings => 12,
+            Self::Features => 13,
             Self::Values(n) | Self::Integers(n) => Self::ALL.len() + n as usize,
         }
     }

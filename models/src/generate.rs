@@ -296,37 +296,36 @@ impl Generator {
     ///
     /// Errors: as [`Writer::open`]; those of the session.
     pub fn open(loaded: &Loaded, backends: &[Arc<dyn Backend>], kv_dtype: DType) -> Result<Self> {
-        Self::open_with(loaded, backends, kv_dtype, 0)
+        Self::open_with(loaded, backends, kv_dtype, 0, Rollback::Ring)
     }
 
-    /// As [`Generator::open`], for drafts of which `n_pending` tokens can be taken back at most from recurrent states, whose inputs
-    /// are kept for it; none where they are copied ([`Rollback::n_pending`]).
+    /// As [`Generator::open`], for drafts of at most `n_drafts` tokens, which are taken back from recurrent states in this way; for
+    /// none nothing is kept.
     pub fn open_with(
         loaded: &Loaded,
         backends: &[Arc<dyn Backend>],
         kv_dtype: DType,
-        n_pending: usize,
+        n_drafts: usize,
+        rollback: Rollback,
     ) -> Result<Self> {
         let writer = Writer::open(loaded)?;
         let options = SessionOptions {
             n_ctx: FIRST_CONTEXT.min(writer.n_ctx),
             kv_dtype,
-            n_pending: n_pending.min(MAX_PENDING),
+            n_pending: rollback.n_pending(n_drafts).min(MAX_PENDING),
+            two_rows: rollback.two_rows() && n_drafts > 0,
             spare_bytes: SPARE_BYTES,
             ..SessionOptions::default()
         };
         let session = Session::open(Arc::clone(&loaded.model), &loaded.weights, backends, options)?;
-        Ok(Self { scheduler: Scheduler::new(session), writer, drafters: None })
+        let mut scheduler = Scheduler::new(session);
+        scheduler.set_rollback(rollback);
+        Ok(Self { scheduler, writer, drafters: None })
     }
 
     /// Switches the reuse of compiled graphs.
     pub fn set_reuse(&mut self, reuse: Reuse) {
         self.scheduler.session_mut().set_reuse(reuse);
-    }
-
-    /// How wrong guesses of drafters are taken back from recurrent states.
-    pub fn set_rollback(&mut self, rollback: Rollback) {
-        self.scheduler.set_rollback(rollback);
     }
 
     /// Gives every text that follows these drafters, which change how long it takes and nothing else.

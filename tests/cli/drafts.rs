@@ -93,9 +93,12 @@ fn drafts_change_no_text_of_recurrent_models() {
         let got = generate_with(model, &flags).expect(0);
         assert_eq!(got.out, want, "{model}");
         assert!(got.err.contains("drafts: ") && !got.err.contains(" 0 verified"), "{model}: {}", got.err);
-        let copying = ["--spec-rollback", "checkpoint", "--spec-ckpt-num-tries", "1"];
-        let got = generate_with(model, &[&["--temp", "0.5", "--top-k", "2"], &copying[..], &drafts].concat()).expect(0);
-        assert!(got.out == want && got.err.contains("ms to save states"), "{model}: {}", got.err);
+        for rollback in ["row", "checkpoint"] {
+            let again = ["--spec-rollback", rollback, "--spec-ckpt-num-tries", "1"];
+            let flags = [&["--temp", "0.5", "--top-k", "2"], &again[..], &drafts].concat();
+            let got = generate_with(model, &flags).expect(0);
+            assert!(got.out == want && got.err.contains("ms to save states"), "{model}, {rollback}: {}", got.err);
+        }
     }
     let tries = ["--spec-type", "suffix", "--spec-ckpt-num-tries", "2", "-v"];
     assert!(generate(&tries).expect(0).err.contains("--spec-ckpt-num-tries 2: not used"));
@@ -163,6 +166,12 @@ fn drafts_are_measured() {
         let ms = |what: &str| row[format!("{what}_ms_per_draft")].as_f64().unwrap();
         assert!(row["rollback"] == "checkpoint" && row["same_text"] == true, "{row}");
         assert!(ms("save") > 0.0 && ms("restore") > 0.0 && ms("replay") > 0.0, "{row}");
+    }
+    let rows =
+        bench(&[&drafts[..], &["-n", "31", "--spec-rollback", "row", "-np", "2", "-o", "jsonl"]].concat()).expect(0);
+    for row in rows.json_lines().into_iter().take(2) {
+        assert!(row["rollback"] == "row" && row["same_text"] == true, "{row}");
+        assert!(row["replay_ms_per_draft"].as_f64().unwrap() > 0.0, "{row}");
     }
     // Three texts at once: each has steps of its own, and speeds are those of all of them.
     let three = bench(

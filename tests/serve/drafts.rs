@@ -178,7 +178,8 @@ fn memory_has_what_drafts_need() {
     // Inputs of the convolution and steps, of three tokens in f32.
     let states = loaded.model.states();
     let layout = |n_pending| {
-        let options = engine::state::StateOptions { n_slots: 1, n_ctx: 256, kv_dtype: DType::F16, n_pending };
+        let options =
+            engine::state::StateOptions { n_slots: 1, n_ctx: 256, kv_dtype: DType::F16, n_pending, two_rows: false };
         states.layout(&options).unwrap().specs().iter().map(|spec| spec.bytes()).sum::<usize>()
     };
     assert_eq!(drafting.rings, layout(3) - layout(0));

@@ -393,7 +393,13 @@ impl OpCase {
     pub fn layout(&self) -> StateLayout {
         let (n_slots, n_ctx) = self.batch.as_ref().map_or((1, 1), |b| (b.n_slots, b.n_ctx));
         self.states
-            .layout(&StateOptions { n_slots, n_ctx, kv_dtype: self.kv_dtype, n_pending: self.n_pending })
+            .layout(&StateOptions {
+                n_slots,
+                n_ctx,
+                kv_dtype: self.kv_dtype,
+                n_pending: self.n_pending,
+                two_rows: false,
+            })
             .expect("cases are small")
     }
 

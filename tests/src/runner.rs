@@ -420,7 +420,7 @@ fn input_words(case: &OpCase, graph: &Graph, plan: &MemoryPlan) -> Vec<u32> {
                     words[rows].fill(s as u32);
                 }
             }
-            Input::Slots => words.iter_mut().zip(&batch().seqs).for_each(|(w, s)| *w = s.slot as u32),
+            Input::Slots | Input::Writes => words.iter_mut().zip(&batch().seqs).for_each(|(w, s)| *w = s.slot as u32),
             Input::Reads => {
                 let read = |s: &Sequence| if s.n_past > 0 { s.read as u32 } else { u32::MAX };
                 words.iter_mut().zip(&batch().seqs).for_each(|(w, s)| *w = read(s));

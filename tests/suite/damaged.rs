@@ -17,7 +17,8 @@ fn open_and_build(path: &Path) -> models::Result<()> {
     use engine::key::{GraphKey, Stage};
     let loaded = models::load(vec![Gguf::open(path)?], LoadOptions::default())?;
     models::tokenizer::Tokenizer::from_gguf(&loaded.files[0])?;
-    let sizes = engine::state::StateOptions { n_slots: 1, n_ctx: 64, kv_dtype: DType::F16, n_pending: 0 };
+    let sizes =
+        engine::state::StateOptions { n_slots: 1, n_ctx: 64, kv_dtype: DType::F16, n_pending: 0, two_rows: false };
     let memory = loaded.model.states().layout(&sizes)?;
     let frames = loaded.model.encoder().map(|e| (Stage::Encode, u32::try_from(e.line_frames).unwrap()));
     for (stage, n_tokens) in frames.into_iter().chain([(Stage::Embeddings, 8), (Stage::Tokens, 1)]) {

@@ -222,7 +222,7 @@ fn files(table: &mut Table) {
 }
 
 fn graphs(table: &mut Table) {
-    let sizes = StateOptions { n_slots: 1, n_ctx: 64, kv_dtype: DType::F32, n_pending: 0 };
+    let sizes = StateOptions { n_slots: 1, n_ctx: 64, kv_dtype: DType::F32, n_pending: 0, two_rows: false };
     let layout = States::new().layout(&sizes).unwrap();
     let g = GraphBuilder::new(&layout);
     g.output(g.add(g.input(Input::Features, [2, 4]), g.input(Input::Embeddings, [2, 3])));

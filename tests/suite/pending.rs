@@ -30,7 +30,7 @@ fn cpu() -> Arc<dyn Backend> {
 fn bytes(declare: impl Fn(&mut States), n_pending: usize) -> usize {
     let mut states = States::new();
     declare(&mut states);
-    let options = StateOptions { n_slots: 1, n_ctx: 256, kv_dtype: DType::F16, n_pending };
+    let options = StateOptions { n_slots: 1, n_ctx: 256, kv_dtype: DType::F16, n_pending, two_rows: false };
     let homes = vec![0; states.layout(&options).unwrap().specs().len()];
     let mut memory = Memory::new(&[cpu()], homes, &states, &options).unwrap();
     let slot = memory.acquire().unwrap();

@@ -268,17 +268,23 @@ fn adversaries_change_no_text() {
     }
 }
 
-/// States that are copied before a verification, and back behind a wrong one, give the same texts, for one and several sequences.
-#[test]
-fn copied_states_change_no_text() {
+/// What is right of a guess is fed again, from states that were copied before, or that are in another row: the texts are the same,
+/// for one and several sequences.
+fn replays_change_no_text(rollback: Rollback) {
     let mut n_replays = 0;
     for (name, sampling) in MODELS[3..].iter().flat_map(|name| [(name, greedy()), (name, drawn())]) {
         let loaded = models::load(vec![file(name)], LoadOptions::default()).unwrap();
-        let options = SessionOptions { n_slots: 4, n_ctx: 256, kv_dtype: DType::F32, ..session_options() };
+        let options = SessionOptions {
+            n_slots: 4,
+            n_ctx: 256,
+            kv_dtype: DType::F32,
+            two_rows: rollback.two_rows(),
+            ..session_options()
+        };
         let session = Session::open(loaded.model, &loaded.weights, &[backend("cpu")], options).unwrap();
         let n_vocab = u32::try_from(session.model().n_vocab()).unwrap();
         let mut scheduler = Scheduler::new(session);
-        scheduler.set_rollback(Rollback::Checkpoint { n_tries: 2 });
+        scheduler.set_rollback(rollback);
         let prompts: Vec<Vec<u32>> = (1..=4).map(|seed| prompt(seed, 6)).collect();
         let want: Vec<Vec<u32>> = prompts.iter().map(|p| run(&mut scheduler, p, sampling, None).0).collect();
         let faults = [Fault::Never, Fault::From(0), Fault::From(1), Fault::Alternating, Fault::From(5), Fault::TooLong];
@@ -315,6 +321,59 @@ fn copied_states_change_no_text() {
     assert!(n_replays > 500, "{n_replays}");
 }
 
+#[test]
+fn copied_states_change_no_text() {
+    replays_change_no_text(Rollback::Checkpoint { n_tries: 2 });
+}
+
+#[test]
+fn states_in_two_rows_change_no_text() {
+    replays_change_no_text(Rollback::Row { n_tries: 2 });
+}
+
+/// Where states have two rows, a sequence goes back to where it was before its last call, bit for bit, and to nowhere else.
+#[test]
+fn a_second_row_holds_what_was_before_the_last_call() {
+    let mut rng = Rng::new(8);
+    let ids: Vec<u32> = (0..30).map(|_| u32::try_from(rng.below(300)).unwrap()).collect();
+    let feed = |s: &mut Session, slot: Slot, ids: &[u32]| -> Vec<u32> {
+        s.feed(slot, Tokens::Ids(ids)).unwrap().iter().map(|x| x.to_bits()).collect()
+    };
+    for name in &MODELS[3..] {
+        let loaded = models::load(vec![file(name)], LoadOptions::default()).unwrap();
+        let open = |two_rows| {
+            let options = SessionOptions { n_slots: 2, n_ctx: 64, kv_dtype: DType::F32, two_rows, ..session_options() };
+            Session::open(Arc::clone(&loaded.model), &loaded.weights, &[backend("cpu")], options).unwrap()
+        };
+        let (mut plain, mut s) = (open(false), open(true));
+        let slot = plain.memory_mut().acquire().unwrap();
+        feed(&mut plain, slot, &ids[..10]);
+        let before = plain.snapshot(slot).unwrap();
+        let one = feed(&mut plain, slot, &ids[10..14]);
+        plain.restore(slot, &before).unwrap();
+        let other = feed(&mut plain, slot, &ids[20..22]);
+
+        let slot = s.memory_mut().acquire().unwrap();
+        feed(&mut s, slot, &ids[..10]);
+        assert_eq!(feed(&mut s, slot, &ids[10..14]), one, "{name}");
+        assert_eq!([13, 10, 9].map(|at| s.memory().reachable(slot, at).unwrap()), [10, 10, 0], "{name}");
+        assert!(s.memory_mut().rewind(slot, 12).is_err());
+        s.memory_mut().rewind(slot, 10).unwrap();
+        assert_eq!(feed(&mut s, slot, &ids[20..22]), other, "{name}");
+        s.memory_mut().rewind(slot, 10).unwrap();
+        assert_eq!(s.snapshot(slot).unwrap(), before, "{name}");
+        assert_eq!(s.memory().reachable(slot, 9).unwrap(), 0, "one call at most");
+        let copy = s.memory_mut().acquire().unwrap();
+        s.memory_mut().copy(slot, copy).unwrap();
+        assert_eq!(feed(&mut s, copy, &ids[10..14]), one, "{name}, copied");
+        assert_eq!(feed(&mut s, slot, &ids[20..22]), other, "{name}, beside a copy");
+        s.restore(slot, &before).unwrap();
+        assert_eq!(feed(&mut s, slot, &ids[10..14]), one, "{name}, restored");
+        let [two, one] = [&s, &plain].map(|s| s.memory().bytes());
+        assert_eq!(two - 2 * one, 2 * s.memory().bytes_of_checkpoint(), "{name}");
+    }
+}
+
 /// Tokens that a drafter had ready, and that the model had to give one by one: two of eight can be taken back, or guesses that
 /// were wrong are given up and followed by pauses.
 #[test]
@@ -327,9 +386,10 @@ fn tokens_that_were_known_and_not_proposed_are_counted() {
         (Rollback::Ring, 8, Fault::Never, [21, 42, 42, 20]),
         // Pauses of 2, 4, 8, 16 and 32 steps whose tokens were known, a verification before each, and the text's last token.
         (Rollback::Checkpoint { n_tries: 0 }, 3, Fault::From(1), [68, 15, 0, 62]),
+        (Rollback::Row { n_tries: 0 }, 3, Fault::From(1), [68, 15, 0, 62]),
     ] {
-        let options =
-            SessionOptions { n_slots: 1, n_ctx: 256, kv_dtype: DType::F32, n_pending: 2, ..session_options() };
+        let (n_pending, two_rows) = (rollback.n_pending(2), rollback.two_rows());
+        let options = SessionOptions { n_ctx: 256, kv_dtype: DType::F32, n_pending, two_rows, ..session_options() };
         let session = Session::open(Arc::clone(&loaded.model), &loaded.weights, &[backend("cpu")], options).unwrap();
         let n_vocab = u32::try_from(session.model().n_vocab()).unwrap();
         let mut scheduler = Scheduler::new(session);

@@ -37,6 +37,8 @@ pub struct BatchInputs {
     pub slots: Tensor,
     /// `[n_seqs]`.
     pub reads: Tensor,
+    /// `[n_seqs]`: `slots`, unless states have two rows in every slot.
+    pub(super) writes: Tensor,
     /// `[n_seqs]`.
     pub kept: Tensor,
     /// The rows of every sequence.
@@ -62,10 +64,12 @@ impl BatchInputs {
     #[track_caller]
     pub fn new(g: &GraphBuilder<'_>, key: &GraphKey) -> Self {
         let (n_seqs, n_tokens) = (key.n_seqs as usize, key.n_tokens as usize);
+        let slots = g.input(Input::Slots, [n_seqs]);
         Self {
             positions: g.input(Input::Positions, [n_tokens]),
-            slots: g.input(Input::Slots, [n_seqs]),
+            slots,
             reads: g.input(Input::Reads, [n_seqs]),
+            writes: if g.has_two_rows() { g.input(Input::Writes, [n_seqs]) } else { slots },
             kept: g.input(Input::Kept, [n_seqs]),
             spans: Spans::new(g, n_seqs, n_tokens),
             joined: (key.n_pending > 0).then(|| Joined {
@@ -77,9 +81,10 @@ impl BatchInputs {
         }
     }
 
-    /// How sequences pass through a state of fixed extent: `reads, slots, kept, ranges`, the arguments behind the state.
+    /// How sequences pass through a state of fixed extent: the rows that they read and write, `kept` and `ranges`, the arguments
+    /// behind the state.
     pub(super) fn passages(&self) -> [Tensor; 4] {
-        [self.reads, self.slots, self.kept, self.joined.map_or(self.spans.ranges, |joined| joined.ranges)]
+        [self.reads, self.writes, self.kept, self.joined.map_or(self.spans.ranges, |joined| joined.ranges)]
     }
 
     /// `[n_tokens, n_embd]`: rows of `table` for token ids, and the caller's vectors where the call has some.

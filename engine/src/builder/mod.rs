@@ -178,6 +178,11 @@ impl<'a> GraphBuilder<'a> {
         }
     }
 
+    /// Whether states that fold what came before have two rows in every slot.
+    fn has_two_rows(&self) -> bool {
+        self.memory.specs().iter().any(|spec| spec.n_rows > 1)
+    }
+
     /// A state as an operand: the rows of all slots.
     #[track_caller]
     fn state(&self, s: State) -> Tensor {
@@ -189,7 +194,8 @@ impl<'a> GraphBuilder<'a> {
             return Tensor(graph.push(TensorDesc::contiguous(DType::F32, Shape::from([1]), source)));
         };
         let make = || {
-            let shape = spec.shape.stacked(self.memory.n_slots()).expect("the layout checked the state's rank");
+            let n_rows = self.memory.n_slots() * spec.n_rows;
+            let shape = spec.shape.stacked(n_rows).expect("the layout checked the state's rank");
             graph.push(TensorDesc::contiguous(spec.dtype, shape, source))
         };
         Tensor(*states.of(s.id.index()).get_or_insert_with(make))
@@ -667,7 +673,8 @@ mod tests {
     use crate::key::{GraphKey, Stage};
     use crate::state::{NO_STATES, StateOptions, States};
 
-    const OPTIONS: StateOptions = StateOptions { n_slots: 1, n_ctx: 8, kv_dtype: DType::F32, n_pending: 0 };
+    const OPTIONS: StateOptions =
+        StateOptions { n_slots: 1, n_ctx: 8, kv_dtype: DType::F32, n_pending: 0, two_rows: false };
 
     #[test]
     fn an_input_has_one_shape() {

@@ -4,7 +4,7 @@
 
 use super::{Held, Memory, Slot};
 use crate::error::Result;
-use crate::state::{Role, StateSpec};
+use crate::state::StateSpec;
 
 /// The recurrent states of one sequence after some tokens.
 pub(super) struct Checkpoint {
@@ -20,11 +20,6 @@ impl Checkpoint {
     }
 }
 
-/// Whether checkpoints hold such a state: it folds what came before, and is no input that waits to be folded.
-fn is_folded(spec: &StateSpec) -> bool {
-    spec.role.is_recurrent() && spec.role != Role::Pending
-}
-
 impl Memory {
     /// Whether some states fold what came before, so that sequences come back to an earlier position by a checkpoint alone.
     pub fn needs_checkpoints(&self) -> bool {
@@ -33,7 +28,7 @@ impl Memory {
 
     /// Bytes that a checkpoint takes.
     pub fn bytes_of_checkpoint(&self) -> usize {
-        self.specs().iter().filter(|spec| is_folded(spec)).map(StateSpec::bytes).sum()
+        self.specs().iter().filter(|spec| spec.role.is_folded()).map(StateSpec::bytes).sum()
     }
 
     /// Keeps the recurrent states of the sequence in this slot, so that it can be rewound to where they are: behind its last
@@ -48,7 +43,7 @@ impl Memory {
         if !self.has_recurrent || n_past == 0 || made.get(at).is_some_and(|checkpoint| checkpoint.n_past == n_past) {
             return Ok(());
         }
-        let folded = self.specs().iter().enumerate().filter(|(_, spec)| is_folded(spec));
+        let folded = self.specs().iter().enumerate().filter(|(_, spec)| spec.role.is_folded());
         let states = folded.map(|(i, spec)| self.read_part(slot, i, spec.bytes())).collect::<Result<_>>()?;
         self.checkpoints[slot.index()].insert(at, Checkpoint { n_past, states });
         Ok(())
@@ -86,8 +81,10 @@ impl Memory {
             return Ok(wanted);
         }
         let made = &self.checkpoints[slot.index()];
-        let before = made.partition_point(|checkpoint| checkpoint.n_past <= wanted);
-        Ok(before.checked_sub(1).map_or(0, |i| made[i].n_past))
+        let at = made.partition_point(|checkpoint| checkpoint.n_past <= wanted);
+        let made = at.checked_sub(1).map_or(0, |i| made[i].n_past);
+        let in_row = held.before.filter(|&before| !held.torn && before <= wanted);
+        Ok(in_row.map_or(made, |before| before.max(made)))
     }
 
     /// Puts the states of the checkpoint at a position back. Returns whether there is one.
@@ -98,10 +95,9 @@ impl Memory {
         let Ok(at) = made.binary_search_by_key(&n_past, |checkpoint| checkpoint.n_past) else { return Ok(false) };
         let held = *self.held(slot)?;
         self.set(slot, Held { torn: true, ..held });
-        let Self { checkpoints, states, homes, .. } = self;
-        let folded = states.iter(homes).filter(|(spec, ..)| is_folded(spec));
-        for ((spec, buffer, backend), bytes) in folded.zip(&checkpoints[slot.index()][at].states) {
-            backend.write(buffer, slot.index() * spec.bytes(), bytes)?;
+        let folded = self.states.iter(&self.homes).filter(|(spec, ..)| spec.role.is_folded());
+        for ((spec, buffer, backend), bytes) in folded.zip(&self.checkpoints[slot.index()][at].states) {
+            backend.write(buffer, self.start(slot, spec), bytes)?;
         }
         Ok(true)
     }

@@ -10,7 +10,8 @@
 //! **Taking back.** A session may be opened so that the last tokens of a call can be taken back from recurrent states too: their
 //! inputs are kept, and folded by the next call as far as they are still there ([`crate::op::Op::JoinPending`]). Until then
 //! they are *pending*. They are part of the sequence: copies and snapshots have them. Positions further back are reached by
-//! [`Memory::checkpoint`].
+//! [`Memory::checkpoint`]. Or slots have two rows of such states, which calls read and write in turns: what a sequence was before
+//! its last call is still there, and is come back to without a copy.
 //!
 //! **Growth.** Every slot has addresses for the largest context from the beginning, and memory for what its sequence needs:
 //! it is committed as the sequence grows and given back when the slot is released, but for what [`Memory::keep_spare`] allows.
@@ -70,6 +71,10 @@ struct Held {
     torn: bool,
     /// Positions that have memory; with the first ones, states without positions have theirs.
     committed: usize,
+    /// Which row of states that have two holds the sequence.
+    row: usize,
+    /// Tokens that the other row folds, where it holds the sequence as it was.
+    before: Option<usize>,
 }
 
 /// State buffers with addresses for so many positions per slot.
@@ -81,7 +86,7 @@ struct Buffers {
 impl Buffers {
     fn reserve(homes: &Homes, states: &States, options: &StateOptions) -> Result<Self> {
         let layout = states.layout(options)?;
-        let buffer = |(i, spec): (usize, &StateSpec)| homes.of(i).reserve(spec.bytes() * options.n_slots);
+        let buffer = |(i, spec): (usize, &StateSpec)| homes.of(i).reserve(slot_bytes(spec) * options.n_slots);
         let buffers = layout.specs().iter().enumerate().map(buffer).collect::<Result<_>>()?;
         Ok(Self { layout, buffers })
     }
@@ -120,10 +125,15 @@ impl Homes {
     }
 }
 
+/// Bytes of all rows of a slot.
+fn slot_bytes(spec: &StateSpec) -> usize {
+    spec.bytes() * spec.n_rows
+}
+
 /// Bytes that a slot needs for `to` positions and not for `from` of them.
 fn positions(spec: &StateSpec, slot: Slot, from: usize, to: usize) -> Range<usize> {
-    let start = slot.index() * spec.bytes();
-    start + spec.used_bytes(from)..start + spec.used_bytes(to)
+    let [from, to] = [from, to].map(|n| slot.index() * slot_bytes(spec) + spec.used_bytes(n) * spec.n_rows);
+    from..to
 }
 
 /// State buffers of all slots, and which slots hold a sequence of what length.
@@ -142,6 +152,8 @@ pub struct Memory {
     max_spare_bytes: usize,
     n_moves: u64,
     has_recurrent: bool,
+    /// Whether states that fold what came before have two rows in every slot.
+    two_rows: bool,
 }
 
 impl Memory {
@@ -161,6 +173,7 @@ impl Memory {
             buffers => (buffers?, largest),
         };
         let has_recurrent = buffers.layout.specs().iter().any(|s| s.role.is_recurrent());
+        let two_rows = buffers.layout.specs().iter().any(|s| s.n_rows > 1);
         Ok(Self {
             homes,
             states: buffers,
@@ -172,6 +185,7 @@ impl Memory {
             max_spare_bytes: 0,
             n_moves: 0,
             has_recurrent,
+            two_rows,
         })
     }
 
@@ -190,9 +204,9 @@ impl Memory {
                 larger.commit(&self.homes, slot, 0, held.committed)?;
                 let both = self.states.iter(&self.homes).zip(larger.iter(&self.homes));
                 for ((from, old, backend), (to, new, _)) in both {
-                    let mut bytes = vec![0; from.used_bytes(held.committed)];
-                    backend.read(old, slot.index() * from.bytes(), &mut bytes)?;
-                    backend.write(new, slot.index() * to.bytes(), &bytes)?;
+                    let mut bytes = vec![0; from.used_bytes(held.committed) * from.n_rows];
+                    backend.read(old, slot.index() * slot_bytes(from), &mut bytes)?;
+                    backend.write(new, slot.index() * slot_bytes(to), &bytes)?;
                 }
             }
             (self.states, self.reserved) = (larger, reserved);
@@ -262,7 +276,8 @@ impl Memory {
     pub fn acquire_at(&mut self, index: usize) -> Result<Slot> {
         match self.places.get_mut(index) {
             Some(Place { generation, held: held @ None, spare }) => {
-                *held = Some(Held { n_past: 0, n_pending: 0, torn: false, committed: std::mem::take(spare) });
+                let committed = std::mem::take(spare);
+                *held = Some(Held { n_past: 0, n_pending: 0, torn: false, committed, row: 0, before: None });
                 let index = u32::try_from(index).expect("layouts have far fewer slots");
                 Ok(Slot { index, generation: *generation })
             }
@@ -293,7 +308,8 @@ impl Memory {
 
     /// Bytes of so many positions of a slot, in all states.
     fn used_bytes(&self, n_positions: usize) -> usize {
-        if n_positions == 0 { 0 } else { self.specs().iter().map(|spec| spec.used_bytes(n_positions)).sum() }
+        let used = |spec: &StateSpec| spec.used_bytes(n_positions) * spec.n_rows;
+        if n_positions == 0 { 0 } else { self.specs().iter().map(used).sum() }
     }
 
     /// Gives back what a free place has kept.
@@ -303,8 +319,8 @@ impl Memory {
             return;
         }
         for (spec, buffer, backend) in self.states.iter(&self.homes) {
-            let start = index * spec.bytes();
-            backend.decommit(buffer, start..start + spec.bytes());
+            let start = index * slot_bytes(spec);
+            backend.decommit(buffer, start..start + slot_bytes(spec));
         }
         self.committed_bytes -= self.used_bytes(spare);
     }
@@ -350,6 +366,28 @@ impl Memory {
     pub fn rewindable(&self, slot: Slot) -> Result<usize> {
         let n_past = self.n_past(slot)?;
         Ok(if self.has_recurrent { n_past - self.held(slot)?.n_pending } else { 0 })
+    }
+
+    /// Whether a sequence can go back to where it was before its last call, whatever its states fold.
+    pub fn keeps_last_call(&self) -> bool {
+        !self.has_recurrent || self.two_rows
+    }
+
+    /// Rows of states without positions that a call of this sequence reads and writes.
+    #[inline]
+    pub(crate) fn rows(&self, slot: Slot) -> [usize; 2] {
+        let index = slot.index();
+        if !self.two_rows {
+            return [index; 2];
+        }
+        let row = self.held(slot).map_or(0, |held| held.row);
+        [2 * index + row, 2 * index + 1 - row]
+    }
+
+    /// Where the sequence of a slot begins in a state's buffer.
+    fn start(&self, slot: Slot, spec: &StateSpec) -> usize {
+        let row = if spec.n_rows > 1 { self.held(slot).map_or(0, |held| held.row) } else { 0 };
+        slot.index() * slot_bytes(spec) + row * spec.bytes()
     }
 
     /// Room for `n_tokens` more tokens, or [`Error::ContextFull`].
@@ -399,13 +437,21 @@ impl Memory {
     pub(crate) fn begin(&mut self, slot: Slot) -> usize {
         let Some(held) = &mut self.places[slot.index()].held else { return 0 };
         held.torn = self.has_recurrent && held.n_past > 0;
+        // The other row is about to be written.
+        held.before = None;
         held.n_past
     }
 
     /// The call has ended well and the sequence is `n_tokens` longer, of which the last `n_pending` are not folded.
     pub(crate) fn commit(&mut self, slot: Slot, n_tokens: usize, n_pending: usize) {
         let n_pending = if self.has_recurrent { n_pending } else { 0 };
+        let two_rows = self.two_rows;
         if let Some(held) = &mut self.places[slot.index()].held {
+            if two_rows {
+                // A new sequence began with zeros, which are in no row.
+                held.before = Some(held.n_past - held.n_pending).filter(|&before| before > 0);
+                held.row = 1 - held.row;
+            }
             held.n_past += n_tokens;
             held.n_pending = n_pending;
             held.torn = false;
@@ -424,19 +470,19 @@ impl Memory {
         self.commit_to(to, n_past)?;
         self.cut_checkpoints(to, 0);
         let n_pending = self.n_pending(from);
-        let held = Held { n_past, n_pending, ..*self.held(to)? };
+        let held = Held { n_past, n_pending, before: None, ..*self.held(to)? };
         self.set(to, Held { torn: true, ..held });
         for (spec, buffer, backend) in self.states.iter(&self.homes) {
-            let start = from.index() * spec.bytes();
+            let start = self.start(from, spec);
             let bytes = spec.held_bytes(n_past, n_pending);
-            backend.copy(buffer, start..start + bytes, to.index() * spec.bytes())?;
+            backend.copy(buffer, start..start + bytes, self.start(to, spec))?;
         }
         self.set(to, held);
         Ok(())
     }
 
     /// Drops the tokens from position `n_past` on: exact, or [`Error::NotRewindable`] where a recurrent state folds some of them
-    /// and is not kept in a checkpoint there ([`Self::reachable`] tells).
+    /// and is neither in a row that the last call left nor in a checkpoint there ([`Self::reachable`] tells).
     ///
     /// Errors: `Batch` for a slot that was released, or a position behind its sequence's end; `NotRewindable`; `TornSlot` where
     /// nothing of a torn slot is left there; those of the backend, which leave the slot torn.
@@ -448,12 +494,15 @@ impl Memory {
         }
         // Position 0 is exact for every state, torn ones too: the first step reads zeros.
         let is_here = n_past == 0 || (!held.torn && n_past >= self.rewindable(slot)?);
-        if !is_here && !self.resume(slot, n_past)? {
+        let is_before = !is_here && !held.torn && held.before == Some(n_past);
+        if !is_here && !is_before && !self.resume(slot, n_past)? {
             return Err(if held.torn { Error::TornSlot { slot: slot.index() } } else { Error::NotRewindable });
         }
         self.cut_checkpoints(slot, n_past);
         let n_pending = held.n_pending.saturating_sub(now - n_past);
-        self.set(slot, Held { n_past, n_pending, torn: false, ..held });
+        let row = if is_before { 1 - held.row } else { held.row };
+        let before = held.before.filter(|&before| before < n_past);
+        self.set(slot, Held { n_past, n_pending, torn: false, row, before, ..held });
         Ok(())
     }
 
@@ -470,7 +519,7 @@ impl Memory {
     /// The first `bytes` bytes of one state of one slot.
     fn read_part(&self, slot: Slot, state: usize, bytes: usize) -> Result<Vec<u8>> {
         let mut out = vec![0; bytes];
-        self.homes.of(state).read(&self.states.buffers[state], slot.index() * self.specs()[state].bytes(), &mut out)?;
+        self.homes.of(state).read(&self.states.buffers[state], self.start(slot, &self.specs()[state]), &mut out)?;
         Ok(out)
     }
 
@@ -508,10 +557,10 @@ impl Memory {
         let sections = snapshot.sections(self.sections(n_pending).iter().map(|s| s.held_bytes(n_past, n_pending)))?;
         self.commit_to(slot, n_past)?;
         self.cut_checkpoints(slot, 0);
-        let held = Held { n_past, n_pending, ..*self.held(slot)? };
+        let held = Held { n_past, n_pending, before: None, ..*self.held(slot)? };
         self.set(slot, Held { torn: true, ..held });
         for ((spec, buffer, backend), section) in self.states.iter(&self.homes).zip(sections) {
-            backend.write(buffer, slot.index() * spec.bytes(), section)?;
+            backend.write(buffer, self.start(slot, spec), section)?;
         }
         self.set(slot, held);
         Ok(())

@@ -148,7 +148,9 @@ impl Session {
                 block.set(Input::Sequences, row + t, i);
             }
             block.set(Input::Slots, i, seq.slot.index());
-            block.set(Input::Reads, i, if n_past == 0 { NONE as usize } else { seq.slot.index() });
+            let [read, written] = self.memory.rows(seq.slot);
+            block.set(Input::Reads, i, if n_past == 0 { NONE as usize } else { read });
+            block.set(Input::Writes, i, written);
             block.set(Input::Kept, i, n_pending + n - seq.rows.n_drafts());
             if key.n_pending > 0 {
                 block.set(Input::Joined, 2 * i, joined);

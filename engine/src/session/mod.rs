@@ -63,6 +63,9 @@ pub struct SessionOptions {
     /// [`MAX_PENDING`]. Each costs a row of inputs in every layer of every slot with a sequence, and nothing where a model has
     /// no such states.
     pub n_pending: usize,
+    /// Whether such states have two rows in every slot, which calls write in turns, so that a sequence can go back to where it was
+    /// before its last call ([`Memory::rewind`]) with nothing copied. It doubles their memory.
+    pub two_rows: bool,
     /// Most tokens in one call of [`Session::step`], those of all its sequences together.
     pub max_tokens: usize,
     /// How sizes of calls are rounded up.
@@ -88,6 +91,7 @@ impl Default for SessionOptions {
             n_ctx: 1024,
             kv_dtype: DType::F16,
             n_pending: 0,
+            two_rows: false,
             max_tokens: 512,
             buckets: Buckets::default(),
             cached_graphs: 32,
@@ -102,7 +106,8 @@ impl Default for SessionOptions {
 
 impl SessionOptions {
     fn states(&self) -> StateOptions {
-        StateOptions { n_slots: self.n_slots, n_ctx: self.n_ctx, kv_dtype: self.kv_dtype, n_pending: self.n_pending }
+        let Self { n_slots, n_ctx, kv_dtype, n_pending, two_rows, .. } = *self;
+        StateOptions { n_slots, n_ctx, kv_dtype, n_pending, two_rows }
     }
 }
 

@@ -110,7 +110,7 @@ impl Scheduler {
         self.rollback = rollback;
     }
 
-    /// Bytes that are copied of a sequence before a guess is verified.
+    /// Bytes that a sequence has of states beside its own, to come back from wrong guesses: copies, or second rows.
     pub fn copied_bytes(&self) -> usize {
         self.rollback.copied_bytes(self.session.memory())
     }
@@ -385,7 +385,7 @@ impl Scheduler {
         }
     }
 
-    /// Copies what has to come back where guesses turn out wrong.
+    /// Keeps what has to come back where guesses turn out wrong.
     fn save_states(&mut self) {
         let Self { session, running, rollback, .. } = self;
         let verifies = |r: &&mut Running| r.n_feeding > 1 && r.decoding.prompt_left() == 0 && r.speculation.is_some();

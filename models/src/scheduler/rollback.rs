@@ -19,6 +19,13 @@ pub enum Rollback {
     /// Inputs of recurrent states are kept until it is sure that they stay: what was wrong is not folded. It takes a session that
     /// is opened for so many tokens ([`engine::session::SessionOptions::n_pending`]).
     Ring,
+    /// Slots have two rows of every state ([`engine::session::SessionOptions::two_rows`]): a verification reads one and writes the
+    /// other, and behind a wrong guess the sequence is in the first one again, with nothing copied. What was right is fed again, as
+    /// with [`Self::Checkpoint`].
+    Row {
+        /// Most replays of a guess.
+        n_tries: u32,
+    },
     /// States are copied to host memory before every verification, and back where a part of the guess was wrong; what was right,
     /// and the token behind it, is fed again as a guess in its turn. Should that be wrong again, as it can where logits depend on
     /// the company of a row, it is tried so often; then the sequence goes on without guesses for 2, 4 and up to 64 steps.
@@ -35,7 +42,15 @@ impl Rollback {
     pub fn n_pending(self, n_drafts: usize) -> usize {
         match self {
             Self::Ring => n_drafts,
-            Self::Checkpoint { .. } => 0,
+            Self::Row { .. } | Self::Checkpoint { .. } => 0,
+        }
+    }
+
+    /// Whether a session's states have two rows in every slot.
+    pub fn two_rows(self) -> bool {
+        match self {
+            Self::Row { .. } => true,
+            Self::Ring | Self::Checkpoint { .. } => false,
         }
     }
 
@@ -43,28 +58,30 @@ impl Rollback {
     pub(super) fn revocable(self, memory: &Memory) -> usize {
         match self {
             Self::Ring => memory.revocable(),
+            Self::Row { .. } if !memory.keeps_last_call() => 0,
+            Self::Row { .. } => usize::MAX,
             Self::Checkpoint { .. } => usize::MAX,
         }
     }
 
-    /// Bytes that are copied of a sequence before a guess is verified.
+    /// Bytes that a sequence has of states beside its own.
     pub(super) fn copied_bytes(self, memory: &Memory) -> usize {
         match self {
             Self::Ring => 0,
-            Self::Checkpoint { .. } => memory.bytes_of_checkpoint(),
+            Self::Row { .. } | Self::Checkpoint { .. } => memory.bytes_of_checkpoint(),
         }
     }
 
-    /// Most replays of a guess, where states are copied.
+    /// Most replays of a guess, where what was right of it is fed again.
     fn n_tries(self, memory: &Memory) -> Option<u32> {
         match self {
             Self::Ring => None,
-            Self::Checkpoint { n_tries } => memory.needs_checkpoints().then_some(n_tries),
+            Self::Row { n_tries } | Self::Checkpoint { n_tries } => memory.needs_checkpoints().then_some(n_tries),
         }
     }
 }
 
-/// What a sequence keeps to come back, where states are copied.
+/// What a sequence keeps to come back, where what was right of a guess is fed again.
 #[derive(Default)]
 pub(super) struct Undo {
     /// The sequence before the guess at hand.
@@ -92,7 +109,7 @@ struct Before {
     is_replay: bool,
     /// What its steps took.
     time: Duration,
-    /// Whether the copy was there before, for something else.
+    /// Whether there is no copy that was made for it: it was there before, for something else, or the last call left a row.
     is_kept: bool,
 }
 
@@ -118,7 +135,8 @@ impl Undo {
         is_pause.then(Vec::new)
     }
 
-    /// Copies the states of a sequence before `n_drafts` guessed tokens are fed, unless they were for a guess that is replayed.
+    /// Sees to it that a sequence can come back to where it is before `n_drafts` guessed tokens are fed, by a copy of its states
+    /// unless these have two rows. Nothing is left to do for a guess that is replayed.
     ///
     /// Errors: those of the backend.
     pub(super) fn save(
@@ -133,8 +151,10 @@ impl Undo {
         };
         let start = Instant::now();
         let n_past = memory.n_past(slot)?;
-        let is_kept = memory.checkpoints(slot)?.any(|at| at == n_past);
-        memory.checkpoint(slot)?;
+        let is_kept = rollback.two_rows() || memory.checkpoints(slot)?.any(|at| at == n_past);
+        if !rollback.two_rows() {
+            memory.checkpoint(slot)?;
+        }
         let (choices, is_replay, time) = (decoding.choices(), false, Duration::ZERO);
         self.before = Some(Before { n_past, choices, n_drafts, tries_left, is_replay, time, is_kept });
         self.undone.save += start.elapsed();

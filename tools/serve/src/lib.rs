@@ -137,7 +137,7 @@ impl Computing {
         self.rollback.n_pending(largest)
     }
 
-    /// Whether states are copied before a guess is verified.
+    /// Whether states are copied before a guess is verified, or there are two of each.
     fn copies_states(&self) -> bool {
         self.drafters.is_some() && self.rollback != Rollback::Ring
     }
@@ -170,12 +170,13 @@ impl Memory {
     /// Errors: a context that no memory has.
     pub fn of(loaded: &Loaded, computing: &Computing, options: &Options) -> models::Result<Self> {
         let (n_ctx, kv_dtype, n_pending) = (options.n_ctx, computing.kv_dtype, computing.n_pending());
-        let layout = loaded.model.states().layout(&StateOptions { n_slots: 1, n_ctx, kv_dtype, n_pending })?;
+        // The second rows of states count as copies.
+        let sizes = StateOptions { n_slots: 1, n_ctx, kv_dtype, n_pending, two_rows: false };
+        let layout = loaded.model.states().layout(&sizes)?;
         let specs = || layout.specs().iter();
         let drafters = computing.drafters.as_ref();
         let of_drafts = drafters.map_or(0, |drafters| drafters.state_bytes(n_ctx));
-        let is_folded = |spec: &&StateSpec| spec.role.is_recurrent() && spec.role != Role::Pending;
-        let folded: usize = specs().filter(is_folded).map(StateSpec::bytes).sum();
+        let folded: usize = specs().filter(|spec| spec.role.is_folded()).map(StateSpec::bytes).sum();
         let n_checkpoints =
             if options.keeps_prompts { options.checkpoints.n.saturating_mul(options.n_slots) } else { 0 };
         let rings: usize = specs().filter(|spec| spec.role == Role::Pending).map(|spec| spec.used_bytes(n_ctx)).sum();
@@ -218,6 +219,7 @@ impl Server {
             n_ctx: options.n_ctx,
             kv_dtype: computing.kv_dtype,
             n_pending: computing.n_pending(),
+            two_rows: computing.copies_states() && computing.rollback.two_rows(),
             spare_bytes: SPARE_BYTES,
             reuse: computing.reuse,
             timed: true,

@@ -186,12 +186,13 @@ pub(crate) struct SpeculationArgs {
     #[arg(long, value_name = "on|off", hide_possible_values = true)]
     pub spec_adapt: Option<Switch>,
 
-    /// How recurrent states are taken back where guesses were wrong: ring, their inputs are kept until it is sure that they stay, or
-    /// checkpoint, they are copied before and copied back, and what was right is computed again [default: ring]
-    #[arg(long, value_name = "ring|checkpoint", hide_possible_values = true)]
+    /// How recurrent states are taken back where guesses were wrong: ring, their inputs are kept until it is sure that they stay; row,
+    /// there are two of each, and what was right is computed again from the one before; checkpoint, they are copied before and copied
+    /// back, and what was right is computed again [default: ring]
+    #[arg(long, value_name = "ring|row|checkpoint", hide_possible_values = true)]
     pub spec_rollback: Option<RollbackArg>,
 
-    /// With --spec-rollback checkpoint how often what was right is computed again, should it turn out otherwise [default: 2]
+    /// With --spec-rollback row and checkpoint how often what was right is computed again, should it turn out otherwise [default: 2]
     #[arg(long, value_name = "N", value_parser = draft_min())]
     pub spec_ckpt_num_tries: Option<u32>,
 }
@@ -202,7 +203,6 @@ pub(crate) enum RollbackArg {
     /// Inputs of recurrent states are kept until it is sure that they stay.
     Ring,
     /// Two rows of every state.
-    #[value(hide = true)]
     Row,
     /// Copies of all states.
     Checkpoint,
@@ -234,9 +234,6 @@ impl SpeculationArgs {
     ///
     /// Errors: flags that do not go together.
     pub(crate) fn parameters(&self) -> Outcome<Option<Parameters>> {
-        if self.spec_rollback == Some(RollbackArg::Row) {
-            return Err(Failure::not_in_this_version("--spec-rollback row"));
-        }
         let mut kinds: Vec<Kind> = self.spec_type.iter().filter_map(|t| t.kind()).collect();
         if self.spec_type.contains(&SpecType::None) && !kinds.is_empty() {
             return Err(Failure::usage("--spec-type: none goes with no other type"));
@@ -315,11 +312,11 @@ impl SpeculationArgs {
 
     /// How wrong guesses are taken back.
     pub(crate) fn rollback(&self) -> Rollback {
+        let n_tries = self.spec_ckpt_num_tries.unwrap_or(DEFAULT_TRIES);
         match self.spec_rollback {
-            None | Some(RollbackArg::Ring | RollbackArg::Row) => Rollback::Ring,
-            Some(RollbackArg::Checkpoint) => {
-                Rollback::Checkpoint { n_tries: self.spec_ckpt_num_tries.unwrap_or(DEFAULT_TRIES) }
-            }
+            None | Some(RollbackArg::Ring) => Rollback::Ring,
+            Some(RollbackArg::Row) => Rollback::Row { n_tries },
+            Some(RollbackArg::Checkpoint) => Rollback::Checkpoint { n_tries },
         }
     }
 

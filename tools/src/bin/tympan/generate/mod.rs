@@ -240,12 +240,11 @@ pub(crate) fn run(args: &GenerateArgs) -> Outcome<Exit> {
     );
     let model = model.load(LoadOptions { text_only: true, ..LoadOptions::default() }, loading, say)?;
     let rollback = args.speculation.rollback();
-    let n_pending = parameters.map_or(0, |parameters| rollback.n_pending(parameters.largest()));
+    let n_drafts = parameters.map_or(0, |parameters| parameters.largest());
     let backends = std::slice::from_ref(&device.backend);
-    let generator = Generator::open_with(&model.loaded, backends, args.kv_type.into(), n_pending);
+    let generator = Generator::open_with(&model.loaded, backends, args.kv_type.into(), n_drafts, rollback);
     let mut generator = generator.with_context(|| format!("loading {}", model.name)).map_err(Failure::model)?;
     generator.set_reuse(reuse);
-    generator.set_rollback(rollback);
     let drafters =
         args.speculation.open(generator.writer().tokenizer(), &device.backend, args.kv_type, 1, (loading, say))?;
     if let Some(drafters) = &drafters {

@@ -12,7 +12,7 @@ use engine::session::{MAX_PENDING, Session, SessionOptions};
 use models::LoadOptions;
 use models::generate::Writer;
 use models::sample::Sampling;
-use models::scheduler::Scheduler;
+use models::scheduler::{Rollback, Scheduler};
 use serde_json::{Map, Value};
 use tympan::Model;
 
@@ -253,8 +253,8 @@ impl Measured<'_> {
         let n_prompt = facts.n_depth.max(1);
         let prompts: Vec<_> = (0..facts.n_parallel).map(|_| tokens.prompt(n_prompt)).collect();
         if !rows.is_empty() {
-            let n_pending = rows.iter().max().map_or(0, |n| n - 1);
-            let session = self.open(Steps::n_ctx(n_prompt, rows, repetitions), n_pending)?;
+            let n_drafts = rows.iter().max().map_or(0, |n| n - 1);
+            let session = self.open(Steps::n_ctx(n_prompt, rows, repetitions), n_drafts, Rollback::Ring)?;
             let steps = Steps::measure(session, &prompts, rows, repetitions);
             let steps = steps.with_context(of_model).map_err(Failure::model)?;
             report.tables.push(facts.head("steps of several rows") + &steps.table());
@@ -271,8 +271,7 @@ impl Measured<'_> {
         }
         for &n_gen in lists.n_gen.iter().filter(|&&n| n > 0) {
             let rollback = speculation.rollback();
-            let n_pending = rollback.n_pending(args.drafts.largest()?);
-            let mut scheduler = Scheduler::new(self.open(n_prompt + n_gen, n_pending)?);
+            let mut scheduler = Scheduler::new(self.open(n_prompt + n_gen, args.drafts.largest()?, rollback)?);
             scheduler.set_rollback(rollback);
             let text = Text {
                 prompts: &prompts,
@@ -292,13 +291,14 @@ impl Measured<'_> {
         Ok(())
     }
 
-    fn open(&self, n_ctx: usize, n_pending: usize) -> Outcome<Session> {
+    fn open(&self, n_ctx: usize, n_drafts: usize, rollback: Rollback) -> Outcome<Session> {
         let loaded = &self.model.loaded;
         let options = SessionOptions {
             n_slots: self.facts.n_parallel,
             n_ctx,
             kv_dtype: self.facts.kv_type.into(),
-            n_pending,
+            n_pending: rollback.n_pending(n_drafts),
+            two_rows: rollback.two_rows(),
             reuse: self.lists.reuse[0],
             spare_bytes: usize::MAX,
             ..SessionOptions::default()

@@ -239,6 +239,7 @@ impl Row {
 pub(super) fn name(rollback: Rollback) -> &'static str {
     match rollback {
         Rollback::Ring => "ring",
+        Rollback::Row { .. } => "row",
         Rollback::Checkpoint { .. } => "checkpoint",
     }
 }
