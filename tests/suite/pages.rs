@@ -59,7 +59,7 @@ fn recipes_name_the_lists() {
         ("engine/src/pass/fuse.rs", "const RULES"),
         ("kernels/formats/src/lib.rs", "macro_rules! formats"),
         ("models/src/registry.rs", "const ARCHITECTURES"),
-        ("tools/convert/src/conversion/parts.rs", "const MODEL_TYPES"),
+        ("tools/convert/src/conversion/architectures.rs", "const MODEL_TYPES"),
         ("backends/src/lib.rs", "const BACKENDS"),
     ] {
         let source = std::fs::read_to_string(root().join(path)).unwrap();

@@ -1,9 +1,10 @@
 //! Published checkpoints (safetensors) to GGUF. [`Conversion`] is the type to read first.
 //!
 //! A conversion is planned before it is done: configuration and tensor tables are read and checked by the file of the
-//! architecture (`parts` lists them), and only then are weights (`write`) streamed into the files ([`crate::assembly`]). Names,
+//! architecture (`architectures` lists them), and only then are weights (`write`) streamed into the files ([`crate::assembly`]). Names,
 //! shapes, types, bytes and keys of the files are those of llama.cpp's converter.
 
+mod architectures;
 mod arrange;
 mod batch_norm;
 mod block;
@@ -39,7 +40,6 @@ use engine::DType;
 use engine::gguf::{Gguf, GgufWriter};
 
 use self::checkpoint::Model;
-use self::parts::Parts;
 use self::plan::{FilePlan, Row};
 use self::write::CheckpointWeights;
 use crate::Watch;
@@ -114,7 +114,7 @@ impl Conversion {
     fn read(files: Files, options: impl FnOnce(DType) -> Options) -> Result<(Self, Options, Vec<String>)> {
         let checkpoint = Model::open(files)?;
         let name = checkpoint.name()?;
-        let parts = Parts::read(&checkpoint)?;
+        let parts = architectures::read(&checkpoint)?;
         let has_audio = parts.audio.is_some();
         let audio_rows = parts.audio.as_ref().map_or(&[][..], |audio| &audio.rows);
         checkpoint.check(&[&parts.text.rows, audio_rows, &parts.pair_rows], parts.is_ignored)?;

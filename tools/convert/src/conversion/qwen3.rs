@@ -13,8 +13,9 @@ use super::heads::{HEAD_DIM, Heads};
 use super::limits::{MAX_CONTEXT, MAX_LAYERS, MAX_VOCAB, MAX_WIDTH};
 use super::parts::{Part, Parts};
 use super::plan::{Role, Row};
-use super::qwen3_asr::PRE_TOKENIZER;
 
+/// Pre-tokenizer of all Qwen models from Qwen2 on.
+pub(super) const PRE_TOKENIZER: &str = "qwen2";
 /// `general.architecture`.
 const ARCHITECTURE: &str = "qwen3";
 

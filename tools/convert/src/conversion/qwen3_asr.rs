@@ -16,10 +16,8 @@ use super::parts::{AUDIO, Part, Parts};
 use super::plan::{Role, Row, Source};
 use super::positions::N_POSITIONS;
 use super::projector::{Encoder, weight_and_bias, width_and_heads};
-use super::qwen3::TextConfig;
+use super::qwen3::{PRE_TOKENIZER, TextConfig};
 
-/// Pre-tokenizer of all Qwen models from Qwen2 on.
-pub(super) const PRE_TOKENIZER: &str = "qwen2";
 /// `general.architecture` of the text file.
 const ARCHITECTURE: &str = "qwen3vl";
 /// Half a chunk, in frames.

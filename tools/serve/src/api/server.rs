@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::App;
 use crate::api::error::ApiError;
-use crate::http::router::{json, typed};
+use crate::http::exchange::{json, typed};
 
 /// Whether the server can answer.
 ///

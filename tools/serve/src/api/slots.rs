@@ -13,8 +13,8 @@ use serde_json::json;
 use crate::App;
 use crate::api::completion::fields;
 use crate::api::error::ApiError;
+use crate::http::exchange::{Asked, json};
 use crate::http::log::rounded;
-use crate::http::router::{Asked, json};
 use crate::work::{Answer, Reply, SlotAnswer, SlotWork, Work};
 
 /// Most bytes of a file's name.

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::completion::fields;
 use super::error::ApiError;
-use crate::http::router::{Asked, json};
+use crate::http::exchange::{Asked, json};
 
 /// The tokens of a text. Source: llama.cpp, `tools/server/README.md`, `/tokenize`.
 pub(crate) async fn tokenize(asked: Asked) -> Result<Response<Body>, ApiError> {

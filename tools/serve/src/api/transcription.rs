@@ -14,8 +14,8 @@ use super::recording::{self, Wanted, check_hears};
 use crate::App;
 use crate::api::error::ApiError;
 use crate::http::events::respond;
+use crate::http::exchange::{Asked, json, typed};
 use crate::http::form::{FILE, Form};
-use crate::http::router::{Asked, json, typed};
 
 /// Answers as OpenAI does. Source: OpenAI, API reference, "Create transcription".
 pub(crate) async fn transcriptions(asked: Asked) -> Result<Response<Body>, ApiError> {

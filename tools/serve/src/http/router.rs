@@ -14,8 +14,8 @@ use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderName, HeaderValue, Method, Response, StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::routing::{MethodFilter, on};
-use serde_json::Value;
 
+use super::exchange::{Asked, json};
 use super::guard::{LocalAddress, check_host, check_key, check_origin};
 use super::log::{Line, Record, logged};
 use crate::App;
@@ -94,13 +94,6 @@ pub(crate) const ENDPOINTS: &[(&str, &str, Endpoint, &str)] = &[
     ("GET", "/lora-adapters", Endpoint::NotBuilt, ""),
     ("POST", "/lora-adapters", Endpoint::NotBuilt, ""),
 ];
-
-/// What an endpoint is given.
-pub(crate) struct Asked {
-    pub app: Arc<App>,
-    pub request: Request,
-    pub record: Record,
-}
 
 type Answered = Result<Response<Body>, ApiError>;
 
@@ -259,18 +252,6 @@ fn preflight() -> Response<Body> {
         header::ACCESS_CONTROL_ALLOW_HEADERS,
         HeaderValue::from_static("Authorization, Content-Type, X-Request-Id"),
     );
-    response
-}
-
-/// A reply in JSON.
-pub(crate) fn json(value: &Value) -> Response<Body> {
-    typed("application/json", value.to_string())
-}
-
-/// A reply of this type.
-pub(crate) fn typed(content_type: &'static str, body: impl Into<Body>) -> Response<Body> {
-    let mut response = Response::new(body.into());
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
 }
 

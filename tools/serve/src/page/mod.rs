@@ -3,7 +3,7 @@
 use axum::body::Body;
 use axum::http::{HeaderValue, Response, header};
 
-use crate::http::router::typed;
+use crate::http::exchange::typed;
 
 /// The page may use itself and nothing else; `blob:` are recordings of its own. Source: W3C, "Content Security Policy Level 3".
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; media-src blob:; \

@@ -11,7 +11,7 @@ use super::fields;
 use crate::App;
 use crate::api::error::ApiError;
 use crate::api::fields::Fields;
-use crate::http::router::{Asked, json};
+use crate::http::exchange::{Asked, json};
 
 /// Most messages of a conversation.
 const MAX_MESSAGES: usize = 4096;

@@ -8,7 +8,6 @@ use models::sample::{Sampling, Step};
 use models::tokenizer::Special;
 use serde_json::{Value, json};
 
-use super::reply::Kind;
 use crate::App;
 use crate::api::error::ApiError;
 use crate::api::fields::Fields;
@@ -23,6 +22,17 @@ const MAX_BIAS: usize = 1024;
 const MAX_TEMPERATURE: f64 = 1000.0;
 /// Largest penalties and changes of logits, either way.
 const MAX_PENALTY: f64 = 100.0;
+
+/// Whose endpoint it is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Kind {
+    /// llama.cpp's `/completion`.
+    Native,
+    /// OpenAI's completions.
+    Completion,
+    /// OpenAI's chat.
+    Chat,
+}
 
 /// How prompts are to be continued.
 pub(crate) struct Asking {

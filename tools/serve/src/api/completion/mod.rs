@@ -15,15 +15,15 @@ use models::generate::Request;
 use models::scheduler::Seat;
 use serde_json::{Value, json};
 
-use self::fields::Asking;
-use self::reply::{Kind, Naming, Shaped, Streamed};
+use self::fields::{Asking, Kind};
+use self::reply::{Naming, Shaped, Streamed};
 use super::fields::Fields;
 use crate::App;
 use crate::api::error::ApiError;
 use crate::http::body::read;
 use crate::http::events::{died, respond};
+use crate::http::exchange::{Asked, json};
 use crate::http::log::{Record, rounded};
-use crate::http::router::{Asked, json};
 use crate::mailbox::Reader;
 use crate::work::{Answer, Reply, TextAnswer, TextWork, Work};
 

@@ -7,7 +7,7 @@ use models::generate::End;
 use models::sample::Sampling;
 use serde_json::{Value, json};
 
-use super::fields::Asking;
+use super::fields::{Asking, Kind};
 use super::reasoning::{Parts, Reasoning, parts_of};
 use crate::App;
 use crate::api::drafts::tell_drafts;
@@ -18,17 +18,6 @@ use crate::work::{Answer, Piece, TextAnswer, TokenView};
 
 /// What follows the last event of OpenAI's streams.
 pub(super) const END: &str = "data: [DONE]\n\n";
-
-/// Whose endpoint it is.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Kind {
-    /// llama.cpp's `/completion`.
-    Native,
-    /// OpenAI's completions.
-    Completion,
-    /// OpenAI's chat.
-    Chat,
-}
 
 /// What all parts of an answer say of it.
 pub(super) struct Naming {

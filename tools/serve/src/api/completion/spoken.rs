@@ -16,16 +16,16 @@ use models::Error;
 use serde_json::{Value, json};
 
 use super::chat::text_of;
-use super::fields::Asking;
-use super::reply::{END, Kind, Naming, timings};
+use super::fields::{Asking, Kind};
+use super::reply::{END, Naming, timings};
 use crate::App;
 use crate::api::drafts::tell_drafts;
 use crate::api::error::ApiError;
 use crate::api::fields::Fields;
 use crate::api::recording::{self, Ending, Heard, SharedHolding, Wanted, check_hears};
 use crate::http::events::{Shape, respond};
+use crate::http::exchange::json as reply_of;
 use crate::http::log::Record;
-use crate::http::router::json as reply_of;
 use crate::work::{Answer, Piece};
 
 /// The type of parts that are a clip.
