@@ -32,6 +32,7 @@ pub mod sample;
 pub mod scheduler;
 pub mod speech;
 mod stop;
+pub mod together;
 pub mod tokenizer;
 pub mod transcribe;
 pub mod transcription;

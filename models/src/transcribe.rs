@@ -1,24 +1,29 @@
 //! [`Transcriber`]: audio to text. What users see is decided here: how long audio is cut, the prompt, when decoding ends,
 //! how the answer is read. The command line only parses arguments and prints. One clip on its way is a
-//! [`Transcription`].
+//! [`crate::transcription::Transcription`], several are [`Together`].
 
-use std::ops::{ControlFlow, Range};
+use std::num::NonZeroUsize;
+use std::ops::Range;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use engine::DType;
 use engine::backend::Backend;
-use engine::batch::Features;
 use engine::session::{Session, SessionOptions};
 
 use crate::Loaded;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::scheduler::{SPARE_BYTES, Scheduler};
 use crate::speech::{SpeechFormat, merge_languages, push_text};
-use crate::transcription::{Listener, Stage, Transcription};
+use crate::together::{Ended, Together};
+use crate::transcription::Listener;
 
 /// Rate of the samples that [`Transcriber::transcribe`] takes.
 pub const RATE_HZ: u32 = 16_000;
+
+/// Segments that are worked on at once where nothing else is asked for: most of what calls of several rows gain, for a few
+/// hundred megabytes of states.
+pub const USUAL_PARALLEL: NonZeroUsize = NonZeroUsize::new(4).expect("it is not 0");
 
 /// Positions of a slot before the first clip says how many it needs.
 const FIRST_CONTEXT: usize = 256;
@@ -92,7 +97,7 @@ pub struct Segment {
     pub token_ids: Vec<u32>,
 }
 
-/// Time and tokens by stage, summed over segments.
+/// Time and tokens by stage, summed over segments. Calls in which several segments decode are divided among them evenly.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Timings {
     /// Samples to log-mel features.
@@ -111,11 +116,24 @@ pub struct Timings {
     pub generated_tokens: usize,
 }
 
-/// What a caller may watch, and stop, while a clip is transcribed.
+impl Timings {
+    /// Of all stages.
+    pub fn sum(&self) -> Duration {
+        self.mel + self.encode + self.prefill + self.decode
+    }
+}
+
+/// What a caller may watch, and stop, while a clip is transcribed. Segments are shown and told in their order, also where several
+/// are worked on at once.
 pub trait Observer {
     /// Whether to stop. Looked at before every stage of a segment and after every call of the decoder.
     fn is_cancelled(&self) -> bool {
         false
+    }
+
+    /// Whether text is wanted as soon as it can be there, if the whole takes longer for it.
+    fn waits_for_text(&self) -> bool {
+        true
     }
 
     /// More of an answer was decoded; `answer` is all of the segment so far.
@@ -128,14 +146,40 @@ pub trait Observer {
         let _ = so_far;
     }
 
-    /// Intermediate tensors of a segment, for checking conversions.
+    /// Intermediate tensors of a segment, for checking conversions; segments before it need not be finished.
     fn tensors(&mut self, segment: usize, tensors: &Tensors<'_>) {
         let _ = (segment, tensors);
     }
 }
 
 /// Watches nothing.
-impl Observer for () {}
+impl Observer for () {
+    fn waits_for_text(&self) -> bool {
+        false
+    }
+}
+
+impl<O: Observer + ?Sized> Observer for &mut O {
+    fn is_cancelled(&self) -> bool {
+        (**self).is_cancelled()
+    }
+
+    fn waits_for_text(&self) -> bool {
+        (**self).waits_for_text()
+    }
+
+    fn answer(&mut self, answer: &Partial<'_>) {
+        (**self).answer(answer);
+    }
+
+    fn segment(&mut self, so_far: &Transcript) {
+        (**self).segment(so_far);
+    }
+
+    fn tensors(&mut self, segment: usize, tensors: &Tensors<'_>) {
+        (**self).tensors(segment, tensors);
+    }
+}
 
 /// An answer that is still being written.
 #[derive(Clone, Copy)]
@@ -181,25 +225,45 @@ pub struct Tensors<'a> {
 
 /// A speech model ready to transcribe clip after clip.
 pub struct Transcriber {
-    scheduler: Scheduler,
-    listener: Arc<Listener>,
+    pub(crate) scheduler: Scheduler,
+    pub(crate) listener: Arc<Listener>,
 }
 
 impl Transcriber {
-    /// Opens a session on these backends. `kv_dtype` is the type of the attention cache.
+    /// Opens a session on these backends, for one segment at a time. `kv_dtype` is the type of the attention cache.
     ///
     /// Errors: as [`Listener::open`]; those of the session.
     pub fn open(loaded: &Loaded, backends: &[Arc<dyn Backend>], kv_dtype: DType) -> Result<Self> {
+        Self::open_parallel(loaded, backends, kv_dtype, NonZeroUsize::MIN)
+    }
+
+    /// As [`Self::open`], for up to `n_parallel` segments at once. Each has the memory of a sequence while it is worked on; what
+    /// comes of it is the same.
+    ///
+    /// Errors: as [`Self::open`].
+    pub fn open_parallel(
+        loaded: &Loaded,
+        backends: &[Arc<dyn Backend>],
+        kv_dtype: DType,
+        n_parallel: NonZeroUsize,
+    ) -> Result<Self> {
         let listener = Arc::new(Listener::open(loaded)?);
         let options = SessionOptions {
-            n_slots: 1,
+            n_slots: n_parallel.get(),
             n_ctx: FIRST_CONTEXT,
             kv_dtype,
             spare_bytes: SPARE_BYTES,
             ..SessionOptions::default()
         };
         let session = Session::open(Arc::clone(&loaded.model), &loaded.weights, backends, options)?;
-        Ok(Self { scheduler: Scheduler::new(session), listener })
+        let mut scheduler = Scheduler::new(session);
+        scheduler.read_apart();
+        Ok(Self { scheduler, listener })
+    }
+
+    /// Segments that can be worked on at once.
+    pub fn n_parallel(&self) -> usize {
+        self.scheduler.session().memory().n_slots()
     }
 
     /// Tokens of the model's context: prompt, audio and answer of a segment.
@@ -247,64 +311,14 @@ impl Transcriber {
         request: &Request<'_>,
         observer: &mut dyn Observer,
     ) -> Result<Transcript> {
-        let Self { scheduler, listener } = self;
-        let mut transcription = listener.begin(samples, request)?;
-        while transcription.segment().is_some() {
-            segment(scheduler, listener, &mut transcription, observer)?;
-            observer.segment(transcription.finish());
+        let mut together = Together::new(self);
+        let transcription = together.begin(samples, request)?;
+        together.add(transcription, observer);
+        loop {
+            if let Some(Ended { transcript, result, .. }) = together.ended() {
+                return result.map(|()| transcript);
+            }
+            together.step();
         }
-        Ok(transcription.into_transcript())
     }
-}
-
-/// Decodes the answer to the segment at hand.
-fn segment(
-    scheduler: &mut Scheduler,
-    listener: &Listener,
-    transcription: &mut Transcription<'_>,
-    observer: &mut dyn Observer,
-) -> Result<()> {
-    go_on(observer)?;
-    let start = Instant::now();
-    let samples = transcription.segment().unwrap_or_default();
-    let features = listener.features(samples, scheduler.session().parallel())?;
-    transcription.timings().mel += start.elapsed();
-
-    go_on(observer)?;
-    let start = Instant::now();
-    let input = Features { n_mels: features.n_mels, n_frames: features.n_frames, values: &features.values };
-    let embeddings = scheduler.session_mut().encode(&[input])?.clip(0).to_vec();
-    transcription.timings().encode += start.elapsed();
-
-    go_on(observer)?;
-    let mut start = Instant::now();
-    let index = transcription.transcript().segments.len();
-    let n_embd = listener.n_embd();
-    let prompt_ids = transcription.prompt_ids(embeddings.len() / n_embd);
-    let decoding = transcription.ask(embeddings.clone());
-    let mut is_cancelled = false;
-    scheduler.run(decoding, &mut |event, logits| {
-        let stage = transcription.advance(event, observer);
-        if stage == Stage::First {
-            transcription.timings().prefill += start.elapsed();
-            start = Instant::now();
-            let tensors = Tensors {
-                mel: &features,
-                audio_embeddings: &embeddings,
-                n_embd,
-                prompt_ids: &prompt_ids,
-                first_logits: logits,
-            };
-            observer.tensors(index, &tensors);
-        }
-        is_cancelled = event.finish.is_none() && observer.is_cancelled();
-        if is_cancelled { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    })?;
-    transcription.timings().decode += start.elapsed();
-    if is_cancelled { Err(Error::Cancelled) } else { Ok(()) }
-}
-
-/// Errors: `Cancelled`.
-fn go_on(observer: &dyn Observer) -> Result<()> {
-    if observer.is_cancelled() { Err(Error::Cancelled) } else { Ok(()) }
 }

@@ -112,7 +112,9 @@ impl Listener {
         };
         Ok(Transcription {
             listener: Arc::clone(self),
-            left: split(&samples, RATE_HZ, max_samples).collect(),
+            pieces: split(&samples, RATE_HZ, max_samples).map(|range| Piece { range, answer: None }).collect(),
+            n_samples: samples.len(),
+            n_gone: 0,
             samples,
             language: request.language.map(str::to_owned),
             max_tokens: request.max_tokens,
@@ -121,7 +123,6 @@ impl Listener {
             start_s: request.start_s,
             prompt,
             transcript,
-            answer: None,
         })
     }
 }
@@ -137,10 +138,15 @@ pub enum Stage {
     Answer,
 }
 
-/// A clip between two calls of the decoder.
+/// A clip between two calls of the decoder. Its segments are asked for in their order, one at a time or several, and are in the
+/// transcript in that order whichever is answered first.
 pub struct Transcription<'a> {
     listener: Arc<Listener>,
+    /// Those of the clip without the first ones, which nobody will ask for again.
     samples: Cow<'a, [f32]>,
+    n_gone: usize,
+    /// Of the whole clip.
+    n_samples: usize,
     language: Option<String>,
     max_tokens: Option<usize>,
     /// Of all segments together.
@@ -148,10 +154,16 @@ pub struct Transcription<'a> {
     ignore_stop: bool,
     start_s: f64,
     prompt: speech::Prompt,
-    /// Segments that are not finished; the first one is at hand.
-    left: VecDeque<Range<usize>>,
+    /// Segments that are not in the transcript; the first one is at hand.
+    pieces: VecDeque<Piece>,
     transcript: Transcript,
-    /// That of the segment at hand, once it was asked for.
+}
+
+/// A segment that is not in the transcript.
+struct Piece {
+    /// Its samples in the clip.
+    range: Range<usize>,
+    /// Once it was asked for.
     answer: Option<Answer>,
 }
 
@@ -163,23 +175,45 @@ struct Answer {
     truncated: bool,
     /// Where there is sound, in seconds.
     loud: Vec<Range<f64>>,
+    n_prompt: usize,
     prompt_left: usize,
+    is_whole: bool,
 }
 
 impl Transcription<'_> {
-    /// The samples of the segment that is next; none where all are finished.
+    /// The number of the segment that is to be asked for next, from 0. None where all were asked for, or where it is not known
+    /// before others are finished how many tokens are left for it ([`Request::max_answer`]).
+    pub fn next_segment(&self) -> Option<usize> {
+        self.next_piece().map(|i| self.transcript.segments.len() + i)
+    }
+
+    fn next_piece(&self) -> Option<usize> {
+        let next = self.pieces.iter().position(|piece| piece.answer.is_none())?;
+        (next == 0 || self.max_answer == usize::MAX).then_some(next)
+    }
+
+    /// The samples of the segment that is next.
     pub fn segment(&self) -> Option<&[f32]> {
-        self.left.front().map(|range| &self.samples[range.clone()])
+        self.next_piece().map(|i| self.samples_of(&self.pieces[i].range))
+    }
+
+    fn samples_of(&self, range: &Range<usize>) -> &[f32] {
+        &self.samples[range.start - self.n_gone..range.end - self.n_gone]
     }
 
     /// The samples of every segment that is not finished, and most tokens that its answer may have.
     pub fn segments(&self) -> impl Iterator<Item = (&[f32], usize)> {
-        self.left.iter().map(|range| (&self.samples[range.clone()], self.max_tokens_of(range)))
+        self.pieces.iter().map(|piece| (self.samples_of(&piece.range), self.max_tokens_of(&piece.range)))
     }
 
-    /// Where the segment that is next begins, in seconds; where all are finished, their end.
+    /// Whether all segments are finished.
+    pub fn is_over(&self) -> bool {
+        self.pieces.is_empty()
+    }
+
+    /// Where the segment at hand begins, in seconds; where all are finished, their end.
     pub fn segment_start_s(&self) -> f64 {
-        self.start_s + seconds(self.left.front().map_or(self.samples.len(), |range| range.start))
+        self.start_s + seconds(self.pieces.front().map_or(self.n_samples, |piece| piece.range.start))
     }
 
     /// Tokens of a prompt with so many audio positions.
@@ -187,7 +221,7 @@ impl Transcription<'_> {
         self.prompt.before.len() + n_audio + self.prompt.after.len()
     }
 
-    /// The prompt of the next segment with -1 at every one of so many audio positions.
+    /// The prompt of any segment with -1 at every one of so many audio positions.
     pub fn prompt_ids(&self, n_audio: usize) -> Vec<i32> {
         let ids = |ids: &[u32]| ids.iter().map(|id| id.cast_signed()).collect::<Vec<_>>();
         [ids(&self.prompt.before), vec![-1; n_audio], ids(&self.prompt.after)].concat()
@@ -201,43 +235,68 @@ impl Transcription<'_> {
     /// The sequence that answers for the next segment, whose audio vectors these are. What comes of it goes to
     /// [`Self::advance`].
     pub fn ask(&mut self, embeddings: Vec<f32>) -> Decoding {
-        let listener = &self.listener;
-        let n_audio = embeddings.len() / listener.n_embd;
+        let n_audio = embeddings.len() / self.listener.n_embd;
         let ids = self.prompt_ids(n_audio);
         let timings = &mut self.transcript.timings;
         timings.audio_tokens += n_audio;
         timings.prompt_tokens += ids.len();
-        let loud = match self.left.front() {
-            Some(range) => {
-                let time = |at: usize| self.start_s + seconds(range.start + at);
-                let parts = activity(&self.samples[range.clone()], RATE_HZ).into_iter();
-                parts.map(|part| time(part.start)..time(part.end)).collect()
-            }
-            None => Vec::new(),
-        };
-        self.answer = Some(Answer {
-            unfinished: Unfinished::new(true),
-            text: String::new(),
-            ids: Vec::new(),
-            truncated: false,
-            loud,
-            prompt_left: ids.len(),
-        });
+        let mut max_tokens = 1;
+        if let Some(i) = self.next_piece() {
+            let range = self.pieces[i].range.clone();
+            let time = |at: usize| self.start_s + seconds(range.start + at);
+            let loud = activity(self.samples_of(&range), RATE_HZ).into_iter();
+            let loud = loud.map(|part| time(part.start)..time(part.end)).collect();
+            max_tokens = self.max_tokens_of(&range);
+            self.pieces[i].answer = Some(Answer {
+                unfinished: Unfinished::new(true),
+                text: String::new(),
+                ids: Vec::new(),
+                truncated: false,
+                loud,
+                n_prompt: ids.len(),
+                prompt_left: ids.len(),
+                is_whole: false,
+            });
+            self.let_go();
+        }
         let rules = Rules {
             sampling: Sampling::default(),
-            stop: listener.format.stop().to_vec(),
+            stop: self.listener.format.stop().to_vec(),
             ignore_stop: self.ignore_stop,
-            max_tokens: self.left.front().map_or(1, |range| self.max_tokens_of(range)),
-            n_usable: listener.n_usable,
+            max_tokens,
+            n_usable: self.listener.n_usable,
             prompt_logits: false,
         };
-        Decoding::new(Prompt { ids, embeddings }, listener.n_embd, rules)
+        Decoding::new(Prompt { ids, embeddings }, self.listener.n_embd, rules)
     }
 
-    /// Takes what came of a call; `observer` sees the answer grow. Once the sequence is at its end, [`Self::finish`] is next.
-    pub fn advance(&mut self, event: &Event, observer: &mut dyn Observer) -> Stage {
-        let format = self.listener.format();
-        let Some(answer) = &mut self.answer else { return Stage::Prompt };
+    /// Lets go of the samples of finished segments once all others were asked for: the next clip may be in memory by then.
+    fn let_go(&mut self) {
+        let (next, first) = (self.next_piece(), self.pieces.front());
+        if let (None, Some(first), Cow::Owned(samples)) = (next, first, &mut self.samples) {
+            samples.drain(..first.range.start - self.n_gone);
+            samples.shrink_to_fit();
+            self.n_gone = first.range.start;
+        }
+    }
+
+    /// Forgets that a segment was asked for, and what came of it: it is asked for again. Nothing happens where it is finished.
+    pub fn ask_again(&mut self, i_segment: usize) {
+        let i = i_segment.checked_sub(self.transcript.segments.len());
+        if let Some(answer) = i.and_then(|i| self.pieces.get_mut(i)).and_then(|piece| piece.answer.take()) {
+            let timings = &mut self.transcript.timings;
+            let n_prompt = self.prompt.before.len() + self.prompt.after.len();
+            timings.audio_tokens -= answer.n_prompt - n_prompt;
+            timings.prompt_tokens -= answer.n_prompt;
+        }
+    }
+
+    /// Takes what came of a call for a segment that was asked for. `observer` sees the answer of the segment at hand grow. Once
+    /// the sequence is at its end, the answer is whole.
+    pub fn advance(&mut self, i_segment: usize, event: &Event, observer: &mut dyn Observer) -> Stage {
+        let Self { listener, language, pieces, transcript, .. } = self;
+        let i = i_segment.checked_sub(transcript.segments.len());
+        let Some(answer) = i.and_then(|i| pieces.get_mut(i)?.answer.as_mut()) else { return Stage::Prompt };
         let mut stage = Stage::Answer;
         if answer.prompt_left > 0 {
             answer.prompt_left -= event.accepted;
@@ -245,32 +304,52 @@ impl Transcription<'_> {
         }
         for &id in &event.tokens {
             answer.ids.push(id);
-            answer.unfinished.push(&self.listener.tokenizer, id, &mut answer.text);
-            observer.answer(&Partial {
-                format,
-                raw: &answer.text,
-                language: self.language.as_deref(),
-                before: &self.transcript.text,
-                loud: &answer.loud,
-            });
+            answer.unfinished.push(&listener.tokenizer, id, &mut answer.text);
+            if i == Some(0) {
+                observer.answer(&answer.partial(listener, language.as_deref(), &transcript.text));
+            }
         }
         match event.finish {
             Some(Finish::Stop(id)) => answer.ids.push(id),
             Some(Finish::Limit) => answer.truncated = true,
             None => {}
         }
+        answer.is_whole = event.finish.is_some();
         stage
+    }
+
+    /// What there is of the answer for the segment at hand.
+    pub fn partial(&self) -> Option<Partial<'_>> {
+        let answer = self.pieces.front()?.answer.as_ref().filter(|answer| !answer.ids.is_empty())?;
+        Some(answer.partial(&self.listener, self.language.as_deref(), &self.transcript.text))
+    }
+
+    /// Finishes the segment at hand and those behind it, as far as their answers are whole. `observer` is told of each, and
+    /// sees what there is of the answer behind them.
+    pub fn settle(&mut self, observer: &mut dyn Observer) {
+        let is_whole = |piece: &Piece| piece.answer.as_ref().is_some_and(|answer| answer.is_whole);
+        if !self.pieces.front().is_some_and(is_whole) {
+            return;
+        }
+        while self.pieces.front().is_some_and(is_whole) {
+            observer.segment(self.finish());
+        }
+        if let Some(partial) = self.partial() {
+            observer.answer(&partial);
+        }
     }
 
     /// Ends the segment at hand with the answer that came. The transcript has it as its last one, and it is the last where no
     /// tokens are left for others.
     pub fn finish(&mut self) -> &Transcript {
-        if let (Some(mut answer), Some(range)) = (self.answer.take(), self.left.pop_front()) {
+        if let Some(Piece { range, answer: Some(mut answer) }) =
+            self.pieces.pop_front_if(|piece| piece.answer.is_some())
+        {
             answer.unfinished.finish(&mut answer.text);
             self.transcript.timings.generated_tokens += answer.ids.len();
             if self.transcript.timings.generated_tokens >= self.max_answer {
-                answer.truncated |= !self.left.is_empty();
-                self.left.clear();
+                answer.truncated |= !self.pieces.is_empty();
+                self.pieces.clear();
             }
             let parsed = self.listener.format.parse(&answer.text, self.language.as_deref());
             self.transcript.push(Segment {
@@ -299,6 +378,12 @@ impl Transcription<'_> {
     /// The segments that are finished.
     pub fn into_transcript(self) -> Transcript {
         self.transcript
+    }
+}
+
+impl Answer {
+    fn partial<'a>(&'a self, listener: &'a Listener, language: Option<&'a str>, before: &'a str) -> Partial<'a> {
+        Partial { format: listener.format(), raw: &self.text, language, before, loud: &self.loud }
     }
 }
 

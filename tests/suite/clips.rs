@@ -79,7 +79,7 @@ impl Speech {
 }
 
 /// The clips that the official implementations were asked about.
-fn names(model: &str) -> Vec<String> {
+pub fn names(model: &str) -> Vec<String> {
     let all: Value = serde_json::from_slice(&std::fs::read(fixture("audio/reference.json")).unwrap()).unwrap();
     let by_implementation = all[model].as_object().unwrap().values().next().unwrap();
     let names: Vec<String> = by_implementation["clips"].as_object().unwrap().keys().cloned().collect();

@@ -46,6 +46,7 @@ mod schedules;
 mod segment;
 mod speculation;
 mod templates;
+mod together;
 mod tokenizer;
 mod types;
 mod vocab;

@@ -93,6 +93,8 @@ pub struct Scheduler {
     costs: Costs,
     /// Most tokens of prompts in a call in which sequences decode.
     prompt_piece: usize,
+    /// Whether a prompt has its calls to itself.
+    reads_apart: bool,
     rollback: Rollback,
 }
 
@@ -102,7 +104,8 @@ impl Scheduler {
         let places = Places::new(session.memory().n_slots());
         let (running, costs) = (Vec::new(), Costs::default());
         let rollback = Rollback::Ring;
-        Self { session, running, places, n_submitted: 0, costs, prompt_piece: usize::MAX, rollback }
+        let (prompt_piece, reads_apart) = (usize::MAX, false);
+        Self { session, running, places, n_submitted: 0, costs, prompt_piece, reads_apart, rollback }
     }
 
     /// How wrong guesses of drafters are taken back from recurrent states, from now on.
@@ -124,6 +127,12 @@ impl Scheduler {
     /// into a call with them.
     pub fn set_prompt_piece(&mut self, n_tokens: usize) {
         self.prompt_piece = n_tokens.max(1);
+    }
+
+    /// Prompts are read one after the other from now on, in calls of their own, for which sequences that decode wait: all calls
+    /// of a sequence are then what they are without the others, or have a row of each, so that its logits are the same bits.
+    pub fn read_apart(&mut self) {
+        self.reads_apart = true;
     }
 
     /// The session, for what is not a sequence: the encoder, counters, switches.
@@ -435,6 +444,13 @@ impl Scheduler {
     fn plan(&mut self) {
         let options = self.session.options();
         let (max, buckets) = (options.max_tokens, options.buckets);
+        if self.reads_apart
+            && let Some(r) = self.running.iter_mut().find(|r| r.decoding.prompt_left() > 0)
+        {
+            let left = r.decoding.prompt_left();
+            r.n_feeding = piece(buckets, 0, left.min(max)).min(r.until_cut());
+            return;
+        }
         let revocable = self.session.memory().revocable();
         let mut n_tokens = 0;
         for r in self.running.iter_mut().filter(|r| r.decoding.prompt_left() == 0) {

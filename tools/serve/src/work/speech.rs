@@ -172,9 +172,10 @@ impl SpeechWork {
                 *n += 1;
             }
         }
+        let at_hand = self.transcription.transcript().segments.len();
         let stage = match &mut self.stream {
-            Some(sent) => self.transcription.advance(event, sent),
-            None => self.transcription.advance(event, &mut ()),
+            Some(sent) => self.transcription.advance(at_hand, event, sent),
+            None => self.transcription.advance(at_hand, event, &mut ()),
         };
         if stage == Stage::First {
             self.transcription.timings().prefill += now - self.since;
@@ -195,7 +196,7 @@ impl SpeechWork {
 
     /// Whether all segments are finished.
     pub(crate) fn is_over(&self) -> bool {
-        self.transcription.segment().is_none()
+        self.transcription.is_over()
     }
 
     /// Most tokens that a sequence of it will have.
