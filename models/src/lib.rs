@@ -2,7 +2,7 @@
 //!
 //! Read [`load`] first: it turns model files into a [`Loaded`] model. The architectures are in [`registry`], one file each, and
 //! `transformer` is what to read beside an official module. [`scheduler`] runs many sequences, [`draft`] guesses what they will say, [`transcribe`] and [`generate`]
-//! are what users of a model call.
+//! are what users of a model call, [`together`] transcribes several clips at once.
 
 #![warn(unreachable_pub)]
 

@@ -36,3 +36,4 @@ mod talk;
 #[cfg(target_os = "linux")]
 mod terminal;
 mod threads;
+mod together;

@@ -47,6 +47,28 @@ fn texts_on_a_terminal_have_the_names_of_their_files() {
     assert_eq!(printed(&["-q"]), format!("{first}\nyes\n"));
 }
 
+/// Where words appear as they are decoded, what is wrong with the next file does not come into the middle of them.
+#[test]
+fn a_file_that_cannot_be_read_is_said_in_its_place_on_a_terminal() {
+    let folder = tempfile::tempdir().unwrap();
+    let broken = folder.path().join("broken.wav");
+    std::fs::write(&broken, b"RIFF\x10\0\0\0WAVEfmt ").unwrap();
+    let [long, yes] = ["long_24s.wav", "yes.wav"].map(clip);
+    let files = [&long, &broken, &yes].map(|path| format!("'{}'", path.display())).join(" ");
+    if Command::new("script").arg("--version").output().is_err() {
+        eprintln!("skipped: `script` of util-linux is not installed");
+        return;
+    }
+    let line = format!("NO_COLOR=1 '{}' transcribe -q {files}", env!("CARGO_BIN_EXE_tympan"));
+    let run = Command::new("script").args(["-qec", &line, "/dev/null"]).stdin(Stdio::null()).output().unwrap();
+    let screen = String::from_utf8(run.stdout).unwrap().replace("\r\n", "\n");
+    assert_eq!(run.status.code(), Some(1), "{screen}");
+    let (texts, rest) = screen.split_once(&format!("error: {}: ", broken.display())).unwrap();
+    assert_eq!(texts.lines().count(), 2, "{screen}");
+    assert!(texts.ends_with("friday morning\n"), "{screen}");
+    assert!(rest.ends_with(&format!("\n==> {} <==\nyes\n", yes.display())), "{screen}");
+}
+
 #[test]
 fn progress_on_a_terminal_says_file_position_speed_and_remaining_time() {
     let folder = tempfile::tempdir().unwrap();

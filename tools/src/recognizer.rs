@@ -6,7 +6,7 @@ use std::path::Path;
 use engine::DType;
 use models::audio::{Audio, Loss, TrackChoice};
 use models::languages::UnknownLanguage;
-use models::transcribe::{Observer, Request, Transcriber, Transcript};
+use models::transcribe::{Observer, Request, Transcriber, Transcript, USUAL_PARALLEL};
 
 use crate::error::Result;
 use crate::model::Model;
@@ -20,11 +20,13 @@ pub struct Device {
     pub threads: Option<NonZeroUsize>,
     /// Type of the attention cache: F16 or F32.
     pub kv_dtype: DType,
+    /// Segments of long audio that are worked on at once, each with memory for its states; the text is the same.
+    pub parallel: NonZeroUsize,
 }
 
 impl Default for Device {
     fn default() -> Self {
-        Self { name: "cpu".into(), threads: None, kv_dtype: DType::F16 }
+        Self { name: "cpu".into(), threads: None, kv_dtype: DType::F16, parallel: USUAL_PARALLEL }
     }
 }
 
@@ -48,7 +50,8 @@ pub struct Recognizer {
 impl Recognizer {
     pub(crate) fn open(model: &Model, device: &Device) -> Result<Self> {
         let backend = backends::open(&device.name, &backends::Options { threads: device.threads })?;
-        Ok(Self { transcriber: Transcriber::open(&model.loaded, &[backend], device.kv_dtype)? })
+        let transcriber = Transcriber::open_parallel(&model.loaded, &[backend], device.kv_dtype, device.parallel)?;
+        Ok(Self { transcriber })
     }
 
     /// Transcribes a file.

@@ -17,6 +17,8 @@ const MAX_LOST_S: f64 = 0.5;
 
 /// Mono samples at the models' rate, at least one.
 pub(crate) struct Samples {
+    /// What messages call the file.
+    pub name: String,
     /// The samples.
     pub values: Vec<f32>,
     /// What the file did not give.
@@ -49,7 +51,7 @@ impl Condition {
     }
 
     /// Says what is missing.
-    fn say(&self, name: &str, say: Verbosity) {
+    pub(crate) fn say(&self, name: &str, say: Verbosity) {
         if let Some(TrackChoice { index, codec, left_out }) = self.track.as_ref().filter(|t| !t.left_out.is_empty()) {
             let left_out = left_out.join(", ");
             say.note(format_args!(
@@ -69,27 +71,27 @@ impl Condition {
 }
 
 impl Samples {
-    /// Reads a file. Says what of a damaged file is lost.
+    /// Reads a file.
     ///
     /// Errors: no audio, no samples.
-    pub(crate) fn of_file(path: &Path, say: Verbosity) -> Outcome<Self> {
-        Self::new(&path.display().to_string(), Audio::of_file(path), say)
+    pub(crate) fn of_file(path: &Path) -> Outcome<Self> {
+        Self::new(&path.display().to_string(), Audio::of_file(path))
     }
 
     /// Reads standard input.
     ///
     /// Errors: as [`Self::of_file`].
-    pub(crate) fn of_stdin(say: Verbosity) -> Outcome<Self> {
-        Self::new(STDIN, Audio::of_reader(STDIN, std::io::stdin().lock()), say)
+    pub(crate) fn of_stdin() -> Outcome<Self> {
+        Self::new(STDIN, Audio::of_reader(STDIN, std::io::stdin().lock()))
     }
 
-    fn new(name: &str, audio: Result<Audio, AudioError>, say: Verbosity) -> Outcome<Self> {
+    fn new(name: &str, audio: Result<Audio, AudioError>) -> Outcome<Self> {
         let Audio { samples: values, start_s, losses, track, decode, resample } =
             audio.map_err(|e| refused(name, e))?;
         let condition = Condition { start_s, losses, track };
-        condition.say(name, say);
         let ms = |time: Duration| time.as_secs_f64() * 1000.0;
-        Ok(Self { values, condition, decode_audio_ms: ms(decode), resample_ms: ms(resample) })
+        let name = name.to_owned();
+        Ok(Self { name, values, condition, decode_audio_ms: ms(decode), resample_ms: ms(resample) })
     }
 }
 

@@ -199,7 +199,8 @@ struct Run {
 impl Run {
     fn of(plan: &Plan<'_>, transcriber: &mut Transcriber, clip: &Path, say: Verbosity) -> Outcome<Self> {
         let start = Instant::now();
-        let samples = Samples::of_file(clip, say)?;
+        let samples = Samples::of_file(clip)?;
+        samples.condition.say(&samples.name, say);
         let request = Request {
             // Exactly so many tokens are those of one segment.
             segment_s: plan.n_tokens.map(|_| 0.0),

@@ -62,6 +62,14 @@ impl Input {
         }
     }
 
+    /// Whether reading it may take as long as somebody else likes: a pipe or a device.
+    pub(super) fn may_wait(&self) -> bool {
+        match self {
+            Self::File { path, .. } => fs::metadata(path).is_ok_and(|found| !found.is_file()),
+            Self::Stdin => true,
+        }
+    }
+
     /// What output files are called, without extension, in the folder that mirrors the input's.
     pub(super) fn stem(&self) -> PathBuf {
         match self {

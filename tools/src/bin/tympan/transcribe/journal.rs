@@ -71,9 +71,14 @@ impl Journal {
         Ok(())
     }
 
+    /// Whether segments are in it.
+    pub(super) fn has_segments(&self) -> bool {
+        self.n_segments > 0
+    }
+
     /// Its path, where segments are in it; without any it goes.
     pub(super) fn keep(self) -> Option<PathBuf> {
-        if self.n_segments > 0 {
+        if self.has_segments() {
             return Some(self.partial.path);
         }
         self.partial.remove();

@@ -8,10 +8,12 @@ mod glob;
 mod inputs;
 mod journal;
 mod outputs;
+mod queue;
 mod run;
 mod watcher;
 
 use std::collections::{BTreeMap, HashMap};
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -23,13 +25,13 @@ use tympan::Model;
 
 use crate::args::note_threads;
 use crate::exit::{Exit, Failure, Outcome};
-use crate::interrupt;
 use crate::report::Verbosity;
 use flags::Timestamps;
 pub(crate) use flags::TranscribeArgs;
 use formats::Format;
 use inputs::{Input, Inputs};
 use outputs::Outputs;
+use queue::Queue;
 use run::Run;
 
 /// Bytes of inputs from which on it pays to copy the weights first: ten minutes of WAV, twenty of MP3.
@@ -68,7 +70,8 @@ pub(crate) fn run(args: &TranscribeArgs) -> Outcome<Exit> {
     let loading = args.device.loading(args.device.threads, is_long(&inputs));
     let model = args.model.load(options, loading, say)?;
     let backends = [std::sync::Arc::clone(&device.backend)];
-    let transcriber = Transcriber::open(&model.loaded, &backends, args.kv_type.into());
+    let n_parallel = NonZeroUsize::new(usize::try_from(args.parallel).unwrap_or(1)).unwrap_or(NonZeroUsize::MIN);
+    let transcriber = Transcriber::open_parallel(&model.loaded, &backends, args.kv_type.into(), n_parallel);
     let transcriber = transcriber.with_context(|| format!("loading {}", model.name)).map_err(Failure::model);
     let mut transcriber = transcriber?;
     transcriber.set_reuse(reuse);
@@ -76,17 +79,8 @@ pub(crate) fn run(args: &TranscribeArgs) -> Outcome<Exit> {
     let language = check_model(args, &model, &transcriber)?;
     say.detail(device.describe());
 
-    let mut run = Run { args, say, language, device, model, transcriber, load_ms, n_inputs: inputs.len() };
-    for (i, (input, outputs)) in inputs.iter().enumerate() {
-        if interrupt::exit().is_some() {
-            return Err(Failure::interrupted(format_args!("interrupted before {}", input.name())));
-        }
-        match run.input(i, input, outputs) {
-            Ok(exit) => tally.done(exit),
-            Err(failure) if failure.ends_run => return Err(failure),
-            Err(failure) => tally.fail(&failure),
-        }
-    }
+    let run = Run { args, say, language, device, model, load_ms, n_inputs: inputs.len() };
+    Queue::new(&run, &mut transcriber).transcribe(&inputs, &mut tally)?;
     Ok(tally.finish(say))
 }
 

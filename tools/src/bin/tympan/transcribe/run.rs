@@ -3,11 +3,13 @@
 use std::io::IsTerminal;
 use std::mem::take;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
-use engine::stats::BuildReason;
-use models::transcribe::{RATE_HZ, Request, Transcriber, Transcript};
+use engine::stats::{BuildReason, Stats};
+use models::together::{Ended, Together};
+use models::transcribe::{Partial, RATE_HZ, Request, Transcript};
+use models::transcription::Transcription;
 use tympan::Model;
 
 use super::dump;
@@ -24,7 +26,7 @@ use crate::model::{check_unchanged, failure};
 use crate::output::Destination;
 use crate::progress::{self, Position};
 use crate::report::{Verbosity, peak_rss_bytes, short, size};
-use crate::samples::Samples;
+use crate::samples::{Condition, Samples};
 use crate::streams::{escaped, print};
 
 /// A failure to write, and where the segments are that were finished before.
@@ -52,22 +54,57 @@ pub(super) struct Run<'a> {
     pub(super) language: Option<String>,
     pub(super) device: Device,
     pub(super) model: Model,
-    pub(super) transcriber: Transcriber,
     pub(super) load_ms: f64,
     pub(super) n_inputs: usize,
 }
 
-impl Run<'_> {
-    /// Transcribes an input, number `i` from 0. The exit code says whether something of it is missing.
-    pub(super) fn input(&mut self, i: usize, input: &Input, outputs: &Outputs) -> Outcome<Exit> {
+/// An input whose samples are there.
+pub(super) struct Opened<'a> {
+    input: &'a Input,
+    outputs: &'a Outputs,
+    /// What messages about its condition call it.
+    name: String,
+    condition: Condition,
+    /// Length in seconds.
+    seconds: f64,
+    decode_audio_ms: f64,
+    resample_ms: f64,
+    start: Instant,
+    /// Time to read it.
+    pub(super) reading: Duration,
+    /// Time that the run had taken by then.
+    before: Duration,
+}
+
+impl<'a> Run<'a> {
+    /// Whether text is shown as it is decoded, so that messages about other inputs would come into the middle of it.
+    pub(super) fn is_on_screen(&self) -> bool {
+        self.prints_text() && std::io::stdout().is_terminal()
+    }
+
+    /// Whether texts go to standard output piece by piece.
+    fn prints_text(&self) -> bool {
+        self.args.output.is_none() && self.args.format == [Format::Text]
+    }
+
+    /// Reads an input, number `number` from 0, and begins its transcription. `before`: time that the run took so far.
+    pub(super) fn open<'t>(
+        &self,
+        number: usize,
+        (input, outputs): (&'a Input, &'a Outputs),
+        together: &Together<'t, Watcher>,
+        before: Duration,
+    ) -> Outcome<(Opened<'a>, Transcription<'t>, Watcher)> {
         let args = self.args;
         let start = Instant::now();
         let samples = match input {
-            Input::File { path, .. } => Samples::of_file(path, self.say),
-            Input::Stdin => Samples::of_stdin(self.say),
+            Input::File { path, .. } => Samples::of_file(path),
+            Input::Stdin => Samples::of_stdin(),
         }?;
+        let reading = start.elapsed();
         check_unchanged(&self.model)?;
-        self.header(input)?;
+        let Samples { name, values, condition, decode_audio_ms, resample_ms } = samples;
+        let seconds = values.len() as f64 / f64::from(RATE_HZ);
         let request = Request {
             language: self.language.as_deref(),
             context: &args.context,
@@ -75,19 +112,51 @@ impl Run<'_> {
             max_tokens: args.max_tokens.map(|n| usize::try_from(n).unwrap_or(usize::MAX)),
             max_answer: None,
             ignore_stop: false,
-            start_s: samples.condition.start_s,
+            start_s: condition.start_s,
         };
-        let stream = (args.output.is_none() && args.format == [Format::Text])
-            .then(|| TextStream::new(args.has_timestamps(Format::Text)));
+        let transcription = together.begin(values, &request).map_err(|error| self.failed(input, error))?;
+        let stream = self.prints_text().then(|| TextStream::new(args.has_timestamps(Format::Text)));
         let journal = outputs.journalled().map(|output| self.journal(input, output)).transpose()?;
-        let mut watcher = Watcher::new(stream, journal, outputs.dump.is_some());
-        let seconds = samples.values.len() as f64 / f64::from(RATE_HZ);
-        let file = progress::File { number: i + 1, of: self.n_inputs, name: input.name(), seconds };
-        watcher.show(|| Position::new(file, args.quiet));
-        let transcript = match self.transcriber.transcribe(&samples.values, &request, &mut watcher) {
-            Ok(transcript) => transcript,
-            Err(error) => return Err(self.broken_off(input, watcher, error)),
-        };
+        let watcher = Watcher::new(number, stream, journal, outputs.dump.is_some());
+        let opened =
+            Opened { input, outputs, name, condition, seconds, decode_audio_ms, resample_ms, start, reading, before };
+        Ok((opened, transcription, watcher))
+    }
+
+    /// Says what an input lacks.
+    pub(super) fn say_condition(&self, opened: &Opened<'_>) {
+        opened.condition.say(&opened.name, self.say);
+    }
+
+    /// All inputs before this one are done: shows what there is of it, and from now on what comes.
+    pub(super) fn give_turn(
+        &self,
+        opened: &Opened<'_>,
+        watcher: &mut Watcher,
+        so_far: &Transcript,
+        answer: Option<&Partial<'_>>,
+    ) -> Outcome<()> {
+        self.header(opened.input)?;
+        let (name, seconds) = (opened.input.name(), opened.seconds);
+        let file = progress::File { number: watcher.number + 1, of: self.n_inputs, name, seconds };
+        watcher.take_turn(|| Position::new(file, self.args.quiet), so_far, answer);
+        Ok(())
+    }
+
+    /// Writes the outputs of an input that has been transcribed. `spent`: time that the run took so far. The exit code says
+    /// whether something of the input is missing.
+    pub(super) fn close(
+        &self,
+        opened: Opened<'_>,
+        ended: Ended<Watcher>,
+        spent: Duration,
+        stats: &Stats,
+    ) -> Outcome<Exit> {
+        let Opened { input, outputs, .. } = opened;
+        let Ended { observer: mut watcher, transcript, result } = ended;
+        if let Err(error) = result {
+            return Err(self.broken_off(input, watcher, error));
+        }
         let printed = match watcher.finish() {
             Err(failure) if outputs.dump.is_none() || watcher.journal.is_some() => {
                 return Err(with_kept(failure, watcher.journal.take()));
@@ -99,6 +168,7 @@ impl Run<'_> {
             watcher.journal.take().into_iter().for_each(Journal::remove);
             return Err(failure);
         }
+        let total = opened.total(&transcript, spent);
         let facts = Facts {
             file: input.name(),
             architecture: self.model.loaded.arch.name.into(),
@@ -106,20 +176,20 @@ impl Run<'_> {
             dtype: self.model.dtype.clone(),
             device: self.device.backend.name().into(),
             threads: self.device.threads,
-            condition: samples.condition,
-            token_ids: args.token_ids,
+            condition: opened.condition,
+            token_ids: self.args.token_ids,
             timestamps: false,
             load_ms: self.load_ms,
-            decode_audio_ms: samples.decode_audio_ms,
-            resample_ms: samples.resample_ms,
-            total_ms: start.elapsed().as_secs_f64() * 1000.0,
+            decode_audio_ms: opened.decode_audio_ms,
+            resample_ms: opened.resample_ms,
+            total_ms: total.as_secs_f64() * 1000.0,
             peak_rss_bytes: peak_rss_bytes(),
         };
         match (self.write(outputs, &transcript, &facts, watcher), printed) {
             (Err(failure), Err(_)) => return Err(failure.ending()),
             (written, printed) => written.and(printed)?,
         }
-        self.summary(&transcript, &facts);
+        self.summary(&transcript, &facts, stats);
         if transcript.truncated() {
             self.say.note(format_args!("{}: text cut at the token limit (--max-tokens)", input.name()));
         }
@@ -161,13 +231,27 @@ impl Run<'_> {
         if let Err(failure) = watcher.break_off() {
             return with_kept(failure, journal);
         }
-        let name = input.name();
         if !matches!(error, models::Error::Cancelled) {
             journal.into_iter().for_each(Journal::remove);
-            let failure = failure(&self.model, error);
-            return Failure { error: failure.error.context(name), ..failure };
+            return self.failed(input, error);
         }
-        interrupted(&name, journal)
+        interrupted(&input.name(), journal)
+    }
+
+    /// The failure of an input that the model cannot transcribe.
+    fn failed(&self, input: &Input, error: models::Error) -> Failure {
+        let failure = failure(&self.model, error);
+        Failure { error: failure.error.context(input.name()), ..failure }
+    }
+
+    /// Leaves an input alone whose transcription the end of the run cuts off: what is finished of it stays where a signal came.
+    pub(super) fn abandon(opened: &Opened<'_>, mut watcher: Watcher) {
+        let Some(journal) = watcher.journal.take() else { return };
+        if interrupt::exit().is_some() && journal.has_segments() {
+            interrupted(&opened.input.name(), Some(journal)).say();
+        } else {
+            journal.remove();
+        }
     }
 
     /// Writes the transcript in every format, and the dump: whatever can be, where something cannot. The journal is there
@@ -197,7 +281,7 @@ impl Run<'_> {
         Err(if printed.is_err() { failure.ending() } else { failure })
     }
 
-    fn summary(&self, transcript: &Transcript, facts: &Facts) {
+    fn summary(&self, transcript: &Transcript, facts: &Facts, stats: &Stats) {
         let t = &transcript.timings;
         let s = |d: std::time::Duration| d.as_secs_f64();
         let shown = |d: std::time::Duration| short(s(d));
@@ -214,7 +298,6 @@ impl Run<'_> {
             return;
         }
         let per_token = s(t.decode) * 1000.0 / t.generated_tokens.saturating_sub(1).max(1) as f64;
-        let stats = self.transcriber.stats();
         let reasons = BuildReason::ALL.into_iter().map(|r| (r.name(), stats.builds_for(r))).filter(|(_, n)| *n > 0);
         let reasons: Vec<String> = reasons.map(|(name, n)| format!("{name} {n}")).collect();
         let graphs = format!("{} graphs built ({}), {} reused", stats.builds, reasons.join(", "), stats.hits);
@@ -230,5 +313,14 @@ impl Run<'_> {
         ] {
             self.say.note(format_args!("{stage:>12} {ms:>10.2} ms  {detail}"));
         }
+    }
+}
+
+impl Opened<'_> {
+    /// Time from opening the input to its text, without what others took meanwhile.
+    fn total(&self, transcript: &Transcript, spent: Duration) -> Duration {
+        let own = self.reading + transcript.timings.sum();
+        let others = spent.saturating_sub(self.before).saturating_sub(own);
+        self.start.elapsed().saturating_sub(others)
     }
 }

@@ -89,7 +89,11 @@ impl TextStream {
 
 /// Watches over a clip.
 pub(super) struct Watcher {
+    /// The input's number among those of the run.
+    pub number: usize,
     stream: Option<TextStream>,
+    /// Whether all inputs before are done, and what is known of this one may be shown.
+    has_turn: bool,
     /// Shown until all is transcribed.
     position: Option<Position>,
     /// Taken by those who end it.
@@ -102,17 +106,42 @@ pub(super) struct Watcher {
 }
 
 impl Watcher {
-    /// Signals are left to it as long as it lives.
-    pub(super) fn new(stream: Option<TextStream>, journal: Option<Journal>, wants_tensors: bool) -> Self {
+    /// Signals are left to it as long as it lives. Nothing is shown before its turn.
+    pub(super) fn new(
+        number: usize,
+        stream: Option<TextStream>,
+        journal: Option<Journal>,
+        wants_tensors: bool,
+    ) -> Self {
+        let (position, dumped, failure) = (None, Vec::new(), None);
         let interrupt = Interrupt::watch();
-        Self { stream, position: None, journal, wants_tensors, dumped: Vec::new(), interrupt, failure: None }
+        Self { number, stream, has_turn: false, position, journal, wants_tensors, dumped, interrupt, failure }
     }
 
-    /// Shows how far the work is, unless the text itself does so on a terminal.
-    pub(super) fn show(&mut self, position: impl FnOnce() -> Position) {
+    /// Shows what there is, and from now on what comes: how far the work is too, unless the text itself does so on a terminal.
+    pub(super) fn take_turn(
+        &mut self,
+        position: impl FnOnce() -> Position,
+        so_far: &Transcript,
+        answer: Option<&Partial<'_>>,
+    ) {
+        self.has_turn = true;
         if !self.stream.as_ref().is_some_and(|stream| stream.is_terminal) {
             self.position = Some(position());
         }
+        self.show(so_far);
+        answer.into_iter().for_each(|answer| self.answer(answer));
+    }
+
+    /// Shows the segments that are finished.
+    fn show(&mut self, so_far: &Transcript) {
+        if let (Some(position), Some(first), Some(last)) =
+            (&self.position, so_far.segments.first(), so_far.segments.last())
+        {
+            position.set(last.end_s - first.start_s);
+        }
+        let result = self.stream.as_mut().map_or(Ok(()), |stream| stream.segment(so_far));
+        self.keep(result);
     }
 
     /// Whether the text is on standard output already.
@@ -152,26 +181,32 @@ impl Observer for Watcher {
         self.failure.is_some() || self.interrupt.is_set()
     }
 
+    fn waits_for_text(&self) -> bool {
+        self.stream.is_some()
+    }
+
     fn answer(&mut self, answer: &Partial<'_>) {
-        let result = self.stream.as_mut().map_or(Ok(()), |stream| stream.answer(answer));
+        let mut stream = self.stream.as_mut().filter(|_| self.has_turn);
+        let result = stream.as_mut().map_or(Ok(()), |stream| stream.answer(answer));
         self.keep(result);
     }
 
     fn segment(&mut self, so_far: &Transcript) {
-        if let (Some(position), Some(first), Some(last)) =
-            (&self.position, so_far.segments.first(), so_far.segments.last())
-        {
-            position.set(last.end_s - first.start_s);
+        if self.has_turn {
+            self.show(so_far);
         }
-        let result = self.stream.as_mut().map_or(Ok(()), |stream| stream.segment(so_far));
-        self.keep(result);
         let result = self.journal.as_mut().map_or(Ok(()), |journal| journal.append(so_far));
         self.keep(result.map_err(Failure::output));
     }
 
-    fn tensors(&mut self, _: usize, tensors: &Tensors<'_>) {
+    fn tensors(&mut self, segment: usize, tensors: &Tensors<'_>) {
         if self.wants_tensors {
-            self.dumped.push(Dumped::new(tensors));
+            let dumped = Dumped::new(tensors);
+            match self.dumped.get_mut(segment) {
+                // It was asked again.
+                Some(earlier) => *earlier = dumped,
+                None => self.dumped.push(dumped),
+            }
         }
     }
 }
