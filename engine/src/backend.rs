@@ -105,6 +105,12 @@ impl<'a> Segment<'a> {
             what: "a cut of another graph".into(),
         })
     }
+
+    /// The nodes of the cut in pieces, as [`Backend::groups`] gave them. Nothing inside a piece writes over what the piece
+    /// reads or makes, so that it may run in any order that its results allow.
+    pub fn groups(&self) -> &'a [Range<usize>] {
+        &self.cut.groups
+    }
 }
 
 /// What a backend decided about a node when it was asked whether it takes it: how much scratch memory its kernels want, and
@@ -160,6 +166,13 @@ pub trait Backend: Send + Sync {
     /// [`Backend::compile`] with the node.
     fn prepare(&self, op: &Op, args: &[&TensorDesc]) -> Option<Prepared>;
 
+    /// Cuts a run of nodes that it executes into pieces, in their order, each of which it runs as one. The plan keeps what a
+    /// piece reads or makes until the whole piece has run, and lets nothing in it take over the bytes of an operand. Without
+    /// an opinion every node is a piece. A function of the graph alone, as all that the plan depends on.
+    fn groups(&self, _graph: &Graph, nodes: Range<usize>) -> Vec<Range<usize>> {
+        nodes.map(|node| node..node + 1).collect()
+    }
+
     /// Zeroed memory for the activations of one graph at a time.
     fn alloc(&self, bytes: usize) -> Result<Buffer>;
 
@@ -197,7 +210,8 @@ pub trait Backend: Send + Sync {
     /// Bytes that an imported weight holds besides the mapped file: copies, and layouts made when graphs were compiled.
     fn weight_bytes(&self, weight: &Buffer) -> usize;
 
-    /// Lowers nodes to steps with every address bound.
+    /// Lowers nodes to steps with every address bound. What it returns keeps the buffers that it is bound to: the caller may
+    /// drop its own.
     fn compile(&self, segment: Segment<'_>, bind: &Bindings<'_>) -> Result<Box<dyn Executable>>;
 
     /// The host's threads that graphs run on, for work outside of graphs.

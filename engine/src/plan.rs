@@ -3,6 +3,9 @@
 //!
 //! A graph that is cut has a plan for each backend. What a backend reads of another's results arrives before the first cut
 //! that reads it and has a place of its own from then on; where it was made, its place is kept until it has left.
+//!
+//! Nodes that a backend runs as one have no order in time: what such a group reads or makes is kept until its end, and
+//! nothing in it is written over anything else of it.
 
 use std::cmp::Reverse;
 use std::ops::Range;
@@ -163,13 +166,14 @@ fn ids(graph: &Graph) -> impl Iterator<Item = (TensorId, &TensorDesc)> {
     (0..).map(TensorId).zip(&graph.tensors)
 }
 
-/// The last node of the backend that reads each tensor, or the first node of the cut before which it leaves.
+/// The last node of the group that reads each tensor last, or the first node of the cut before which it leaves.
 fn last_reads(graph: &Graph, cuts: &[Cut], backend: usize) -> Vec<usize> {
     let mut last_read = vec![0; graph.tensors.len()];
     for cut in cuts {
         if cut.backend == backend {
-            for (node, at) in graph.nodes[cut.nodes.clone()].iter().zip(cut.nodes.clone()) {
-                node.args.iter().for_each(|&arg| last_read[graph.root(arg).index()] = at);
+            for group in &cut.groups {
+                let args = graph.nodes[group.clone()].iter().flat_map(|node| &node.args);
+                args.for_each(|&arg| last_read[graph.root(arg).index()] = group.end - 1);
             }
         } else {
             let leaving = cut.copies.iter().filter(|(_, from)| *from == backend);
@@ -197,12 +201,13 @@ fn lifetimes(
     let mut intervals: Vec<Interval> = Vec::new();
     let mut interval_of = vec![None; graph.tensors.len()];
     let mut is_foreign = vec![false; graph.tensors.len()];
-    for (arrives, id, node) in walk(graph, cuts, backend) {
-        let at = id.index();
+    for (arrives, group, id, node) in walk(graph, cuts, backend) {
+        let (at, is_alone) = (id.index(), group.len() == 1);
+        let end = group.end - 1;
         for &(t, _) in arrives {
             is_foreign[t.index()] = true;
             interval_of[t.index()] = Some(intervals.len());
-            let last = last_read[t.index()].max(at);
+            let last = last_read[t.index()].max(end);
             intervals.push(Interval { first: at, last, bytes: graph.tensor(t).bytes(), scratch: None });
         }
         let spec = node.op.spec();
@@ -210,9 +215,9 @@ fn lifetimes(
             if k == 0 && spec.aliases.is_some() {
                 continue;
             }
-            let last = last_read[out.index()].max(at);
+            let last = last_read[out.index()].max(end);
             let bytes = graph.tensor(out).bytes();
-            let taken = spec.inplace.filter(|_| k == 0).map(|i| node.args[i]).filter(|&arg| {
+            let taken = spec.inplace.filter(|_| k == 0 && is_alone).map(|i| node.args[i]).filter(|&arg| {
                 let (root, desc) = (graph.root(arg), graph.tensor(arg));
                 let dies = last_read[root.index()] == at && !is_output[root.index()] && !is_foreign[root.index()];
                 dies && desc.bytes() == bytes
@@ -220,32 +225,32 @@ fn lifetimes(
                     && desc.is_contiguous()
                     && node.args.iter().filter(|&&a| graph.root(a) == root).count() == 1
             });
-            let group: Option<usize> = taken.and_then(|arg| interval_of[graph.root(arg).index()]);
-            let group = group.unwrap_or_else(|| {
+            let shared: Option<usize> = taken.and_then(|arg| interval_of[graph.root(arg).index()]);
+            let interval = shared.unwrap_or_else(|| {
                 intervals.push(Interval { first: at, last, bytes, scratch: None });
                 intervals.len() - 1
             });
-            intervals[group].last = intervals[group].last.max(last);
-            interval_of[out.index()] = Some(group);
+            intervals[interval].last = intervals[interval].last.max(last);
+            interval_of[out.index()] = Some(interval);
         }
         let bytes = scratch(id);
         if bytes > 0 {
-            intervals.push(Interval { first: at, last: at, bytes, scratch: Some(at) });
+            intervals.push(Interval { first: at, last: end, bytes, scratch: Some(at) });
         }
     }
     (intervals, interval_of)
 }
 
-/// The nodes of a backend, each with what arrives before it.
+/// The nodes of a backend, each with what arrives before it and with its group.
 fn walk<'a>(
     graph: &'a Graph,
     cuts: &'a [Cut],
     backend: usize,
-) -> impl Iterator<Item = (&'a [(TensorId, usize)], NodeId, &'a Node)> {
+) -> impl Iterator<Item = (&'a [(TensorId, usize)], Range<usize>, NodeId, &'a Node)> {
     cuts.iter().filter(move |cut| cut.backend == backend).flat_map(|cut| {
         let arrives = std::iter::once(&cut.copies[..]).chain(std::iter::repeat(&[][..]));
         let nodes = graph.walk().skip(cut.nodes.start).take(cut.nodes.len());
-        arrives.zip(nodes).map(|(arrives, (id, node))| (arrives, id, node))
+        arrives.zip(nodes).map(|(arrives, (id, node))| (arrives, cut.group(id.index()), id, node))
     })
 }
 
@@ -351,6 +356,10 @@ pub fn verify(graph: &Graph, cuts: &[Cut], backend: usize, plan: &MemoryPlan) ->
             continue;
         }
         let spec = node.op.spec();
+        let group = cut.group(id.index());
+        if group.start == id.index() {
+            verify_group(graph, plan, group)?;
+        }
         for &arg in &node.args {
             writers.check(graph, plan, arg, Some((id, spec.name)))?;
         }
@@ -396,6 +405,29 @@ pub fn verify(graph: &Graph, cuts: &[Cut], backend: usize, plan: &MemoryPlan) ->
         let root = graph.root(out);
         if is_own[root.index()] || graph.producer(root).is_none() {
             writers.check(graph, plan, out, None)?;
+        }
+    }
+    Ok(())
+}
+
+/// Checks that no node of a group writes where another one of it reads or writes: they may run at the same time.
+fn verify_group(graph: &Graph, plan: &MemoryPlan, group: Range<usize>) -> Result<(), PlanError> {
+    if group.len() == 1 {
+        return Ok(());
+    }
+    let nodes = || graph.walk().skip(group.start).take(group.len());
+    let reads = |node: &Node| -> Vec<TensorId> { node.args.iter().map(|&arg| graph.root(arg)).collect() };
+    for (writer, node) in nodes() {
+        let results = node.outs.iter().filter_map(|&out| Some((Some(out), plan.range(out)?)));
+        for (own, written) in results.chain([(None, plan.scratch(writer))]) {
+            let is_met = |&t: &TensorId| own != Some(t) && plan.range(t).is_some_and(|other| overlap(&written, &other));
+            for (other, met) in nodes() {
+                let is_lost = reads(met).iter().chain(&met.outs).any(is_met);
+                if is_lost || (other != writer && overlap(&written, &plan.scratch(other))) {
+                    let message = format!("node {} writes over what node {} of its group has", writer.0, other.0);
+                    return Err(PlanError(message));
+                }
+            }
         }
     }
     Ok(())
@@ -605,6 +637,43 @@ mod tests {
         assert!(!plan.share(graph.nodes[0].outs[0], graph.nodes[1].outs[0]));
         plan.places[result(&graph, 1)] = plan.places[result(&graph, 0)];
         assert!(refused(&graph, &plan).contains("writes over its operand"));
+    }
+
+    #[test]
+    fn a_group_keeps_what_it_reads_and_makes() {
+        let (graph, one_by_one) = planned();
+        let mut grouped = alone(&graph);
+        // relu | sigmoid, silu, product | sum.
+        grouped[0].groups = vec![0..1, 1..4, 4..5];
+        let scratch = |id: NodeId| if id.index() == 2 { 64 } else { 0 };
+        let whole = plan(&graph, &grouped, 0, ALIGNMENT, &scratch);
+        verify(&graph, &grouped, 0, &whole).unwrap();
+        verify(&graph, &alone(&graph), 0, &whole).unwrap();
+        let message = verify(&graph, &grouped, 0, &one_by_one).unwrap_err().0;
+        assert_eq!(message, "node 2 writes over what node 2 of its group has", "silu takes over relu");
+        let place = |node| whole.places[result(&graph, node)];
+        assert!(place(0) != place(2) && place(2) != place(3), "nothing is taken over inside");
+        // What only the group reads is dead when all of it has run, and so is its scratch.
+        let dead = |node| whole.dead_after(NodeId(node)).len();
+        assert_eq!([0, 1, 2, 3, 4].map(dead), [0, 0, 0, 3, 1]);
+        // The sum is alone and takes over the product, which the group made.
+        assert_eq!(place(3), place(4));
+    }
+
+    #[test]
+    fn verify_finds_scratch_that_others_of_a_group_have() {
+        let (graph, _) = planned();
+        let mut grouped = alone(&graph);
+        grouped[0].groups = vec![0..2, 2..5];
+        let mut plan = plan(&graph, &grouped, 0, ALIGNMENT, &|_| 32);
+        verify(&graph, &grouped, 0, &plan).unwrap();
+        plan.scratch[2] = plan.scratch[3].clone();
+        assert_eq!(
+            verify(&graph, &grouped, 0, &plan).unwrap_err().0,
+            "node 2 writes over what node 3 of its group has"
+        );
+        // One after the other they may.
+        verify(&graph, &alone(&graph), 0, &plan).unwrap();
     }
 
     /// A chain whose nodes change the backend: `relu` on 0, `silu` and a sum with it on 1, `sigmoid` on 0, which reads the

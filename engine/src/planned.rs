@@ -28,7 +28,8 @@ impl Planned {
     /// Names taps as outputs, prunes, assigns, fuses, cuts and plans a graph for these backends. With it comes what the
     /// backends decided about every node that is left.
     ///
-    /// Errors: `Unsupported` for a node that no backend takes where it may run.
+    /// Errors: `Unsupported` for a node that no backend takes where it may run; `Refused` for a backend that leaves nodes out
+    /// of its groups.
     pub fn new(
         mut graph: Graph,
         backends: &[Arc<dyn Backend>],
@@ -50,7 +51,8 @@ impl Planned {
         }
         let Fused { counts: fused, prepared } = fused;
         let prepared = assign::prepare(&graph, backends, &owners, prepared)?;
-        let cuts = assign::cuts(&graph, &owners);
+        let mut cuts = assign::cuts(&graph, &owners);
+        assign::group(&graph, backends, &mut cuts)?;
         // One for all backends: the input block is the same for each.
         let alignment = backends.iter().map(|b| b.caps().alignment).fold(options.alignment, usize::max);
         let plan = |backend: usize| {

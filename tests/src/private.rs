@@ -8,10 +8,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use engine::backend::{Backend, Bindings, Buffer, Caps, Executable, Prepared, Segment, WeightData};
+use engine::graph::Graph;
 use engine::op::Op;
 use engine::parallel::Parallel;
 use engine::tensor::{Input, TensorDesc};
 use engine::{Error, Result};
+
+use crate::rng::Rng;
 
 /// What fresh and lost bytes of states hold: no number in any format.
 const GARBAGE: u8 = 0xff;
@@ -22,6 +25,8 @@ pub struct Private {
     name: String,
     /// Most bytes of a buffer that [`Backend::reserve`] gives.
     most_reserved: usize,
+    /// Most nodes that it runs as one.
+    most_grouped: usize,
     bound: Arc<Mutex<BTreeMap<usize, Vec<Bound>>>>,
     n_compiled: AtomicUsize,
 }
@@ -72,8 +77,17 @@ impl Private {
 
     /// The same, on a system that reserves at most so many bytes at once.
     pub fn limited(inner: Arc<dyn Backend>, most_reserved: usize) -> Arc<Self> {
+        Arc::new(Self::with(inner, most_reserved, 1))
+    }
+
+    /// The same, which asks for pieces of up to so many nodes.
+    pub fn grouping(inner: Arc<dyn Backend>, most_grouped: usize) -> Arc<Self> {
+        Arc::new(Self::with(inner, usize::MAX, most_grouped))
+    }
+
+    fn with(inner: Arc<dyn Backend>, most_reserved: usize, most_grouped: usize) -> Self {
         let name = format!("private {}", inner.name());
-        Arc::new(Self { inner, name, most_reserved, bound: Arc::default(), n_compiled: AtomicUsize::new(0) })
+        Self { inner, name, most_reserved, most_grouped, bound: Arc::default(), n_compiled: AtomicUsize::new(0) }
     }
 
     /// For every segment that was compiled, in order, the different places that it was bound to in its runs.
@@ -102,6 +116,18 @@ impl Backend for Private {
 
     fn prepare(&self, op: &Op, args: &[&TensorDesc]) -> Option<Prepared> {
         self.inner.prepare(op, args)
+    }
+
+    fn groups(&self, _graph: &Graph, nodes: Range<usize>) -> Vec<Range<usize>> {
+        let mut rng = Rng::new(nodes.start as u64);
+        let mut groups = Vec::new();
+        let mut start = nodes.start;
+        while start < nodes.end {
+            let end = nodes.end.min(start + 1 + rng.below(self.most_grouped));
+            groups.push(start..end);
+            start = end;
+        }
+        groups
     }
 
     fn alloc(&self, bytes: usize) -> Result<Buffer> {

@@ -7,8 +7,10 @@ use convert::FileType;
 use engine::DType;
 use engine::backend::Backend;
 use engine::batch::{Batch, Features, Rows, Sequence, Tokens};
+use engine::key::{GraphKey, Stage};
 use engine::op::Op;
 use engine::pass::CompileOptions;
+use engine::plan::verify;
 use engine::session::{Session, SessionOptions};
 use models::{LoadOptions, Loaded};
 use tests::faulty::Faulty;
@@ -36,6 +38,8 @@ const MODELS: [&str; 13] = [
 ];
 /// More layers than any of them has.
 const MAX_LAYERS: usize = 16;
+/// Most nodes that a backend runs as one.
+const MAX_GROUP: usize = 6;
 /// Random placements of each model.
 const N_PLACEMENTS: u64 = 3;
 
@@ -110,6 +114,31 @@ fn random_placements_give_the_bits_of_one_backend() {
         let two: [Arc<dyn Backend>; 2] = [Private::new(cpu()), Private::new(cpu())];
         let in_turn = (0..MAX_LAYERS).map(|layer| layer % 2).collect();
         assert_eq!(run(&mut open(&loaded, &two, in_turn)), want, "{name} between two walls");
+    }
+}
+
+/// A backend that runs several nodes as one: what they read and make stays until all of them have run, as the poison of dead
+/// bytes and the plan's check show, and a plan that does not know of it is refused.
+#[test]
+fn nodes_that_run_as_one_do_not_write_over_each_other() {
+    for name in MODELS {
+        let loaded = load(name);
+        let mut plain = open(&loaded, &[cpu()], Vec::new());
+        let want = run(&mut plain);
+        let grouping: Arc<dyn Backend> = Private::grouping(cpu(), MAX_GROUP);
+        let mut grouped = open(&loaded, &[Arc::clone(&grouping)], Vec::new());
+        assert_eq!(run(&mut grouped), want, "{name}");
+        let mixed = [cpu(), grouping];
+        let in_turn = (0..MAX_LAYERS).map(|layer| layer % 2).collect();
+        assert_eq!(run(&mut open(&loaded, &mixed, in_turn)), want, "{name} in turn");
+        for n_tokens in [1, 16] {
+            let key = GraphKey { stage: Stage::Tokens, n_seqs: 1, n_tokens, n_kv: 64, n_outputs: 1, n_pending: 0 };
+            let [plain, grouped] = [&plain, &grouped].map(|session| session.describe(&key).unwrap());
+            assert_eq!(plain.graph(), grouped.graph());
+            grouped.verify().unwrap();
+            let refused = verify(grouped.graph(), grouped.cuts(), 0, plain.plan(0).unwrap()).unwrap_err().0;
+            assert!(refused.contains("of its group"), "{name}: {refused}");
+        }
     }
 }
 

@@ -34,6 +34,16 @@ pub struct Cut {
     pub outputs: Vec<TensorId>,
     /// Results of other backends that no earlier cut of this one read: the tensor, and the backend that made it.
     pub copies: Vec<(TensorId, usize)>,
+    /// The nodes in pieces of which each runs as one, as [`Backend::groups`] says.
+    pub groups: Vec<Range<usize>>,
+}
+
+impl Cut {
+    /// The group of one of its nodes.
+    pub(crate) fn group(&self, node: usize) -> Range<usize> {
+        let at = self.groups.partition_point(|group| group.end <= node);
+        self.groups.get(at).cloned().unwrap_or(node..node + 1)
+    }
 }
 
 /// The backend of every node.
@@ -160,5 +170,26 @@ fn cut(graph: &Graph, owner: &[usize], nodes: Range<usize>) -> Cut {
             outputs.push(root);
         }
     }
-    Cut { backend, nodes, inputs, outputs, copies }
+    let groups = nodes.clone().map(|node| node..node + 1).collect();
+    Cut { backend, nodes, inputs, outputs, copies, groups }
+}
+
+/// Lets the backends say which nodes they run as one.
+///
+/// Errors: `Refused` for groups that leave out a node of a cut, or have one twice or out of order.
+pub(crate) fn group(graph: &Graph, backends: &[Arc<dyn Backend>], cuts: &mut [Cut]) -> Result<()> {
+    for cut in cuts {
+        let backend = &backends[cut.backend];
+        let groups = backend.groups(graph, cut.nodes.clone());
+        let end = groups.iter().try_fold(cut.nodes.start, |end, group| {
+            let follows = group.start == end && group.end > end;
+            follows.then_some(group.end)
+        });
+        if end != Some(cut.nodes.end) {
+            let what = format!("groups that are not nodes {:?} in order", cut.nodes);
+            return Err(Error::Refused { backend: backend.name().into(), what });
+        }
+        cut.groups = groups;
+    }
+    Ok(())
 }
