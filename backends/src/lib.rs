@@ -30,8 +30,14 @@ pub struct BackendDef {
     pub name: &'static str,
     /// What users may want to know of it, in a few words.
     pub about: &'static str,
-    /// Makes one.
-    pub open: fn(&Options) -> Result<Arc<dyn Backend>>,
+    /// Whether a machine may have several of its kind: `name:1` is the second.
+    pub is_numbered: bool,
+    /// Whether it takes every op, so that a session may have it alone.
+    pub is_whole: bool,
+    /// Whether this machine has what it needs; if not, what is missing, for people to read. Nothing is started.
+    pub usable: fn() -> Result<(), String>,
+    /// Makes the one with this number, 0 where there is only one.
+    pub open: fn(usize, &Options) -> Result<Arc<dyn Backend>>,
 }
 
 /// Every backend, in order of preference.
@@ -39,12 +45,20 @@ const BACKENDS: &[BackendDef] = &[
     BackendDef {
         name: cpu::NAME,
         about: "",
-        open: |options| Ok(Arc::new(cpu::CpuBackend::new(&cpu::CpuOptions { threads: options.threads, isa: None })?)),
+        is_numbered: false,
+        is_whole: true,
+        usable: || Ok(()),
+        open: |_, options| {
+            Ok(Arc::new(cpu::CpuBackend::new(&cpu::CpuOptions { threads: options.threads, isa: None })?))
+        },
     },
     BackendDef {
         name: "reference",
         about: "plain f64 interpreter, for checking",
-        open: |options| Ok(Arc::new(reference::ReferenceBackend::new(options.threads)?)),
+        is_numbered: false,
+        is_whole: true,
+        usable: || Ok(()),
+        open: |_, options| Ok(Arc::new(reference::ReferenceBackend::new(options.threads)?)),
     },
 ];
 
@@ -53,10 +67,25 @@ pub fn list() -> &'static [BackendDef] {
     BACKENDS
 }
 
-/// The backend called `name`. Errors: `UnknownBackend` for a name that is not in the list.
+/// Those of the list that this machine can use and that a session may have alone.
+pub fn whole() -> impl Iterator<Item = &'static BackendDef> {
+    BACKENDS.iter().filter(|b| b.is_whole && (b.usable)().is_ok())
+}
+
+/// The entry that a user means by `name`, or by `name:NUMBER` where there may be several of its kind, and the number.
+pub fn find(name: &str) -> Option<(&'static BackendDef, usize)> {
+    let (kind, number) = match name.split_once(':') {
+        Some((kind, number)) => (kind, Some(number.parse().ok()?)),
+        None => (name, None),
+    };
+    let entry = BACKENDS.iter().find(|b| b.name == kind && (b.is_numbered || number.is_none()))?;
+    Some((entry, number.unwrap_or(0)))
+}
+
+/// The backend called `name`. Errors: `UnknownBackend` for a name that is not in the list; those of the backend.
 pub fn open(name: &str, options: &Options) -> Result<Arc<dyn Backend>> {
-    match BACKENDS.iter().find(|b| b.name == name) {
-        Some(b) => (b.open)(options),
+    match find(name) {
+        Some((entry, number)) => (entry.open)(number, options),
         None => {
             let known: Vec<&str> = BACKENDS.iter().map(|b| b.name).collect();
             Err(Error::UnknownBackend { name: name.to_owned(), known: known.join(", ") })

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use engine::DType;
 use engine::op::{Gating, Route};
 use kernels::cpu::Kernels;
+use tests::case::Arithmetic;
 use tests::case::{OpCase, PRODUCT_RANGE, Tolerance};
 use tests::cases::{FAMILIES, family};
 use tests::runner::{Table, Tested, Variation, cpus};
@@ -85,7 +86,10 @@ fn main() {
     // Cargo passes --bench.
     let texts: Vec<String> = std::env::args().skip(1).filter(|text| !text.starts_with("--")).collect();
     let isa = Kernels::detect().expect("TYMPAN_ISA names a set of this machine").isa();
-    let tested = cpus(1).into_iter().find(|t| t.kernels.is_some_and(|k| k.isa() == isa)).expect("the set is listed");
+    let tested = cpus(1)
+        .into_iter()
+        .find(|t| matches!(t.arithmetic, Arithmetic::Cpu(k) if k.isa() == isa))
+        .expect("the set is listed");
     let mut cases = products();
     cases.extend(experts());
     if !texts.is_empty() {

@@ -22,6 +22,32 @@ const EPS_SQUARED: f64 = 1.0 / (1u64 << 48) as f64;
 /// For ops with a few roundings per element.
 pub const ELEMENTWISE: Tolerance = Tolerance::Nmse(1e-12);
 
+/// How a backend computes: what its results may be off by follows from it.
+#[derive(Clone, Copy)]
+pub enum Arithmetic {
+    /// f64, and every result rounded to f32 once.
+    Double,
+    /// The kernels of the CPU, which round activations to 8 bits for some formats.
+    Cpu(Kernels),
+    /// Products of activations as they are and weights decoded exactly, in f32 sums.
+    Single,
+}
+
+impl Arithmetic {
+    /// What rounding activations adds to the normalised squared error of a product of `m` rows.
+    fn rounding(self, dtype: DType, m: usize, precision: Precision) -> f64 {
+        let format = dtype.format().expect("every weight has a format");
+        match self {
+            Self::Double | Self::Single => 0.0,
+            Self::Cpu(kernels) => match kernels.operand(format, m) {
+                Operand::Rows | Operand::Panels => 0.0,
+                Operand::Q8 | Operand::Q8K if precision == Precision::Kept && m > FEW => 0.0,
+                Operand::Q8 | Operand::Q8K => QUANTIZED_TO_8_BITS,
+            },
+        }
+    }
+}
+
 /// Largest normalised mean squared error.
 #[derive(Clone, Copy, Debug)]
 pub enum Tolerance {
@@ -51,20 +77,16 @@ impl Tolerance {
         Self::Nmse(sums(n))
     }
 
-    /// The error of a result or a state, and what is allowed with these kernels, or with f64 arithmetic.
-    pub fn error(self, kernels: Option<Kernels>, is_state: bool, got: &[f32], want: &[f32]) -> [f64; 2] {
-        let Some(kernels) = kernels else { return [nmse(got, want), REFERENCE] };
+    /// The error of a result or a state, and what is allowed with this arithmetic.
+    pub fn error(self, arithmetic: Arithmetic, is_state: bool, got: &[f32], want: &[f32]) -> [f64; 2] {
+        if let Arithmetic::Double = arithmetic {
+            return [nmse(got, want), REFERENCE];
+        }
         match self {
             Self::Nmse(allowed) => [nmse(got, want), allowed],
             Self::Product { dtype, m, k, factor, precision } => {
-                let format = dtype.format().expect("every weight has a format");
                 let m = if precision == Precision::Alone { 1 } else { m };
-                let quantized = match kernels.operand(format, m) {
-                    Operand::Rows | Operand::Panels => 0.0,
-                    Operand::Q8 | Operand::Q8K if precision == Precision::Kept && m > FEW => 0.0,
-                    Operand::Q8 | Operand::Q8K => QUANTIZED_TO_8_BITS,
-                };
-                [nmse(got, want), factor * (sums(k) + quantized)]
+                [nmse(got, want), factor * (sums(k) + arithmetic.rounding(dtype, m, precision))]
             }
             Self::Largest(allowed) => [largest(got, want), allowed[usize::from(is_state)]],
         }

@@ -21,7 +21,7 @@ use engine::tensor::{Input, Source, TensorId};
 use engine::weights::{Weight, WeightStore};
 use kernels::cpu::Kernels;
 
-use crate::case::{Args, BatchArg, OpCase, Sequence};
+use crate::case::{Args, Arithmetic, BatchArg, OpCase, Sequence};
 use crate::compare::state_value;
 use crate::files::{self, WeightBytes};
 
@@ -42,14 +42,14 @@ pub struct Tested {
     pub name: String,
     /// The backend.
     pub backend: Arc<dyn Backend>,
-    /// Its kernels; `None` for f64 arithmetic.
-    pub kernels: Option<Kernels>,
+    /// How it computes.
+    pub arithmetic: Arithmetic,
 }
 
 /// The f64 interpreter.
 pub fn reference() -> Tested {
     let backend = ReferenceBackend::new(None).expect("the system gives threads");
-    Tested { name: "reference".into(), backend: Arc::new(backend), kernels: None }
+    Tested { name: "reference".into(), backend: Arc::new(backend), arithmetic: Arithmetic::Double }
 }
 
 /// The CPU backend with every instruction set of this machine.
@@ -59,7 +59,7 @@ pub fn cpus(threads: usize) -> Vec<Tested> {
         let backend = CpuBackend::new(&options).expect("the system gives threads");
         assert_eq!(backend.isa(), kernels.isa());
         let name = format!("cpu {} with {threads} threads", kernels.isa());
-        Tested { name, backend: Arc::new(backend), kernels: Some(kernels) }
+        Tested { name, backend: Arc::new(backend), arithmetic: Arithmetic::Cpu(kernels) }
     };
     Kernels::available().map(one).collect()
 }
@@ -489,7 +489,7 @@ fn compare(case: &OpCase, tested: &Tested, variation: Variation, got: &Outcome, 
         return Err(format!("{at}: want the rules {expected:?}, got {rules:?}"));
     }
     let check = |what: String, is_state: bool, got: &[f32], want: &[f32]| {
-        let [error, allowed] = case.tolerance.error(tested.kernels, is_state, got, want);
+        let [error, allowed] = case.tolerance.error(tested.arithmetic, is_state, got, want);
         // A NaN is not below anything.
         if error <= allowed { Ok(()) } else { Err(format!("{at}: {what} is off by {error:e}, allowed {allowed:e}")) }
     };

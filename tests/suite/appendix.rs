@@ -249,7 +249,7 @@ fn session(file: &Gguf, backend: &Arc<dyn Backend>, attention: AudioAttention, t
 }
 
 fn backends() -> Vec<Arc<dyn Backend>> {
-    backends::list().iter().map(|b| (b.open)(&backends::Options::default()).unwrap()).collect()
+    tests::sessions::backends()
 }
 
 fn mel(samples: &[f32]) -> models::audio::Features {

@@ -159,7 +159,7 @@ fn nmse(got: &[f32], want: &[f32]) -> f64 {
 /// Each quirk alone, and all together.
 fn check(name: &str, quirks: &[&Quirk]) {
     let draft = Draft::of(&converted(&fixture("golden").join(name), FileType::F32));
-    for backend in backends::list().iter().map(|b| (b.open)(&backends::Options::default()).unwrap()) {
+    for backend in tests::sessions::backends() {
         let plain = logits(&backend, vec![draft.in_memory()]);
         for quirk in quirks {
             let (mut base, mut changed) = (draft.clone(), draft.clone());
@@ -258,7 +258,7 @@ fn lfm2_audio_files_of_other_programs_give_the_same_logits() {
 #[test]
 fn a_pair_and_a_bundle_give_the_same_logits() {
     let folder = fixture("golden/lfm2_audio");
-    for backend in backends::list().iter().map(|b| (b.open)(&backends::Options::default()).unwrap()) {
+    for backend in tests::sessions::backends() {
         for file_type in [FileType::F32, FileType::Q8_0] {
             let pair = crate::checkpoint::convert(&folder, crate::checkpoint::pair(file_type)).unwrap();
             let mut swapped = pair.clone();

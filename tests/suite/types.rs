@@ -30,8 +30,7 @@ const N_PROMPT: usize = 20;
 
 /// Logits of every token of a prompt and of some tokens one by one.
 fn logits(file: &Gguf, backend: &str) -> Vec<Vec<f32>> {
-    let entry = backends::list().iter().find(|b| b.name == backend).unwrap();
-    let backend: Arc<dyn Backend> = (entry.open)(&backends::Options::default()).unwrap();
+    let backend: Arc<dyn Backend> = backends::open(backend, &backends::Options::default()).unwrap();
     let loaded = models::load(vec![file.clone()], LoadOptions::default()).unwrap();
     let n_vocab = loaded.model.n_vocab();
     let options = SessionOptions { n_ctx: 64, kv_dtype: DType::F32, ..session_options() };

@@ -136,7 +136,7 @@ fn compare(what: &str, backend: &dyn Backend, got: &[f32], want: &Expected) {
 }
 
 fn backends() -> Vec<Arc<dyn Backend>> {
-    backends::list().iter().map(|b| (b.open)(&backends::Options::default()).unwrap()).collect()
+    tests::sessions::backends()
 }
 
 fn tap(session: &Session, name: &str) -> Vec<f32> {
