@@ -80,7 +80,7 @@ fn files_stand_for_an_architecture_in_any_order_and_under_either_key() {
 #[test]
 fn every_architecture_has_a_checkpoint_that_loads() {
     let folders = std::fs::read_dir(fixture("golden")).unwrap().map(|entry| entry.unwrap().path());
-    let loaded = folders.filter(|path| path.join("config.json").exists()).map(|path| {
+    let loaded = folders.filter(|path| path.join("golden.safetensors").exists()).map(|path| {
         let file = converted(&path, FileType::F32);
         models::load(vec![file], LoadOptions::default()).unwrap().arch.name
     });
